@@ -1,0 +1,416 @@
+"""The recipe: every setting of a run, typed, documented and checked.
+
+A recipe is a YAML file with the sections below; `--set section.key=value` overrides single values.
+An unknown key, a wrong type or a value out of range is a `UserError` that names file, line and key.
+ZeRO, offload and communication stand in the DeepSpeed JSON that `deepspeed.config` names, and only there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from ilvr_ds.errors import UserError, nearest
+
+REQUIRED = "<required>"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Which run this is."""
+
+    name: str = REQUIRED
+    """Name of the run: its folder below `output_dir` and its name in MLflow."""
+    seed: int = 0
+    """Seeds the sample order, the target noise and dropout."""
+    output_dir: str = "outputs"
+    """Root folder of all runs; the MLflow store lies here too unless `tracking.uri` says otherwise."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how it becomes tokens."""
+
+    shards: str = REQUIRED
+    """Folder or http(s) address that `ilvr-ds pack` wrote."""
+    eval_shards: str | None = None
+    """Held-out data of the same form; null: no evaluation during training."""
+    lanes: int = 8
+    """Independent streams of the sample order. World size must divide it, and it must divide the global batch."""
+    shuffle_window: int = 4096
+    """Samples are shuffled within windows of this many samples of a lane."""
+    max_tokens: int = 4096
+    """Longest sample in tokens; longer ones are refused, never truncated."""
+    max_image_pixels: int = 1_003_520
+    """Images above this many pixels are scaled down (1,280 merged patches of 28x28)."""
+    padding_side: Literal["right", "left"] = "right"
+    """Side on which short sequences of a micro-batch are padded; right needs no attention mask and is faster."""
+    blank_images: bool = False
+    """Replace every image by a grey one of the same size: the control run that cannot look."""
+    num_workers: int = 2
+    """Loader processes of each rank."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The student, a Qwen2.5-VL. Its vision tower is always frozen."""
+
+    path: str = REQUIRED
+    """Folder or hub name."""
+    random_init: bool = False
+    """Draw random weights from the configuration at `path` instead of reading them (benchmarks)."""
+    latent_size: int = 8
+    """Latent slots of a segment (K)."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = "auto"
+    """Attention of the language model; auto takes flash-attn where it is installed, else PyTorch's SDPA."""
+    activation_checkpointing: bool = False
+    """Recompute each decoder layer in the backward pass: less memory, about a third more work."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on the language model; 0 trains all of its weights."""
+    lora_alpha: float = 16.0
+    """LoRA scale (alpha / rank multiplies the adapter's output)."""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get adapters."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The momentum teacher: the student's language model, averaged over steps."""
+
+    momentum: float = 0.999
+    """teacher <- momentum * teacher + (1 - momentum) * student after each optimizer step."""
+    offload: Literal["cpu", "none"] = "cpu"
+    """Where the teacher's shards rest between its forwards: host memory or the device."""
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """How the teacher picks features of a helper image."""
+
+    group_size: int = 256
+    """At most this many candidates per helper image: runs of neighbouring patches are averaged (L)."""
+    top_p: float = 0.9
+    """Keep the smallest set of candidates whose probability reaches this mass, at most `model.latent_size`."""
+    temperature: float = 1.0
+    """Divides the cosines before the softmax; 1.0 is almost flat, so that latent_size patches are always kept."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and details of the losses."""
+
+    ce_weight: float = 1.0
+    """Weight of the cross-entropy over supervised tokens."""
+    align_weight: float = 1.0
+    """Weight of 1 - cosine(prediction, target)."""
+    contrastive_weight: float = 0.1
+    """Weight of the InfoNCE loss against candidates that were not selected."""
+    contrastive_temperature: float = 0.1
+    """Temperature of the InfoNCE loss."""
+    contrastive_negatives: Literal["segment", "micro_batch", "world"] = "segment"
+    """Negatives: of the same helper image; also of other samples in the micro-batch; also of the other ranks."""
+    target_noise_std: float = 0.01
+    """Standard deviation of the gaussian noise on the targets."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer, schedule, clipping."""
+
+    name: Literal["adamw", "cpu_adam", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """adamw: torch, fused; cpu_adam: DeepSpeedCPUAdam (for optimizer offload); *_8bit: bitsandbytes."""
+    lr: float = 1e-5
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """Adam's first decay."""
+    beta2: float = 0.999
+    """Adam's second decay."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on every trained weight."""
+    warmup_steps: int = 0
+    """Steps over which the rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Course of the rate after the warm-up."""
+    min_lr_ratio: float = 0.0
+    """Final rate as a fraction of `lr` (linear, cosine)."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this global norm; 0 switches clipping off."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch and precision."""
+
+    stage: Literal[1] = 1
+    """Training stage of the method; 1: teacher forcing with selected features."""
+    epochs: int = 1
+    """Passes over the data."""
+    max_steps: int = 0
+    """Stop after this many optimizer steps; 0: after `epochs`."""
+    micro_batch_size: int = 1
+    """Samples of one forward and backward on one rank."""
+    grad_accum_steps: int = 1
+    """Micro-batches of one optimizer step on one rank."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Precision of weights and activations; optimizer and teacher state are fp32 in any case."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Loss and answer accuracy on `data.eval_shards` during training (teacher-forced)."""
+
+    every_steps: int = 0
+    """Evaluate after every so many optimizer steps and at the end; 0: at the end only."""
+    max_samples: int = 512
+    """At most this many held-out samples, rounded down to whole micro-batches on all ranks."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Saving and going on."""
+
+    every_steps: int = 500
+    """Save after every so many optimizer steps and at the end; 0: at the end only."""
+    keep_last: int = 2
+    """Keep this many of the newest checkpoints; 0 keeps all."""
+    resume: str = "auto"
+    """auto: from the newest checkpoint of this run if there is one; must; never; or the path of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where metrics go besides the run's own metrics.jsonl."""
+
+    uri: str | None = None
+    """MLflow tracking address; null: MLFLOW_TRACKING_URI, else a SQLite file below run.output_dir."""
+    experiment: str = "ilvr"
+    """MLflow experiment."""
+    every_steps: int = 10
+    """Log metrics every so many optimizer steps."""
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    """Where the DeepSpeed settings are."""
+
+    config: str = REQUIRED
+    """JSON file with ZeRO, offload and communication settings; a path from the working directory or the recipe."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of a run; see the sections' classes for each key."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run."""
+        return Path(self.run.output_dir).absolute() / self.run.name
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested dictionary: sections, keys, values (tuples as lists)."""
+        plain = dataclasses.asdict(self)
+        return {s: {k: list(v) if isinstance(v, tuple) else v for k, v in keys.items()} for s, keys in plain.items()}
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted keys and values, as in `--set`."""
+        return {f"{section}.{key}": value for section, keys in self.to_dict().items() for key, value in keys.items()}
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "run.seed": (0, 2**32 - 1),
+    "data.lanes": (1, 2**20),
+    "data.shuffle_window": (1, 2**24),
+    "data.max_tokens": (1, 2**20),
+    "data.max_image_pixels": (56 * 56, 2**26),
+    "data.num_workers": (0, 256),
+    "model.latent_size": (1, 1024),
+    "model.lora_rank": (0, 4096),
+    "model.lora_alpha": (1e-6, 1e6),
+    "teacher.momentum": (0.0, 1.0),
+    "selection.group_size": (1, 2**16),
+    "selection.top_p": (1e-6, 1.0),
+    "selection.temperature": (1e-6, 1e6),
+    "loss.ce_weight": (0.0, 1e6),
+    "loss.align_weight": (0.0, 1e6),
+    "loss.contrastive_weight": (0.0, 1e6),
+    "loss.contrastive_temperature": (1e-6, 1e6),
+    "loss.target_noise_std": (0.0, 1e6),
+    "optim.lr": (0.0, 1e3),
+    "optim.beta1": (0.0, 1.0),
+    "optim.beta2": (0.0, 1.0),
+    "optim.eps": (0.0, 1.0),
+    "optim.weight_decay": (0.0, 1e3),
+    "optim.warmup_steps": (0, 2**31),
+    "optim.min_lr_ratio": (0.0, 1.0),
+    "optim.max_grad_norm": (0.0, 1e9),
+    "train.epochs": (1, 2**20),
+    "train.max_steps": (0, 2**31),
+    "train.micro_batch_size": (1, 2**16),
+    "train.grad_accum_steps": (1, 2**16),
+    "evaluation.every_steps": (0, 2**31),
+    "evaluation.max_samples": (1, 2**31),
+    "checkpoint.every_steps": (0, 2**31),
+    "checkpoint.keep_last": (0, 2**31),
+    "tracking.every_steps": (1, 2**31),
+}
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value as it was written, and where."""
+
+    value: Any
+    where: str
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file and apply `section.key=value` overrides.
+
+    Raises UserError with file and line (or the override) for anything that is not a valid recipe.
+    """
+    path = Path(path)
+    values = _read_yaml(path)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"--set {override}: expected section.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {override}: the value is not valid YAML") from error
+        values[key.strip()] = _Value(value, f"--set {override}")
+    return build_recipe(values, missing_at=str(path))
+
+
+def recipe_from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
+    """The recipe of nested plain values, as `Recipe.to_dict` gives them; raises UserError."""
+    values = {f"{s}.{k}": _Value(v, f"{s}.{k}") for s, keys in sections.items() for k, v in keys.items()}
+    return build_recipe(values, missing_at="recipe")
+
+
+def build_recipe(values: Mapping[str, _Value], missing_at: str) -> Recipe:
+    """Check dotted keys, types, ranges and required keys, and build the recipe."""
+    sections = {f.name: typing.get_type_hints(Recipe)[f.name] for f in dataclasses.fields(Recipe)}
+    known = {f"{s}.{f.name}": t for s, cls in sections.items() for f, t in _fields(cls)}
+    parsed: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    for key, item in values.items():
+        if key not in known:
+            raise UserError(f"{item.where}: unknown key '{key}'{nearest(key, known)}")
+        section, _, name = key.partition(".")
+        parsed[section][name] = _convert(item, known[key], key)
+    recipe = Recipe(**{section: cls(**parsed[section]) for section, cls in sections.items()})
+    missing = [key for key, value in recipe.flat().items() if value == REQUIRED]
+    if missing:
+        raise UserError(f"{missing_at}: missing {', '.join(missing)}")
+    _check_combinations(recipe, missing_at)
+    return recipe
+
+
+def _check_combinations(recipe: Recipe, where: str) -> None:
+    if "/" in recipe.run.name or recipe.run.name in ("", ".", ".."):
+        raise UserError(f"{where}: run.name '{recipe.run.name}' is not a plain folder name")
+    loss = recipe.loss
+    if loss.ce_weight == loss.align_weight == loss.contrastive_weight == 0:
+        raise UserError(f"{where}: loss.ce_weight, loss.align_weight and loss.contrastive_weight are all 0")
+
+
+_Section = TypeVar("_Section")
+
+
+def _fields(cls: type[_Section]) -> list[tuple[dataclasses.Field[Any], Any]]:
+    hints = typing.get_type_hints(cls)
+    return [(f, hints[f.name]) for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+
+
+def _convert(item: _Value, kind: Any, key: str) -> Any:
+    """The value as `kind`; ints stand for floats, lists for tuples; nothing else is coerced."""
+    value = item.value
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if value not in options or isinstance(value, bool):
+            names = [str(option) for option in options]
+            hint = nearest(value, names) if isinstance(value, str) else ""
+            hint = hint if "did you mean" in hint else ""
+            raise UserError(f"{item.where}: {key} is {value!r}; valid: {', '.join(names)}{hint}")
+        return value
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise UserError(f"{item.where}: {key} is {value!r}; expected a list of strings")
+        return tuple(value)
+    if type(None) in options:
+        if value is None:
+            return None
+        kind = next(option for option in options if option is not type(None))
+    if kind is float and isinstance(value, str):
+        # YAML 1.1 reads 1e-5 (without a dot) as a string; users mean a number.
+        try:
+            value = float(value)
+        except ValueError:
+            raise UserError(f"{item.where}: {key} is '{value}'; expected a number") from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{item.where}: {key} is {value!r}; expected {_KIND_NAMES[kind]}")
+    low, high = _RANGES.get(key, (float("-inf"), float("inf")))
+    if kind in (int, float) and not low <= value <= high:
+        raise UserError(f"{item.where}: {key} is {value}; expected a value from {low:g} to {high:g}")
+    return value
+
+
+_KIND_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+
+
+def _read_yaml(path: Path) -> dict[str, _Value]:
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror})") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{at}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    values: dict[str, _Value] = {}
+    sections = [f.name for f in dataclasses.fields(Recipe)]
+    for section, section_node, line in _items(root, path, "the recipe"):
+        if section not in sections:
+            raise UserError(f"{path}:{line}: unknown section '{section}'{nearest(section, sections)}")
+        for key, node, line_of_key in _items(section_node, path, f"section '{section}'"):
+            dotted = f"{section}.{key}"
+            if dotted in values:
+                raise UserError(f"{path}:{line_of_key}: {dotted} stands here twice (first: {values[dotted].where})")
+            values[dotted] = _Value(_construct(node), f"{path}:{line_of_key}")
+    return values
+
+
+def _items(node: Any, path: Path, what: str) -> list[tuple[str, Any, int]]:
+    if not isinstance(node, yaml.MappingNode):
+        line = node.start_mark.line + 1 if node is not None else 1
+        raise UserError(f"{path}:{line}: {what} must be a mapping of keys to values")
+    return [(str(key.value), value, key.start_mark.line + 1) for key, value in node.value]
+
+
+def _construct(node: Any) -> Any:
+    return yaml.SafeLoader("").construct_object(node, deep=True)

@@ -1,0 +1,258 @@
+"""Encoded samples to a `Window`: padding, flat positions, pooling runs, rounds of segments.
+
+The letters are those of `ilvr_ds.data.window`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ilvr_ds.data.images import Grid, VisionLayout, attention_bookkeeping
+from ilvr_ds.data.template import IGNORE, EncodedSample
+from ilvr_ds.data.tokens import SpecialTokens
+from ilvr_ds.data.window import Candidates, ImageBatch, MicroBatch, QueryContext, Round, TokenBatch, Window
+
+Int64 = NDArray[np.int64]
+
+
+class Collator:
+    """Builds Windows. `padding_side`, latent size, pooling and the tower's layout are fixed for a run."""
+
+    def __init__(
+        self,
+        special: SpecialTokens,
+        layout: VisionLayout,
+        latent_size: int,
+        group_size: int,
+        padding_side: Literal["right", "left"],
+        micro_batch_size: int,
+    ) -> None:
+        self.special = special
+        self.layout = layout
+        self.latent_size = latent_size
+        self.group_size = group_size
+        self.padding_side = padding_side
+        self.micro_batch_size = micro_batch_size
+        self.merge_unit = layout.merge_size**2
+
+    def __call__(self, samples: list[EncodedSample], numbers: Int64) -> Window:
+        """The window of `samples` (a whole number of micro-batches); `numbers` [W] are their data-set numbers."""
+        size = self.micro_batch_size
+        groups = [range(start, start + size) for start in range(0, len(samples), size)]
+        feature_starts, images = self._images(samples, groups)
+        order = [
+            (i, m)
+            for m in range(max(map(_num_segments, samples)))
+            for i, s in enumerate(samples)
+            if m < _num_segments(s)
+        ]
+        offsets, candidates = self._candidates(samples, order, feature_starts)
+        everyone = self._tokens(samples, feature_starts)
+        micro_batches = tuple(
+            self._micro_batch(
+                [samples[i] for i in group], group, order, offsets, numbers, feature_starts[group.start : group.stop]
+            )
+            for group in groups
+        )
+        real = sum(len(s.input_ids) for s in samples)
+        return Window(
+            images=images,
+            tokens=everyone,
+            context=self._context(samples, order, offsets, everyone.input_ids.shape[1]),
+            candidates=candidates,
+            micro_batches=micro_batches,
+            supervised=torch.tensor([sum(len(m.label_ids) for m in micro_batches)]),
+            num_tokens=real,
+            num_padding=sum(m.tokens.input_ids.numel() for m in micro_batches) - real,
+        )
+
+    def _images(
+        self, samples: list[EncodedSample], groups: list[range]
+    ) -> tuple[list[tuple[Int64, Int64]], tuple[ImageBatch, ...]]:
+        """Per sample the first feature row of each input and of each helper image; the images per micro-batch."""
+        starts: list[tuple[Int64, Int64]] = []
+        batches: list[ImageBatch] = []
+        next_row = 0
+        for group in groups:
+            members = [samples[i] for i in group]
+            inputs = [(s, j) for s in members for j in range(s.num_input_images)]
+            helpers = [(s, j) for s in members for j in range(s.num_input_images, len(s.grids))]
+            grids = [s.grids[j] for s, j in inputs + helpers]
+            patches = [s.patches[j] for s, j in inputs + helpers]
+            if not grids:
+                side = self.layout.merge_size
+                grids = [(side, side)]
+                patches = [np.full((side * side, 3 * self.layout.patch_size**2), 128, dtype=np.uint8)]
+            rows = next_row + np.cumsum([0, *(h * w // self.merge_unit for h, w in grids)])
+            next_row = int(rows[-1])
+            of_inputs, of_helpers = rows[: len(inputs)], rows[len(inputs) : len(inputs) + len(helpers)]
+            for s in members:
+                count = s.num_input_images
+                starts.append((of_inputs[:count], of_helpers[: len(s.grids) - count]))
+                of_inputs, of_helpers = of_inputs[count:], of_helpers[len(s.grids) - count :]
+            batches.append(
+                ImageBatch(torch.from_numpy(np.concatenate(patches)), **attention_bookkeeping(grids, self.layout))
+            )
+        return starts, tuple(batches)
+
+    def _candidates(
+        self, samples: list[EncodedSample], order: list[tuple[int, int]], starts: list[tuple[Int64, Int64]]
+    ) -> tuple[Int64, Candidates]:
+        """Group pooling: with P >= group_size rows, runs of P // group_size rows are averaged, the rest dropped."""
+        runs: list[Int64] = []
+        for i, m in order:
+            sample = samples[i]
+            count = self._merged(sample.grids[sample.num_input_images + m])
+            run = max(1, count // self.group_size)
+            kept = min(count, self.group_size)
+            runs.append(starts[i][1][m] + np.arange(kept * run).reshape(kept, run))
+        longest = max((run.shape[1] for run in runs), default=1)
+        rows = [np.pad(run, ((0, 0), (0, longest - run.shape[1]))) for run in runs]
+        weights = [np.pad(np.full(run.shape, 1 / run.shape[1]), ((0, 0), (0, longest - run.shape[1]))) for run in runs]
+        offsets = np.cumsum([0, *(len(run) for run in runs)], dtype=np.int64)
+        return offsets, Candidates(
+            rows=torch.from_numpy(np.concatenate([np.empty((0, longest), dtype=np.int64), *rows])),
+            weights=torch.from_numpy(np.concatenate([np.empty((0, longest)), *weights])).float(),
+            offsets=torch.from_numpy(offsets),
+        )
+
+    def _tokens(self, samples: list[EncodedSample], starts: list[tuple[Int64, Int64]]) -> TokenBatch:
+        longest = max(len(s.input_ids) for s in samples)
+        ids = np.full((len(samples), longest), self.special.pad, dtype=np.int64)
+        positions = np.zeros((3, len(samples), longest), dtype=np.int64)
+        real = np.zeros((len(samples), longest), dtype=bool)
+        slots: list[Int64] = []
+        rows: list[Int64] = []
+        for b, (sample, (inputs, _)) in enumerate(zip(samples, starts, strict=True)):
+            first = self._first(sample, longest)
+            last = first + len(sample.input_ids)
+            ids[b, first:last] = sample.input_ids
+            positions[:, b, first:last] = sample.position_ids
+            real[b, first:last] = True
+            slots.append(b * longest + first + np.flatnonzero(sample.input_ids == self.special.image_pad))
+            merged = map(self._merged, sample.grids)
+            rows.extend(start + np.arange(count) for start, count in zip(inputs, merged, strict=False))
+        return TokenBatch(
+            input_ids=torch.from_numpy(ids),
+            position_ids=torch.from_numpy(positions),
+            real=torch.from_numpy(real),
+            image_slots=_join(slots),
+            image_rows=_join(rows),
+            right_padded=self.padding_side == "right" or bool(real.all()),
+        )
+
+    def _micro_batch(
+        self,
+        samples: list[EncodedSample],
+        members: range,
+        order: list[tuple[int, int]],
+        offsets: Int64,
+        numbers: Int64,
+        starts: list[tuple[Int64, Int64]],
+    ) -> MicroBatch:
+        tokens = self._tokens(samples, starts)
+        longest = tokens.input_ids.shape[1]
+        base = [b * longest + self._first(sample, longest) for b, sample in enumerate(samples)]
+        supervised = [np.flatnonzero(s.labels != IGNORE) for s in samples]
+        label_starts = np.cumsum([0, *map(len, supervised)])
+        answers = [label_starts[b] + _inside(at, *samples[b].answer) for b, at in enumerate(supervised)]
+        mine = [(w, i - members.start, m) for w, (i, m) in enumerate(order) if i in members]
+        pads = [base[b] + samples[b].segments[m] + np.arange(self.latent_size) for _, b, m in mine]
+        rows = [np.arange(offsets[w], offsets[w + 1]) for w, _, _ in mine]
+        return MicroBatch(
+            tokens=tokens,
+            label_rows=_join([start + at - 1 for start, at in zip(base, supervised, strict=True)]),
+            label_ids=_join([s.labels[at] for s, at in zip(samples, supervised, strict=True)]),
+            segments=torch.tensor([w for w, _, _ in mine], dtype=torch.int64),
+            latent_slots=_join(pads).view(-1, self.latent_size),
+            sample_of_segment=torch.tensor([b for _, b, _ in mine], dtype=torch.int64),
+            candidate_rows=_join(rows),
+            candidate_offsets=torch.from_numpy(np.cumsum([0, *map(len, rows)], dtype=np.int64)),
+            noise_keys=torch.tensor([(int(numbers[members.start + b]), m) for _, b, m in mine]).view(-1, 2),
+            answer_rows=_join(answers),
+            answer_samples=_join([np.full(len(rows), b) for b, rows in enumerate(answers)]),
+            has_answer=torch.tensor([len(rows) > 0 for rows in answers]),
+            groups=tuple(s.group for s in samples),
+            ids=tuple(s.id for s in samples),
+        )
+
+    def _context(
+        self, samples: list[EncodedSample], order: list[tuple[int, int]], offsets: Int64, longest: int
+    ) -> QueryContext:
+        base = [b * longest + self._first(sample, longest) for b, sample in enumerate(samples)]
+        prompts, images = [], []
+        for start, sample in zip(base, samples, strict=True):
+            before = sample.input_ids[: sample.assistant]
+            is_image = before == self.special.image_pad
+            prompts.append(start + np.flatnonzero(~is_image & ~np.isin(before, self.special.context_free)))
+            images.append(start + np.flatnonzero(is_image))
+        steps = [base[i] + self._step_positions(samples[i], m) for i, m in order]
+        where = {segment: number for number, segment in enumerate(order)}
+        previous = [where.get((i, m - 1), number) for number, (i, m) in enumerate(order)]
+        prompt, prompt_mask = _rectangle(prompts)
+        image, image_mask = _rectangle(images)
+        step, step_mask = _rectangle(steps)
+        return QueryContext(
+            prompt=prompt,
+            prompt_mask=prompt_mask,
+            image=image,
+            image_mask=image_mask,
+            step=step,
+            step_mask=step_mask,
+            sample=torch.tensor([i for i, _ in order], dtype=torch.int64),
+            previous=torch.tensor(previous, dtype=torch.int64),
+            has_previous=torch.tensor([m > 0 for _, m in order], dtype=torch.bool),
+            rounds=tuple(_rounds(order, offsets)),
+        )
+
+    def _step_positions(self, sample: EncodedSample, m: int) -> Int64:
+        """The text of segment m: from the end of the segment before (or the assistant's opening) to latent_start."""
+        first = sample.assistant if m == 0 else int(sample.segments[m - 1]) + self.latent_size
+        last = int(sample.segments[m]) - 1
+        return first + np.flatnonzero(~np.isin(sample.input_ids[first:last], self.special.context_free))
+
+    def _first(self, sample: EncodedSample, longest: int) -> int:
+        return 0 if self.padding_side == "right" else longest - len(sample.input_ids)
+
+    def _merged(self, grid: Grid) -> int:
+        return grid[0] * grid[1] // self.merge_unit
+
+
+_EMPTY: Int64 = np.empty(0, dtype=np.int64)
+
+
+def _num_segments(sample: EncodedSample) -> int:
+    return len(sample.segments)
+
+
+def _rounds(order: list[tuple[int, int]], offsets: Int64) -> Iterator[Round]:
+    """Runs of equal segment number in `order`, with their candidates."""
+    starts = [w for w, (_, m) in enumerate(order) if w == 0 or m != order[w - 1][1]]
+    for start, stop in pairwise([*starts, len(order)]):
+        yield Round(start, stop, int(offsets[start]), int(offsets[stop]))
+
+
+def _inside(positions: Int64, first: int, last: int) -> Int64:
+    """Indices of `positions` that lie in [first, last)."""
+    return np.flatnonzero((positions >= first) & (positions < last))
+
+
+def _join(parts: list[Int64]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([_EMPTY, *parts]).astype(np.int64))
+
+
+def _rectangle(lists: list[Int64]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ragged index lists as a rectangle (filled with the flat position 0) and its mask; never of width 0."""
+    width = max([1, *map(len, lists)])
+    values = np.zeros((len(lists), width), dtype=np.int64)
+    mask = np.zeros((len(lists), width), dtype=bool)
+    for row, positions in enumerate(lists):
+        values[row, : len(positions)] = positions
+        mask[row, : len(positions)] = True
+    return torch.from_numpy(values), torch.from_numpy(mask)

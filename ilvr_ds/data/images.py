@@ -1,0 +1,132 @@
+"""Images on their way to the vision tower: resizing, patches as bytes, attention bookkeeping.
+
+Patches travel as uint8 (588 bytes each) and are normalised on the device: a quarter of the float32 bytes
+through worker queues and PCIe, and half of what is left because both frames of a still image are equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+
+from ilvr_ds.data.sample import SampleError, decode_image
+from ilvr_ds.errors import UserError
+
+GREY = (128, 128, 128)
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class VisionLayout:
+    """The sizes of a vision tower that the data side needs.
+
+    `patch_size` in pixels, `merge_size` in patches, `window_size` in pixels.
+    """
+
+    patch_size: int
+    merge_size: int
+    window_size: int
+
+    @property
+    def cell(self) -> int:
+        """Side of a merged patch in pixels."""
+        return self.patch_size * self.merge_size
+
+
+class ImageEncoder:
+    """Encoded image bytes to uint8 patches, by the stock Qwen2-VL image processor.
+
+    `max_pixels` caps the size below the processor's own limit. `blank` paints every image grey.
+    """
+
+    def __init__(self, path: str, max_pixels: int, blank: bool = False) -> None:
+        try:
+            self.processor: Any = Qwen2VLImageProcessorPil.from_pretrained(path)
+        except (OSError, ValueError) as error:
+            first_line = str(error).strip().splitlines()[0]
+            raise UserError(f"model.path: no image processor at '{path}' ({first_line})") from error
+        if self.processor.temporal_patch_size != 2:
+            raise UserError(f"model.path: '{path}' has temporal_patch_size {self.processor.temporal_patch_size}, not 2")
+        self.cell = self.processor.patch_size * self.processor.merge_size
+        self.min_pixels = self.processor.size["shortest_edge"]
+        self.max_pixels = min(max_pixels, self.processor.size["longest_edge"])
+        self.blank = blank
+
+    @property
+    def mean(self) -> list[float]:
+        """Channel means in units of 0..1, [3]."""
+        return list(self.processor.image_mean)
+
+    @property
+    def std(self) -> list[float]:
+        """Channel standard deviations in units of 0..1, [3]."""
+        return list(self.processor.image_std)
+
+    def grid(self, data: bytes) -> Grid:
+        """(height, width) in patches after resizing; reads the image to be sure that it is whole."""
+        return self._grid(decode_image(data))
+
+    def _grid(self, image: Image.Image) -> Grid:
+        try:
+            height, width = smart_resize(image.height, image.width, self.cell, self.min_pixels, self.max_pixels)
+        except ValueError as error:
+            raise SampleError(str(error)) from error
+        return height // self.processor.patch_size, width // self.processor.patch_size
+
+    def __call__(self, data: bytes) -> tuple[NDArray[np.uint8], Grid]:
+        """Patches [h*w, 3*patch*patch] uint8 in the tower's order, and the grid (h, w) in patches."""
+        image = decode_image(data)
+        grid = self._grid(image)
+        height, width = (side * self.processor.patch_size for side in grid)
+        if self.blank:
+            image = Image.new("RGB", (width, height), GREY)
+        elif image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        raw = self.processor.preprocess(
+            image, do_resize=False, do_rescale=False, do_normalize=False, return_tensors="np"
+        )["pixel_values"]
+        frames = raw.reshape(raw.shape[0], 3, 2, -1)
+        return np.ascontiguousarray(frames[:, :, 0].reshape(raw.shape[0], -1).astype(np.uint8)), grid
+
+
+@dataclass(frozen=True)
+class _GridBookkeeping:
+    """What the tower needs to know of one image of a certain grid, with indices from zero."""
+
+    position_ids: torch.Tensor  # [patches, 2]
+    window_index: torch.Tensor  # [merged]
+    window_lengths: torch.Tensor  # [windows]
+
+
+@lru_cache(maxsize=4096)
+def _bookkeeping(grid: Grid, layout: VisionLayout) -> _GridBookkeeping:
+    thw = torch.tensor([[1, *grid]])
+    window_index, cu_window = get_vision_window_index(thw, layout.merge_size, layout.window_size, layout.patch_size)
+    return _GridBookkeeping(get_vision_position_ids(thw, layout.merge_size), window_index, cu_window.diff())
+
+
+def attention_bookkeeping(grids: list[Grid], layout: VisionLayout) -> dict[str, torch.Tensor]:
+    """What the stock tower would otherwise compute image by image in its forward, for images laid end to end.
+
+    position_ids [patches, 2], window_index [merged] int64; cu_seqlens [images + 1] and cu_window_seqlens
+    [windows + 1] int32. Computed once per distinct grid and shifted.
+    """
+    parts = [_bookkeeping(grid, layout) for grid in grids]
+    merged = [h * w // layout.merge_size**2 for h, w in grids]
+    starts = np.cumsum([0, *merged[:-1]]).tolist()
+    windows = torch.cat([part.window_lengths for part in parts])
+    lengths = torch.tensor([h * w for h, w in grids])
+    return {
+        "position_ids": torch.cat([part.position_ids for part in parts]),
+        "window_index": torch.cat([part.window_index + start for part, start in zip(parts, starts, strict=True)]),
+        "cu_seqlens": torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int(),
+        "cu_window_seqlens": torch.nn.functional.pad(windows.cumsum(0), (1, 0)).int(),
+    }

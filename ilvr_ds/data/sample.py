@@ -1,0 +1,92 @@
+"""One training sample as it travels through packing, shards and the loader.
+
+A sample is a question with 0..n input images and a plan of steps. A text step holds text; a latent
+step stands for one *helper image*, the picture that the reasoning would look like at that point.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+IMAGE_MARKER = "<image>"
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
+DECODE_PIXEL_LIMIT = 64 * 1024 * 1024
+"""No stored image may decode to more pixels than this: a 20 KB PNG can otherwise ask for gigabytes."""
+
+
+class SampleError(ValueError):
+    """A record that cannot become a sample; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class TextStep:
+    """A piece of the rationale in words."""
+
+    content: str
+
+
+@dataclass(frozen=True)
+class LatentStep:
+    """A latent segment; `helper` is the index of its helper image in `Sample.helper_images`."""
+
+    helper: int
+
+
+Step = TextStep | LatentStep
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample; images are the encoded bytes of JPEG, PNG or WebP files.
+
+    `question` may hold `<image>` markers: the input images then stand at the markers, else before
+    the text. The helper images are in the order of the latent steps. `group` names the kind of task
+    (an operation, a level) by which metrics are split; "" where the source has none.
+    """
+
+    id: str
+    question: str
+    steps: tuple[Step, ...]
+    input_images: tuple[bytes, ...] = ()
+    helper_images: tuple[bytes, ...] = ()
+    answer: str = ""
+    group: str = ""
+    meta: dict[str, str] = field(default_factory=dict)
+
+
+def check_sample(sample: Sample) -> None:
+    """Raise SampleError where the parts of `sample` do not fit together (images are not decoded here)."""
+    if not sample.id:
+        raise SampleError("the id is empty")
+    if not sample.steps:
+        raise SampleError("the sequence plan has no steps")
+    helpers = [step.helper for step in sample.steps if isinstance(step, LatentStep)]
+    if helpers != list(range(len(sample.helper_images))):
+        raise SampleError(f"{len(helpers)} latent steps but {len(sample.helper_images)} helper images, or out of order")
+    markers = sample.question.count(IMAGE_MARKER)
+    if markers and markers != len(sample.input_images):
+        found = len(sample.input_images)
+        raise SampleError(f"{markers} {IMAGE_MARKER} markers in the question but {found} input images")
+
+
+def decode_image(data: bytes, pixel_limit: int = DECODE_PIXEL_LIMIT) -> Image.Image:
+    """Decode to an RGB image; the size is checked before any pixel is.
+
+    Raises SampleError for other formats, damaged files and images above `pixel_limit` pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        width, height = image.size
+        if width * height > pixel_limit:
+            raise SampleError(f"image of {width}x{height} pixels is above the limit of {pixel_limit} pixels")
+        return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, SampleError):
+            raise
+        raise SampleError(f"not a readable {', '.join(IMAGE_FORMATS)} image ({error})") from error

@@ -1,0 +1,176 @@
+"""A sample as the model reads it: token ids, labels, positions, latent segments, image patches.
+
+T tokens, M segments, K latent slots of a segment. Everything is computed on the CPU in the loader's workers,
+so that the training step never has to look at a token from Python.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilvr_ds.data.images import Grid, ImageEncoder
+from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Sample, SampleError, TextStep
+from ilvr_ds.data.tokens import SpecialTokens
+
+IGNORE = -100
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """One sample in numbers."""
+
+    id: str
+    group: str
+    input_ids: Int64
+    """[T]"""
+    labels: Int64
+    """[T]: the token itself where it is supervised, else -100. Position t is predicted from position t-1."""
+    position_ids: Int64
+    """[3, T]: temporal, height and width positions (mRoPE)."""
+    assistant: int
+    """Position of the `<|im_start|>` that opens the assistant's turn."""
+    segments: Int64
+    """[M]: position of the first latent pad of each segment."""
+    answer: tuple[int, int]
+    """First and one past the last position of the answer's tokens in the final text; equal where there is none."""
+    patches: tuple[NDArray[np.uint8], ...]
+    """Per image [patches, bytes of a patch]: first the input images, then the helper images."""
+    grids: tuple[Grid, ...]
+    """Per image (height, width) in patches."""
+    num_input_images: int
+
+
+class SampleEncoder:
+    """Turns samples into EncodedSamples with one tokenizer, one image encoder and one latent size.
+
+    Picklable, without random numbers: the same sample always gives the same numbers.
+    """
+
+    def __init__(
+        self, tokenizer: Any, special: SpecialTokens, images: ImageEncoder, latent_size: int, max_tokens: int
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.special = special
+        self.images = images
+        self.latent_size = latent_size
+        self.max_tokens = max_tokens
+        self.merge_size: int = images.processor.merge_size
+        self._reserved = re.compile("|".join(re.escape(t) for t in tokenizer.all_special_tokens + _vision_words()))
+
+    def __call__(self, sample: Sample) -> EncodedSample:
+        """Encode one sample; raises SampleError where it is too long or holds reserved tokens as text."""
+        encoded = [self.images(data) for data in (*sample.input_images, *sample.helper_images)]
+        grids = tuple(grid for _, grid in encoded)
+        ids, answer = self._tokens(sample, list(grids[: len(sample.input_images)]))
+        if len(ids) > self.max_tokens:
+            raise SampleError(f"{len(ids)} tokens, data.max_tokens allows {self.max_tokens}")
+        assistant = self._assistant(ids)
+        return EncodedSample(
+            id=sample.id,
+            group=sample.group,
+            input_ids=ids,
+            labels=self._labels(ids, assistant),
+            position_ids=self._positions(ids, list(grids[: len(sample.input_images)])),
+            assistant=assistant,
+            segments=np.flatnonzero(ids == self.special.latent_start) + 1,
+            answer=answer,
+            patches=tuple(patches for patches, _ in encoded),
+            grids=grids,
+            num_input_images=len(sample.input_images),
+        )
+
+    def count_tokens(self, sample: Sample) -> int:
+        """Length of the encoded sample in tokens, without cutting images into patches (used when packing)."""
+        grids = [self.images.grid(data) for data in sample.input_images]
+        return len(self._tokens(sample, grids)[0])
+
+    def prompt_text(self, sample: Sample) -> str:
+        """The chat prompt up to and including the assistant's opening, one image token per image."""
+        return str(self.tokenizer.apply_chat_template(_user_turn(sample), tokenize=False, add_generation_prompt=True))
+
+    def _tokens(self, sample: Sample, grids: list[Grid]) -> tuple[Int64, tuple[int, int]]:
+        """Ids with image and latent tokens spread out, and the span of the answer."""
+        for text in (sample.question, *(s.content for s in sample.steps if isinstance(s, TextStep))):
+            if found := self._reserved.search(text):
+                raise SampleError(f"the text holds the reserved token {found[0]}")
+        turns = [*_user_turn(sample), {"role": "assistant", "content": self._assistant_text(sample)}]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+        repeats = np.ones(len(ids), dtype=np.int64)
+        slots = np.flatnonzero(ids == self.special.image_pad)
+        if len(slots) != len(grids):
+            raise SampleError(f"the chat template made {len(slots)} image slots for {len(grids)} images")
+        repeats[slots] = [h * w // self.merge_size**2 for h, w in grids]
+        first, last = _answer_span(text, sample, encoded["offset_mapping"])
+        starts = np.concatenate([[0], np.cumsum(repeats)])
+        return np.repeat(ids, repeats), (int(starts[first]), int(starts[last]))
+
+    def _assistant_text(self, sample: Sample) -> str:
+        latent = "<|latent_start|>" + "<|latent_pad|>" * self.latent_size + "<|latent_end|>"
+        return "".join(latent if isinstance(step, LatentStep) else step.content for step in sample.steps)
+
+    def _assistant(self, ids: Int64) -> int:
+        turns: Int64 = np.flatnonzero(ids == self.special.im_start)
+        return int(turns[-1])
+
+    def _labels(self, ids: Int64, assistant: int) -> Int64:
+        """-100 up to and including `<|im_start|>assistant` and on latent pads; all the rest is supervised."""
+        labels = ids.copy()
+        labels[: assistant + 2] = IGNORE
+        labels[ids == self.special.latent_pad] = IGNORE
+        return labels
+
+    def _positions(self, ids: Int64, grids: list[Grid]) -> Int64:
+        """mRoPE positions: an image's tokens lie on its grid, text goes on one past the largest coordinate."""
+        positions = np.empty((3, len(ids)), dtype=np.int64)
+        images = np.flatnonzero(ids == self.special.image_pad)
+        token = following = taken = 0
+        for height, width in ((h // self.merge_size, w // self.merge_size) for h, w in grids):
+            start, count = int(images[taken]), height * width
+            positions[:, token:start] = np.arange(following, following + start - token)
+            following += start - token
+            rows, columns = np.divmod(np.arange(count), width)
+            positions[:, start : start + count] = following + np.stack([np.zeros_like(rows), rows, columns])
+            following += max(height, width)
+            token, taken = start + count, taken + count
+        positions[:, token:] = np.arange(following, following + len(ids) - token)
+        return positions
+
+
+def _user_turn(sample: Sample) -> list[dict[str, Any]]:
+    """The user's message: images at the markers where there are markers, else before the text."""
+    image = {"type": "image"}
+    parts = sample.question.split(IMAGE_MARKER)
+    if len(parts) == 1:
+        content = [*([image] * len(sample.input_images)), {"type": "text", "text": sample.question}]
+    else:
+        content = [{"type": "text", "text": parts[0]}] if parts[0] else []
+        for part in parts[1:]:
+            content.append(image)
+            if part:
+                content.append({"type": "text", "text": part})
+    return [{"role": "user", "content": content}]
+
+
+def _answer_span(text: str, sample: Sample, offsets: list[tuple[int, int]]) -> tuple[int, int]:
+    """Tokens [first, last) that overlap the answer's last occurrence in the final text step; (0, 0) if none."""
+    final = next((step.content for step in reversed(sample.steps) if isinstance(step, TextStep)), "")
+    inside = final.rfind(sample.answer) if sample.answer else -1
+    if inside < 0:
+        return 0, 0
+    start = text.rfind(final) + inside
+    end = start + len(sample.answer)
+    tokens = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
+    return tokens[0], tokens[-1] + 1
+
+
+def _vision_words() -> list[str]:
+    """Tokens that Qwen's tokenizer treats as special without listing them among its special tokens."""
+    return ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"]

@@ -1,0 +1,180 @@
+"""What one rank needs for one optimizer step, as tensors: the `Window` and its parts.
+
+Letters: W samples of the window, B of a micro-batch, T tokens (padded), M segments, K latent slots,
+N candidates, F rows of merged image features, L supervised tokens. A *flat position* is b * T + t.
+
+Every index that the step needs is computed here, on the CPU: between batch and optimizer step nothing
+has to be counted, searched or masked on the device with a result that Python must know.
+
+Segments of a window stand round by round: first the first segments of all samples, then all second ones.
+A round depends only on earlier rounds, so that selection is one launch per round.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+Tree = TypeVar("Tree", bound="TensorTree")
+
+
+@dataclass(frozen=True)
+class TensorTree:
+    """A frozen dataclass of tensors (and such dataclasses); fields marked host=True never leave the CPU."""
+
+    def to(self: Tree, device: torch.device) -> Tree:
+        """The same with all device fields on `device`; asynchronous from pinned memory."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self: Tree) -> Tree:
+        """The same in pinned memory (called by torch's DataLoader)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self: Tree, function: Any) -> Tree:
+        def mapped(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return function(value)
+            if isinstance(value, TensorTree):
+                return value._map(function)
+            if isinstance(value, tuple) and value and isinstance(value[0], TensorTree):
+                return tuple(mapped(item) for item in value)
+            return value
+
+        moved = {f.name: mapped(getattr(self, f.name)) for f in fields(self) if not f.metadata.get("host")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class ImageBatch(TensorTree):
+    """Images of one micro-batch for one call of the vision tower: its input images, then its helper images.
+
+    A micro-batch without images holds one tiny grey image that nothing refers to, so that the tower's
+    caller needs no second path.
+    """
+
+    patches: torch.Tensor
+    """[patches, bytes of a patch] uint8"""
+    position_ids: torch.Tensor
+    """[patches, 2] int64"""
+    window_index: torch.Tensor
+    """[merged patches] int64"""
+    cu_seqlens: torch.Tensor = field(metadata={"host": True})
+    """[images + 1] int32 on the CPU: PyTorch's attention needs the lengths as Python numbers"""
+    cu_window_seqlens: torch.Tensor = field(metadata={"host": True})
+    """[windows + 1] int32 on the CPU"""
+
+
+@dataclass(frozen=True)
+class TokenBatch(TensorTree):
+    """Sequences of a micro-batch or of a whole window, padded to the longest."""
+
+    input_ids: torch.Tensor
+    """[B, T] int64"""
+    position_ids: torch.Tensor
+    """[3, B, T] int64"""
+    real: torch.Tensor
+    """[B, T] bool: False on padding"""
+    image_slots: torch.Tensor
+    """[image tokens] int64 flat positions of image tokens"""
+    image_rows: torch.Tensor
+    """[image tokens] int64: the row of the window's features [F, D] that goes there"""
+    right_padded: bool = True
+    """Padding stands behind the text (or there is none), so that a causal model needs no mask."""
+
+
+@dataclass(frozen=True)
+class Candidates(TensorTree):
+    """Where the candidate features of the window's segments come from (helper images, pooled)."""
+
+    rows: torch.Tensor
+    """[N, R] int64 rows of the window's features [F, D] that are averaged to one candidate"""
+    weights: torch.Tensor
+    """[N, R] float32: 1 / run length, 0 where a run is shorter than R"""
+    offsets: torch.Tensor
+    """[M + 1] int64: candidates of segment m are rows offsets[m] to offsets[m + 1]"""
+
+
+class Round(NamedTuple):
+    """Segments [start, stop) that depend only on earlier rounds, and their candidates [first, last)."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class QueryContext(TensorTree):
+    """What the teacher averages for its queries: positions, padded to rectangles with masks."""
+
+    prompt: torch.Tensor
+    """[W, R] int64 flat positions of prompt tokens"""
+    prompt_mask: torch.Tensor
+    """[W, R] bool"""
+    image: torch.Tensor
+    """[W, I] int64 flat positions of input-image tokens"""
+    image_mask: torch.Tensor
+    """[W, I] bool"""
+    step: torch.Tensor
+    """[M, S] int64 flat positions of the text before each segment"""
+    step_mask: torch.Tensor
+    """[M, S] bool"""
+    sample: torch.Tensor
+    """[M] int64: the sample of each segment"""
+    previous: torch.Tensor
+    """[M] int64: the segment before it in the same sample; its own number where there is none"""
+    has_previous: torch.Tensor
+    """[M] bool"""
+    rounds: tuple[Round, ...] = ()
+
+
+@dataclass(frozen=True)
+class MicroBatch(TensorTree):
+    """One forward and backward of the student."""
+
+    tokens: TokenBatch
+    label_rows: torch.Tensor
+    """[L] int64 flat positions t-1 whose hidden state predicts a supervised token"""
+    label_ids: torch.Tensor
+    """[L] int64 the tokens"""
+    segments: torch.Tensor
+    """[M] int64: the micro-batch's segments as segments of the window"""
+    latent_slots: torch.Tensor
+    """[M, K] int64 flat positions of latent pads"""
+    sample_of_segment: torch.Tensor
+    """[M] int64: row of the sample in the micro-batch"""
+    candidate_rows: torch.Tensor
+    """[N] int64: the micro-batch's candidates as rows of the window's"""
+    candidate_offsets: torch.Tensor
+    """[M + 1] int64"""
+    noise_keys: torch.Tensor
+    """[M, 2] int64: number of the sample in the data set, number of the segment in the sample"""
+    answer_rows: torch.Tensor
+    """[A] int64: rows of the labels (0..L-1) that belong to answers"""
+    answer_samples: torch.Tensor
+    """[A] int64: row of the sample in the micro-batch"""
+    has_answer: torch.Tensor
+    """[B] bool"""
+    groups: tuple[str, ...] = ()
+    """Kind of task of each sample."""
+    ids: tuple[str, ...] = ()
+    """Id of each sample, for messages."""
+
+
+@dataclass(frozen=True)
+class Window(TensorTree):
+    """Everything of one optimizer step on one rank."""
+
+    images: tuple[ImageBatch, ...]
+    """One per micro-batch; features of the window are their merged features, one after the other."""
+    tokens: TokenBatch
+    """All samples of the window: what the teacher reads."""
+    context: QueryContext
+    candidates: Candidates
+    micro_batches: tuple[MicroBatch, ...]
+    supervised: torch.Tensor
+    """[1] int64 supervised tokens of the window on this rank"""
+    num_tokens: int = 0
+    num_padding: int = 0

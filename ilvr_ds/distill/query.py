@@ -1,0 +1,98 @@
+"""The teacher's context: for every sample what the user shows and asks, for every segment the text before it.
+
+Letters: W samples of the window, T tokens, R prompt tokens, I image tokens, S text tokens before a segment, M segments.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ilvr_ds.data.window import QueryContext, TokenBatch
+from ilvr_ds.model.injection import last_hidden, write_images
+
+ATTENTION_ELEMENTS = 2**26
+"""Prompt-to-image attention is computed for so many samples at a time that it has at most this many elements."""
+
+
+class Context(NamedTuple):
+    """Parts of the queries, in float32."""
+
+    user: Tensor
+    """[W, D]"""
+    step: Tensor
+    """[M, D]: mean hidden state of the text before the segment; 0 where there is none"""
+    has_step: Tensor
+    """[M] bool"""
+
+
+class ContextEncoder(nn.Module):
+    """The teacher's network: its language model and what is read off it, in one forward of one root module.
+
+    Every call makes the same module calls whatever the samples hold: under ZeRO-3 a call that one rank left out
+    would deadlock the others.
+    """
+
+    def __init__(self, language_model: Any) -> None:
+        super().__init__()
+        self.language_model = language_model
+
+    @torch.no_grad()
+    def forward(self, tokens: TokenBatch, features: Tensor, context: QueryContext) -> Context:
+        """One forward over the whole window, latent pads as plain token embeddings, images in place."""
+        embeddings = self.language_model.embed_tokens(tokens.input_ids)
+        hidden = last_hidden(self.language_model, tokens, write_images(embeddings, tokens, features))
+        hidden, embeddings = hidden.flatten(0, 1), embeddings.flatten(0, 1)
+        return Context(
+            user=self._user_context(hidden, embeddings, context),
+            step=_masked_mean(hidden[context.step], context.step_mask),
+            has_step=context.step_mask.any(1),
+        )
+
+    def _user_context(self, hidden: Tensor, embeddings: Tensor, context: QueryContext) -> Tensor:
+        """(r_img + r_txt) / 2, where r_img weighs image states by how much the prompt attends to them.
+
+        A sample without images has the mean input embedding of its prompt instead. Returns [W, D] float32.
+        """
+        text = _masked_mean(hidden[context.prompt], context.prompt_mask)
+        weights = self._image_weights(hidden, context)
+        image = torch.einsum("wi,wid->wd", weights, hidden[context.image].float())
+        embedded = _masked_mean(embeddings[context.prompt], context.prompt_mask)
+        return torch.where(context.image_mask.any(1)[:, None], (image + text) / 2, embedded)
+
+    def _image_weights(self, hidden: Tensor, context: QueryContext) -> Tensor:
+        """Attention of the prompt on the image tokens by the last layer's projections, without rotation: [W, I]."""
+        attention = self.language_model.layers[-1].self_attn
+        W, R = context.prompt.shape
+        I = context.image.shape[1]  # noqa: E741
+        query = attention.q_proj(hidden[context.prompt]).view(W, R, -1, attention.head_dim)
+        key = attention.k_proj(hidden[context.image]).view(W, I, -1, attention.head_dim)
+        groups = query.shape[2] // key.shape[2]
+        query = query.view(W, R, -1, groups, attention.head_dim)
+        chunk = max(1, ATTENTION_ELEMENTS // (R * I * query.shape[2] * groups))
+        chunks = [slice(start, start + chunk) for start in range(0, W, chunk)]
+        parts = [
+            _attention_mass(query[w], key[w], context.prompt_mask[w], context.image_mask[w], attention.head_dim**-0.5)
+            for w in chunks
+        ]
+        return torch.cat(parts)
+
+
+def _attention_mass(query: Tensor, key: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
+    """Mean over heads and prompt rows of softmax over image columns, renormalised.
+
+    query [w, R, kv heads, groups, d], key [w, I, kv heads, d], rows [w, R] bool, columns [w, I] bool -> [w, I].
+    """
+    logits = torch.einsum("wrhgd,wihd->whgri", query, key).float() * scale
+    logits = logits.masked_fill(~columns[:, None, None, None, :], torch.finfo(torch.float32).min)
+    mass = logits.softmax(-1).mean((1, 2)) * rows[:, :, None]
+    weights = (mass.sum(1) / rows.sum(1, keepdim=True)) * columns
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+def _masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the second axis where the mask is set, in float32: [X, Y, D], [X, Y] -> [X, D]; 0 if none is."""
+    total = torch.einsum("xyd,xy->xd", rows.float(), mask.float())
+    return total / mask.sum(1, keepdim=True).clamp(min=1)

@@ -1,0 +1,90 @@
+"""Which candidates of each helper image matter: sequential over a sample's segments, parallel over samples.
+
+Letters: M segments of the window, N candidates, K latent slots, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ilvr_ds.config import SelectionConfig
+from ilvr_ds.data.window import MicroBatch, QueryContext
+from ilvr_ds.distill.query import Context
+from ilvr_ds.ops.reference import selective_topk
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the teacher picked, for a window or for one micro-batch of it."""
+
+    candidates: Tensor
+    """[N, D] in the model's dtype"""
+    offsets: Tensor
+    """[M + 1] int64: candidates of segment m are rows offsets[m] to offsets[m + 1]"""
+    indices: Tensor
+    """[M, K] int64 rows of candidates in descending order of probability; -1 where not kept"""
+    kept: Tensor
+    """[M] int32"""
+    entropy: Tensor
+    """[M] float32, nats"""
+    query: Tensor
+    """[M, D] float32"""
+
+    def of(self, micro: MicroBatch) -> Targets:
+        """The same for one micro-batch, with rows counted within the micro-batch."""
+        shift = micro.candidate_offsets[:-1] - self.offsets[micro.segments]
+        indices = self.indices[micro.segments]
+        return Targets(
+            candidates=self.candidates[micro.candidate_rows],
+            offsets=micro.candidate_offsets,
+            indices=torch.where(indices >= 0, indices + shift[:, None], -1),
+            kept=self.kept[micro.segments],
+            entropy=self.entropy[micro.segments],
+            query=self.query[micro.segments],
+        )
+
+    def values(self) -> Tensor:
+        """The selected features [M, K, D]; rows of slots without a target are arbitrary."""
+        if len(self.candidates) == 0:
+            return self.candidates.new_zeros(*self.indices.shape, self.candidates.shape[1])
+        return self.candidates[self.indices.clamp(min=0)]
+
+
+@torch.no_grad()
+def select_targets(
+    context: Context, plan: QueryContext, candidates: Tensor, offsets: Tensor, settings: SelectionConfig, k: int
+) -> Targets:
+    """Run the rounds: query = mean of user context, text before the segment and what was selected just before.
+
+    The number of rounds is known on the CPU; a rank with fewer rounds makes fewer launches and no fewer collectives.
+    """
+    M = len(plan.sample)
+    indices = torch.full((M, k), -1, dtype=torch.int64, device=candidates.device)
+    kept = torch.zeros(M, dtype=torch.int32, device=candidates.device)
+    entropy = torch.zeros(M, dtype=torch.float32, device=candidates.device)
+    queries = context.step.new_zeros(M, candidates.shape[1])
+    selected_mean = context.step.new_zeros(M, candidates.shape[1])
+    for start, stop, first, last in plan.rounds:
+        now = slice(start, stop)
+        queries[now] = _queries(context, plan, selected_mean, now)
+        pool = candidates[first:last]
+        top, kept[now], entropy[now] = selective_topk(
+            queries[now], pool, offsets[start : stop + 1] - first, k, settings.top_p, settings.temperature
+        )
+        is_kept = top >= 0
+        indices[now] = torch.where(is_kept, top + first, -1)
+        picked = pool[top.clamp(min=0)].float()
+        selected_mean[now] = torch.einsum("mkd,mk->md", picked, is_kept.float()) / kept[now, None].clamp(min=1)
+    return Targets(candidates, offsets, indices, kept, entropy, queries)
+
+
+def _queries(context: Context, plan: QueryContext, selected_mean: Tensor, now: slice) -> Tensor:
+    """Mean of the parts that exist: [m, D] float32."""
+    has_step = context.has_step[now].float()[:, None]
+    has_previous = plan.has_previous[now].float()[:, None]
+    total = context.user[plan.sample[now]] + context.step[now] * has_step
+    total = total + selected_mean[plan.previous[now]] * has_previous
+    return total / (1 + has_step + has_previous)

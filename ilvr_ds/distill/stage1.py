@@ -1,0 +1,104 @@
+"""Stage 1: the student reads the selected features as latents and learns the text and to foresee the features.
+
+Letters: B samples of the micro-batch, T tokens, L supervised tokens, M segments, K latent slots, S = M * K slots, D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ilvr_ds.config import LossConfig
+from ilvr_ds.data.window import MicroBatch
+from ilvr_ds.distill.selection import Targets
+from ilvr_ds.model.injection import last_hidden, write_images, write_latents
+from ilvr_ds.ops.noise import gaussian_noise
+from ilvr_ds.ops.reference import selective_contrastive_loss
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Candidates of other ranks that serve as negatives too (`loss.contrastive_negatives: world`)."""
+
+    candidates: Tensor
+    """[N', D]"""
+
+
+class StageOne(nn.Module):
+    """The student's network with its losses: the root module of its engine.
+
+    Losses are sums; the caller divides by the counts of the whole optimizer step on all ranks. Every call makes the
+    same module calls whatever the samples hold, so that ZeRO-3 stays in step on all ranks.
+    """
+
+    def __init__(self, model: Any, settings: LossConfig, seed: int) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        self.seed = seed
+
+    def forward(
+        self, micro: MicroBatch, features: Tensor, targets: Targets, step: int, foreign: Negatives | None = None
+    ) -> dict[str, Tensor]:
+        """Loss sums of one micro-batch: ce, alignment, contrastive; and right [B], whether the answer is.
+
+        features [F, D]: merged image features of the window. step: optimizer step, a part of the noise's counter.
+        """
+        hidden = self.hidden(micro, features, targets).flatten(0, 1)
+        logits = self.model.lm_head(hidden[micro.label_rows])
+        prediction = hidden[micro.latent_slots.flatten() - 1]
+        alignment, contrastive = self._feature_losses(micro, prediction, targets, step, foreign)
+        return {
+            "ce": F.cross_entropy(logits.float(), micro.label_ids, reduction="sum"),
+            "alignment": alignment.sum(),
+            "contrastive": contrastive.sum(),
+            "right": _answers_right(logits.detach(), micro),
+        }
+
+    def hidden(self, micro: MicroBatch, features: Tensor, targets: Targets) -> Tensor:
+        """Last hidden state [B, T, D] with images and selected features written into the sequence."""
+        language_model = self.model.model.language_model
+        embeddings = language_model.embed_tokens(micro.tokens.input_ids)
+        embeddings = write_images(embeddings, micro.tokens, features)
+        embeddings = write_latents(embeddings, micro.latent_slots, targets.values(), targets.indices >= 0)
+        return last_hidden(language_model, micro.tokens, embeddings)
+
+    def _feature_losses(
+        self, micro: MicroBatch, prediction: Tensor, targets: Targets, step: int, foreign: Negatives | None
+    ) -> tuple[Tensor, Tensor]:
+        M, K = micro.latent_slots.shape
+        slot = torch.arange(K, device=prediction.device)
+        candidates, offsets, samples = targets.candidates, targets.offsets, micro.sample_of_segment
+        if foreign is not None:  # one more segment, of a sample that is nobody's
+            candidates = torch.cat([candidates, foreign.candidates])
+            offsets = torch.cat([offsets, offsets[-1:] + len(foreign.candidates)])
+            samples = torch.cat([samples, samples.new_full((1,), -1)])
+        noise = None
+        if self.settings.target_noise_std:
+            stream = micro.noise_keys[:, None] * torch.tensor([1, K], device=slot.device)
+            stream = (stream + torch.stack([torch.zeros_like(slot), slot], dim=-1)).flatten(0, 1)
+            noise = self.settings.target_noise_std * gaussian_noise(self.seed, step, stream, prediction.shape[1])
+        return selective_contrastive_loss(
+            prediction,
+            candidates,
+            target_index=targets.indices.flatten(),
+            segment_of_slot=torch.arange(M, device=slot.device).repeat_interleave(K),
+            candidate_offsets=offsets,
+            selected=targets.indices,
+            temperature=self.settings.contrastive_temperature,
+            negatives="segment" if self.settings.contrastive_negatives == "segment" else "all",
+            sample_of_segment=samples,
+            noise=noise,
+        )
+
+
+def _answers_right(logits: Tensor, micro: MicroBatch) -> Tensor:
+    """[B] bool: all answer tokens of the sample are the most probable ones, given the text before; False without."""
+    right = logits.argmax(-1) == micro.label_ids
+    wrong = (~right[micro.answer_rows]).float()
+    misses = torch.zeros_like(micro.has_answer, dtype=torch.float32).index_add(0, micro.answer_samples, wrong)
+    return micro.has_answer & (misses == 0)

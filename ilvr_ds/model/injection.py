@@ -1,0 +1,49 @@
+"""Running a language model on sequences with image features and latents written into them."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ilvr_ds.data.window import TokenBatch
+
+
+def write_images(embeddings: Tensor, tokens: TokenBatch, features: Tensor) -> Tensor:
+    """Token embeddings [B, T, D] with image features [F, D] at the image positions; not in place."""
+    flat = embeddings.flatten(0, 1)
+    rows = features[tokens.image_rows].to(flat.dtype)
+    return flat.index_copy(0, tokens.image_slots, rows).view_as(embeddings)
+
+
+def write_latents(embeddings: Tensor, slots: Tensor, values: Tensor, is_set: Tensor) -> Tensor:
+    """`values` [M, K, D] at the flat positions `slots` [M, K] where `is_set` [M, K], the pad embedding elsewhere."""
+    flat = embeddings.flatten(0, 1)
+    slots = slots.flatten()
+    rows = torch.where(is_set.flatten()[:, None], values.flatten(0, 1).to(flat.dtype), flat[slots])
+    return flat.index_copy(0, slots, rows).view_as(embeddings)
+
+
+def last_hidden(language_model: Any, tokens: TokenBatch, embeddings: Tensor) -> Tensor:
+    """Last hidden state after the final norm [B, T, D].
+
+    The mask is handed over ready-made: transformers would otherwise look at device values to see whether it needs one.
+    With padding on the right a causal model needs none.
+    """
+    if tokens.right_padded:
+        mask = None
+    elif "flash" in language_model.config._attn_implementation:
+        mask = tokens.real
+    else:
+        T = embeddings.shape[1]
+        causal = torch.ones(T, T, dtype=torch.bool, device=embeddings.device).tril()
+        itself = torch.eye(T, dtype=torch.bool, device=embeddings.device)
+        mask = (causal & tokens.real[:, None, None, :]) | itself  # a row of padding must not be empty: NaN
+    output = language_model(
+        inputs_embeds=embeddings,
+        position_ids=tokens.position_ids,
+        attention_mask={"full_attention": mask},
+        use_cache=False,
+    )
+    return cast(Tensor, output.last_hidden_state)

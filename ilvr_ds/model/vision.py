@@ -1,0 +1,45 @@
+"""The frozen vision tower: bytes of patches in, merged patch features out."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ilvr_ds.data.window import ImageBatch
+
+
+class VisionTower(nn.Module):
+    """A stock Qwen2.5-VL tower behind the normalisation of its image processor.
+
+    mean, std: [3] in units of 0..1. All weights are frozen.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, tower: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.tower = tower
+        self.is_flash = "flash" in cast(Any, tower).config._attn_implementation
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, images: ImageBatch) -> Tensor:
+        """Merged features [merged patches, D] in the tower's dtype, image after image, without a host sync."""
+        pixels = images.patches.view(len(images.patches), 3, 1, -1).float() / 255
+        pixels = ((pixels - self.mean) / self.std).expand(-1, -1, 2, -1).flatten(1)
+        output = self.tower(pixels, grid_thw=None, **self._bookkeeping(images))
+        return cast(Tensor, output.pooler_output)
+
+    def _bookkeeping(self, images: ImageBatch) -> dict[str, Any]:
+        lengths = {"cu_seqlens": images.cu_seqlens, "cu_window_seqlens": images.cu_window_seqlens}
+        known: dict[str, Any] = {"position_ids": images.position_ids, "window_index": images.window_index}
+        if not self.is_flash:
+            return known | lengths  # SDPA goes through the windows in Python and wants them on the host
+        device = images.patches.device
+        longest = {"max_seqlen": "cu_seqlens", "max_window_seqlen": "cu_window_seqlens"}
+        known |= {name: int(lengths[of].diff().max()) for name, of in longest.items()}
+        return known | {name: tensor.to(device, non_blocking=True) for name, tensor in lengths.items()}

@@ -1,0 +1,1 @@
+"""The numerical heart: selection, the selective-feature loss, counter-based noise."""

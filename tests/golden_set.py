@@ -1,0 +1,93 @@
+"""A golden data set: the folder named by ILVR_GOLDEN, its samples, its model and the numbers to match."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from ilvr_ds.config import LossConfig, ModelConfig, SelectionConfig
+from ilvr_ds.data.collate import Collator
+from ilvr_ds.data.images import ImageEncoder
+from ilvr_ds.data.importers import Rejected, read_records
+from ilvr_ds.data.sample import Sample
+from ilvr_ds.data.template import EncodedSample, SampleEncoder
+from ilvr_ds.data.tokens import load_tokenizer
+from ilvr_ds.data.window import Window
+from ilvr_ds.model.student import load_config, vision_layout
+
+DEFAULT = Path(__file__).parent / "golden" / "upstream-ilvr"
+
+
+@dataclass(frozen=True)
+class GoldenSet:
+    """Everything about the set is read from its folder."""
+
+    folder: Path
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        return json.loads((self.folder / "expected.json").read_text())
+
+    @cached_property
+    def expected(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "expected.safetensors")
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        records = list(read_records(self.folder / "TRAIN.jsonl", self.folder, "ilvr"))
+        assert not [r for r in records if isinstance(r, Rejected)], records
+        return records
+
+    @cached_property
+    def encoder(self) -> SampleEncoder:
+        tokenizer, special = load_tokenizer(str(self.folder / "processor"))
+        images = ImageEncoder(str(self.folder / "processor"), max_pixels=2**26)
+        return SampleEncoder(tokenizer, special, images, self.settings["latent_size"], max_tokens=2**20)
+
+    @cached_property
+    def encoded(self) -> list[EncodedSample]:
+        return [self.encoder(sample) for sample in self.samples]
+
+    @property
+    def padding_side(self) -> str:
+        return self.encoder.tokenizer.padding_side
+
+    @property
+    def model(self) -> ModelConfig:
+        return ModelConfig(path=str(self.folder), latent_size=self.settings["latent_size"], attention="sdpa")
+
+    @property
+    def selection(self) -> SelectionConfig:
+        return SelectionConfig(group_size=self.settings["helper_group_L"], top_p=self.settings["coverage_p"])
+
+    @property
+    def loss(self) -> LossConfig:
+        s = self.settings
+        return LossConfig(
+            ce_weight=s["ce_weight"], align_weight=s["sim_weight"], contrastive_weight=0.0, target_noise_std=s["noise"]
+        )
+
+    def collator(self, micro_batch_size: int, padding_side: str | None = None) -> Collator:
+        layout = vision_layout(load_config(str(self.folder)))
+        side = padding_side or self.padding_side
+        group = self.selection.group_size
+        return Collator(self.encoder.special, layout, self.settings["latent_size"], group, side, micro_batch_size)
+
+    def window(self, indices: list[int], micro_batch_size: int, padding_side: str | None = None) -> Window:
+        samples = [self.encoded[i] for i in indices]
+        return self.collator(micro_batch_size, padding_side)(samples, np.array(indices))
+
+
+def golden_set() -> GoldenSet:
+    return GoldenSet(Path(os.environ.get("ILVR_GOLDEN", DEFAULT)))
+
+
+__all__ = ["GoldenSet", "golden_set", "replace"]
