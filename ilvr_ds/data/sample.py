@@ -44,8 +44,9 @@ class Sample:
     """One sample; images are the encoded bytes of JPEG, PNG or WebP files.
 
     `question` may hold `<image>` markers: the input images then stand at the markers, else before
-    the text. The helper images are in the order of the latent steps. `group` names the kind of task
-    (an operation, a level) by which metrics are split; "" where the source has none.
+    the text. The helper images are in the order of the latent steps. No steps at all: a sample to
+    evaluate on, without supervision. `group` names the kind of task (an operation, a level) by which
+    metrics are split; "" where the source has none. `meta` is what scoring may need besides.
     """
 
     id: str
@@ -62,8 +63,6 @@ def check_sample(sample: Sample) -> None:
     """Raise SampleError where the parts of `sample` do not fit together (images are not decoded here)."""
     if not sample.id:
         raise SampleError("the id is empty")
-    if not sample.steps:
-        raise SampleError("the sequence plan has no steps")
     helpers = [step.helper for step in sample.steps if isinstance(step, LatentStep)]
     if helpers != list(range(len(sample.helper_images))):
         raise SampleError(f"{len(helpers)} latent steps but {len(sample.helper_images)} helper images, or out of order")

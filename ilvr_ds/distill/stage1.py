@@ -78,7 +78,7 @@ class StageOne(nn.Module):
             offsets = torch.cat([offsets, offsets[-1:] + len(foreign.candidates)])
             samples = torch.cat([samples, samples.new_full((1,), -1)])
         noise = None
-        if self.settings.target_noise_std:
+        if self.settings.target_noise_std and self.training:
             stream = micro.noise_keys[:, None] * torch.tensor([1, K], device=slot.device)
             stream = (stream + torch.stack([torch.zeros_like(slot), slot], dim=-1)).flatten(0, 1)
             noise = self.settings.target_noise_std * gaussian_noise(self.seed, step, stream, prediction.shape[1])

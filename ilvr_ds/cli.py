@@ -1,0 +1,179 @@
+"""The `ilvr-ds` command: parses, wires, calls."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from ilvr_ds import __version__
+from ilvr_ds.config import Recipe, load_recipe
+from ilvr_ds.errors import UserError
+
+logger = logging.getLogger("ilvr_ds")
+USER_ERROR = 2
+GRACE_S = 5.0
+"""Other ranks wait this long before they print a user's mistake: the main rank's line is mostly the same."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (2: a mistake that the user can mend, said in one line)."""
+    options = _parser().parse_args(arguments)
+    rank = int(os.environ.get("RANK", "0"))
+    _set_up_logging(rank)
+    try:
+        return int(options.run(options))
+    except UserError as error:
+        if rank:
+            time.sleep(GRACE_S)
+        prefix = f"[rank {rank}] " if rank else ""
+        print(f"{prefix}ilvr-ds: error: {error}", file=sys.stderr, flush=True)
+        return USER_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ilvr-ds", description="Train interleaved latent visual reasoning.")
+    parser.add_argument("--version", action="version", version=f"ilvr_ds {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    pack = commands.add_parser("pack", help="JSON Lines and images to webdataset shards with a checked index")
+    pack.add_argument("--input", type=Path, required=True, help="JSON Lines file")
+    pack.add_argument("--image-root", type=Path, help="folder of the image paths (default: the input's folder)")
+    pack.add_argument("--output", type=Path, required=True, help="folder to write")
+    pack.add_argument("--format", choices=["auto", "ilvr", "mirage"], default="auto")
+    pack.add_argument("--config", type=Path, help="recipe: measure samples, reject those above data.max_tokens")
+    pack.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    pack.add_argument("--overwrite", action="store_true", help="replace a data set at --output")
+    pack.set_defaults(run=_pack)
+
+    inspect = commands.add_parser("inspect", help="print a sample as the model sees it")
+    inspect.add_argument("--config", type=Path, required=True, help="recipe whose model and data.shards are used")
+    inspect.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    inspect.add_argument("--sample", type=int, default=0, help="number of the sample in the data set (default 0)")
+    inspect.set_defaults(run=_inspect)
+
+    train = commands.add_parser("train", help="train; alone it is one rank, launchers start several")
+    train.add_argument("--config", type=Path, required=True, help="recipe, a YAML file")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    train.set_defaults(run=_train)
+
+    demo = commands.add_parser("demo-data", help="draw the demo task and build a tiny random model for it")
+    demo.add_argument("--output", type=Path, required=True, help="folder to write")
+    demo.add_argument("--train", type=int, default=1024, help="training samples (default 1024)")
+    demo.add_argument("--held-out", type=int, default=128, help="held-out samples (default 128)")
+    demo.add_argument("--grid", type=int, default=4, help="cells of a side of the pictures: 4, 6 or 8 (default 4)")
+    demo.add_argument("--size", choices=["tiny", "small"], default="tiny", help="size of the model (default tiny)")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--workers", type=int, default=1, help="processes that draw (default 1)")
+    demo.set_defaults(run=_demo_data)
+
+    doctor = commands.add_parser("doctor", help="what this machine has, what is missing, how to get it")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ilvr_ds.data.pack import pack
+
+    recipe = _recipe(options) if options.config else None
+    measure, measured_with = None, None
+    if recipe:
+        from ilvr_ds.model.encoding import build_encoding
+
+        measure = build_encoding(recipe).encoder.count_tokens
+        keys = ("model.path", "model.latent_size", "data.max_image_pixels")
+        measured_with = {key: recipe.flat()[key] for key in keys}
+    with tqdm(unit=" samples", disable=None, desc="packing") as bar:
+
+        def progress(done: int, rejected: int, size: int) -> None:
+            bar.set_postfix(rejected=rejected, MB=size // 10**6, refresh=False)
+            bar.update(done - bar.n)
+
+        report = pack(
+            options.input,
+            options.image_root or options.input.parent,
+            options.output,
+            format=options.format,
+            measure=measure,
+            measured_with=measured_with,
+            max_tokens=recipe.data.max_tokens if recipe else None,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
+    print("\n".join(report.lines()))
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from ilvr_ds.data.describe import describe_sample
+    from ilvr_ds.data.reader import ShardReader
+    from ilvr_ds.data.sample import SampleError
+    from ilvr_ds.data.shards import open_dataset
+    from ilvr_ds.model.encoding import build_encoding
+
+    recipe = _recipe(options)
+    encoding = build_encoding(recipe)
+    reader = ShardReader(open_dataset(recipe.data.shards))
+    if not 0 <= options.sample < len(reader):
+        raise UserError(f"--sample {options.sample}: the data set has samples 0 to {len(reader) - 1}")
+    try:
+        lines = describe_sample(reader.read(options.sample), encoding.encoder, encoding.layout.merge_size)
+    except SampleError as error:
+        raise UserError(f"sample {options.sample} of {reader.location}: {error}") from error
+    print("\n".join(lines))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    recipe = _recipe(options)
+    from ilvr_ds.training.run import train
+
+    return train(recipe, options.config)
+
+
+def _demo_data(options: argparse.Namespace) -> int:
+    from ilvr_ds.demo import write_demo
+
+    for line in write_demo(
+        options.output, options.train, options.held_out, options.grid, options.size, options.seed, options.workers
+    ):
+        print(line)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from ilvr_ds import doctor
+
+    checks = doctor.report()
+    print(doctor.render(checks))
+    return int(any(check.status == "bad" for check in checks))
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    return load_recipe(options.config, options.set)
+
+
+def _set_up_logging(rank: int) -> None:
+    """Plain lines on standard error: everything from the main rank, warnings with their rank from the others."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logger.propagate = False
+    # deprecation notices between torch, transformers and DeepSpeed are nothing that a user can act on
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

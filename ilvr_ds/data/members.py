@@ -1,0 +1,167 @@
+"""A sample as members of a tar: `KEY.json`, `KEY.in0.png`, `KEY.helper0.jpg`, with nothing else allowed.
+
+KEY is the sample's running number in the data set, ten digits. The JSON names every image member, so that a sample
+with a lost member is never taken for a whole one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import re
+import tarfile
+from dataclasses import dataclass
+from typing import Any
+
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from ilvr_ds.data.sample import LatentStep, Sample, SampleError, Step, TextStep, check_sample
+
+BLOCK = tarfile.BLOCKSIZE
+END_OF_ARCHIVE = bytes(2 * BLOCK)
+SAMPLE_BYTES_LIMIT = 1024 * 1024 * 1024
+
+_NAME = re.compile(r"(\d{10})\.(json|(?:in|helper)(?:0|[1-9]\d{0,3})\.(?:png|jpg|webp))", re.ASCII)
+_MAGIC = {"png": rb"\x89PNG\r\n\x1a\n", "jpg": rb"\xff\xd8\xff", "webp": rb"RIFF....WEBP"}
+
+
+class MemberError(Exception):
+    """Bytes of a tar that are not what was written; the message says why in one line."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where a member of a tar lies: `start` of its header and `end` of its padding, in bytes."""
+
+    name: str
+    start: int
+    end: int
+
+    @property
+    def key(self) -> str:
+        """The sample that it belongs to."""
+        return self.name.partition(".")[0]
+
+
+def key_of(number: int) -> str:
+    """KEY of the sample with this running number."""
+    return f"{number:010d}"
+
+
+def encode_members(sample: Sample) -> dict[str, bytes]:
+    """The members of a sample by extension ("json", "in0.png", ...).
+
+    Raises SampleError where the sample does not fit together, is too large, holds another kind of file as an image
+    or text that is not valid Unicode.
+    """
+    check_sample(sample)
+    images = {"in": sample.input_images, "helper": sample.helper_images}
+    members = {f"{kind}{i}.{_extension(d)}": d for kind, data in images.items() for i, d in enumerate(data)}
+    record = {
+        "id": sample.id,
+        "question": sample.question,
+        "steps": [
+            {"type": "text", "content": step.content} if isinstance(step, TextStep) else {"type": "latent"}
+            for step in sample.steps
+        ],
+        "answer": sample.answer,
+        "group": sample.group,
+        "meta": sample.meta,
+        "images": list(members),
+    }
+    try:
+        members["json"] = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise SampleError(f"the text is not valid Unicode ({error.reason})") from error
+    if any(not _NAME.fullmatch(f"{key_of(0)}.{extension}") for extension in members):
+        raise SampleError("more than 10,000 images")
+    if (size := sum(map(len, members.values()))) > SAMPLE_BYTES_LIMIT:
+        raise SampleError(f"the sample has {size} bytes, the limit is {SAMPLE_BYTES_LIMIT}")
+    return members
+
+
+def decode_members(data: bytes, key: str) -> Sample:
+    """The sample whose members are `data`, a stretch of a tar; raises MemberError where anything is amiss.
+
+    webdataset's parser inflates compressed data, expands sparse files and ends quietly at a damaged header; it is
+    therefore given only what walk_members has passed. Nothing but JSON is decoded.
+    """
+    found = walk_members(data)
+    keys = {member.key for member in found}
+    if keys != {key} or found[-1].end != len(data):
+        raise MemberError(f"the bytes hold {', '.join(sorted(keys)) or 'nothing'}, expected one whole sample")
+    stream = io.BytesIO(data + END_OF_ARCHIVE)
+    try:
+        (members,) = group_by_keys(tar_file_expander([{"url": "", "stream": stream}]))
+    except ValueError as error:
+        raise MemberError(str(error.args[0])) from error
+    extensions = [name for name in members if not name.startswith("__")]
+    if "json" not in extensions:
+        raise MemberError("the member with the text is missing")
+    try:
+        record = json.loads(members["json"])
+        if sorted(record["images"]) != sorted(set(extensions) - {"json"}):
+            raise MemberError(f"images {', '.join(record['images'])} expected, found {', '.join(extensions)}")
+        return _sample(record, {name: members[name] for name in record["images"]})
+    except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
+        raise MemberError(f"the text of the sample is damaged ({error})") from error
+
+
+def walk_members(data: bytes | mmap.mmap) -> list[Member]:
+    """The members of a tar up to its first empty block or the end of `data`.
+
+    Raises MemberError for a damaged header, a member that is cut off and one that is not allowed.
+    """
+    members: list[Member] = []
+    start = 0
+    while start < len(data):
+        header = data[start : start + BLOCK]
+        if not any(header):
+            break
+        try:
+            info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+        except (tarfile.HeaderError, ValueError) as error:
+            raise MemberError(f"damaged header at byte {start} ({error})") from error
+        if info.type != tarfile.REGTYPE or not _NAME.fullmatch(info.name):
+            raise MemberError(f"member {info.name!r} at byte {start} is not allowed")
+        end = start + BLOCK + -(-info.size // BLOCK) * BLOCK
+        if info.size < 0 or end > len(data):
+            raise MemberError(f"member {info.name} at byte {start} is cut off")
+        members.append(Member(info.name, start, end))
+        start = end
+    return members
+
+
+def _sample(record: dict[str, Any], images: dict[str, bytes]) -> Sample:
+    helpers = 0
+    steps: list[Step] = []
+    for step in record["steps"]:
+        if step["type"] == "latent":
+            steps.append(LatentStep(helpers))
+            helpers += 1
+        else:
+            steps.append(TextStep(step["content"]))
+    sample = Sample(
+        id=record["id"],
+        question=record["question"],
+        steps=tuple(steps),
+        input_images=tuple(data for name, data in images.items() if name.startswith("in")),
+        helper_images=tuple(data for name, data in images.items() if name.startswith("helper")),
+        answer=record["answer"],
+        group=record["group"],
+        meta=dict(record["meta"]),
+    )
+    texts = [sample.id, sample.question, sample.answer, sample.group, *sample.meta.values()]
+    texts += [step.content for step in steps if isinstance(step, TextStep)]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a text is not text")
+    check_sample(sample)
+    return sample
+
+
+def _extension(image: bytes) -> str:
+    for extension, magic in _MAGIC.items():
+        if re.match(magic, image, re.DOTALL):
+            return extension
+    raise SampleError("an image is neither JPEG, PNG nor WebP")

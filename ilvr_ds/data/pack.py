@@ -1,0 +1,188 @@
+"""Packs records or samples into a data set, counting whatever is left out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ilvr_ds.data.importers import Format, Rejected, numbered_records
+from ilvr_ds.data.sample import Sample, SampleError
+from ilvr_ds.data.shards import Manifest, file_sha256
+from ilvr_ds.data.writer import MAX_SAMPLES_PER_SHARD, DatasetWriter, Provenance
+from ilvr_ds.errors import UserError
+
+REJECTED_FILE = "rejected.jsonl"
+_PRINTED_REJECTIONS = 20
+
+Measure = Callable[[Sample], int]
+"""Length of a sample in tokens; raises SampleError for a sample that cannot be encoded."""
+Progress = Callable[[int, int, int], None]
+"""Called after every record with the records done, those rejected so far, and the bytes written."""
+
+
+class _TooLongError(SampleError):
+    """A sample of more tokens than allowed."""
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What was packed and what was not; `rejected` includes the `too_long` ones."""
+
+    output: Path
+    manifest: Manifest
+    rejected: tuple[Rejected, ...]
+    too_long: int
+
+    @property
+    def accepted(self) -> int:
+        """Samples written."""
+        return self.manifest.samples
+
+    @property
+    def without_plan(self) -> int:
+        """Samples written that can be evaluated on, but not trained on."""
+        return self.manifest.samples_without_plan
+
+    @property
+    def bytes(self) -> int:
+        """Length of all tars together."""
+        return self.manifest.size_bytes
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """Samples written, by group."""
+        return self.manifest.groups
+
+    def lines(self) -> list[str]:
+        """The report for people: totals, groups, and the first rejected records with line and reason."""
+        shards = f"{len(self.manifest.shards)} shard{'s' * (len(self.manifest.shards) != 1)}"
+        lines = [f"{self.output}: {self.accepted} samples in {shards}, {self.bytes / 1e6:.1f} MB"]
+        if self.manifest.longest_tokens:
+            lines.append(f"longest sample: {self.manifest.longest_tokens} tokens")
+        if self.without_plan:
+            lines.append(f"without a plan, for evaluation only: {self.without_plan}")
+        lines += [f"group {name or '(none)'}: {count}" for name, count in self.groups.items()]
+        if self.rejected:
+            lines.append(f"rejected: {len(self.rejected)}, of which too long: {self.too_long}")
+        lines += [f"  line {r.line} ({r.id}): {r.reason}" for r in self.rejected[:_PRINTED_REJECTIONS]]
+        if len(self.rejected) > _PRINTED_REJECTIONS:
+            lines.append(f"  ... and {len(self.rejected) - _PRINTED_REJECTIONS} more in {self.output / REJECTED_FILE}")
+        return lines
+
+
+@dataclass
+class _Tally:
+    """What happened so far."""
+
+    done: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+    too_long: int = 0
+    first_lines: dict[str, int] = field(default_factory=dict)
+
+
+def pack(
+    input: Path,
+    image_root: Path,
+    output: Path,
+    *,
+    format: Format = "auto",
+    measure: Measure | None = None,
+    measured_with: dict[str, Any] | None = None,
+    max_tokens: int | None = None,
+    max_samples_per_shard: int = MAX_SAMPLES_PER_SHARD,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> PackReport:
+    """Pack a JSON Lines file (see importers.py) into the folder `output`.
+
+    `measure` gives a sample's length in tokens, `measured_with` says for the record how. Samples of more than
+    `max_tokens` are rejected, never truncated. Rejected records go to `rejected.jsonl` with line and reason. Nothing
+    is left at `output` unless all went well; raises UserError also where no record was accepted.
+    """
+    records = numbered_records(input, image_root, format)
+    writer = DatasetWriter(output, max_samples_per_shard=max_samples_per_shard, overwrite=overwrite)
+    source = {"file": input.name, "sha256": _source_sha256(input)}
+    return _pack(records, writer, source, measure, measured_with, max_tokens, progress)
+
+
+def pack_samples(
+    samples: Iterable[Sample],
+    output: Path,
+    *,
+    measure: Measure | None = None,
+    measured_with: dict[str, Any] | None = None,
+    max_tokens: int | None = None,
+    max_samples_per_shard: int = MAX_SAMPLES_PER_SHARD,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> PackReport:
+    """Like pack, for samples made by a program; their running number (from 1) stands for the line."""
+    writer = DatasetWriter(output, max_samples_per_shard=max_samples_per_shard, overwrite=overwrite)
+    return _pack(enumerate(samples, start=1), writer, None, measure, measured_with, max_tokens, progress)
+
+
+def _pack(
+    records: Iterable[tuple[int, Sample | Rejected]],
+    writer: DatasetWriter,
+    source: dict[str, str] | None,
+    measure: Measure | None,
+    measured_with: dict[str, Any] | None,
+    max_tokens: int | None,
+    progress: Progress | None,
+) -> PackReport:
+    if max_tokens is not None and measure is None:
+        raise ValueError("max_tokens needs measure")
+    tally = _Tally()
+    with writer:
+        for line, record in records:
+            rejected = (
+                record if isinstance(record, Rejected) else _add(line, record, writer, tally, measure, max_tokens)
+            )
+            tally.done += 1
+            tally.rejected += [rejected] if rejected else []
+            if progress:
+                progress(tally.done, len(tally.rejected), writer.bytes)
+        if writer.samples == 0:
+            raise UserError(f"{writer.output}: nothing to pack: {_why_nothing(tally)}")
+        lines = [json.dumps(asdict(rejected)) + "\n" for rejected in tally.rejected]
+        (writer.folder / REJECTED_FILE).write_text("".join(lines))
+        manifest = writer.finish(Provenance(len(tally.rejected), source, measured_with))
+    return PackReport(writer.output, manifest, tuple(tally.rejected), tally.too_long)
+
+
+def _add(
+    line: int, sample: Sample, writer: DatasetWriter, tally: _Tally, measure: Measure | None, max_tokens: int | None
+) -> Rejected | None:
+    """Write one sample, or say why not."""
+    try:
+        if sample.id in tally.first_lines:
+            raise SampleError(f"the id stands already in line {tally.first_lines[sample.id]}")
+        tokens = measure(sample) if measure else 0
+        if max_tokens is not None and tokens > max_tokens:
+            raise _TooLongError(f"{tokens} tokens, the limit is {max_tokens}")
+        writer.write(sample, tokens)
+        tally.first_lines[sample.id] = line
+    except SampleError as error:
+        tally.too_long += isinstance(error, _TooLongError)
+        return Rejected(line, sample.id, str(error))
+    return None
+
+
+def _why_nothing(tally: _Tally) -> str:
+    if not tally.rejected:
+        return "there are no records"
+    reasons = Counter(rejected.reason for rejected in tally.rejected)
+    first = tally.rejected[0]
+    more = f"; {len(reasons) - 1} other reasons" if len(reasons) > 1 else ""
+    return f"all {tally.done} records were rejected, line {first.line}: {first.reason}{more}"
+
+
+def _source_sha256(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the records ({error.strerror})") from error

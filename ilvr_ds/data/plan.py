@@ -1,0 +1,159 @@
+"""Which samples belong to which optimizer step: a pure function of (seed, epoch, step).
+
+    shards, in an order drawn for the epoch
+    = one sequence of samples, its remainder cut off
+    = `lanes` stretches of equal length, each shuffled within windows
+    step k of the epoch takes the k-th stretch of global_batch / lanes samples of every lane
+
+A rank reads lanes rank, rank + world, ...: whatever the world size, a step has the same samples, and a run goes on at
+any step without replaying the ones before. Random numbers are raw words of PCG64, whose stream numpy guarantees; its
+`permutation` may change between releases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilvr_ds.errors import UserError
+
+Int64 = NDArray[np.int64]
+
+_GLOBAL_BATCH = "the global batch (train.micro_batch_size x train.grad_accum_steps x ranks)"
+_SHARDS, _WINDOW = 1, 2  # what a permutation is for: part of its seed
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """The order of the samples of a data set whose shards hold `shard_sizes` samples.
+
+    `global_batch` is the number of samples of an optimizer step on all ranks. Raises UserError where `lanes` does not
+    divide it, or where the data set does not fill one step.
+    """
+
+    shard_sizes: tuple[int, ...]
+    seed: int
+    lanes: int
+    global_batch: int
+    shuffle_window: int = 4096
+
+    def __post_init__(self) -> None:
+        if min(self.lanes, self.global_batch, self.shuffle_window) < 1 or self.seed < 0:
+            raise ValueError(f"lanes, global batch and window must be positive and the seed not negative: {self}")
+        if self.global_batch % self.lanes:
+            fitting = _nearest(self.lanes, _divisors(self.global_batch))
+            raise UserError(
+                f"data.lanes: {self.lanes} does not divide {_GLOBAL_BATCH} of {self.global_batch}; nearest valid "
+                f"data.lanes: {fitting}; nearest valid batch: {_multiples(self.global_batch, self.lanes)}"
+            )
+        if self.num_samples < self.global_batch:
+            raise UserError(
+                f"data.shards: {self.num_samples} samples do not fill {_GLOBAL_BATCH} of {self.global_batch} samples"
+            )
+
+    @cached_property
+    def num_samples(self) -> int:
+        """Samples of the data set."""
+        return sum(self.shard_sizes)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return self.num_samples // self.global_batch
+
+    @property
+    def remainder(self) -> int:
+        """Samples that an epoch leaves out; they are others in every epoch."""
+        return self.num_samples % self.global_batch
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 0, of a global step, from 0."""
+        return step // self.steps_per_epoch
+
+    def check_world(self, world: int) -> None:
+        """Raise UserError where `world` ranks cannot share the lanes equally."""
+        if self.lanes % world == 0:
+            return
+        fitting = [n for n in _divisors(self.global_batch) if n % world == 0]
+        lanes = (
+            _nearest(self.lanes, fitting)
+            if fitting
+            else (f"none, because {world} does not divide {_GLOBAL_BATCH} of {self.global_batch} either")
+        )
+        raise UserError(
+            f"data.lanes: {self.lanes} lanes cannot be shared by {world} ranks; nearest valid data.lanes: {lanes}; "
+            f"nearest valid number of ranks: {_nearest(world, _divisors(self.lanes))}"
+        )
+
+    def samples(self, step: int, rank: int, world: int) -> Int64:
+        """[global_batch / world]: sample numbers of this rank's share of global step `step`; epochs follow each other.
+
+        The rank's lanes in ascending order, each with its global_batch / lanes samples. Raises UserError like
+        check_world.
+        """
+        self.check_world(world)
+        epoch, step = divmod(step, self.steps_per_epoch)
+        share = self.global_batch // self.lanes
+        lane_length = self.steps_per_epoch * share
+        lanes = range(rank, self.lanes, world)
+        wanted = np.arange(step * share, (step + 1) * share)
+        positions = np.concatenate([lane * lane_length + self._shuffled(epoch, lane, wanted) for lane in lanes])
+        first_samples, ends = _shard_order(self.shard_sizes, self.seed, epoch)
+        shard = np.searchsorted(ends, positions, side="right")
+        # A sample's distance from the end of its shard is the same in the sequence and in the data set.
+        result: Int64 = first_samples[shard] + positions
+        return result
+
+    def _shuffled(self, epoch: int, lane: int, wanted: Int64) -> Int64:
+        """Positions in a lane of its entries `wanted` (ascending) once each window is shuffled."""
+        lane_length = self.steps_per_epoch * (self.global_batch // self.lanes)
+        windows = wanted // self.shuffle_window
+        parts = []
+        for window in range(int(windows[0]), int(windows[-1]) + 1):
+            start = window * self.shuffle_window
+            length = min(self.shuffle_window, lane_length - start)
+            order = _window_order(length, self.seed, epoch, lane, window)
+            parts.append(start + order[wanted[windows == window] - start])
+        return np.concatenate(parts)
+
+
+@lru_cache(maxsize=4)
+def _shard_order(shard_sizes: tuple[int, ...], seed: int, epoch: int) -> tuple[Int64, Int64]:
+    """For the shards in the epoch's order: what to add to a position to get its sample, and where each shard ends."""
+    sizes = np.asarray(shard_sizes, dtype=np.int64)
+    order = _permutation(len(sizes), (seed, epoch, _SHARDS))
+    ends = np.cumsum(sizes[order])
+    return np.cumsum(sizes)[order] - ends, ends
+
+
+@lru_cache(maxsize=1024)
+def _window_order(length: int, seed: int, epoch: int, lane: int, window: int) -> Int64:
+    return _permutation(length, (seed, epoch, _WINDOW, lane, window))
+
+
+def _permutation(length: int, key: tuple[int, ...]) -> Int64:
+    """A random order of 0 .. length-1 that depends on `key` alone."""
+    words = np.random.PCG64(np.random.SeedSequence(key)).random_raw(length)
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _multiples(number: int, of: int) -> str:
+    """The nearest multiples of `of` below and above `number`."""
+    below = number // of * of
+    return " or ".join(str(n) for n in (below, below + of) if n)
+
+
+def _nearest(number: int, valid: Iterable[int]) -> str:
+    """The nearest valid numbers below and above."""
+    options = sorted(valid)
+    below = [n for n in options if n <= number][-1:]
+    above = [n for n in options if n >= number][:1]
+    return " or ".join(str(n) for n in dict.fromkeys(below + above))

@@ -1,0 +1,46 @@
+"""Reads single samples of a packed data set, in any order."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ilvr_ds.data.members import MemberError, decode_members, key_of
+from ilvr_ds.data.sample import Sample
+from ilvr_ds.data.shards import ShardSet
+from ilvr_ds.errors import UserError
+
+
+class ShardReader:
+    """Random access to the samples of `shard_set` by one range read each.
+
+    Can be pickled and forked; files and connections are opened at the first read of each process.
+    """
+
+    def __init__(self, shard_set: ShardSet) -> None:
+        self.shard_set = shard_set
+        self._ends = np.cumsum(shard_set.shard_sizes)
+
+    def __len__(self) -> int:
+        return len(self.shard_set)
+
+    @property
+    def location(self) -> str:
+        """Where the data set lies, for messages."""
+        return self.shard_set.location
+
+    def read(self, sample_number: int) -> Sample:
+        """The sample with this number (0 to len - 1, in packed order); its images are not decoded.
+
+        Raises UserError with the shard and the key where the bytes are missing or damaged.
+        """
+        if not 0 <= sample_number < len(self):
+            raise IndexError(f"sample {sample_number} of {len(self)}")
+        shard = self.shard_set.manifest.shards[int(np.searchsorted(self._ends, sample_number, side="right"))]
+        entry = self.shard_set.index[sample_number]
+        data = self.shard_set.storage.read_range(shard.name, int(entry["offset"]), int(entry["length"]))
+        key = key_of(sample_number)
+        try:
+            return decode_members(data, key)
+        except MemberError as error:
+            where = f"{self.location}/{shard.name}: sample {key}"
+            raise UserError(f"{where}: {error}; copy or pack the data again") from error

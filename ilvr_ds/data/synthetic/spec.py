@@ -1,0 +1,55 @@
+"""How hard the demo task is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ilvr_ds.errors import UserError, nearest
+
+OPERATIONS = ("creation", "deletion", "update", "selection")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "hourglass")
+COLOURS = ("red", "blue", "green", "black", "orange", "purple", "cyan", "yellow")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """The difficulty of the demo task; raises UserError where a value is out of range."""
+
+    grid: int = 4
+    """Cells a side of a picture: 4, 6 or 8. A cell is 28x28 pixels."""
+    shapes: int = 4
+    """How many kinds of shapes there are: 3 to 8."""
+    colours: int = 4
+    """How many colours there are: 4 to 8."""
+    operations: tuple[str, ...] = OPERATIONS
+    """Which operations are drawn, in turn."""
+
+    def __post_init__(self) -> None:
+        if self.grid not in (4, 6, 8):
+            raise UserError(f"grid: {self.grid} cells a side; choose 4, 6 or 8")
+        if not 3 <= self.shapes <= len(SHAPES):
+            raise UserError(f"shapes: {self.shapes} kinds; choose 3 to {len(SHAPES)}")
+        if not 4 <= self.colours <= len(COLOURS):
+            raise UserError(f"colours: {self.colours} colours; choose 4 (one an option) to {len(COLOURS)}")
+        if not self.operations:
+            raise UserError(f"operations: none given; choose from {', '.join(OPERATIONS)}")
+        for name in self.operations:
+            if name not in OPERATIONS:
+                raise UserError(f"operations: '{name}' is unknown{nearest(name, OPERATIONS)}")
+        if len(set(self.operations)) < len(self.operations):
+            raise UserError("operations: one is named twice, which would unbalance the task; name each once")
+
+    @property
+    def half(self) -> int:
+        """Cells a side of a quarter; also the latent steps of creation, deletion and update."""
+        return self.grid // 2
+
+    @property
+    def shape_names(self) -> tuple[str, ...]:
+        """The shapes in use."""
+        return SHAPES[: self.shapes]
+
+    @property
+    def colour_names(self) -> tuple[str, ...]:
+        """The colours in use."""
+        return COLOURS[: self.colours]

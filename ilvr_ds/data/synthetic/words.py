@@ -1,0 +1,62 @@
+"""What the operations of the demo task have in common.
+
+An operation is a class that holds what its words say. Its words are drawn without a thought for the answer; `scenes`
+then draws pictures such that option number `right` is the answer. The rationale says only what follows from the
+question, never what was seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from ilvr_ds.data.synthetic.scene import Figure, Place, Scene
+from ilvr_ds.data.synthetic.spec import TaskSpec
+
+LETTERS = "ABCD"
+FILLED = 0.5
+"""The share of otherwise blank cells that hold a shape without a part in the question."""
+
+T = TypeVar("T")
+
+
+class Words(Protocol):
+    """The text of a sample, and how to draw pictures for it."""
+
+    @property
+    def question(self) -> str:
+        """Question and options."""
+
+    @property
+    def rationale(self) -> list[str]:
+        """One text step before each helper picture."""
+
+    def scenes(self, rng: np.random.Generator, right: int) -> list[Scene]:
+        """The input picture, then the helper pictures, for which option `right` (0 to 3) is the answer."""
+
+
+def list_options(options: Sequence[object]) -> str:
+    """The four options as text, lettered."""
+    return " ".join(f"{letter}) {option}" for letter, option in zip(LETTERS, options, strict=True))
+
+
+def all_cells(rows: int, columns: int) -> list[Place]:
+    """Every cell of a grid."""
+    return [(row, column) for row in range(rows) for column in range(columns)]
+
+
+def all_figures(spec: TaskSpec) -> list[Figure]:
+    """Every coloured shape in use."""
+    return [Figure(colour, shape) for colour in spec.colour_names for shape in spec.shape_names]
+
+
+def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
+    """One item, each as likely as the others."""
+    return items[int(rng.integers(len(items)))]
+
+
+def some(rng: np.random.Generator, items: Sequence[T], count: int) -> list[T]:
+    """`count` different items in random order."""
+    return [items[number] for number in rng.permutation(len(items))[:count].tolist()]

@@ -1,0 +1,53 @@
+"""The momentum teacher: picks the targets of a window, then follows the student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ilvr_ds.config import SelectionConfig
+from ilvr_ds.data.window import Window
+from ilvr_ds.distill.momentum import MomentumShards
+from ilvr_ds.distill.query import Context
+from ilvr_ds.distill.selection import Targets, select_targets
+from ilvr_ds.ops.reference import pool_candidates
+
+
+class MomentumTeacher:
+    """Holds the teacher's network, its float32 shards, and a way to read the student's shards.
+
+    `network` is a ContextEncoder or an engine around one. `student_shards` yields this rank's float32 shards of the
+    student in the order of `shards`; it may be collective.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Context],
+        shards: MomentumShards,
+        student_shards: Callable[[], Iterator[Tensor]],
+        selection: SelectionConfig,
+        latent_size: int,
+    ) -> None:
+        self.network = network
+        self.shards = shards
+        self.student_shards = student_shards
+        self.selection = selection
+        self.latent_size = latent_size
+
+    @torch.no_grad()
+    def targets(self, window: Window, features: Tensor) -> Targets:
+        """Targets of the whole window from one forward; the teacher does not change inside it.
+
+        features [F, D]: merged image features of the window.
+        """
+        context = self.network(window.tokens, features, window.context)
+        candidates = pool_candidates(features, window.candidates.rows, window.candidates.weights)
+        return select_targets(
+            context, window.context, candidates, window.candidates.offsets, self.selection, self.latent_size
+        )
+
+    def follow(self) -> Tensor:
+        """Move towards the student after an optimizer step; returns the drift sums [2] of MomentumShards.update."""
+        return self.shards.update(self.student_shards())

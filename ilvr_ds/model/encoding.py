@@ -1,0 +1,49 @@
+"""How samples become windows under a recipe: tokenizer, image processor and sizes of one model, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ilvr_ds.config import Recipe
+from ilvr_ds.data.collate import Collator
+from ilvr_ds.data.images import ImageEncoder, VisionLayout
+from ilvr_ds.data.loader import WindowDataset
+from ilvr_ds.data.reader import ShardReader
+from ilvr_ds.data.shards import ShardSet
+from ilvr_ds.data.template import SampleEncoder
+from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
+from ilvr_ds.model.student import load_config, vision_layout
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How samples become tokens, for a recipe."""
+
+    encoder: SampleEncoder
+    special: SpecialTokens
+    layout: VisionLayout
+    model_config: Any
+
+
+def build_encoding(recipe: Recipe) -> Encoding:
+    """Tokenizer, image processor and model configuration of `model.path`; reads no weights."""
+    config = load_config(recipe.model.path)
+    tokenizer, special = load_tokenizer(recipe.model.path)
+    images = ImageEncoder(recipe.model.path, recipe.data.max_image_pixels, recipe.data.blank_images)
+    encoder = SampleEncoder(tokenizer, special, images, recipe.model.latent_size, recipe.data.max_tokens)
+    return Encoding(encoder, special, vision_layout(config), config)
+
+
+def build_dataset(recipe: Recipe, encoding: Encoding, shards: ShardSet, numbers_of: Callable[[int], Any], micro: int) -> WindowDataset:
+    """Windows of a packed data set under a recipe."""
+    collator = Collator(
+        encoding.special,
+        encoding.layout,
+        recipe.model.latent_size,
+        recipe.selection.group_size,
+        recipe.data.padding_side,
+        micro,
+    )
+    return WindowDataset(ShardReader(shards), encoding.encoder, collator, numbers_of)

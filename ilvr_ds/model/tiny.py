@@ -1,0 +1,199 @@
+"""A tiny random Qwen2.5-VL with its tokenizer, built instead of downloaded, as a folder that stock transformers loads.
+
+The vision tower is random and meant to stay frozen. For that to be enough, a merged patch's feature has to be a
+signature of its own 28x28 pixels:
+
+- The plain initialisation (normal, std 0.02) is kept: the blocks then add a few per cent to the residual stream, so
+  that attention mixes hardly anything of other patches in. Depth 2, one windowed and one full block, is enough to run
+  both kinds of attention.
+- The mean of each patch filter is damped. Patches on white share one large component, the filters' answer to flat
+  white, which would put the cosine of any two cells near 0.8. It is not removed: a blank patch would be zero, and the
+  norm before the merger would blow up the traces of its neighbours.
+- Token embeddings and features get one scale, RMS 1. They stand side by side in the sequence, and so does the last
+  hidden state, RMS 1 after the final norm, that generation feeds back as a latent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+"""Qwen2.5-VL's special tokens in Qwen's order; they follow the vocabulary."""
+
+CHAT_TEMPLATE = """\
+{%- if messages[0]['role'] != 'system' -%}
+{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+{%- elif part['type'] == 'text' -%}
+{{- part['text'] -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}"""
+"""Says what Qwen2.5-VL's template says for text and images."""
+
+_PRETOKENIZER = (  # Qwen2's: words with their leading space, digits one by one
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_ROW_MULTIPLE = 64
+_HEAD_ROOM = 3  # rows for the latent tokens, which the trainer adds
+_FLAT_DAMPING = 0.2
+
+
+@dataclass(frozen=True)
+class TinySize:
+    """Sizes of a tiny model; the vision tower has 2 blocks, the second with full attention.
+
+    `vocab_size`: entries of the tokenizer before the special tokens, at most; at least 256, the bytes.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vision_hidden_size: int
+    vision_heads: int
+    vocab_size: int
+
+
+TINY = TinySize(64, 128, 2, 4, 2, vision_hidden_size=32, vision_heads=2, vocab_size=512)
+"""About 0.2 M parameters: for tests and the demo."""
+
+SMALL = TinySize(512, 1536, 8, 8, 2, vision_hidden_size=128, vision_heads=4, vocab_size=1024)
+"""A language model of about 25 M parameters: to learn the demo task on one GPU."""
+
+
+def build_tiny_model(directory: Path, *, texts: Iterable[str], size: TinySize = TINY, seed: int = 0) -> None:
+    """Write config, weights (fp32), tokenizer and image processor of a random Qwen2.5-VL into `directory`.
+
+    texts: what the tokenizer's merges are learnt from. The latent tokens are not in it, but the embedding has rows
+    for them. The same arguments give the same files.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = _build_tokenizer(texts, size.vocab_size)
+    tokenizer.save_pretrained(directory)
+    Qwen2VLImageProcessorPil().save_pretrained(directory)
+    _build_model(_build_config(size, tokenizer), seed).save_pretrained(directory)
+
+
+def _build_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """A byte-level BPE tokenizer as Qwen's, with merges learnt from `texts`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PRETOKENIZER), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=list(SPECIAL_TOKENS),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _build_config(size: TinySize, tokenizer: Any) -> Any:
+    """The model's configuration; ids of special tokens as the tokenizer gives them."""
+    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
+    rows = math.ceil((len(tokenizer) + _HEAD_ROOM) / _ROW_MULTIPLE) * _ROW_MULTIPLE
+    rotary = size.hidden_size // size.heads // 2  # pairs of a head, cut among time, height and width as Qwen does
+    text = {
+        "vocab_size": rows,
+        "hidden_size": size.hidden_size,
+        "intermediate_size": size.intermediate_size,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.kv_heads,
+        "max_position_embeddings": 32768,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [rotary // 4, rotary * 3 // 8, rotary * 3 // 8],
+        },
+        "bos_token_id": None,
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": size.vision_hidden_size,
+        "intermediate_size": 2 * size.vision_hidden_size,
+        "num_heads": size.vision_heads,
+        "out_hidden_size": size.hidden_size,
+        "fullatt_block_indexes": [1],
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+
+
+def _build_model(config: Any, seed: int) -> Any:
+    """Random weights (fp32) with the changes that the head of this file explains."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = Qwen2_5_VLForConditionalGeneration(config).float()
+        embedding = model.get_input_embeddings().weight
+        embedding.div_(_rms(embedding))
+
+        tower = model.model.visual
+        filters = tower.patch_embed.proj.weight  # [hidden, channels, frames, height, width]
+        filters.sub_((1 - _FLAT_DAMPING) * filters.mean(dim=(2, 3, 4), keepdim=True))
+        grid = torch.tensor([[1, 8, 8]])
+        noise = torch.randn(int(grid.prod()), filters[0].numel())
+        # Which picture it is does not matter for the scale: a norm stands before the merger.
+        tower.merger.mlp[-1].weight.div_(_rms(tower(noise, grid_thw=grid).pooler_output))
+    return model
+
+
+def _rms(values: torch.Tensor) -> torch.Tensor:
+    return values.pow(2).mean().sqrt()

@@ -1,0 +1,1 @@
+"""The training run: engines, steps, the loop, checkpoints, tracking."""

@@ -1,0 +1,142 @@
+"""From a recipe to the parts of a run: data, networks, teacher, tracking. Everything is checked before weights load."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ilvr_ds import dist
+from ilvr_ds.config import Recipe
+from ilvr_ds.data.loader import PlannedNumbers, SequentialNumbers, WindowDataset, WindowLoader
+from ilvr_ds.data.plan import SamplePlan
+from ilvr_ds.data.shards import ShardSet, open_dataset
+from ilvr_ds.distill.momentum import MomentumShards
+from ilvr_ds.distill.teacher import MomentumTeacher
+from ilvr_ds.errors import UserError
+from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
+from ilvr_ds.model.student import attention_backend
+from ilvr_ds.training.checkpoint import find_checkpoint, saved_state
+from ilvr_ds.training.engine import Networks, build_networks, deepspeed_settings, read_deepspeed_json
+from ilvr_ds.training.evaluation import HeldOut
+from ilvr_ds.training.step import StageOneStep
+from ilvr_ds.training.tracking import Tracker, TrackingTarget
+from ilvr_ds.training.trainer import Parts
+
+logger = logging.getLogger("ilvr_ds")
+
+
+def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
+    """Build a run (collective). Raises UserError for everything that a person can mend."""
+    file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
+    encoding = build_encoding(recipe)
+    shards = open_dataset(recipe.data.shards)
+    shards.check_trainable()
+    _check_lengths(recipe, shards)
+    train, world = recipe.train, dist.world_size()
+    plan = SamplePlan(
+        shards.shard_sizes,
+        recipe.run.seed,
+        recipe.data.lanes,
+        train.micro_batch_size * train.grad_accum_steps * world,
+        recipe.data.shuffle_window,
+    )
+    plan.check_world(world)
+    total = train.max_steps or train.epochs * plan.steps_per_epoch
+    logger.info(
+        "%d samples, %d a step on %d ranks, %d steps an epoch, %d samples left out of each epoch, %d steps in all",
+        len(shards), plan.global_batch, world, plan.steps_per_epoch, plan.remainder, total,
+    )  # fmt: skip
+    dataset = build_dataset(recipe, encoding, shards, PlannedNumbers(plan, dist.rank(), world), train.micro_batch_size)
+    identity = {
+        "data": shards.fingerprint,
+        "run.seed": recipe.run.seed,
+        "data.lanes": recipe.data.lanes,
+        "data.shuffle_window": recipe.data.shuffle_window,
+        "samples per step": plan.global_batch,
+    }
+    loader = WindowLoader(dataset, plan, identity, recipe.data.num_workers, dist.device().type == "cuda")
+    held_out = _held_out_dataset(recipe, encoding)
+    step, networks = build_step(recipe, file_settings, encoding)
+    longest = int(np.argmax(shards.tokens)) if shards.tokens.any() else None
+    evaluation = HeldOut(*held_out, step) if held_out else None
+    tracker = _tracker(recipe, file_settings, shards)
+    return Parts(recipe, loader, step, networks.trained, evaluation, tracker, total, longest)
+
+
+def build_step(recipe: Recipe, file_settings: dict[str, Any], encoding: Encoding) -> tuple[StageOneStep, Networks]:
+    """Student, tower and teacher of a recipe, ready to compute optimizer steps (collective)."""
+    images = encoding.encoder.images
+    networks = build_networks(
+        recipe, file_settings, encoding.model_config, len(encoding.encoder.tokenizer), (images.mean, images.std)
+    )
+    shards = MomentumShards(
+        networks.teacher_shards(), networks.student_shards(), recipe.teacher.momentum, dist.device()
+    )
+    teacher = MomentumTeacher(
+        networks.teacher, shards, networks.student_shards, recipe.selection, recipe.model.latent_size
+    )
+    logger.info("attention: %s; ZeRO stage %d", attention_backend(recipe.model.attention), networks.zero_stage)
+    return StageOneStep(networks.student, networks.tower, teacher, recipe.loss), networks
+
+
+def _check_lengths(recipe: Recipe, shards: ShardSet) -> None:
+    """Refuse a data set whose lengths were measured and are too long, before anything is loaded."""
+    longest = shards.manifest.longest_tokens
+    if longest > recipe.data.max_tokens:
+        raise UserError(
+            f"data.max_tokens is {recipe.data.max_tokens}, but {shards.label} holds a sample of {longest} tokens; "
+            f"raise it, or pack the data again with this recipe (ilvr-ds pack --config)"
+        )
+
+
+def _held_out_dataset(recipe: Recipe, encoding: Encoding) -> tuple[WindowDataset, int, list[str]] | None:
+    """The evaluation data, the number of windows of each rank, and the kinds of task."""
+    if recipe.data.eval_shards is None:
+        return None
+    shards = open_dataset(recipe.data.eval_shards)
+    shards.check_trainable()
+    micro, world = recipe.train.micro_batch_size, dist.world_size()
+    steps = min(recipe.evaluation.max_samples, len(shards)) // (micro * world)
+    if steps == 0:
+        raise UserError(
+            f"data.eval_shards: {shards.label} and evaluation.max_samples leave no whole micro-batch of {micro} "
+            f"samples for each of {world} ranks"
+        )
+    logger.info("evaluation on %d of %d held-out samples", steps * micro * world, len(shards))
+    dataset = build_dataset(recipe, encoding, shards, SequentialNumbers(micro, dist.rank(), world), micro)
+    return dataset, steps, sorted(shards.manifest.groups)
+
+
+def _tracker(recipe: Recipe, file_settings: dict[str, Any], shards: ShardSet) -> Tracker:
+    """The run's record; on the main rank the resolved settings are written beside it."""
+    directory = recipe.run_dir
+    artifacts: list[Path] = []
+    if dist.is_main():
+        directory.mkdir(parents=True, exist_ok=True)
+        settings = {"recipe.json": recipe.to_dict(), "deepspeed.json": deepspeed_settings(recipe, file_settings)}
+        for name, content in settings.items():
+            (directory / name).write_text(json.dumps(content, indent=1) + "\n")
+            artifacts.append(directory / name)
+    path = find_checkpoint(recipe)
+    return Tracker(
+        directory,
+        TrackingTarget(recipe.tracking.uri, recipe.tracking.experiment, recipe.run.name),
+        params=recipe.flat(),
+        tags={
+            "stage": str(recipe.train.stage),
+            "base_model": recipe.model.path,
+            "world_size": str(dist.world_size()),
+            "data": shards.label,
+            "data.fingerprint": shards.fingerprint,
+            "host": os.uname().nodename,
+        },
+        artifacts=artifacts,
+        is_writer=dist.is_main(),
+        resume_step=saved_state(path)["step"] if path else None,
+    )
+

@@ -1,0 +1,254 @@
+"""DeepSpeed's door: its settings, the student's engine, the teacher's engine, and the shards of their weights.
+
+Three networks stand here: the student (ZeRO engine with optimizer), the frozen vision tower (one plain copy per
+device, outside any engine) and the teacher's language model (an engine without an optimizer, always ZeRO-3, with its
+shards in host memory unless `teacher.offload` is none).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from torch import Tensor, nn
+from transformers.integrations import HfDeepSpeedConfig
+
+from ilvr_ds import dist
+from ilvr_ds.config import OptimConfig, Recipe
+from ilvr_ds.distill.query import ContextEncoder
+from ilvr_ds.distill.stage1 import StageOne
+from ilvr_ds.errors import UserError, nearest
+from ilvr_ds.model.student import (
+    add_adapters,
+    attention_backend,
+    build_text_model,
+    detach_tower,
+    load_student,
+    prepare_student,
+)
+from ilvr_ds.model.vision import VisionTower
+
+logger = logging.getLogger("ilvr_ds")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_OURS = {
+    "train_batch_size": "train.micro_batch_size and train.grad_accum_steps",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.grad_accum_steps",
+    "gradient_clipping": "optim.max_grad_norm",
+    "optimizer": "optim.name",
+    "scheduler": "optim.schedule",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "activation_checkpointing": "model.activation_checkpointing",
+}
+_THEIRS = frozenset(
+    "zero_optimization communication_data_type comms_logger wall_clock_breakdown memory_breakdown steps_per_print "
+    "prescale_gradients gradient_predivide_factor data_types aio flops_profiler dump_state "
+    "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer".split()
+)
+
+
+def read_deepspeed_json(path: str, recipe_dir: Path | None = None) -> dict[str, Any]:
+    """The ZeRO, offload and communication settings; looked for from the working directory, then beside the recipe.
+
+    Raises UserError for a missing file, bad JSON, an unknown key, or a key that the recipe owns.
+    """
+    places = [Path(path), *([recipe_dir / path] if recipe_dir else [])]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise UserError(f"deepspeed.config: no file '{path}' (looked at {', '.join(map(str, places))})")
+    try:
+        settings: dict[str, Any] = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not valid JSON ({error.msg})") from error
+    for key in settings:
+        if key in _OURS:
+            raise UserError(f"{file}: '{key}' belongs in the recipe, as {_OURS[key]}; remove it here")
+        if key not in _THEIRS:
+            raise UserError(f"{file}: unknown key '{key}'{nearest(key, _THEIRS)}")
+    zero = settings.get("zero_optimization", {})
+    known = {name for name in DeepSpeedZeroConfig.model_fields} | {
+        field.alias for field in DeepSpeedZeroConfig.model_fields.values() if field.alias
+    }
+    for key in zero:
+        if key not in known:
+            raise UserError(f"{file}: unknown key 'zero_optimization.{key}'{nearest(key, known)}")
+    return settings
+
+
+def deepspeed_settings(recipe: Recipe, file_settings: dict[str, Any]) -> dict[str, Any]:
+    """The student's DeepSpeed configuration: the JSON's settings and what the recipe owns."""
+    precision = recipe.train.precision
+    return {
+        "steps_per_print": 2**31,
+        **file_settings,
+        "train_micro_batch_size_per_gpu": recipe.train.micro_batch_size,
+        "gradient_accumulation_steps": recipe.train.grad_accum_steps,
+        "gradient_clipping": recipe.optim.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": recipe.optim.name == "cpu_adam",
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": precision == "fp16"},
+    }
+
+
+def teacher_settings(student: dict[str, Any], offload: str) -> dict[str, Any]:
+    """The teacher's DeepSpeed configuration: ZeRO-3 whatever the student's stage, nothing kept gathered.
+
+    With a persistence threshold above 0 the teacher would keep gathered copies of small weights and never see the
+    momentum update, without an error.
+    """
+    zero = student.get("zero_optimization", {})
+    shared = {key: zero[key] for key in ("stage3_prefetch_bucket_size", "stage3_max_live_parameters") if key in zero}
+    return {
+        "steps_per_print": 2**31,
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": student["bf16"],
+        "fp16": student["fp16"],
+        "zero_optimization": {
+            **shared,
+            "stage": 3,
+            "stage3_param_persistence_threshold": 0,
+            **({"offload_param": {"device": "cpu", "pin_memory": True}} if offload == "cpu" else {}),
+        },
+    }
+
+
+def init_process_group() -> None:
+    """Join the job; a process without a launcher becomes a job of one."""
+    dist.fill_in_environment()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(dist.device())
+    deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timedelta(minutes=30), verbose=False)
+
+
+@dataclass
+class Networks:
+    """What `build_networks` returns."""
+
+    student: Any
+    """DeepSpeed engine around a StageOne."""
+    teacher: Any
+    """DeepSpeed engine around a ContextEncoder."""
+    tower: VisionTower
+    zero_stage: int
+    trained: list[str]
+    """Names of the language model's trained parameters, in order; the teacher follows these."""
+
+    def student_shards(self) -> Iterator[Tensor]:
+        """This rank's float32 slice of each weight in `trained`, as the teacher's engine cuts it, in order.
+
+        ZeRO-3: views of the optimizer's master shards. Lower stages gather each weight in turn (collective).
+        """
+        student = dict(self.student.module.model.model.language_model.named_parameters())
+        optimizer = self.student.optimizer
+        for name, shard in zip(self.trained, self.teacher_shards(), strict=True):
+            if self.zero_stage == 3:
+                yield optimizer._get_fp32_opt_state_partition(student[name], True)[0]
+            else:
+                yield _slice(deepspeed.utils.safe_get_full_fp32_param(student[name]), shard.numel())
+
+    def teacher_shards(self) -> list[Tensor]:
+        """The flat shard of each weight in `trained` that the teacher's forward reads."""
+        teacher = dict(self.teacher.module.language_model.named_parameters())
+        return [teacher[name].ds_tensor for name in self.trained]
+
+
+def build_networks(
+    recipe: Recipe, file_settings: dict[str, Any], config: Any, num_tokens: int, pixel_stats: tuple[list[float], list[float]]
+) -> Networks:
+    """Load the student, take its tower apart, start both engines, and copy the student into the teacher.
+
+    pixel_stats: the image processor's channel means and standard deviations.
+    """
+    dtype, device = DTYPES[recipe.train.precision], dist.device()
+    settings = deepspeed_settings(recipe, file_settings)
+    zero_stage = int(settings.get("zero_optimization", {}).get("stage", 0))
+    # transformers holds the configuration by a weak reference: it lives as long as this variable
+    birth = HfDeepSpeedConfig(settings) if zero_stage == 3 else None
+    torch.manual_seed(recipe.run.seed)  # weights that are drawn are the same on every rank
+    model = load_student(recipe.model, dtype, num_tokens)
+    tower = VisionTower(detach_tower(model, _gather), *pixel_stats).to(device)
+    prepare_student(model, recipe.model)
+    root = StageOne(model, recipe.loss, recipe.run.seed)
+    trained = [p for p in root.parameters() if p.requires_grad]
+    student, *_ = deepspeed.initialize(
+        model=root, model_parameters=trained, optimizer=_optimizer(recipe.optim, trained), config=settings
+    )
+    del birth
+    teacher = _build_teacher(recipe, settings, config, model)
+    names = [n for n, p in model.model.language_model.named_parameters() if p.requires_grad]
+    networks = Networks(student, teacher, tower, zero_stage, names)
+    _copy_to_teacher(networks)
+    return networks
+
+
+def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: Any) -> Any:
+    settings = teacher_settings(student, recipe.teacher.offload)
+    birth = HfDeepSpeedConfig(settings)
+    text_config = config.text_config
+    text_config.vocab_size = model.config.text_config.vocab_size
+    language_model = build_text_model(text_config, attention_backend(recipe.model.attention))
+    if recipe.model.lora_rank:
+        add_adapters(language_model, recipe.model)
+    language_model.requires_grad_(False)
+    teacher, *_ = deepspeed.initialize(model=ContextEncoder(language_model).eval(), config=settings)
+    del birth
+    return teacher
+
+
+@torch.no_grad()
+def _copy_to_teacher(networks: Networks) -> None:
+    """Every weight of the student's language model, frozen ones too, into the teacher's shards."""
+    student = dict(networks.student.module.model.model.language_model.named_parameters())
+    for name, parameter in networks.teacher.module.language_model.named_parameters():
+        source, shard = student[name], parameter.ds_tensor
+        values = source.ds_tensor if hasattr(source, "ds_tensor") else _slice(source, shard.numel())
+        if values.numel() != shard.numel():
+            sizes = f"{values.numel()} elements in the student, {shard.numel()} in the teacher"
+            raise RuntimeError(f"the shards of {name} differ: {sizes}")
+        shard.copy_(values)
+
+
+def _slice(whole: Tensor, size: int) -> Tensor:
+    """This rank's `size` elements of a weight cut evenly over the ranks, padded with zeros at the end."""
+    flat = whole.detach().flatten()
+    padded = torch.nn.functional.pad(flat, (0, size * dist.world_size() - flat.numel()))
+    return padded.narrow(0, size * dist.rank(), size)
+
+
+def _gather(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters)
+    return context
+
+
+def _optimizer(settings: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    common: dict[str, Any] = {
+        "lr": settings.lr,
+        "betas": (settings.beta1, settings.beta2),
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
+    if settings.name == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **common)
+    if settings.name == "cpu_adam":
+        optimizer: torch.optim.Optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **common)
+        return optimizer
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UserError(f"optim.name is {settings.name}: needs bitsandbytes; pip install bitsandbytes") from error
+    cls = bitsandbytes.optim.AdamW8bit if settings.name == "adamw_8bit" else bitsandbytes.optim.PagedAdamW8bit
+    quantised: torch.optim.Optimizer = cls(parameters, **common)
+    return quantised

@@ -1,0 +1,60 @@
+"""Teacher-forced loss and answer accuracy on held-out samples, on all ranks together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ilvr_ds import dist
+from ilvr_ds.data.loader import WindowDataset
+from ilvr_ds.training.step import SUMS, StageOneStep
+from ilvr_ds.training.totals import Totals, ratio
+
+
+class HeldOut:
+    """Evaluates `steps` windows of `dataset` on each rank; `groups` are the kinds of task in the data set."""
+
+    def __init__(self, dataset: WindowDataset, steps: int, groups: list[str], step: StageOneStep) -> None:
+        self.dataset = dataset
+        self.steps = steps
+        self.groups = groups
+        self.step = step
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """Metrics `eval/...`; the same on all ranks. Collective."""
+        engine: Any = self.step.student
+        totals = Totals(SUMS, dist.device())
+        by_group = Totals([f"{kind}/{g}" for g in self.groups for kind in ("right", "answers")], dist.device())
+        engine.eval()
+        for window in self._windows():
+            prepared = self.step.prepare(window)
+            for micro in prepared.window.micro_batches:
+                right = self.step.answers(micro, prepared, totals)
+                for group in self.groups:
+                    mine = torch.tensor([g == group for g in micro.groups], device=right.device) & micro.has_answer
+                    by_group.add({f"right/{group}": (right & mine).sum(), f"answers/{group}": mine.sum()})
+        engine.train()
+        return _metrics(totals.take(), by_group.take(), self.groups)
+
+    def _windows(self) -> Iterator[Any]:
+        for number in range(self.steps):
+            window = self.dataset.window(self.dataset.numbers_of(number))
+            yield window.to(dist.device())
+
+
+def _metrics(sums: dict[str, float], groups: dict[str, float], names: list[str]) -> dict[str, float]:
+    metrics = {
+        "eval/ce": ratio(sums["ce"], sums["supervised"]),
+        "eval/alignment": ratio(sums["alignment"], sums["slots"]),
+        "eval/contrastive": ratio(sums["contrastive"], sums["slots"]),
+    }
+    if sums["answers"]:
+        metrics["eval/answers"] = sums["answers"]
+        metrics["eval/answer_accuracy"] = sums["right"] / sums["answers"]
+    for name in names:
+        if groups[f"answers/{name}"]:
+            metrics[f"eval/answer_accuracy/{name}"] = groups[f"right/{name}"] / groups[f"answers/{name}"]
+    return metrics

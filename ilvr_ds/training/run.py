@@ -1,0 +1,31 @@
+"""One training run from start to end, on this rank."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from ilvr_ds import dist
+from ilvr_ds.config import Recipe
+from ilvr_ds.training.assembly import assemble
+from ilvr_ds.training.engine import init_process_group
+from ilvr_ds.training.tracking import ui_command
+from ilvr_ds.training.trainer import Trainer
+
+logger = logging.getLogger("ilvr_ds")
+
+
+def train(recipe: Recipe, recipe_path: Path) -> int:
+    """Train; returns the exit code: 0 also when a signal asked to stop and a checkpoint was saved."""
+    init_process_group()
+    parts = assemble(recipe, recipe_path)
+    tracker = parts.tracker
+    status = "FAILED"
+    try:
+        status = "FINISHED" if Trainer(parts).fit() else "KILLED"
+    finally:
+        tracker.status(status)
+        tracker.close()
+    logger.info("%s; everything lies in %s", "finished" if status == "FINISHED" else "stopped", recipe.run_dir)
+    dist.close()
+    return 0

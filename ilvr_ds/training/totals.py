@@ -1,0 +1,34 @@
+"""Sums over steps and ranks, kept on the device until somebody wants to see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ilvr_ds import dist
+
+
+class Totals:
+    """Named running sums in one float64 vector on the device; reading them is the only host synchronisation."""
+
+    def __init__(self, names: list[str], device: torch.device) -> None:
+        self.names = names
+        self.values = torch.zeros(len(names), dtype=torch.float64, device=device)
+
+    def add(self, parts: Mapping[str, Tensor]) -> None:
+        """Add 0-dimensional device tensors; names that are not in `parts` stay as they are."""
+        zero = torch.zeros((), dtype=torch.float64, device=self.values.device)
+        self.values += torch.stack([parts[name].double() if name in parts else zero for name in self.names])
+
+    def take(self) -> dict[str, float]:
+        """Sums over all ranks since the last call, as numbers; starts again from zero. Collective."""
+        totals = dist.sum_over_ranks(self.values.clone()).tolist()
+        self.values.zero_()
+        return dict(zip(self.names, totals, strict=True))
+
+
+def ratio(numerator: float, denominator: float) -> float:
+    """A mean, 0 where there was nothing to average."""
+    return numerator / denominator if denominator else 0.0

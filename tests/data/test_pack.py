@@ -1,0 +1,121 @@
+"""Packing: what is accepted, what is left out and why, and nothing half-done."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from ilvr_ds.data.pack import pack, pack_samples
+from ilvr_ds.data.reader import ShardReader
+from ilvr_ds.data.sample import Sample, SampleError
+from ilvr_ds.data.shards import open_dataset
+from ilvr_ds.errors import UserError
+from tests.data.packing import image_bytes, make_sample, write_jsonl
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Five lines: two good ones, a broken one, a long one, one whose image escapes."""
+    (tmp_path / "a.png").write_bytes(image_bytes())
+    good = {"text_input": "Why?", "image_input": "a.png", "group": "g", "text_output": "x<output_image>y"}
+    good["image_output"] = "a.png"
+    records = [good, b"{", good | {"text_input": "long " * 50}, good | {"image_input": "../a.png"}, good]
+    return write_jsonl(tmp_path / "train.jsonl", records)
+
+
+def words(sample: Sample) -> int:
+    return len(sample.question.split())
+
+
+def test_report_and_files(source, tmp_path):
+    report = pack(source, tmp_path, tmp_path / "out", measure=words, measured_with={"unit": "words"}, max_tokens=10)
+    assert (report.accepted, report.too_long, report.without_plan, report.groups) == (2, 1, 0, {"g": 2})
+    assert [rejected.line for rejected in report.rejected] == [2, 3, 4]
+    assert report.bytes == (tmp_path / "out" / "shard-000000.tar").stat().st_size
+    written = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert written == [dataclasses.asdict(rejected) for rejected in report.rejected]
+    assert written[1] == {"line": 3, "id": "train-3", "reason": "50 tokens, the limit is 10"}
+    manifest = open_dataset(tmp_path / "out", "full").manifest
+    assert manifest == report.manifest
+    assert (manifest.rejected, manifest.longest_tokens, manifest.tokens_measured_with) == (3, 1, {"unit": "words"})
+    assert manifest.source["file"] == "train.jsonl"
+    text = "\n".join(report.lines())
+    assert "2 samples in 1 shard" in text and "rejected: 3, of which too long: 1" in text
+    assert "line 4 (train-4): input image '../a.png': the path leaves the image root" in text
+
+
+def test_long_samples_stay_whole_without_a_limit(source, tmp_path):
+    report = pack(source, tmp_path, tmp_path / "out", measure=words)
+    assert (report.accepted, report.too_long, report.manifest.longest_tokens) == (3, 0, 50)
+    assert ShardReader(open_dataset(tmp_path / "out")).read(1).question == "long " * 50
+
+
+def test_progress_after_every_record(source, tmp_path):
+    calls: list[tuple[int, int, int]] = []
+    pack(source, tmp_path, tmp_path / "out", progress=lambda *call: calls.append(call))
+    assert [call[:2] for call in calls] == [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2)]
+    assert 0 < calls[0][2] == calls[1][2] < calls[2][2]
+
+
+def test_nothing_accepted_leaves_nothing(tmp_path):
+    source = write_jsonl(tmp_path / "bad.jsonl", [{"text_input": "x", "image_input": "no.png"}, b"["])
+    with pytest.raises(
+        UserError, match=r"all 2 records were rejected, line 1: .*'no.png' is missing.*; 1 other reason"
+    ):
+        pack(source, tmp_path, tmp_path / "out", format="mirage")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=r"there are no records"):
+        pack(tmp_path / "empty.jsonl", tmp_path, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"bad.jsonl", "empty.jsonl"}
+
+
+def test_a_missing_input_is_named_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"none.jsonl: cannot"):
+        pack(tmp_path / "none.jsonl", tmp_path, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_mixed_formats_leave_nothing(source, tmp_path):
+    source.write_bytes(source.read_bytes() + b'{"text_input": "x", "sequence_plan": []}\n')
+    with pytest.raises(UserError, match=r"train.jsonl:6"):
+        pack(source, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_samples_are_counted(tmp_path):
+    source = write_jsonl(tmp_path / "test.jsonl", [{"text_input": "x", "map_desc": [[1]]}, {"text_input": "y"}])
+    report = pack(source, tmp_path, tmp_path / "out")
+    assert report.without_plan == 2
+    assert "without a plan, for evaluation only: 2" in report.lines()
+    assert ShardReader(open_dataset(tmp_path / "out")).read(0).meta == {"map_desc": "[[1]]"}
+
+
+def test_samples_made_by_a_program(tmp_path):
+    samples = [make_sample(0), make_sample(1), make_sample(0), dataclasses.replace(make_sample(2), question="\ud800")]
+
+    def measure(sample: Sample) -> int:
+        if sample.id == "sample-1":
+            raise SampleError("the text holds the reserved token <|im_end|>")
+        return 5
+
+    report = pack_samples(iter(samples), tmp_path / "out", measure=measure)
+    assert [(r.line, r.reason.split(" (")[0]) for r in report.rejected] == [
+        (2, "the text holds the reserved token <|im_end|>"),
+        (3, "the id stands already in line 1"),
+        (4, "the text is not valid Unicode"),
+    ]
+    assert report.manifest.source is None
+    assert ShardReader(open_dataset(tmp_path / "out")).read(0) == samples[0]
+
+
+def test_long_lists_of_rejections_are_shortened_only_on_screen(tmp_path):
+    samples = [make_sample(0)] * 31
+    report = pack_samples(samples, tmp_path / "out")
+    assert report.lines()[-1].startswith("  ... and 10 more in ")
+    assert len((tmp_path / "out" / "rejected.jsonl").read_text().splitlines()) == 30
+
+
+def test_a_limit_without_a_measure_is_a_mistake_of_the_caller(tmp_path):
+    with pytest.raises(ValueError, match=r"max_tokens needs measure"):
+        pack_samples([make_sample(0)], tmp_path / "out", max_tokens=3)
