@@ -61,7 +61,9 @@ class WindowDataset(Dataset["Window | BadSample"]):
             return self.encoder(sample)
         except SampleError as error:
             where = f"sample {number} ('{sample.id}') of {self.reader.location}"
-            raise UserError(f"{where}: {error}; pack the data again with this recipe (ilvr-ds pack --config)") from error
+            raise UserError(
+                f"{where}: {error}; pack the data again with this recipe (ilvr-ds pack --config)"
+            ) from error
 
 
 @dataclass
@@ -94,7 +96,9 @@ class SequentialNumbers:
 class WindowLoader:
     """Iterates over (step, window) from `state_dict()["step"]` up to `last_step`."""
 
-    def __init__(self, dataset: WindowDataset, plan: SamplePlan, identity: dict[str, Any], num_workers: int, pin_memory: bool) -> None:
+    def __init__(
+        self, dataset: WindowDataset, plan: SamplePlan, identity: dict[str, Any], num_workers: int, pin_memory: bool
+    ) -> None:
         self.dataset = dataset
         self.steps_per_epoch = plan.steps_per_epoch
         self.identity = identity

@@ -61,6 +61,7 @@ class SampleEncoder:
         self.latent_size = latent_size
         self.max_tokens = max_tokens
         self.merge_size: int = images.processor.merge_size
+        self._opening = 1 + len(tokenizer("assistant", add_special_tokens=False)["input_ids"])
         self._reserved = re.compile("|".join(re.escape(t) for t in tokenizer.all_special_tokens + _vision_words()))
 
     def __call__(self, sample: Sample) -> EncodedSample:
@@ -123,7 +124,7 @@ class SampleEncoder:
     def _labels(self, ids: Int64, assistant: int) -> Int64:
         """-100 up to and including `<|im_start|>assistant` and on latent pads; all the rest is supervised."""
         labels = ids.copy()
-        labels[: assistant + 2] = IGNORE
+        labels[: assistant + self._opening] = IGNORE
         labels[ids == self.special.latent_pad] = IGNORE
         return labels
 

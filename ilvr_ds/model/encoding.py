@@ -36,7 +36,9 @@ def build_encoding(recipe: Recipe) -> Encoding:
     return Encoding(encoder, special, vision_layout(config), config)
 
 
-def build_dataset(recipe: Recipe, encoding: Encoding, shards: ShardSet, numbers_of: Callable[[int], Any], micro: int) -> WindowDataset:
+def build_dataset(
+    recipe: Recipe, encoding: Encoding, shards: ShardSet, numbers_of: Callable[[int], Any], micro: int
+) -> WindowDataset:
     """Windows of a packed data set under a recipe."""
     collator = Collator(
         encoding.special,

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
@@ -83,6 +82,8 @@ def prepare_student(model: Any, settings: ModelConfig) -> None:
 
 def add_adapters(language_model: nn.Module, settings: ModelConfig) -> None:
     """LoRA adapters on the linear layers of a language model (the student's and the teacher's alike)."""
+    from peft import LoraConfig, inject_adapter_in_model  # slow to import: it brings DeepSpeed along
+
     lora = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=list(settings.lora_targets))
     try:
         inject_adapter_in_model(lora, language_model)

@@ -20,7 +20,6 @@ from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
 from ilvr_ds.model.student import attention_backend
-from ilvr_ds.training.checkpoint import find_checkpoint, saved_state
 from ilvr_ds.training.engine import Networks, build_networks, deepspeed_settings, read_deepspeed_json
 from ilvr_ds.training.evaluation import HeldOut
 from ilvr_ds.training.step import StageOneStep
@@ -89,7 +88,7 @@ def _check_lengths(recipe: Recipe, shards: ShardSet) -> None:
     longest = shards.manifest.longest_tokens
     if longest > recipe.data.max_tokens:
         raise UserError(
-            f"data.max_tokens is {recipe.data.max_tokens}, but {shards.label} holds a sample of {longest} tokens; "
+            f"data.max_tokens is {recipe.data.max_tokens}, but {shards.location} holds a sample of {longest} tokens; "
             f"raise it, or pack the data again with this recipe (ilvr-ds pack --config)"
         )
 
@@ -104,7 +103,7 @@ def _held_out_dataset(recipe: Recipe, encoding: Encoding) -> tuple[WindowDataset
     steps = min(recipe.evaluation.max_samples, len(shards)) // (micro * world)
     if steps == 0:
         raise UserError(
-            f"data.eval_shards: {shards.label} and evaluation.max_samples leave no whole micro-batch of {micro} "
+            f"data.eval_shards: {shards.location} and evaluation.max_samples leave no whole micro-batch of {micro} "
             f"samples for each of {world} ranks"
         )
     logger.info("evaluation on %d of %d held-out samples", steps * micro * world, len(shards))
@@ -122,21 +121,18 @@ def _tracker(recipe: Recipe, file_settings: dict[str, Any], shards: ShardSet) ->
         for name, content in settings.items():
             (directory / name).write_text(json.dumps(content, indent=1) + "\n")
             artifacts.append(directory / name)
-    path = find_checkpoint(recipe)
     return Tracker(
         directory,
-        TrackingTarget(recipe.tracking.uri, recipe.tracking.experiment, recipe.run.name),
+        TrackingTarget(recipe.tracking.uri, recipe.tracking.experiment, recipe.run.name, Path(recipe.run.output_dir)),
         params=recipe.flat(),
         tags={
             "stage": str(recipe.train.stage),
             "base_model": recipe.model.path,
             "world_size": str(dist.world_size()),
-            "data": shards.label,
+            "data": shards.location,
             "data.fingerprint": shards.fingerprint,
             "host": os.uname().nodename,
         },
         artifacts=artifacts,
         is_writer=dist.is_main(),
-        resume_step=saved_state(path)["step"] if path else None,
     )
-

@@ -166,7 +166,11 @@ class Networks:
 
 
 def build_networks(
-    recipe: Recipe, file_settings: dict[str, Any], config: Any, num_tokens: int, pixel_stats: tuple[list[float], list[float]]
+    recipe: Recipe,
+    file_settings: dict[str, Any],
+    config: Any,
+    num_tokens: int,
+    pixel_stats: tuple[list[float], list[float]],
 ) -> Networks:
     """Load the student, take its tower apart, start both engines, and copy the student into the teacher.
 

@@ -9,7 +9,7 @@ from ilvr_ds import dist
 from ilvr_ds.config import Recipe
 from ilvr_ds.training.assembly import assemble
 from ilvr_ds.training.engine import init_process_group
-from ilvr_ds.training.tracking import ui_command
+from ilvr_ds.training.tracking import Status, ui_command
 from ilvr_ds.training.trainer import Trainer
 
 logger = logging.getLogger("ilvr_ds")
@@ -19,13 +19,17 @@ def train(recipe: Recipe, recipe_path: Path) -> int:
     """Train; returns the exit code: 0 also when a signal asked to stop and a checkpoint was saved."""
     init_process_group()
     parts = assemble(recipe, recipe_path)
-    tracker = parts.tracker
-    status = "FAILED"
+    status: Status = "FAILED"
     try:
         status = "FINISHED" if Trainer(parts).fit() else "KILLED"
     finally:
-        tracker.status(status)
-        tracker.close()
-    logger.info("%s; everything lies in %s", "finished" if status == "FINISHED" else "stopped", recipe.run_dir)
+        parts.tracker.close(status)
+    if dist.is_main():
+        uri = parts.tracker.target.resolved_uri()
+        logger.info("%s; record and checkpoints: %s", _WORDS[status], recipe.run_dir)
+        logger.info("look at it: %s", ui_command(uri))
     dist.close()
     return 0
+
+
+_WORDS = {"FINISHED": "finished", "KILLED": "stopped by a signal, checkpoint saved"}

@@ -48,7 +48,7 @@ class Trainer:
         self.student, self.teacher = parts.step.student, parts.step.teacher
         self.totals = Totals([*SUMS, "drift", "weight"], dist.device())
         self.speed, self.memory, self.phases = Throughput(), MemoryMonitor(), PhaseTimer()
-        self.progress = Progress(parts.total_steps, parts.recipe.tracking.every_steps, is_main=dist.is_main())
+        self.progress = Progress(parts.total_steps, dist.is_main())
         self.signal = StopSignal()
         self.saved_step = -1
 

@@ -1,0 +1,147 @@
+"""Small observers of a run: speed, memory, phases, the wish to stop, a line of progress."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+logger = logging.getLogger("ilvr_ds")
+GIB = 2**30
+
+
+class Throughput:
+    """Counts what the CPU knows of each step; never touches the device."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._steps = self._samples = self._tokens = self._padding = 0
+
+    def add(self, samples: int, tokens: int, padding: int) -> None:
+        """One step of this rank: real tokens and padding tokens."""
+        self._steps += 1
+        self._samples += samples
+        self._tokens += tokens
+        self._padding += padding
+
+    def take(self, world_size: int) -> dict[str, float]:
+        """Rates since the last call; those of all ranks are this rank's times `world_size`."""
+        now = time.monotonic()
+        seconds = max(now - self._since, 1e-9)
+        metrics = {
+            "speed/seconds_per_step": seconds / max(1, self._steps),
+            "speed/samples_per_second": world_size * self._samples / seconds,
+            "speed/tokens_per_second": world_size * self._tokens / seconds,
+            "data/padding_fraction": self._padding / max(1, self._padding + self._tokens),
+        }
+        self._since = now
+        self._steps = self._samples = self._tokens = self._padding = 0
+        return metrics
+
+
+class MemoryMonitor:
+    """Peak memory of this process: on its device, and on the host."""
+
+    def take(self) -> dict[str, float]:
+        """Peaks since the start, in GiB."""
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        metrics = {"memory/peak_host_gib": peak_kib * 1024 / GIB}
+        if torch.cuda.is_available():
+            metrics["memory/peak_device_gib"] = torch.cuda.max_memory_allocated() / GIB
+        return metrics
+
+    def summary(self) -> str:
+        """The peaks in words."""
+        return ", ".join(f"{name.split('/')[1]} {value:.1f}" for name, value in self.take().items())
+
+
+class PhaseTimer:
+    """Wall seconds of named phases. On a GPU these are the times to enqueue the work, not to do it."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        start = time.perf_counter()
+        yield
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """Seconds of each phase since the last call."""
+        metrics = {f"speed/host_seconds/{name}": seconds for name, seconds in self._seconds.items()}
+        self._seconds.clear()
+        return metrics
+
+
+class StopSignal:
+    """Within its block SIGTERM, SIGINT and SIGUSR1 ask to stop after the step; a second one ends the process at once."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.requested:
+            os._exit(128 + number)
+        self.requested = True
+
+
+class Progress:
+    """A bar on a terminal, else a plain line per log interval; only on the main rank."""
+
+    def __init__(self, total_steps: int, is_main: bool) -> None:
+        self.total = total_steps
+        self.is_main = is_main
+        self._bar: Any = None
+        self._first: tuple[int, float] | None = None
+        if is_main and sys.stderr.isatty():
+            self._bar = tqdm(total=total_steps, unit="step", dynamic_ncols=True)
+
+    def update(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Show the state after `done` steps."""
+        if not self.is_main:
+            return
+        speed = metrics["speed/tokens_per_second"]
+        shown = {"loss": metrics["loss/total"], "ce": metrics["loss/ce"], "align": metrics["loss/alignment"]}
+        if self._bar is not None:
+            self._bar.set_postfix({**{k: f"{v:.3f}" for k, v in shown.items()}, "tok/s": f"{speed:.0f}"}, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        losses = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        logger.info("step %d/%d  %s  %.0f tokens/s%s", done, self.total, losses, speed, self._eta(done))
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _eta(self, done: int) -> str:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (done, now)
+            return ""
+        steps, since = done - self._first[0], now - self._first[1]
+        left = int(since / max(1, steps) * (self.total - done))
+        return f"  {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
