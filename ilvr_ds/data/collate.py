@@ -174,7 +174,9 @@ class Collator:
             sample_of_segment=torch.tensor([b for _, b, _ in mine], dtype=torch.int64),
             candidate_rows=_join(rows),
             candidate_offsets=torch.from_numpy(np.cumsum([0, *map(len, rows)], dtype=np.int64)),
-            noise_keys=torch.tensor([(int(numbers[members.start + b]), m) for _, b, m in mine], dtype=torch.int64).view(-1, 2),
+            noise_keys=torch.tensor([(int(numbers[members.start + b]), m) for _, b, m in mine], dtype=torch.int64).view(
+                -1, 2
+            ),
             answer_rows=_join(answers),
             answer_samples=_join([np.full(len(rows), b) for b, rows in enumerate(answers)]),
             has_answer=torch.tensor([len(rows) > 0 for rows in answers]),

@@ -6,6 +6,7 @@ through worker queues and PCIe, and half of what is left because both frames of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -81,20 +82,25 @@ class ImageEncoder:
             raise SampleError(str(error)) from error
         return height // self.processor.patch_size, width // self.processor.patch_size
 
-    def __call__(self, data: bytes) -> tuple[NDArray[np.uint8], Grid]:
-        """Patches [h*w, 3*patch*patch] uint8 in the tower's order, and the grid (h, w) in patches."""
-        image = decode_image(data)
-        grid = self._grid(image)
+    def __call__(self, files: Sequence[bytes]) -> list[tuple[NDArray[np.uint8], Grid]]:
+        """For each image: patches [h*w, 3*patch*patch] uint8 in the tower's order, and its grid (h, w) in patches."""
+        if not files:
+            return []
+        images = [decode_image(data) for data in files]
+        grids = [self._grid(image) for image in images]
+        resized = [self._resize(image, grid) for image, grid in zip(images, grids, strict=True)]
+        raw = self.processor.preprocess(
+            resized, do_resize=False, do_rescale=False, do_normalize=False, return_tensors="np"
+        )["pixel_values"]
+        one_frame = raw.reshape(raw.shape[0], 3, 2, -1)[:, :, 0].reshape(raw.shape[0], -1).astype(np.uint8)
+        ends = np.cumsum([height * width for height, width in grids])
+        return list(zip(np.split(one_frame, ends[:-1]), grids, strict=True))
+
+    def _resize(self, image: Image.Image, grid: Grid) -> Image.Image:
         height, width = (side * self.processor.patch_size for side in grid)
         if self.blank:
-            image = Image.new("RGB", (width, height), GREY)
-        elif image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        raw = self.processor.preprocess(
-            image, do_resize=False, do_rescale=False, do_normalize=False, return_tensors="np"
-        )["pixel_values"]
-        frames = raw.reshape(raw.shape[0], 3, 2, -1)
-        return np.ascontiguousarray(frames[:, :, 0].reshape(raw.shape[0], -1).astype(np.uint8)), grid
+            return Image.new("RGB", (width, height), GREY)
+        return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 @dataclass(frozen=True)

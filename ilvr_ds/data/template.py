@@ -66,7 +66,7 @@ class SampleEncoder:
 
     def __call__(self, sample: Sample) -> EncodedSample:
         """Encode one sample; raises SampleError where it is too long or holds reserved tokens as text."""
-        encoded = [self.images(data) for data in (*sample.input_images, *sample.helper_images)]
+        encoded = self.images((*sample.input_images, *sample.helper_images))
         grids = tuple(grid for _, grid in encoded)
         ids, answer = self._tokens(sample, list(grids[: len(sample.input_images)]))
         if len(ids) > self.max_tokens:
