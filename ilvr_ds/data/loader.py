@@ -6,7 +6,7 @@ The position is one number, the optimizer step. Everything else follows from the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,24 @@ class SequentialNumbers:
         return np.arange(start, start + self.batch)
 
 
+def iterate_windows(
+    dataset: WindowDataset, steps: Sequence[int], num_workers: int, pin_memory: bool
+) -> Iterator[Window]:
+    """Windows of `steps` in order, made by worker processes; raises UserError for a sample that does not fit."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
+    loader: DataLoader[Window | BadSample] = DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=steps,  # type: ignore[arg-type]
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+    )
+    for window in loader:
+        if isinstance(window, BadSample):
+            raise UserError(window.message)
+        yield window
+
+
 class WindowLoader:
     """Iterates over (step, window) from `state_dict()["step"]` up to `last_step`."""
 
@@ -111,17 +129,7 @@ class WindowLoader:
 
         A window counts as consumed when the next one is asked for: `state_dict` before that names it again.
         """
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-        loader: DataLoader[Window | BadSample] = DataLoader(
-            self.dataset,
-            batch_size=None,
-            sampler=range(self.step, last_step),  # type: ignore[arg-type]
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-        )
-        for window in loader:
-            if isinstance(window, BadSample):
-                raise UserError(window.message)
+        for window in iterate_windows(self.dataset, range(self.step, last_step), self.num_workers, self.pin_memory):
             yield self.step, window
             self.step += 1
 

@@ -93,8 +93,8 @@ def _check_lengths(recipe: Recipe, shards: ShardSet) -> None:
         )
 
 
-def _held_out_dataset(recipe: Recipe, encoding: Encoding) -> tuple[WindowDataset, int, list[str]] | None:
-    """The evaluation data, the number of windows of each rank, and the kinds of task."""
+def _held_out_dataset(recipe: Recipe, encoding: Encoding) -> tuple[WindowDataset, int, int, list[str]] | None:
+    """The evaluation data, loader workers, the number of windows of each rank, and the kinds of task."""
     if recipe.data.eval_shards is None:
         return None
     shards = open_dataset(recipe.data.eval_shards)
@@ -108,7 +108,7 @@ def _held_out_dataset(recipe: Recipe, encoding: Encoding) -> tuple[WindowDataset
         )
     logger.info("evaluation on %d of %d held-out samples", steps * micro * world, len(shards))
     dataset = build_dataset(recipe, encoding, shards, SequentialNumbers(micro, dist.rank(), world), micro)
-    return dataset, steps, sorted(shards.manifest.groups)
+    return dataset, recipe.data.num_workers, steps, sorted(shards.manifest.groups)
 
 
 def _tracker(recipe: Recipe, file_settings: dict[str, Any], shards: ShardSet) -> Tracker:

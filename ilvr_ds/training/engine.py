@@ -27,6 +27,7 @@ from ilvr_ds.config import OptimConfig, Recipe
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.distill.stage1 import StageOne
 from ilvr_ds.errors import UserError, nearest
+from ilvr_ds.model.attention import use_varlen_attention
 from ilvr_ds.model.student import (
     add_adapters,
     attention_backend,
@@ -53,9 +54,20 @@ _OURS = {
     "activation_checkpointing": "model.activation_checkpointing",
 }
 _THEIRS = frozenset(
-    "zero_optimization communication_data_type comms_logger wall_clock_breakdown memory_breakdown steps_per_print "
-    "prescale_gradients gradient_predivide_factor data_types aio flops_profiler dump_state "
-    "zero_allow_untested_optimizer zero_force_ds_cpu_optimizer".split()
+    {
+        "zero_optimization",
+        "communication_data_type",
+        "prescale_gradients",
+        "gradient_predivide_factor",
+        "data_types",
+        "aio",
+        "comms_logger",
+        "flops_profiler",
+        "wall_clock_breakdown",
+        "memory_breakdown",
+        "steps_per_print",
+        "dump_state",
+    }
 )
 
 
@@ -78,7 +90,7 @@ def read_deepspeed_json(path: str, recipe_dir: Path | None = None) -> dict[str, 
         if key not in _THEIRS:
             raise UserError(f"{file}: unknown key '{key}'{nearest(key, _THEIRS)}")
     zero = settings.get("zero_optimization", {})
-    known = {name for name in DeepSpeedZeroConfig.model_fields} | {
+    known = set(DeepSpeedZeroConfig.model_fields) | {
         field.alias for field in DeepSpeedZeroConfig.model_fields.values() if field.alias
     }
     for key in zero:
@@ -183,7 +195,9 @@ def build_networks(
     birth = HfDeepSpeedConfig(settings) if zero_stage == 3 else None
     torch.manual_seed(recipe.run.seed)  # weights that are drawn are the same on every rank
     model = load_student(recipe.model, dtype, num_tokens)
-    tower = VisionTower(detach_tower(model, _gather), *pixel_stats).to(device)
+    plain_tower = detach_tower(model, _gather)
+    use_varlen_attention(plain_tower, device, dtype)
+    tower = VisionTower(plain_tower, *pixel_stats).to(device)
     prepare_student(model, recipe.model)
     root = StageOne(model, recipe.loss, recipe.run.seed)
     trained = [p for p in root.parameters() if p.requires_grad]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ilvr_ds import dist
-from ilvr_ds.data.loader import WindowDataset
+from ilvr_ds.data.loader import WindowDataset, iterate_windows
 from ilvr_ds.training.step import SUMS, StageOneStep
 from ilvr_ds.training.totals import Totals, ratio
 
@@ -16,8 +16,11 @@ from ilvr_ds.training.totals import Totals, ratio
 class HeldOut:
     """Evaluates `steps` windows of `dataset` on each rank; `groups` are the kinds of task in the data set."""
 
-    def __init__(self, dataset: WindowDataset, steps: int, groups: list[str], step: StageOneStep) -> None:
+    def __init__(
+        self, dataset: WindowDataset, num_workers: int, steps: int, groups: list[str], step: StageOneStep
+    ) -> None:
         self.dataset = dataset
+        self.num_workers = min(num_workers, steps)
         self.steps = steps
         self.groups = groups
         self.step = step
@@ -40,8 +43,7 @@ class HeldOut:
         return _metrics(totals.take(), by_group.take(), self.groups)
 
     def _windows(self) -> Iterator[Any]:
-        for number in range(self.steps):
-            window = self.dataset.window(self.dataset.numbers_of(number))
+        for window in iterate_windows(self.dataset, range(self.steps), self.num_workers, pin_memory=False):
             yield window.to(dist.device())
 
 

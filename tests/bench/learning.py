@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--control-workers", type=int, default=3)
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--minutes", type=float, default=60.0, help="ask the runs to stop after this time")
     options = parser.parse_args()
     draw_data(options.output, options.samples, options.workers)
     write_demo_model(options.output / "model", TaskSpec(), options.size)
@@ -46,7 +48,8 @@ def main() -> None:
         start(options, "seeing", options.steps, options.workers, blank=False),
         start(options, "blind", options.control_steps, options.control_workers, blank=True),
     ]
-    codes = [run.wait() for run in runs]
+    deadline = time.monotonic() + 60 * options.minutes
+    codes = [finish(run, deadline) for run in runs]
     for name in ("seeing", "blind"):
         print_table(options.output / "runs" / name / "metrics.jsonl", name, options.batch)
     sys.exit(max(codes))
@@ -81,9 +84,10 @@ def start(options: argparse.Namespace, name: str, steps: int, workers: int, blan
         "model": {"path": str(output / "model"), "latent_size": 8},
         "teacher": {"momentum": 0.99},
         "selection": {"temperature": 0.1},
+        "loss": {"align_weight": 0.1, "contrastive_weight": 0.02},
         "optim": {"lr": options.lr, "warmup_steps": 200, "schedule": "linear", "min_lr_ratio": 0.1, "beta2": 0.98},
         "train": {"max_steps": steps, "micro_batch_size": options.batch, "precision": options.precision},
-        "evaluation": {"every_steps": 250, "max_samples": 2048},
+        "evaluation": {"every_steps": 200, "max_samples": 4096},
         "checkpoint": {"every_steps": 0},
         "tracking": {"every_steps": 50, "experiment": "learning"},
         "deepspeed": {"config": "ds_configs/zero3_single_gpu.json"},
@@ -93,6 +97,15 @@ def start(options: argparse.Namespace, name: str, steps: int, workers: int, blan
     log = (output / f"{name}.log").open("w")
     command = [sys.executable, "launch/train.sh", "--config", str(path)]
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def finish(run: subprocess.Popen[bytes], deadline: float) -> int:
+    """Wait for a run; when its time is over, ask it to stop after its step, which saves it."""
+    try:
+        return run.wait(max(1.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        run.terminate()
+        return run.wait()
 
 
 def print_table(path: Path, name: str, batch: int) -> None:
