@@ -1,6 +1,11 @@
-"""Packaging of ilvr_ds; `pip install .` gives the library and the `ilvr-ds` command."""
+"""Packaging of ilvr_ds; `pip install .` gives the library and the `ilvr-ds` command.
 
+`ILVR_BUILD_OPS=1 pip install --no-build-isolation .` also builds the native operators, for TORCH_CUDA_ARCH_LIST.
+"""
+
+import os
 import re
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -8,6 +13,12 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 version = re.search(r'__version__ = "([^"]+)"', (root / "ilvr_ds/__init__.py").read_text())
 assert version is not None
+native = {}
+if os.environ.get("ILVR_BUILD_OPS") == "1":
+    sys.path.insert(0, str(root))
+    from ilvr_ds.ops.build import ahead_of_time
+
+    native = ahead_of_time()
 
 setup(
     name="ilvr_ds",
@@ -17,8 +28,11 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=find_packages(include=["ilvr_ds", "ilvr_ds.*"]),
-    package_data={"ilvr_ds": ["py.typed"]},
+    # the sources travel inside the package, for the build at first use
+    packages=[*find_packages(include=["ilvr_ds", "ilvr_ds.*"]), "ilvr_ds.csrc"],
+    package_dir={"ilvr_ds.csrc": "csrc"},
+    package_data={"ilvr_ds": ["py.typed"], "ilvr_ds.csrc": ["*.cpp", "*/*.cpp", "*/*.h", "*/*.cu", "*/*.cuh"]},
+    **native,
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
@@ -30,6 +44,8 @@ setup(
         "pandas",
         "psutil",
         "peft>=0.19",
+        "accelerate",
+        "packaging",
         "safetensors",
         "numpy",
         "pillow",
@@ -41,7 +57,16 @@ setup(
     extras_require={
         "cuda": ["flash-attn>=2.7", "bitsandbytes>=0.50"],
         "ui": ["mlflow>=3.17"],
-        "dev": ["pytest", "pytest-timeout", "ruff", "mypy", "types-PyYAML", "types-requests", "types-tqdm", "bitsandbytes>=0.50"],
+        "dev": [
+            "pytest",
+            "pytest-timeout",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+            "types-requests",
+            "types-tqdm",
+            "bitsandbytes>=0.50",
+        ],
     },
     entry_points={"console_scripts": ["ilvr-ds=ilvr_ds.cli:main"]},
 )

@@ -72,7 +72,8 @@ class ModelConfig:
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass: less memory, about a third more work."""
     lora_rank: int = 0
-    """Rank of LoRA adapters on the language model; 0 trains all of its weights."""
+    """Rank of LoRA adapters on the language model; 0 trains all of its weights. With adapters the embedding and the
+    head stay frozen, the rows of the latent tokens among them."""
     lora_alpha: float = 16.0
     """LoRA scale (alpha / rank multiplies the adapter's output)."""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -297,7 +298,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             raise UserError(f"--set {override}: expected section.key=value")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"--set {override}: the value is not valid YAML") from error
         values[key.strip()] = _Value(value, f"--set {override}")
     return build_recipe(values, missing_at=str(path))
@@ -383,15 +384,17 @@ _KIND_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "tru
 
 def _read_yaml(path: Path) -> dict[str, _Value]:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot read the recipe (not UTF-8 text)") from error
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         at = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{at}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        raise UserError(f"{path}{at}: not valid YAML ({_reason(error)})") from error
     values: dict[str, _Value] = {}
     sections = [f.name for f in dataclasses.fields(Recipe)]
     for section, section_node, line in _items(root, path, "the recipe"):
@@ -401,7 +404,8 @@ def _read_yaml(path: Path) -> dict[str, _Value]:
             dotted = f"{section}.{key}"
             if dotted in values:
                 raise UserError(f"{path}:{line_of_key}: {dotted} stands here twice (first: {values[dotted].where})")
-            values[dotted] = _Value(_construct(node), f"{path}:{line_of_key}")
+            where = f"{path}:{line_of_key}"
+            values[dotted] = _Value(_construct(node, where), where)
     return values
 
 
@@ -412,5 +416,12 @@ def _items(node: Any, path: Path, what: str) -> list[tuple[str, Any, int]]:
     return [(str(key.value), value, key.start_mark.line + 1) for key, value in node.value]
 
 
-def _construct(node: Any) -> Any:
-    return yaml.SafeLoader("").construct_object(node, deep=True)
+def _construct(node: Any, where: str) -> Any:
+    try:
+        return yaml.SafeLoader("").construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError) as error:  # an unknown tag; a date that does not exist
+        raise UserError(f"{where}: not valid YAML ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "problem", None) or str(error).splitlines()[0]

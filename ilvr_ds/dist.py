@@ -8,13 +8,17 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
 
+from ilvr_ds.errors import UserError
+
 logger = logging.getLogger("ilvr_ds")
 T = TypeVar("T")
+_LAUNCHER_SETS = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def rank() -> int:
@@ -38,19 +42,26 @@ def is_main() -> bool:
 
 
 def device() -> torch.device:
-    """The device of this process."""
-    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    """The device of this process; DS_ACCELERATOR=cpu keeps it off the GPUs, as it does DeepSpeed."""
+    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+    return torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
 
 
 def backend() -> str:
     """The communication library for `device()`."""
-    return "nccl" if torch.cuda.is_available() else "gloo"
+    return "nccl" if device().type == "cuda" else "gloo"
 
 
 def fill_in_environment() -> None:
-    """Let a process that no launcher started be a job of one rank."""
+    """Let a process that no launcher started be a job of one rank; raises UserError for half a launcher's variables."""
     if "RANK" in os.environ:
+        missing = [name for name in _LAUNCHER_SETS if name not in os.environ]
+        if missing:
+            raise UserError(f"RANK is set but {', '.join(missing)} is not; start through deepspeed or torchrun")
         return
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        if int(os.environ.get(name, "1")) > 1:
+            raise UserError(f"{name} is {os.environ[name]} but RANK is not set; start ranks by deepspeed or torchrun")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -90,13 +101,26 @@ def gather_on_host(value: T) -> list[T]:
     return values
 
 
-def broadcast_from_main(value: T) -> T:
-    """The main process's picklable `value` on every rank."""
-    if world_size() == 1:
-        return value
-    box = [value]
-    torch_dist.broadcast_object_list(box, src=0, group=_host_group())
-    return box[0]
+def decided_by_main(decide: Callable[[], T]) -> T:
+    """What `decide` returns on the main process, on every rank; a UserError there is raised on every rank."""
+    box: list[Any] = [None]
+    if is_main():
+        try:
+            box = [decide()]
+        except UserError as error:
+            box = [error]
+    if world_size() > 1:
+        torch_dist.broadcast_object_list(box, src=0, group=_host_group())
+    if isinstance(box[0], UserError):
+        raise box[0]
+    result: T = box[0]
+    return result
+
+
+def warn(message: str, *arguments: object) -> None:
+    """Log a warning that concerns the whole job: the main rank says it."""
+    if is_main():
+        logger.warning(message, *arguments)
 
 
 def barrier() -> None:

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from packaging.specifiers import SpecifierSet
 
+from ilvr_ds.ops import build
+
 Status = Literal["ok", "note", "missing", "bad"]
 GIB = 2**30
 SMALL_DISK_GIB, SMALL_SHM_GIB = 20, 2
@@ -45,7 +47,7 @@ class Check:
 
 def report() -> list[Check]:
     """All findings, in the order in which they are read."""
-    parts = (_python, _packages, _accelerators, _attention, _compilers, _space)
+    parts = (_python, _packages, _accelerators, _attention, _operators, _compilers, _space)
     return [check for part in parts for check in part()]
 
 
@@ -96,9 +98,24 @@ def _attention() -> Iterator[Check]:
     if found:
         yield Check("attention", "ok", f"flash-attn {found}")
     elif torch.cuda.is_available():
-        yield Check("attention", "missing", "PyTorch SDPA; flash-attn is not installed", "pip install '.[cuda]'")
+        remedy = "pip install --no-build-isolation flash-attn"
+        yield Check("attention", "missing", "PyTorch SDPA; flash-attn is not installed", remedy)
     else:
         yield Check("attention", "ok", "PyTorch SDPA")
+
+
+def _operators() -> Iterator[Check]:
+    try:
+        source = build.status()
+    except (build.BuildError, ValueError) as error:
+        yield Check("operators", "bad", str(error), "set ILVR_OPS=auto, or install what is missing")
+        return
+    remedy = ""
+    if source.kind == "reference":
+        remedy = "selection and its loss run in plain PyTorch: install a C++ compiler and ninja"
+    elif torch.cuda.is_available() and "cuda" not in source.devices:
+        remedy = "on GPUs selection and its loss run in plain PyTorch: nvcc (CUDA_HOME) and ILVR_OPS=native change that"
+    yield Check("operators", "missing" if remedy else "ok", f"{source.kind}: {source.reason}", remedy)
 
 
 def _compilers() -> Iterator[Check]:

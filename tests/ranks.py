@@ -1,19 +1,99 @@
-"""Runs a function of the test suite on real ranks: one process each, gloo between them."""
+"""Runs functions of the test suite on real ranks: one process each, gloo between them.
+
+Starting a rank costs far more than what most tests do on it (imports), so ranks stay up for the next call; after a
+failure or a hang they are ended and the next call starts fresh ones.
+"""
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import os
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 ROOT = Path(__file__).parent.parent
+
+
+def run_ranks(function: str, world: int, folder: Path, timeout_s: float = 240, **arguments: Any) -> list[Any]:
+    """Call `function` ("tests.distributed.workers:name") with `arguments` on `world` ranks; returns their results.
+
+    A rank that fails, or no end after `timeout_s`, fails the test with the last output of every rank.
+    """
+    if world not in _teams:
+        _teams[world] = _Team.start(world, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"function": function, "arguments": arguments}, folder / "call.pt")
+    try:
+        return _teams[world].call(folder, timeout_s)
+    except BaseException:
+        _teams.pop(world).stop()
+        raise
+
+
+@dataclass
+class _Team:
+    """Ranks that wait for calls."""
+
+    ranks: list[subprocess.Popen[str]]
+    logs: list[Path]
+    files: list[IO[str]]
+
+    @staticmethod
+    def start(world: int, folder: Path) -> _Team:
+        folder.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        logs = [folder / f"rank-{rank}.log" for rank in range(world)]
+        files = [log.open("w") for log in logs]
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.ranks"], env=rank_environment(rank, world, port), cwd=ROOT,
+                stdin=subprocess.PIPE, stdout=files[rank], stderr=subprocess.STDOUT, text=True,
+            )
+            for rank in range(world)
+        ]  # fmt: skip
+        return _Team(ranks, logs, files)
+
+    def call(self, folder: Path, timeout_s: float) -> list[Any]:
+        results = [folder / f"result-{rank}.pt" for rank in range(len(self.ranks))]
+        for process in self.ranks:
+            assert process.stdin is not None
+            process.stdin.write(f"{folder}\n")
+            process.stdin.flush()
+        deadline = time.monotonic() + timeout_s
+        while not all(result.exists() for result in results):
+            codes = [process.poll() for process in self.ranks]
+            assert codes == [None] * len(codes), self._report(f"exit codes {codes}")
+            assert time.monotonic() < deadline, self._report(f"no end after {timeout_s} s")
+            time.sleep(0.02)
+        return [torch.load(result, weights_only=False) for result in results]
+
+    def stop(self) -> None:
+        for process in self.ranks:
+            process.kill()
+            process.wait()
+        for file in self.files:
+            file.close()
+
+    def _report(self, what: str) -> str:
+        return "\n".join([what, *(f"--- rank {r} ---\n{log.read_text()[-4000:]}" for r, log in enumerate(self.logs))])
+
+
+_teams: dict[int, _Team] = {}
+
+
+@atexit.register
+def _stop_all() -> None:
+    for team in _teams.values():
+        team.stop()
 
 
 def free_port() -> int:
@@ -23,54 +103,25 @@ def free_port() -> int:
 
 
 def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """What a launcher would set; one thread for each rank, because ranks share the cores."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_SIZE": world, "MASTER_PORT": port}
     fixed = {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     return {**os.environ, **{name: str(value) for name, value in names.items()}, **fixed}
 
 
-def run_ranks(function: str, world: int, folder: Path, timeout_s: float = 240, **arguments: Any) -> list[Any]:
-    """Call `function` ("tests.distributed.workers:name") with `arguments` on `world` ranks; returns their results.
-
-    All ranks are ended when one fails or the time is over: a hang is a failure with every rank's output in it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(arguments, folder / "arguments.pt")
-    port = free_port()
-    logs = [(folder / f"rank-{rank}.log").open("w") for rank in range(world)]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.ranks", function, str(folder)],
-            env=rank_environment(rank, world, port), cwd=ROOT, stdout=logs[rank], stderr=subprocess.STDOUT,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    deadline = time.monotonic() + timeout_s
-    try:
-        while any(p.poll() is None for p in ranks) and not any(p.poll() for p in ranks):
-            assert time.monotonic() < deadline, _report(folder, world, f"no end after {timeout_s} s")
-            time.sleep(0.05)
-        codes = [p.poll() for p in ranks]
-        assert codes == [0] * world, _report(folder, world, f"exit codes {codes}")
-    finally:
-        for process in ranks:
-            process.kill()
-            process.wait()
-        for log in logs:
-            log.close()
-    return [torch.load(folder / f"result-{rank}.pt", weights_only=False) for rank in range(world)]
-
-
-def _report(folder: Path, world: int, what: str) -> str:
-    tails = [f"--- rank {r} ---\n" + (folder / f"rank-{r}.log").read_text()[-4000:] for r in range(world)]
-    return "\n".join([what, *tails])
-
-
-def _main(function: str, folder: Path) -> None:
-    module, _, name = function.partition(":")
-    result = getattr(importlib.import_module(module), name)(**torch.load(folder / "arguments.pt", weights_only=False))
-    torch.save(result, folder / f"result-{os.environ['RANK']}.pt")
+def _serve() -> None:
+    """Answer calls until standard input ends."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        folder = Path(line.strip())
+        call = torch.load(folder / "call.pt", weights_only=False)
+        module, _, name = call["function"].partition(":")
+        result = getattr(importlib.import_module(module), name)(**call["arguments"])
+        gc.collect()
+        part = folder / f"part-{os.environ['RANK']}.pt"
+        torch.save(result, part)
+        part.rename(folder / f"result-{os.environ['RANK']}.pt")
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    _main(sys.argv[1], Path(sys.argv[2]))
+    _serve()

@@ -26,7 +26,7 @@ def golden_recipe(golden: GoldenSet, **changes: Any) -> Recipe:
     """fp32, the golden set's settings; `changes` replace whole sections."""
     recipe = Recipe(
         run=RunConfig(name="test"),
-        data=DataConfig(shards="unused"),
+        data=DataConfig(shards="unused", padding_side=golden.padding_side),
         model=golden.model,
         selection=golden.selection,
         loss=golden.loss,

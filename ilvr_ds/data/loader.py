@@ -6,11 +6,13 @@ The position is one number, the optimizer step. Everything else follows from the
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,6 +25,8 @@ from ilvr_ds.data.window import Window
 from ilvr_ds.errors import UserError
 
 Numbers = NDArray[np.int64]
+GRACE_S = 60
+"""So long a worker lives on after it was told to end."""
 
 
 @dataclass
@@ -104,11 +108,20 @@ def iterate_windows(
         sampler=steps,  # type: ignore[arg-type]
         num_workers=num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=_outlive_signals,
+        generator=torch.Generator(),  # workers get a seed: it must not come from the run's own random numbers
     )
     for window in loader:
         if isinstance(window, BadSample):
             raise UserError(window.message)
         yield window
+
+
+def _outlive_signals(_: int) -> None:
+    """Schedulers signal every process of a job: a worker stays while the trainer ends its step and saves."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
 
 
 class WindowLoader:
@@ -137,9 +150,13 @@ class WindowLoader:
         """The next step, and what the order depends on."""
         return {"step": self.step, **self.identity}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at `state["step"]`; raises UserError where the data or the settings of its order are others."""
+    def check(self, state: dict[str, Any]) -> None:
+        """Raise UserError where the data or the settings of its order were others when `state` was saved."""
         for key, value in self.identity.items():
             if state.get(key) != value:
                 raise UserError(f"the checkpoint was made with {key} = {state.get(key)}, this run has {value}")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at `state["step"]`; raises UserError like `check`."""
+        self.check(state)
         self.step = int(state["step"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from io import FileIO
@@ -16,15 +17,21 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
-import urllib3
-from requests.adapters import HTTPAdapter
 
 from ilvr_ds.errors import UserError
 
 MAX_OPEN_FILES = 64
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
+"""Between tries to read a range: the server was there when the data set was opened, so it may be so again."""
 RETRIES = 3
+"""So many of the pauses are taken for a whole file, which is read when a data set is opened."""
 _RETRY_STATUS = (429, 500, 502, 503, 504)
+_BROKEN_OFF = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)
+
+
+class _BusyError(Exception):
+    """The server asks to come back later."""
 
 
 class Storage(ABC):
@@ -140,18 +147,20 @@ class HttpFolder(Storage):
 
     def _get(self, name: str, span: tuple[int, int] | None) -> tuple[bytes, str]:
         """Body and Content-Range of the whole file or of the span (offset, length)."""
-        where = f"{self.label}/{name}"
-        for attempt in range(RETRIES + 1):
+        pauses = iter(PAUSES_S if span else PAUSES_S[:RETRIES])
+        while True:
             try:
                 return self._get_once(name, span)
-            # requests' adapter repeats failed connections; a body that breaks off has to be asked for anew here.
-            except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError) as error:
-                if attempt == RETRIES:
-                    raise UserError(f"{where}: the answer broke off {RETRIES + 1} times") from error
+            except (*_BROKEN_OFF, requests.ConnectionError, requests.Timeout, _BusyError) as error:
+                pause = next(pauses, None)
+                if pause is None:
+                    # The text of these errors repeats the address with its query, which may be a signature.
+                    what = "the answer broke off" if isinstance(error, _BROKEN_OFF) else "no answer from the server"
+                    what = str(error) if isinstance(error, _BusyError) else f"{what} ({type(error).__name__})"
+                    raise UserError(f"{self.label}/{name}: {what}, after several tries") from error
+                time.sleep(pause)
             except requests.RequestException as error:
-                # The text of these errors repeats the address with its query, which may be a signature.
-                raise UserError(f"{where}: no answer from the server ({type(error).__name__})") from error
-        raise AssertionError("unreachable")
+                raise UserError(f"{self.label}/{name}: no answer from the server ({type(error).__name__})") from error
 
     def _get_once(self, name: str, span: tuple[int, int] | None) -> tuple[bytes, str]:
         where = f"{self.label}/{name}"
@@ -168,6 +177,8 @@ class HttpFolder(Storage):
                 raise UserError(f"{where}: the server ignores range requests; use one that answers them (nginx, S3)")
             if span and answer.status_code == 416:
                 raise UserError(f"{where}: is shorter than byte {span[0]}; copy or pack it again")
+            if answer.status_code in _RETRY_STATUS:
+                raise _BusyError(f"the server answers {answer.status_code} {answer.reason}")
             if answer.status_code != (206 if span else 200):
                 raise UserError(f"{where}: the server answers {answer.status_code} {answer.reason}")
             content_range = answer.headers.get("Content-Range", "")
@@ -181,11 +192,6 @@ class HttpFolder(Storage):
     def _connect(self) -> requests.Session:
         """The session of this process: two processes must not share a connection."""
         if self._session is None or self._process != os.getpid():
-            retry = urllib3.Retry(
-                total=RETRIES, backoff_factor=0.3, status_forcelist=_RETRY_STATUS, raise_on_status=False
-            )
             self._session = requests.Session()
-            for scheme in ("http://", "https://"):
-                self._session.mount(scheme, HTTPAdapter(max_retries=retry))
             self._process = os.getpid()
         return self._session

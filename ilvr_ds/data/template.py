@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ilvr_ds.data.images import Grid, ImageEncoder
 from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Sample, SampleError, TextStep
-from ilvr_ds.data.tokens import SpecialTokens
+from ilvr_ds.data.tokens import LATENT_TOKENS, SpecialTokens
 
 IGNORE = -100
 Int64 = NDArray[np.int64]
@@ -62,7 +62,8 @@ class SampleEncoder:
         self.max_tokens = max_tokens
         self.merge_size: int = images.processor.merge_size
         self._opening = 1 + len(tokenizer("assistant", add_special_tokens=False)["input_ids"])
-        self._reserved = re.compile("|".join(re.escape(t) for t in tokenizer.all_special_tokens + _vision_words()))
+        reserved = [*tokenizer.all_special_tokens, *LATENT_TOKENS, *_vision_words()]
+        self._reserved = re.compile("|".join(map(re.escape, reserved)))
 
     def __call__(self, sample: Sample) -> EncodedSample:
         """Encode one sample; raises SampleError where it is too long or holds reserved tokens as text."""
@@ -100,7 +101,8 @@ class SampleEncoder:
         for text in (sample.question, *(s.content for s in sample.steps if isinstance(s, TextStep))):
             if found := self._reserved.search(text):
                 raise SampleError(f"the text holds the reserved token {found[0]}")
-        turns = [*_user_turn(sample), {"role": "assistant", "content": self._assistant_text(sample)}]
+        steps = self._step_texts(sample)
+        turns = [*_user_turn(sample), {"role": "assistant", "content": "".join(steps)}]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False)
         encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
@@ -109,13 +111,13 @@ class SampleEncoder:
         if len(slots) != len(grids):
             raise SampleError(f"the chat template made {len(slots)} image slots for {len(grids)} images")
         repeats[slots] = [h * w // self.merge_size**2 for h, w in grids]
-        first, last = _answer_span(text, sample, encoded["offset_mapping"])
+        first, last = _answer_span(text, sample, steps, encoded["offset_mapping"])
         starts = np.concatenate([[0], np.cumsum(repeats)])
         return np.repeat(ids, repeats), (int(starts[first]), int(starts[last]))
 
-    def _assistant_text(self, sample: Sample) -> str:
+    def _step_texts(self, sample: Sample) -> list[str]:
         latent = "<|latent_start|>" + "<|latent_pad|>" * self.latent_size + "<|latent_end|>"
-        return "".join(latent if isinstance(step, LatentStep) else step.content for step in sample.steps)
+        return [latent if isinstance(step, LatentStep) else step.content for step in sample.steps]
 
     def _assistant(self, ids: Int64) -> int:
         turns: Int64 = np.flatnonzero(ids == self.special.im_start)
@@ -160,13 +162,13 @@ def _user_turn(sample: Sample) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
-def _answer_span(text: str, sample: Sample, offsets: list[tuple[int, int]]) -> tuple[int, int]:
+def _answer_span(text: str, sample: Sample, steps: list[str], offsets: list[tuple[int, int]]) -> tuple[int, int]:
     """Tokens [first, last) that overlap the answer's last occurrence in the final text step; (0, 0) if none."""
-    final = next((step.content for step in reversed(sample.steps) if isinstance(step, TextStep)), "")
-    inside = final.rfind(sample.answer) if sample.answer else -1
+    last = max((i for i, step in enumerate(sample.steps) if isinstance(step, TextStep)), default=-1)
+    inside = steps[last].rfind(sample.answer) if last >= 0 and sample.answer else -1
     if inside < 0:
         return 0, 0
-    start = text.rfind(final) + inside
+    start = text.rindex("<|im_end|>") - len("".join(steps[last:])) + inside
     end = start + len(sample.answer)
     tokens = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
     return tokens[0], tokens[-1] + 1

@@ -30,19 +30,20 @@ class TensorTree:
 
     def pin_memory(self: Tree) -> Tree:
         """The same in pinned memory (called by torch's DataLoader)."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        return self._map(lambda tensor: tensor.pin_memory(), host_too=True)
 
-    def _map(self: Tree, function: Any) -> Tree:
+    def _map(self: Tree, function: Any, host_too: bool = False) -> Tree:
         def mapped(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
                 return function(value)
             if isinstance(value, TensorTree):
-                return value._map(function)
+                return value._map(function, host_too)
             if isinstance(value, tuple) and value and isinstance(value[0], TensorTree):
                 return tuple(mapped(item) for item in value)
             return value
 
-        moved = {f.name: mapped(getattr(self, f.name)) for f in fields(self) if not f.metadata.get("host")}
+        chosen = [f.name for f in fields(self) if host_too or not f.metadata.get("host")]
+        moved = {name: mapped(getattr(self, name)) for name in chosen}
         return replace(self, **moved)
 
 

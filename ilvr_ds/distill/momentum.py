@@ -15,7 +15,7 @@ from torch import Tensor
 PIECE = 2**25
 """Elements that are moved at a time: 128 MiB of float32, a power of two because pinned memory comes in those."""
 STREAMS = 3
-"""Pieces in flight: one on its way up, one in arithmetic, one on its way down."""
+"""Streams that pieces are handed out to in turn."""
 
 
 class _Piece(NamedTuple):
@@ -56,7 +56,7 @@ class MomentumShards:
         of (average - student)^2 and student^2 over this rank, from which the drift is made.
         """
         sums = torch.zeros(2, dtype=torch.float32, device=self.device)
-        streams = [torch.cuda.Stream(self.device) for _ in range(STREAMS)] if self.device.type == "cuda" else []
+        streams = _streams(self.device)
         pieces = iter(self.pieces)
         piece = next(pieces, None)
         turn = 0
@@ -104,3 +104,7 @@ class MomentumShards:
             shard.flatten().copy_(values)
         for piece in self.pieces:
             piece.average.copy_(state[piece.number][piece.start : piece.stop])
+
+
+def _streams(device: torch.device) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream(device) for _ in range(STREAMS)] if device.type == "cuda" else []  # type: ignore[no-untyped-call]

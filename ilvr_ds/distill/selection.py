@@ -13,7 +13,7 @@ from torch import Tensor
 from ilvr_ds.config import SelectionConfig
 from ilvr_ds.data.window import MicroBatch, QueryContext
 from ilvr_ds.distill.query import Context
-from ilvr_ds.ops.reference import selective_topk
+from ilvr_ds.ops.selective_topk import selective_topk
 
 
 @dataclass(frozen=True)

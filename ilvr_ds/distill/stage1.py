@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch
 from ilvr_ds.distill.selection import Targets
 from ilvr_ds.model.injection import last_hidden, write_images, write_latents
 from ilvr_ds.ops.noise import gaussian_noise
-from ilvr_ds.ops.reference import selective_contrastive_loss
+from ilvr_ds.ops.selective_contrastive import selective_contrastive_loss
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class StageOne(nn.Module):
         prediction = hidden[micro.latent_slots.flatten() - 1]
         alignment, contrastive = self._feature_losses(micro, prediction, targets, step, foreign)
         return {
-            "ce": F.cross_entropy(logits.float(), micro.label_ids, reduction="sum"),
+            "ce": nn.functional.cross_entropy(logits.float(), micro.label_ids, reduction="sum"),
             "alignment": alignment.sum(),
             "contrastive": contrastive.sum(),
             "right": _answers_right(logits.detach(), micro),
@@ -79,8 +78,8 @@ class StageOne(nn.Module):
             samples = torch.cat([samples, samples.new_full((1,), -1)])
         noise = None
         if self.settings.target_noise_std and self.training:
-            stream = micro.noise_keys[:, None] * torch.tensor([1, K], device=slot.device)
-            stream = (stream + torch.stack([torch.zeros_like(slot), slot], dim=-1)).flatten(0, 1)
+            sample, segment = micro.noise_keys[:, None].expand(M, K, 2).unbind(-1)
+            stream = torch.stack([sample, segment * K + slot], dim=-1).flatten(0, 1)
             noise = self.settings.target_noise_std * gaussian_noise(self.seed, step, stream, prediction.shape[1])
         return selective_contrastive_loss(
             prediction,

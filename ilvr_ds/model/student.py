@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+from transformers.utils import import_utils
 
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import VisionLayout
@@ -23,11 +23,27 @@ ROW_MULTIPLE = 64
 """Embeddings that must grow, grow to a multiple of this: matrix products like round sizes."""
 
 
-def attention_backend(wanted: str) -> str:
-    """The attention implementation in transformers' words; "auto" takes flash-attn 2 if installed, else SDPA."""
-    if wanted != "auto":
-        return wanted
-    return "flash_attention_2" if torch.cuda.is_available() and find_spec("flash_attn") else "sdpa"
+def attention_backend(wanted: str, dtype: torch.dtype) -> str:
+    """The attention implementation in transformers' words.
+
+    "auto" takes flash-attn 2 where it is installed and can compute in `dtype` (16 bit, on a GPU), else PyTorch's SDPA.
+    Raises UserError for one that is asked for by name and cannot run.
+    """
+    can_flash = torch.cuda.is_available() and dtype in (torch.float16, torch.bfloat16)
+    if wanted == "auto":
+        return "flash_attention_2" if can_flash and _is_installed("flash_attention_2") else "sdpa"
+    if "flash" in wanted and not (can_flash and _is_installed(wanted)):
+        raise UserError(
+            f"model.attention is {wanted}: needs a GPU, train.precision bf16 or fp16, and the package; "
+            "valid everywhere: auto, sdpa"
+        )
+    return wanted
+
+
+def _is_installed(flash: str) -> bool:
+    """Whether transformers finds flash-attn in the version that the name ends in (and knows that version)."""
+    is_available = getattr(import_utils, f"is_flash_attn_{flash[-1]}_available", None)
+    return is_available is not None and bool(is_available())
 
 
 def load_config(path: str) -> Any:
@@ -55,7 +71,7 @@ def load_student(settings: ModelConfig, dtype: torch.dtype, num_tokens: int) -> 
     The embedding keeps its padded row count and grows only where the tokenizer has more than that (`num_tokens`).
     """
     config = load_config(settings.path)
-    attention = attention_backend(settings.attention)
+    attention = attention_backend(settings.attention, dtype)
     if settings.random_init:
         with _default_dtype(dtype):
             model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=attention)

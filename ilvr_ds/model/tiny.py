@@ -9,6 +9,8 @@ signature of its own 28x28 pixels:
 - The mean of each patch filter is damped. Patches on white share one large component, the filters' answer to flat
   white, which would put the cosine of any two cells near 0.8. It is not removed: a blank patch would be zero, and the
   norm before the merger would blow up the traces of its neighbours.
+- The last layer is whitened on random coloured blobs. Without that the cosine of two shapes of one colour is up to
+  0.97: nearly all of a feature is its colour.
 - Token embeddings and features get one scale, RMS 1. They stand side by side in the sequence, and so does the last
   hidden state, RMS 1 after the final norm, that generation feeds back as a latent.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +74,12 @@ CHAT_TEMPLATE = """\
 _PRETOKENIZER = (  # Qwen2's: words with their leading space, digits one by one
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_TEMPLATE_WORDS = "system\nYou are a helpful assistant. user\n assistant\n"
 _ROW_MULTIPLE = 64
 _HEAD_ROOM = 3  # rows for the latent tokens, which the trainer adds
 _FLAT_DAMPING = 0.2
+_BLOBS_SIDE = 32
+_FLOOR = 1e-3  # of the largest variance: directions below it are noise
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ class TinySize:
 TINY = TinySize(64, 128, 2, 4, 2, vision_hidden_size=32, vision_heads=2, vocab_size=512)
 """About 0.2 M parameters: for tests and the demo."""
 
-SMALL = TinySize(512, 1536, 8, 8, 2, vision_hidden_size=128, vision_heads=4, vocab_size=1024)
+SMALL = TinySize(640, 1920, 5, 10, 2, vision_hidden_size=128, vision_heads=4, vocab_size=1024)
 """A language model of about 25 M parameters: to learn the demo task on one GPU."""
 
 
@@ -126,7 +132,7 @@ def _build_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(chain(texts, [_TEMPLATE_WORDS] * 100), trainer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -188,11 +194,35 @@ def _build_model(config: Any, seed: int) -> Any:
         tower = model.model.visual
         filters = tower.patch_embed.proj.weight  # [hidden, channels, frames, height, width]
         filters.sub_((1 - _FLAT_DAMPING) * filters.mean(dim=(2, 3, 4), keepdim=True))
-        grid = torch.tensor([[1, 8, 8]])
-        noise = torch.randn(int(grid.prod()), filters[0].numel())
-        # Which picture it is does not matter for the scale: a norm stands before the merger.
-        tower.merger.mlp[-1].weight.div_(_rms(tower(noise, grid_thw=grid).pooler_output))
+        _decorrelate(tower)
     return model
+
+
+def _decorrelate(tower: Any) -> None:
+    """Compose the tower's last layer with the whitening of its features of blobs, and scale them to RMS 1."""
+    side = 2 * _BLOBS_SIDE  # in patches
+    features = tower(_blobs(), grid_thw=torch.tensor([[1, side, side]])).pooler_output
+    mean = features.mean(0)
+    values, vectors = torch.linalg.eigh((features - mean).T @ (features - mean) / len(features))
+    whitening = vectors @ (values + _FLOOR * values[-1]).rsqrt().diag() @ vectors.T
+    whitening /= _rms((features - mean) @ whitening)
+    last = tower.merger.mlp[-1]
+    last.weight.copy_(whitening @ last.weight)
+    last.bias.copy_(whitening @ (last.bias - mean))
+
+
+def _blobs() -> torch.Tensor:
+    """Pixels [patches, 3 * 2 * 14 * 14] of cells that hold a blob of one colour on white, every eighth nothing."""
+    count = _BLOBS_SIDE**2
+    form = torch.nn.functional.interpolate(torch.randn(count, 1, 5, 5), (28, 28), mode="bicubic") > 0
+    distance = (torch.arange(28) - 13.5).square()
+    form &= distance[:, None] + distance < 12**2
+    form[::8] = False
+    white = torch.tensor([1.93, 2.07, 2.15])[:, None, None]  # as the image processor normalises it; black is 3.8 lower
+    colour = white - 3.8 * torch.rand(count, 3, 1, 1)
+    cells = torch.where(form, colour, white)
+    patches = cells.view(count, 3, 2, 14, 2, 14).permute(0, 2, 4, 1, 3, 5)
+    return patches[:, :, :, :, None].expand(-1, -1, -1, -1, 2, -1, -1).reshape(4 * count, -1)
 
 
 def _rms(values: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,7 @@ def gaussian_noise(seed: int, step: int, stream: Tensor, width: int) -> Tensor:
     column = column.expand(len(stream), -1)
     first, second = ((stream[:, i : i + 1] & _MASK).expand_as(column) for i in (0, 1))
     words = philox((column, torch.zeros_like(column), first, second), key=(seed, step))
-    # the centre of one of 2^24 intervals of (0, 1): exact in float32 and never 0, so that the logarithm is finite
+    # the centre of one of 2^24 intervals of (0, 1]: rounded in float32 above 1/2, but never 0, whose logarithm is -inf
     u = [((word >> 8).float() + 0.5) * 2.0**-24 for word in words]
     radius = [(-2 * u[i].log()).sqrt() for i in (0, 2)]
     angle = [2 * math.pi * u[i] for i in (1, 3)]

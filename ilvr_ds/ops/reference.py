@@ -23,7 +23,7 @@ def pool_candidates(features: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
     """
     if rows.shape[1] == 1:
         return features[rows[:, 0]]
-    gathered = features[rows.flatten()].view(*rows.shape, -1)
+    gathered = features[rows.flatten()].view(*rows.shape, features.shape[1])
     return torch.einsum("nr,nrd->nd", weights.to(_compute(features)), gathered.to(_compute(features))).to(
         features.dtype
     )

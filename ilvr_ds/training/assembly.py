@@ -20,7 +20,15 @@ from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
 from ilvr_ds.model.student import attention_backend
-from ilvr_ds.training.engine import Networks, build_networks, deepspeed_settings, read_deepspeed_json
+from ilvr_ds.training.checkpoint import check_fits, find_checkpoint
+from ilvr_ds.training.engine import (
+    DTYPES,
+    Networks,
+    build_networks,
+    check_optimizer,
+    deepspeed_settings,
+    read_deepspeed_json,
+)
 from ilvr_ds.training.evaluation import HeldOut
 from ilvr_ds.training.step import StageOneStep
 from ilvr_ds.training.tracking import Tracker, TrackingTarget
@@ -31,11 +39,13 @@ logger = logging.getLogger("ilvr_ds")
 
 def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     """Build a run (collective). Raises UserError for everything that a person can mend."""
+    checkpoint = dist.decided_by_main(lambda: find_checkpoint(recipe))
+    check_optimizer(recipe.optim.name)
     file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
     encoding = build_encoding(recipe)
     shards = open_dataset(recipe.data.shards)
     shards.check_trainable()
-    _check_lengths(recipe, shards)
+    are_measured = _check_lengths(recipe, shards)
     train, world = recipe.train, dist.world_size()
     plan = SamplePlan(
         shards.shard_sizes,
@@ -58,13 +68,16 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         "data.shuffle_window": recipe.data.shuffle_window,
         "samples per step": plan.global_batch,
     }
+    state = check_fits(checkpoint, recipe) if checkpoint else {}
     loader = WindowLoader(dataset, plan, identity, recipe.data.num_workers, dist.device().type == "cuda")
+    if state:
+        loader.check(state["loader"])
     held_out = _held_out_dataset(recipe, encoding)
     step, networks = build_step(recipe, file_settings, encoding)
-    longest = int(np.argmax(shards.tokens)) if shards.tokens.any() else None
+    longest = int(np.argmax(shards.tokens)) if are_measured else None
     evaluation = HeldOut(*held_out, step) if held_out else None
-    tracker = _tracker(recipe, file_settings, shards)
-    return Parts(recipe, loader, step, networks.trained, evaluation, tracker, total, longest)
+    tracker = _tracker(recipe, file_settings, shards, checkpoint is not None, state.get("mlflow_run_id"))
+    return Parts(recipe, loader, step, networks.trained, evaluation, tracker, total, longest, checkpoint)
 
 
 def build_step(recipe: Recipe, file_settings: dict[str, Any], encoding: Encoding) -> tuple[StageOneStep, Networks]:
@@ -79,18 +92,31 @@ def build_step(recipe: Recipe, file_settings: dict[str, Any], encoding: Encoding
     teacher = MomentumTeacher(
         networks.teacher, shards, networks.student_shards, recipe.selection, recipe.model.latent_size
     )
-    logger.info("attention: %s; ZeRO stage %d", attention_backend(recipe.model.attention), networks.zero_stage)
+    attention = attention_backend(recipe.model.attention, DTYPES[recipe.train.precision])
+    logger.info("attention: %s; ZeRO stage %d", attention, networks.zero_stage)
     return StageOneStep(networks.student, networks.tower, teacher, recipe.loss), networks
 
 
-def _check_lengths(recipe: Recipe, shards: ShardSet) -> None:
-    """Refuse a data set whose lengths were measured and are too long, before anything is loaded."""
-    longest = shards.manifest.longest_tokens
+def _check_lengths(recipe: Recipe, shards: ShardSet) -> bool:
+    """Refuse a data set whose samples are too long, before anything is loaded.
+
+    Returns whether its lengths are known: measured, and with settings like the recipe's.
+    """
+    longest, now = shards.manifest.longest_tokens, recipe.flat()
+    measured = shards.manifest.tokens_measured_with or {}
+    other = [f"{key} = {value} (here {now[key]})" for key, value in measured.items() if now.get(key) != value]
+    if longest and other:
+        dist.warn(
+            "%s: its lengths were measured with %s and do not count; pack again to have them checked and rehearsed",
+            shards.location, ", ".join(other),
+        )  # fmt: skip
+        return False
     if longest > recipe.data.max_tokens:
         raise UserError(
             f"data.max_tokens is {recipe.data.max_tokens}, but {shards.location} holds a sample of {longest} tokens; "
             f"raise it, or pack the data again with this recipe (ilvr-ds pack --config)"
         )
+    return longest > 0
 
 
 def _held_out_dataset(recipe: Recipe, encoding: Encoding) -> tuple[WindowDataset, int, int, list[str]] | None:
@@ -111,16 +137,13 @@ def _held_out_dataset(recipe: Recipe, encoding: Encoding) -> tuple[WindowDataset
     return dataset, recipe.data.num_workers, steps, sorted(shards.manifest.groups)
 
 
-def _tracker(recipe: Recipe, file_settings: dict[str, Any], shards: ShardSet) -> Tracker:
+def _tracker(
+    recipe: Recipe, file_settings: dict[str, Any], shards: ShardSet, goes_on: bool, mlflow_run_id: str | None
+) -> Tracker:
     """The run's record; on the main rank the resolved settings are written beside it."""
     directory = recipe.run_dir
-    artifacts: list[Path] = []
-    if dist.is_main():
-        directory.mkdir(parents=True, exist_ok=True)
-        settings = {"recipe.json": recipe.to_dict(), "deepspeed.json": deepspeed_settings(recipe, file_settings)}
-        for name, content in settings.items():
-            (directory / name).write_text(json.dumps(content, indent=1) + "\n")
-            artifacts.append(directory / name)
+    settings = {"recipe.json": recipe.to_dict(), "deepspeed.json": deepspeed_settings(recipe, file_settings)}
+    dist.decided_by_main(lambda: _write_settings(directory, settings))
     return Tracker(
         directory,
         TrackingTarget(recipe.tracking.uri, recipe.tracking.experiment, recipe.run.name, Path(recipe.run.output_dir)),
@@ -133,6 +156,17 @@ def _tracker(recipe: Recipe, file_settings: dict[str, Any], shards: ShardSet) ->
             "data.fingerprint": shards.fingerprint,
             "host": os.uname().nodename,
         },
-        artifacts=artifacts,
+        artifacts=[directory / name for name in settings],
         is_writer=dist.is_main(),
+        goes_on=goes_on,
+        run_id=mlflow_run_id,
     )
+
+
+def _write_settings(directory: Path, settings: dict[str, Any]) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in settings.items():
+            (directory / name).write_text(json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"run.output_dir: cannot write to {directory} ({error.strerror})") from error

@@ -12,7 +12,6 @@ folder with a plain name is whole.
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
@@ -28,6 +27,8 @@ from ilvr_ds.config import Recipe
 from ilvr_ds.distill.momentum import MomentumShards
 from ilvr_ds.errors import UserError
 
+_FIXED = ("train.stage", "train.precision", "model.latent_size", "model.lora_rank", "model.lora_targets", "optim.name")
+_FREE = ("run.", "evaluation.", "checkpoint.", "tracking.", "data.shards", "data.eval_shards", "data.num_workers")
 _NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "state.json"
 
@@ -49,6 +50,8 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
     wanted = recipe.checkpoint.resume
     folder = recipe.run_dir / "checkpoints"
     if wanted == "never":
+        if list_checkpoints(folder):
+            raise UserError(f"checkpoint.resume is never, but {folder} holds checkpoints; take another run.name")
         return None
     if wanted in ("auto", "must"):
         found = list_checkpoints(folder)
@@ -64,6 +67,27 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
 def saved_state(path: Path) -> dict[str, Any]:
     """What `state.json` of a checkpoint says."""
     state: dict[str, Any] = json.loads((path / STATE_FILE).read_text())
+    return state
+
+
+def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """What `state.json` of a checkpoint says, if this job can go on from it; warns of settings that changed since.
+
+    Raises UserError for another number of ranks, or other settings that weights, samples or optimizer state depend on.
+    """
+    state = saved_state(path)
+    if state["world_size"] != dist.world_size():
+        raise UserError(
+            f"{path}: saved by {state['world_size']} ranks, this job has {dist.world_size()}; start as many as then"
+        )
+    now = recipe.flat()
+    before = {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
+    changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
+    for key in changed:
+        was = f"{key} = {before.get(key)}, this run has {now[key]}"
+        if key in _FIXED:
+            raise UserError(f"{path}: made with {was}; go on with the old value, or take another run.name")
+        dist.warn("going on with other settings: the checkpoint was made with %s", was)
     return state
 
 
@@ -87,7 +111,7 @@ def save_checkpoint(
         (partial / STATE_FILE).write_text(json.dumps(content, indent=1))
         if final.exists():
             shutil.rmtree(final)
-        os.replace(partial, final)
+        partial.rename(final)
     dist.barrier()
     return final
 
@@ -95,10 +119,6 @@ def save_checkpoint(
 def load_checkpoint(path: Path, student: Any, names: list[str], teacher: MomentumShards) -> dict[str, Any]:
     """Restore student, teacher and random numbers (collective); returns the state that was saved."""
     state = saved_state(path)
-    if state["world_size"] != dist.world_size():
-        raise UserError(
-            f"{path}: saved by {state['world_size']} ranks, this job has {dist.world_size()}; start as many ranks as then"
-        )
     loaded, _ = student.load_checkpoint(str(path), tag="student")
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed found no student in it")
@@ -126,7 +146,7 @@ def _random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "cuda": torch.cuda.get_rng_state() if dist.device().type == "cuda" else None,
     }
 
 

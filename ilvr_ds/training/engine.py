@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -72,31 +74,51 @@ _THEIRS = frozenset(
 
 
 def read_deepspeed_json(path: str, recipe_dir: Path | None = None) -> dict[str, Any]:
-    """The ZeRO, offload and communication settings; looked for from the working directory, then beside the recipe.
+    """The ZeRO, offload and communication settings.
 
-    Raises UserError for a missing file, bad JSON, an unknown key, or a key that the recipe owns.
+    A relative path is looked for from the working directory, then beside the recipe; one that begins with a dot the
+    other way round. Raises UserError for a missing file, bad JSON, an unknown key, a key that the recipe owns, or a
+    value that DeepSpeed does not take.
     """
     places = [Path(path), *([recipe_dir / path] if recipe_dir else [])]
+    if recipe_dir and path.startswith("."):
+        places.reverse()  # "../x" in a recipe is meant from where the recipe lies
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         raise UserError(f"deepspeed.config: no file '{path}' (looked at {', '.join(map(str, places))})")
     try:
-        settings: dict[str, Any] = json.loads(file.read_text())
+        settings: Any = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not valid JSON ({error.msg})") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{file}: expected a JSON object")
     for key in settings:
         if key in _OURS:
             raise UserError(f"{file}: '{key}' belongs in the recipe, as {_OURS[key]}; remove it here")
         if key not in _THEIRS:
             raise UserError(f"{file}: unknown key '{key}'{nearest(key, _THEIRS)}")
-    zero = settings.get("zero_optimization", {})
-    known = set(DeepSpeedZeroConfig.model_fields) | {
-        field.alias for field in DeepSpeedZeroConfig.model_fields.values() if field.alias
-    }
+    _check_zero(settings.get("zero_optimization", {}), file)
+    return settings
+
+
+def _check_zero(zero: Any, file: Path) -> None:
+    if not isinstance(zero, dict):
+        raise UserError(f"{file}: zero_optimization: expected a JSON object")
+    fields = DeepSpeedZeroConfig.model_fields
+    known = set(fields) | {field.alias for field in fields.values() if field.alias}
     for key in zero:
         if key not in known:
             raise UserError(f"{file}: unknown key 'zero_optimization.{key}'{nearest(key, known)}")
-    return settings
+    try:
+        checked = DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("zero_optimization", *first["loc"])))
+        raise UserError(f"{file}: {where}: {first['msg']}") from error
+    if checked.stage == 0:
+        raise UserError(f"{file}: zero_optimization.stage is 0; the teacher follows sharded weights: take 1, 2 or 3")
+    if checked.offload_optimizer and checked.offload_optimizer.device == "nvme":
+        raise UserError(f"{file}: zero_optimization.offload_optimizer.device: nvme is not supported; valid: cpu, none")
 
 
 def deepspeed_settings(recipe: Recipe, file_settings: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +162,7 @@ def teacher_settings(student: dict[str, Any], offload: str) -> dict[str, Any]:
 def init_process_group() -> None:
     """Join the job; a process without a launcher becomes a job of one."""
     dist.fill_in_environment()
-    if torch.cuda.is_available():
+    if dist.device().type == "cuda":
         torch.cuda.set_device(dist.device())
     deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timedelta(minutes=30), verbose=False)
 
@@ -217,7 +239,8 @@ def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: 
     birth = HfDeepSpeedConfig(settings)
     text_config = config.text_config
     text_config.vocab_size = model.config.text_config.vocab_size
-    language_model = build_text_model(text_config, attention_backend(recipe.model.attention))
+    attention = attention_backend(recipe.model.attention, DTYPES[recipe.train.precision])
+    language_model = build_text_model(text_config, attention)
     if recipe.model.lora_rank:
         add_adapters(language_model, recipe.model)
     language_model.requires_grad_(False)
@@ -251,6 +274,12 @@ def _gather(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
     return context
 
 
+def check_optimizer(name: str) -> None:
+    """Raise UserError where the optimizer's package is missing, before anything is loaded."""
+    if name.endswith("8bit") and find_spec("bitsandbytes") is None:
+        raise UserError(f"optim.name is {name}: needs bitsandbytes; pip install bitsandbytes")
+
+
 def _optimizer(settings: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     common: dict[str, Any] = {
         "lr": settings.lr,
@@ -263,10 +292,8 @@ def _optimizer(settings: OptimConfig, parameters: list[nn.Parameter]) -> torch.o
     if settings.name == "cpu_adam":
         optimizer: torch.optim.Optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **common)
         return optimizer
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise UserError(f"optim.name is {settings.name}: needs bitsandbytes; pip install bitsandbytes") from error
+    import bitsandbytes
+
     cls = bitsandbytes.optim.AdamW8bit if settings.name == "adamw_8bit" else bitsandbytes.optim.PagedAdamW8bit
     quantised: torch.optim.Optimizer = cls(parameters, **common)
     return quantised

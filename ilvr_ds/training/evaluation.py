@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,6 +58,8 @@ def _metrics(sums: dict[str, float], groups: dict[str, float], names: list[str])
         metrics["eval/answers"] = sums["answers"]
         metrics["eval/answer_accuracy"] = sums["right"] / sums["answers"]
     for name in names:
-        if groups[f"answers/{name}"]:
-            metrics[f"eval/answer_accuracy/{name}"] = groups[f"right/{name}"] / groups[f"answers/{name}"]
+        if name and groups[f"answers/{name}"]:
+            # groups are free text, names of MLflow metrics are not
+            metric = "eval/answer_accuracy/" + re.sub(r"[^\w\-. :]", "_", name, flags=re.ASCII)
+            metrics[metric] = groups[f"right/{name}"] / groups[f"answers/{name}"]
     return metrics

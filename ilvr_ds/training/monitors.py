@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ilvr_ds import dist
+
 logger = logging.getLogger("ilvr_ds")
 GIB = 2**30
 
@@ -25,6 +27,7 @@ class Throughput:
 
     def __init__(self) -> None:
         self._since = time.monotonic()
+        self._away = 0.0
         self._steps = self._samples = self._tokens = self._padding = 0
 
     def add(self, samples: int, tokens: int, padding: int) -> None:
@@ -34,17 +37,24 @@ class Throughput:
         self._tokens += tokens
         self._padding += padding
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in this block (evaluating, saving) does not count."""
+        start = time.monotonic()
+        yield
+        self._away += time.monotonic() - start
+
     def take(self, world_size: int) -> dict[str, float]:
         """Rates since the last call; those of all ranks are this rank's times `world_size`."""
         now = time.monotonic()
-        seconds = max(now - self._since, 1e-9)
+        seconds = max(now - self._since - self._away, 1e-9)
         metrics = {
             "speed/seconds_per_step": seconds / max(1, self._steps),
             "speed/samples_per_second": world_size * self._samples / seconds,
             "speed/tokens_per_second": world_size * self._tokens / seconds,
             "data/padding_fraction": self._padding / max(1, self._padding + self._tokens),
         }
-        self._since = now
+        self._since, self._away = now, 0.0
         self._steps = self._samples = self._tokens = self._padding = 0
         return metrics
 
@@ -56,7 +66,7 @@ class MemoryMonitor:
         """Peaks since the start, in GiB."""
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         metrics = {"memory/peak_host_gib": peak_kib * 1024 / GIB}
-        if torch.cuda.is_available():
+        if dist.device().type == "cuda":
             metrics["memory/peak_device_gib"] = torch.cuda.max_memory_allocated() / GIB
         return metrics
 
@@ -86,12 +96,17 @@ class PhaseTimer:
 
 
 class StopSignal:
-    """Within its block SIGTERM, SIGINT and SIGUSR1 ask to stop after the step; a second one ends the process at once."""
+    """Within its block SIGTERM, SIGINT and SIGUSR1 ask to stop after the step; a second SIGINT ends the process.
+
+    Launchers answer one Ctrl-C with a SIGTERM of their own to every rank, and schedulers repeat theirs: only a person
+    at a keyboard means it when asking twice.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def __init__(self) -> None:
         self.requested = False
+        self._interrupted = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -103,8 +118,10 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.requested:
-            os._exit(128 + number)
+        if number == signal.SIGINT:
+            if self._interrupted:
+                os._exit(128 + number)
+            self._interrupted = True
         self.requested = True
 
 

@@ -54,6 +54,25 @@ def read_record(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
             yield json.loads(line), offset
 
 
+def summary_lines(path: Path) -> list[str]:
+    """How a run went, from its record: first and last logged training metrics, last evaluation."""
+    first: dict[str, tuple[int, float]] = {}
+    last: dict[str, tuple[int, float]] = {}
+    for line, _ in read_record(path):
+        for name, value in line.get("metrics", {}).items():
+            first.setdefault(name, (line["step"], float(value)))
+            last[name] = (line["step"], float(value))
+    lines = []
+    for name in ("loss/ce", "loss/alignment", "loss/contrastive", "teacher/drift"):
+        if name in last:
+            (start, before), (end, after) = first[name], last[name]
+            lines.append(f"{name:<22} {before:.4f} (step {start}) -> {after:.4f} (step {end})")
+    for name in ("eval/ce", "eval/answer_accuracy"):
+        if name in last:
+            lines.append(f"{name:<22} {last[name][1]:.4f} on held-out samples")
+    return lines
+
+
 def _drop_torn_line(path: Path) -> None:
     """Cut off a last line that a crash left unfinished, so that the next line starts on its own."""
     if not path.exists():

@@ -9,7 +9,8 @@ from ilvr_ds import dist
 from ilvr_ds.config import Recipe
 from ilvr_ds.training.assembly import assemble
 from ilvr_ds.training.engine import init_process_group
-from ilvr_ds.training.tracking import Status, ui_command
+from ilvr_ds.training.record import summary_lines
+from ilvr_ds.training.tracking import Status
 from ilvr_ds.training.trainer import Trainer
 
 logger = logging.getLogger("ilvr_ds")
@@ -25,9 +26,10 @@ def train(recipe: Recipe, recipe_path: Path) -> int:
     finally:
         parts.tracker.close(status)
     if dist.is_main():
-        uri = parts.tracker.target.resolved_uri()
+        for line in summary_lines(recipe.run_dir / "metrics.jsonl"):
+            logger.info(line)
         logger.info("%s; record and checkpoints: %s", _WORDS[status], recipe.run_dir)
-        logger.info("look at it: %s", ui_command(uri))
+        logger.info("look at it: %s", "\n            ".join(parts.tracker.how_to_look()))
     dist.close()
     return 0
 

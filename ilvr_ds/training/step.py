@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ilvr_ds import dist
 from ilvr_ds.config import LossConfig
@@ -94,7 +93,7 @@ def _counts(micro: MicroBatch, targets: Targets) -> dict[str, Tensor]:
         "slots": kept,
         "segments": torch.full_like(kept, len(micro.segments)),
         "entropy": targets.entropy.sum(),
-        "cosine_top1": F.cosine_similarity(best.float(), targets.query.float(), dim=-1).sum(),
+        "cosine_top1": torch.nn.functional.cosine_similarity(best.float(), targets.query.float(), dim=-1).sum(),
         "answers": micro.has_answer.sum(),
     }
 

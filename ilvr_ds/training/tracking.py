@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -42,9 +42,13 @@ class TrackingTarget:
         return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root.absolute() / 'mlflow.db'}"
 
 
-def ui_command(uri: str) -> str:
-    """What to type to look at the runs."""
-    return f"mlflow ui --backend-store-uri {uri} --workers 1" if "://" in uri and "http" not in uri else f"open {uri}"
+def how_to_look(uri: str, experiment_id: str | None) -> list[str]:
+    """Lines that say how to see the charts: a command for a local store, and the page."""
+    charts = f"experiments/{experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
+    page = f"#/{charts}" if experiment_id else ""
+    if uri.startswith(("http://", "https://")):
+        return [f"{uri}/{page}"]
+    return [f"mlflow ui --backend-store-uri {uri} --workers 1", f"http://127.0.0.1:5000/{page}"]
 
 
 @dataclass
@@ -53,6 +57,8 @@ class _State:
 
     run_id: str | None = None
     experiment_id: str | None = None
+    described: bool = False
+    """Parameters and artifacts are there."""
     offset: int = 0
     last_steps: dict[str, int] = field(default_factory=dict)
     """The last step sent of each metric: steps that are trained again after a crash are not sent again."""
@@ -70,20 +76,34 @@ class Tracker:
         tags: Mapping[str, str],
         artifacts: Sequence[Path] = (),
         is_writer: bool = True,
+        goes_on: bool = True,
+        run_id: str | None = None,
     ) -> None:
+        """`goes_on` False: a run from step 0; the record of an earlier try in `directory` is set aside.
+
+        `run_id`: MLflow's id of the run that goes on, for when `directory` does not know it any more.
+        """
         self.target = target
         self._record: Record | None = None
         self._shipper: _Shipper | None = None
         if is_writer:
             directory.mkdir(parents=True, exist_ok=True)
+            if not goes_on:
+                _set_aside(directory)
             self._record = Record(directory / "metrics.jsonl")
             self._shipper = _Shipper(directory, target, params, tags, artifacts)
+            if self._shipper.state.run_id is None:
+                self._shipper.state.run_id = run_id
             self._shipper.start()
 
     @property
     def run_id(self) -> str | None:
         """MLflow's id of this run; None until the server has given one, and on other ranks."""
         return self._shipper.state.run_id if self._shipper else None
+
+    def how_to_look(self) -> list[str]:
+        """Lines that say how to see the charts of this run."""
+        return how_to_look(self.target.resolved_uri(), self._shipper.state.experiment_id if self._shipper else None)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of a step; returns at once."""
@@ -190,9 +210,24 @@ class _Shipper(threading.Thread):
 
     def _send_batch(self, metrics: list[Any], offset: int, steps: dict[str, int]) -> None:
         for start in range(0, len(metrics), BATCH):
-            self._client.log_batch(self.state.run_id, metrics=metrics[start : start + BATCH])
+            batch = metrics[start : start + BATCH]
+            if not self._accepted(batch):
+                refused = sorted({metric.key for metric in batch if not self._accepted([metric])})
+                logger.warning("MLflow refuses %s: only in %s", ", ".join(refused), self.record)
         self.state.offset, self.state.last_steps = offset, dict(steps)
         self._write_state()
+
+    def _accepted(self, metrics: list[Any]) -> bool:
+        """Send metrics; False where the server will never take them, whatever is tried again."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.log_batch(self.state.run_id, metrics=metrics)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            return False
+        return True
 
     def _connect(self) -> Any:
         """A client with this run open; makes the store, the experiment and the run where they do not exist."""
@@ -201,32 +236,44 @@ class _Shipper(threading.Thread):
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        with _store_lock(self.target.root):
-            client: Any = MlflowClient(tracking_uri=self.target.resolved_uri())
-            experiment = client.get_experiment_by_name(self.target.experiment)
-            if experiment is None:
-                is_local = self.target.resolved_uri().startswith("sqlite:")
-                place = (self.target.root.absolute() / "mlartifacts").as_uri() if is_local else None
-                self.state.experiment_id = client.create_experiment(self.target.experiment, artifact_location=place)
-            else:
-                self.state.experiment_id = experiment.experiment_id
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # how it makes its tables is no news
+        uri = self.target.resolved_uri()
+        is_local = uri.startswith("sqlite:")
+        with _store_lock(Path(uri.removeprefix("sqlite:///")).parent) if is_local else nullcontext():
+            client: Any = MlflowClient(tracking_uri=uri)
+            known = client.get_experiment_by_name(self.target.experiment)
+            place = (self.target.root.absolute() / "mlartifacts").as_uri() if is_local else None
+            self.state.experiment_id = (
+                known.experiment_id
+                if known
+                else client.create_experiment(self.target.experiment, artifact_location=place)
+            )
+        if self.state.run_id is not None and not _run_exists(client, self.state.run_id):
+            logger.warning(
+                "MLflow at %s does not know run %s any more: the whole record is sent as a new run",
+                uri, self.state.run_id,
+            )  # fmt: skip
+            self.state = _State(experiment_id=self.state.experiment_id)
         if self.state.run_id is None:
             run = client.create_run(self.state.experiment_id, run_name=self.target.run_name, tags=dict(self.tags))
             self.state.run_id = run.info.run_id
             self._write_state()
+        else:
+            client.update_run(self.state.run_id, status="RUNNING")
+        if not self.state.described:
             params = [Param(name, str(value)) for name, value in self.params.items()]
             for start in range(0, len(params), 100):
                 client.log_batch(self.state.run_id, params=params[start : start + 100])
             for artifact in self.artifacts:
                 client.log_artifact(self.state.run_id, str(artifact))
-        else:
-            client.update_run(self.state.run_id, status="RUNNING")
+            self.state.described = True
+            self._write_state()
         return client
 
     def _write_state(self) -> None:
         temporary = self.state_file.with_suffix(".tmp")
         temporary.write_text(json.dumps(asdict(self.state)))
-        os.replace(temporary, self.state_file)
+        temporary.replace(self.state_file)
 
 
 _QUIET = {
@@ -234,6 +281,27 @@ _QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the thread tries again by itself
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
+
+
+def _set_aside(directory: Path) -> None:
+    """Rename the record and the MLflow state of an earlier try to the first free number."""
+    number = 1
+    while (directory / f"metrics.{number}.jsonl").exists():
+        number += 1
+    for name, ending in (("metrics", "jsonl"), ("mlflow", "json")):
+        if (directory / f"{name}.{ending}").exists():
+            (directory / f"{name}.{ending}").rename(directory / f"{name}.{number}.{ending}")
+
+
+def _run_exists(client: Any, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
 
 
 def _read_state(path: Path) -> _State:

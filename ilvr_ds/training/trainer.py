@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from ilvr_ds import dist
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.loader import WindowLoader
 from ilvr_ds.data.window import Window
-from ilvr_ds.training.checkpoint import find_checkpoint, load_checkpoint, remove_old, save_checkpoint
+from ilvr_ds.errors import UserError
+from ilvr_ds.training.checkpoint import load_checkpoint, remove_old, save_checkpoint
 from ilvr_ds.training.evaluation import HeldOut
 from ilvr_ds.training.monitors import MemoryMonitor, PhaseTimer, Progress, StopSignal, Throughput
 from ilvr_ds.training.schedule import learning_rate
@@ -36,6 +39,8 @@ class Parts:
     total_steps: int
     longest_sample: int | None
     """Number of the longest training sample, where the data set knows its lengths."""
+    checkpoint: Path | None = None
+    """Where to go on from."""
 
 
 class Trainer:
@@ -50,24 +55,29 @@ class Trainer:
         self.speed, self.memory, self.phases = Throughput(), MemoryMonitor(), PhaseTimer()
         self.progress = Progress(parts.total_steps, dist.is_main())
         self.signal = StopSignal()
+        self.done = 0
         self.saved_step = -1
 
     def fit(self) -> bool:
         """Train and save; True when the last step was done, False when a signal asked to stop before."""
         self._restore()
+        if self.done >= self.parts.total_steps:
+            self.progress.close()
+            logger.info("nothing to do: step %d of %d is done", self.done, self.parts.total_steps)
+            return True
         self._rehearse()
-        stop = False
         with self.signal:
             for step, window in self.loader.windows(self.parts.total_steps):
                 self._train_step(step, window)
-                stop = self._after_step(step + 1)
-                if stop:
+                self.done = step + 1
+                if self._after_step(self.done):
                     break
-        self._save(self.loader.step + stop)
-        if not stop:
-            self._evaluate(self.parts.total_steps)
+        self._save(self.done)
+        finished = self.done == self.parts.total_steps
+        if finished:
+            self._evaluate(self.done)
         self.progress.close()
-        return not stop
+        return finished
 
     def _train_step(self, step: int, window: Window) -> None:
         """One optimizer step: targets once, every micro-batch forward and backward, update, the teacher follows."""
@@ -112,7 +122,8 @@ class Trainer:
     def _evaluate(self, done: int) -> None:
         if self.parts.held_out is None:
             return
-        metrics = self.parts.held_out()
+        with self.speed.paused():
+            metrics = self.parts.held_out()
         self.tracker.log(done, metrics)
         logger.info("step %d  %s", done, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
@@ -126,19 +137,19 @@ class Trainer:
             "recipe": self.recipe.to_dict(),
             "mlflow_run_id": self.tracker.run_id,
         }
-        path = save_checkpoint(folder, done, self.student, self.parts.trained, self.teacher.shards, state)
-        remove_old(folder, self.recipe.checkpoint.keep_last)
+        with self.speed.paused():
+            path = save_checkpoint(folder, done, self.student, self.parts.trained, self.teacher.shards, state)
+            remove_old(folder, self.recipe.checkpoint.keep_last)
         self.saved_step = done
         self.tracker.event("checkpoint", step=done, path=str(path))
 
     def _restore(self) -> None:
-        path = find_checkpoint(self.recipe)
-        if path is None:
+        if self.parts.checkpoint is None:
             return
-        state = load_checkpoint(path, self.student, self.parts.trained, self.teacher.shards)
+        state = load_checkpoint(self.parts.checkpoint, self.student, self.parts.trained, self.teacher.shards)
         self.loader.load_state_dict(state["loader"])
-        self.saved_step = self.loader.step
-        logger.info("going on from %s at step %d of %d", path, self.loader.step, self.parts.total_steps)
+        self.done = self.saved_step = self.loader.step
+        logger.info("going on from %s at step %d of %d", self.parts.checkpoint, self.done, self.parts.total_steps)
 
     def _rehearse(self) -> None:
         """Forward and backward of the longest sample, repeated to a whole window, at weight 0.
@@ -154,5 +165,8 @@ class Trainer:
         prepared = self.step.prepare(window)
         unused = Totals(SUMS, dist.device())
         loss: Any = self.step.loss(prepared.window.micro_batches[0], prepared, 0, unused)
+        total = float(dist.sum_over_ranks(loss.detach().clone()))  # on all ranks, so that all go the same way
+        if not math.isfinite(total):
+            raise UserError(f"model.path: the loss of the longest sample is {total}: the weights are not usable")
         self.student.backward(0.0 * loss, scale_wrt_gas=False)
         logger.info("rehearsed the longest sample: %d tokens, %s", window.tokens.real.shape[1], self.memory.summary())

@@ -1,6 +1,8 @@
-"""Does it learn to look? A model of 25 M parameters on the demo task, with its images and without; needs a GPU.
+"""Does it learn to look? A random model on the demo task, with its images and without.
 
-    python -m tests.bench.learning --output outputs/learning --samples 200000 --steps 4000
+    python -m tests.bench.learning --output outputs/learning                                       # 25 M, on a GPU
+    python -m tests.bench.learning --output outputs/learning --size tiny --precision fp32 --ordered --batch 64 \\
+        --lr 2e-3 --samples 60000 --held-out 1024 --steps 5000 --workers 1 --control-workers 1     # 0.2 M, on a CPU
 
 Draws and packs the task, trains stage 1 twice through `launch/train.sh` (the second time with every image grey), and
 prints the accuracy of the answer on held-out samples over time. Chance is 25 %.
@@ -23,9 +25,10 @@ import yaml
 from ilvr_ds.data.pack import pack_samples
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.synthetic import OPERATIONS, TaskSpec, draw_samples
+from ilvr_ds.data.synthetic.generate import Split
 from ilvr_ds.demo import write_demo_model
 
-CHUNK = 500
+CHUNK = 512
 
 
 def main() -> None:
@@ -34,16 +37,24 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200_000)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--control-steps", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--size", default="small")
+    parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
+    parser.add_argument("--ordered", action="store_true", help="options in a fixed order: the easier level")
+    parser.add_argument("--held-out", type=int, default=4096)
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--control-workers", type=int, default=3)
+    parser.add_argument("--draw-only", action="store_true", help="end when the data lie in the output folder")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--minutes", type=float, default=60.0, help="ask the runs to stop after this time")
     options = parser.parse_args()
-    draw_data(options.output, options.samples, options.workers)
-    write_demo_model(options.output / "model", TaskSpec(), options.size)
+    spec = TaskSpec(operations=tuple(options.operations), shuffled_options=not options.ordered)
+    if not (options.output / "held_out").exists():
+        draw_data(options.output, spec, options.samples, options.held_out, options.workers)
+    if options.draw_only:
+        return
+    write_demo_model(options.output / "model", spec, options.size)
     runs = [
         start(options, "seeing", options.steps, options.workers, blank=False),
         start(options, "blind", options.control_steps, options.control_workers, blank=True),
@@ -51,25 +62,26 @@ def main() -> None:
     deadline = time.monotonic() + 60 * options.minutes
     codes = [finish(run, deadline) for run in runs]
     for name in ("seeing", "blind"):
-        print_table(options.output / "runs" / name / "metrics.jsonl", name, options.batch)
+        print_table(options.output / "runs" / name / "metrics.jsonl", name, options)
     sys.exit(max(codes))
 
 
-def draw_data(output: Path, count: int, workers: int) -> None:
+def draw_data(output: Path, spec: TaskSpec, count: int, held_out: int, workers: int) -> None:
     """Train and held-out shards, drawn in parallel."""
-    for split, number in (("train", count), ("held_out", 4096)):
-        pack_samples(_drawn(split, number, workers), output / split, max_samples_per_shard=10_000, overwrite=True)
+    for split, number in (("train", count), ("held_out", held_out)):
+        pack_samples(_drawn(spec, split, number, workers), output / split, max_samples_per_shard=10_000, overwrite=True)
 
 
-def _drawn(split: str, count: int, workers: int) -> Iterator[Sample]:
+def _drawn(spec: TaskSpec, split: Split, count: int, workers: int) -> Iterator[Sample]:
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for part in pool.map(_draw, [(split, start) for start in range(0, count, CHUNK)]):
+        jobs = [(spec, split, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
+        for part in pool.map(_draw, jobs):
             yield from part
 
 
-def _draw(job: tuple[str, int]) -> list[Sample]:
-    split, start = job
-    return list(draw_samples(TaskSpec(), 0, split, CHUNK, start))
+def _draw(job: tuple[TaskSpec, Split, int, int]) -> list[Sample]:
+    spec, split, start, count = job
+    return list(draw_samples(spec, 0, split, count, start))
 
 
 def start(options: argparse.Namespace, name: str, steps: int, workers: int, blank: bool) -> subprocess.Popen[bytes]:
@@ -84,10 +96,13 @@ def start(options: argparse.Namespace, name: str, steps: int, workers: int, blan
         "model": {"path": str(output / "model"), "latent_size": 8},
         "teacher": {"momentum": 0.99},
         "selection": {"temperature": 0.1},
-        "loss": {"align_weight": 0.1, "contrastive_weight": 0.02},
-        "optim": {"lr": options.lr, "warmup_steps": 200, "schedule": "linear", "min_lr_ratio": 0.1, "beta2": 0.98},
+        "loss": {"align_weight": 0.2, "contrastive_weight": 0.02},
+        "optim": {
+            "lr": options.lr, "warmup_steps": 150, "schedule": "linear", "min_lr_ratio": 0.1, "beta2": 0.99,
+            "max_grad_norm": 0.5,
+        },
         "train": {"max_steps": steps, "micro_batch_size": options.batch, "precision": options.precision},
-        "evaluation": {"every_steps": 200, "max_samples": 4096},
+        "evaluation": {"every_steps": 200, "max_samples": options.held_out},
         "checkpoint": {"every_steps": 0},
         "tracking": {"every_steps": 50, "experiment": "learning"},
         "deepspeed": {"config": "ds_configs/zero3_single_gpu.json"},
@@ -108,18 +123,18 @@ def finish(run: subprocess.Popen[bytes], deadline: float) -> int:
         return run.wait()
 
 
-def print_table(path: Path, name: str, batch: int) -> None:
+def print_table(path: Path, name: str, options: argparse.Namespace) -> None:
     """Held-out accuracy over time, by operation, in per cent."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     print(f"\n{name}: held-out accuracy in per cent (chance 25)")
-    print(f"{'samples':>10} {'eval ce':>8} {'all':>6} " + " ".join(f"{op:>10}" for op in OPERATIONS))
+    print(f"{'samples':>10} {'eval ce':>8} {'all':>6} " + " ".join(f"{op:>10}" for op in options.operations))
     for line in lines:
         metrics = line.get("metrics", {})
         if "eval/answer_accuracy" in metrics:
-            by_operation = [100 * float(metrics[f"eval/answer_accuracy/{op}"]) for op in OPERATIONS]
+            by_operation = [100 * float(metrics[f"eval/answer_accuracy/{op}"]) for op in options.operations]
             total = 100 * float(metrics["eval/answer_accuracy"])
             print(
-                f"{line['step'] * batch:>10,} {float(metrics['eval/ce']):>8.4f} {total:>6.1f} "
+                f"{line['step'] * options.batch:>10,} {float(metrics['eval/ce']):>8.4f} {total:>6.1f} "
                 + " ".join(f"{value:>10.1f}" for value in by_operation)
             )
 

@@ -3,8 +3,9 @@
     python -m tests.bench.step_time --geometry 3b --steps 20 --micro-batch 4 --accum 2 --check-syncs
 
 The work is one 672x672 input image (576 tokens), three 448x448 helper images (256 each), a question of about 150
-tokens, four texts of about 60 tokens and K = 8: about 1,000 tokens a sample. With --check-syncs every synchronisation
-with the host between batch and optimizer step is an error.
+tokens, four texts of about 60 tokens and K = 8: about 1,000 tokens a sample. With --check-syncs torch's debug mode
+reports every synchronisation with the host between batch and optimizer step, by place; one outside DeepSpeed ends the
+benchmark with exit code 1 after its report.
 """
 
 from __future__ import annotations
@@ -12,10 +13,15 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import tempfile
 import time
+import traceback
+import warnings
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,12 +40,13 @@ from ilvr_ds.training.step import SUMS
 from ilvr_ds.training.totals import Totals
 
 TEXT = {
-    "3b": dict(hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
-               intermediate_size=11008, vocab_size=151936),
-    "7b": dict(hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-               intermediate_size=18944, vocab_size=152064),
+    "3b": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
+           "intermediate_size": 11008, "vocab_size": 151936},
+    "7b": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+           "intermediate_size": 18944, "vocab_size": 152064},
 }  # fmt: skip
-VISION = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, fullatt_block_indexes=[7, 15, 23, 31])
+VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+          "fullatt_block_indexes": [7, 15, 23, 31]}  # fmt: skip
 
 
 def write_geometry(folder: Path, name: str) -> None:
@@ -83,6 +90,8 @@ def main() -> None:
     parser.add_argument("--check-syncs", action="store_true")
     parser.add_argument("--local_rank", type=int)
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs a GPU")
     folder = Path(tempfile.gettempdir()) / f"geometry-{options.geometry}"
     init_process_group()
     if dist.is_main() and not folder.exists():
@@ -115,32 +124,66 @@ def main() -> None:
     if dist.is_main():
         report(options, rows, built, window, totals)
     dist.close()
+    if Syncs.ours():
+        raise SystemExit(1)
 
 
 def one_step(step: Any, window: Any, number: int, totals: Totals, check_syncs: bool) -> list[float]:
     """Seconds of the parts of one optimizer step: copy, vision and teacher, student, optimizer, momentum."""
+    seen = Syncs(check_syncs and number > 1)
     marks = [_now()]
     window = window.to(dist.device())
     torch.cuda.synchronize()
     marks.append(_now())
-    torch.cuda.set_sync_debug_mode("error" if check_syncs and number > 1 else "default")
-    prepared = step.prepare(window)
-    torch.cuda.set_sync_debug_mode("default")
+    with seen:
+        prepared = step.prepare(window)
     marks.append(_now())
     optimizer = 0.0
     for micro in prepared.window.micro_batches:
-        torch.cuda.set_sync_debug_mode("error" if check_syncs and number > 1 else "default")
-        loss = step.loss(micro, prepared, number, totals)
-        step.student.backward(loss * dist.world_size(), scale_wrt_gas=False)
-        torch.cuda.set_sync_debug_mode("default")
+        with seen:
+            loss = step.loss(micro, prepared, number, totals)
+            step.student.backward(loss * dist.world_size(), scale_wrt_gas=False)
         before = _now()
         step.student.step()
         optimizer += _now() - before
     marks.append(_now())
     step.teacher.follow()
     marks.append(_now())
-    parts = [b - a for a, b in zip(marks[:-1], marks[1:], strict=True)]
+    parts = [b - a for a, b in pairwise(marks)]
     return [parts[0], parts[1], parts[2] - optimizer, optimizer, parts[3], sum(parts)]
+
+
+class Syncs:
+    """Counts synchronisations with the host inside its block by the code that asked for them."""
+
+    places: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+
+    def __enter__(self) -> None:
+        if self.enabled:
+            self.catcher = warnings.catch_warnings()
+            self.catcher.__enter__()
+            warnings.simplefilter("always")
+            warnings.showwarning = self._note  # type: ignore[assignment]
+            torch.cuda.set_sync_debug_mode("warn")
+
+    def __exit__(self, *error: object) -> None:
+        if self.enabled:
+            torch.cuda.set_sync_debug_mode("default")
+            self.catcher.__exit__(*error)
+
+    def _note(self, message: Warning, *_: object) -> None:
+        if "synchronizing CUDA operation" not in str(message):
+            return
+        frames = [f for f in traceback.extract_stack() if re.search("/(ilvr_ds|deepspeed|transformers)/", f.filename)]
+        self.places[f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown place"] += 1
+
+    @classmethod
+    def ours(cls) -> list[str]:
+        """Places outside DeepSpeed."""
+        return [place for place in cls.places if "/deepspeed/" not in place]
 
 
 def _now() -> float:
@@ -160,7 +203,10 @@ def report(options: Any, rows: list[list[float]], built: float, window: Any, tot
     print("  ".join(f"{name} {1000 * value:.0f} ms" for name, value in zip(names, medians, strict=True)))
     print(f"{1000 * medians[-1] / samples:.1f} ms a sample; peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     if options.check_syncs:
-        print("no host synchronisation between batch and optimizer step")
+        verdict = "FOUND" if Syncs.ours() else "none"
+        print(f"host synchronisations between batch and optimizer step outside DeepSpeed: {verdict}")
+        for place, count in Syncs.places.most_common():
+            print(f"  {count / (options.steps - 2):.0f} a step in {place}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,12 @@ from ilvr_ds.data.synthetic.update import Update
 from ilvr_ds.errors import UserError
 from tests.data.demo_reader import CELL, read_picture, read_pixels, solve
 
-SPECS = [TaskSpec(), TaskSpec(shapes=3, colours=5), TaskSpec(grid=6, shapes=8, colours=8), TaskSpec(grid=8)]
+SPECS = [
+    TaskSpec(),
+    TaskSpec(shapes=3, colours=5, shuffled_options=False),
+    TaskSpec(grid=6, shapes=8, colours=8),
+    TaskSpec(grid=8),
+]
 OPERATION_CLASSES = (Creation, Deletion, Update, Selection)
 
 
@@ -46,7 +51,8 @@ def test_samples_are_whole() -> None:
     for index, sample in enumerate(draw_samples(TaskSpec(), 1, "train", 40)):
         check_sample(sample)
         assert sample.group == OPERATIONS[index % 4]
-        assert sample.steps[-1] == TextStep(f"The final answer is: {sample.answer}")
+        option = re.search(rf"{sample.answer}\) (.+?)( [B-D]\)|$)", sample.question)[1]
+        assert sample.steps[-1] == TextStep(f"The final answer is: {sample.answer}) {option}")
         assert [type(step) for step in sample.steps] == [TextStep, LatentStep] * 2 + [TextStep]
 
 
@@ -65,6 +71,23 @@ def test_every_text_can_have_every_answer(operation: type) -> None:
         for right in range(4):
             given = words.scenes(rng, right)[0]
             assert solve(words.question, read_picture(encode_scene(given)))[0] == "ABCD"[right]
+
+
+def test_what_the_rationale_tells_is_seen_in_the_pictures() -> None:
+    for sample in draw_samples(TaskSpec(), 8, "train", 200):
+        pictures = [read_picture(png).cells for png in (*sample.input_images, *sample.helper_images)]
+        texts = [step.content for step in sample.steps if isinstance(step, TextStep)]
+        if sample.group == "deletion":
+            for text, before, after in zip(texts, pictures, pictures[1:], strict=False):
+                gone = [before[place] for place in sorted(before) if place not in after]
+                assert text.endswith(f"first the {gone[0]}.")
+        if sample.group == "update":
+            name, row, column = re.match(r"The (.+) is in row (\d), column (\d)\.", texts[0]).groups()
+            assert pictures[0][int(row) - 1, int(column) - 1] == name
+        if sample.group == "selection":
+            shape = re.search(r"Find the (\w+)\.", texts[1])[1]
+            beside = [pictures[1][place] for place in sorted(pictures[1]) if not pictures[1][place].endswith(shape)]
+            assert texts[1].startswith(f"Beside the {shape}: {', '.join(beside) or 'nothing'}.")
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
@@ -98,6 +121,19 @@ def test_the_candidates_of_creation_are_alike_without_the_words() -> None:
         ]
         distances = [sorted(len(one ^ other) for other in quarters) for one in quarters]
         assert all(row == distances[0] for row in distances), "the odd one out could be told from its looks"
+
+
+def test_options_can_stand_in_a_fixed_order() -> None:
+    order = {"selection": COLOURS, "creation": ("top left", "top right", "bottom left", "bottom right")}
+    letters = Counter()
+    for sample in draw_samples(TaskSpec(shuffled_options=False), 3, "train", 400):
+        options = re.findall(r"[A-D]\) (.+?)(?= [B-D]\)|$)", sample.question)
+        if sample.group in order:
+            assert options == sorted(options, key=order[sample.group].index)
+        if sample.group == "deletion":
+            assert options == sorted(options, key=int)
+        letters[sample.answer] += 1
+    assert min(letters.values()) > 70, "whichever option is right, letters stay balanced"
 
 
 def test_every_other_quarter_of_selection_holds_a_wrong_option() -> None:
@@ -184,8 +220,10 @@ def naive_bayes_score(train: list[Sample], test: list[Sample], features) -> floa
     return right / len(test)
 
 
-def test_text_alone_is_no_better_than_chance() -> None:
-    train, test = (list(draw_samples(TaskSpec(), 9, *which)) for which in (("train", 4000), ("held_out", 2000)))
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_text_alone_is_no_better_than_chance(shuffled: bool) -> None:
+    spec = TaskSpec(shuffled_options=shuffled)
+    train, test = (list(draw_samples(spec, 9, *which)) for which in (("train", 4000), ("held_out", 2000)))
     bound = 0.25 + 3.3 * math.sqrt(0.25 * 0.75 / len(test))  # one in two thousand
     assert naive_bayes_score(train, test, text_features) < bound
 

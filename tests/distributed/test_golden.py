@@ -26,8 +26,22 @@ def test_golden_numbers(world: int, tmp_path: Path) -> None:
     batches = [[i] for i in everyone] + [everyone]
     for results in run_ranks("tests.distributed.workers:golden_numbers", world, tmp_path, batches=batches):
         for batch, result in zip(batches, results, strict=True):
+            _check_hidden(batch, result)
             _check_selection(batch, result)
             _check_losses(batch, result, world)
+            _check_gradients(batch, result, [single["ce_grads"] for single in results[:-1]])
+
+
+def _check_hidden(batch: list[int], result: dict[str, Any]) -> None:
+    """Every token's state of the teacher and of the student."""
+    golden = golden_set()
+    for row, i in enumerate(batch):
+        name = golden.samples[i].id
+        real = golden.expected[f"{name}.attention_mask"].bool()
+        for key in ("teacher_hidden", "student_hidden"):
+            expected = golden.expected[f"{name}.{key}"][real].double()
+            error = (result[key][row].double() - expected).norm(dim=-1) / expected.norm(dim=-1)
+            assert float(error.max()) < TOLERANCE, (name, key)
 
 
 def _check_selection(batch: list[int], result: dict[str, Any]) -> None:
@@ -50,23 +64,46 @@ def _check_selection(batch: list[int], result: dict[str, Any]) -> None:
 
 
 def _check_losses(batch: list[int], result: dict[str, Any], world: int) -> None:
-    """One sample: its own numbers. Several: token- and slot-weighted means of the losses and of the gradients."""
+    """One sample: its own numbers. Several: token- and slot-weighted means."""
     golden, weights, sums = golden_set(), golden_set().loss, result["sums"]
     names = [golden.samples[i].id for i in batch]
-    tokens = [int((golden.expected[f"{name}.labels"] != -100).sum()) for name in names]
+    tokens, slots = _counts(batch)
     ce = sum(n * float(golden.expected[f"{name}.ce_loss"]) for n, name in zip(tokens, names, strict=True))
     assert sums["supervised"] == world * sum(tokens)
     assert sums["ce"] == pytest.approx(world * ce, rel=TOLERANCE)
-    slots = [int(golden.expected.get(f"{name}.target_mask", torch.zeros(1)).sum()) for name in names]
     align = [
         float(golden.expected[f"{name}.total_loss"] - weights.ce_weight * golden.expected[f"{name}.ce_loss"])
         for name in names
     ]
     alignment = sum(n * a for n, a in zip(slots, align, strict=True)) / max(1, sum(slots))
     assert result["loss"] == pytest.approx(weights.ce_weight * ce / sum(tokens) + alignment, rel=TOLERANCE)
-    if len(batch) == 1:
-        stored = {k: v for k, v in golden.expected.items() if k.startswith(f"{names[0]}.grad.")}
-        assert stored
-        for key, gradient in stored.items():
-            name = key.removeprefix(f"{names[0]}.grad.").replace("model.", "model.language_model.", 1)
-            assert relative(result["grads"][name], gradient) < TOLERANCE, key
+
+
+def _check_gradients(batch: list[int], result: dict[str, Any], ce_grads: list[dict[str, torch.Tensor]]) -> None:
+    """The batch's gradient is the sum over samples of a * (gradient of CE) + b * (gradient of the alignment).
+
+    a is the sample's share of the supervised tokens, b its share of the slots. The golden gradient is that of both
+    losses together, so the sum is b * golden + (a - b) * CE; the gradient of a sample's CE alone is not in the
+    folder, it is our own (`ce_grads`, by sample). For one sample a = b = 1: the golden gradient.
+    """
+    golden = golden_set()
+    tokens, slots = _counts(batch)
+    prefixes = [f"{golden.samples[i].id}.grad." for i in batch]
+    stored = [key.removeprefix(prefixes[0]) for key in golden.expected if key.startswith(prefixes[0])]
+    assert stored
+    for key in stored:
+        name = key.replace("model.", "model.language_model.", 1)
+        expected = torch.zeros(())
+        for i, prefix, n, m in zip(batch, prefixes, tokens, slots, strict=True):
+            a = n / sum(tokens)
+            b = m / sum(slots) if m else a  # without slots the golden gradient is that of CE
+            expected = expected + b * golden.expected[prefix + key] + (a - b) * ce_grads[i][name]
+        assert relative(result["grads"][name], expected) < TOLERANCE, (batch, key)
+
+
+def _counts(batch: list[int]) -> tuple[list[int], list[int]]:
+    """Supervised tokens and slots with a target of each sample."""
+    golden = golden_set()
+    names = [golden.samples[i].id for i in batch]
+    tokens = [int((golden.expected[f"{name}.labels"] != -100).sum()) for name in names]
+    return tokens, [int(golden.expected.get(f"{name}.target_mask", torch.zeros(1)).sum()) for name in names]

@@ -7,34 +7,65 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from ilvr_ds.training.engine import DTYPES
 from tests.ranks import run_ranks
 from tests.runs import ZERO3
 
 PERSISTENT = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 10**6}}
 ZERO2 = {"zero_optimization": {"stage": 2}}
+OFFLOADED = {"zero_optimization": {**ZERO3["zero_optimization"], "offload_optimizer": {"device": "cpu"}}}
+NEEDS_FP16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_fp16_supported(), reason="DeepSpeed takes fp16 only on a CPU that computes in it"
+)
 WORKERS = "tests.distributed.workers:"
 
 
 @pytest.mark.parametrize(
-    ("world", "zero", "model", "offload"),
+    ("world", "zero", "model", "offload", "precision"),
     [
-        (2, PERSISTENT, {}, "cpu"),
-        (2, ZERO2, {}, "none"),
-        (2, ZERO3, {"lora_rank": 4}, "cpu"),
-        (3, ZERO3, {}, "cpu"),
+        (2, PERSISTENT, {}, "cpu", "fp32"),
+        (2, ZERO2, {}, "none", "fp32"),
+        (2, ZERO3, {"lora_rank": 4}, "cpu", "fp32"),
+        (3, ZERO3, {}, "cpu", "fp32"),
+        (2, ZERO3, {}, "cpu", "bf16"),
+        (2, ZERO2, {}, "cpu", "bf16"),
     ],
-    ids=["zero3-persistent-student", "zero2", "lora", "three-ranks-with-padding"],
+    ids=["zero3-persistent-student", "zero2", "lora", "three-ranks-with-padding", "zero3-bf16", "zero2-bf16"],
 )
 def test_teacher_equals_dense_average(
-    world: int, zero: dict[str, Any], model: dict[str, Any], offload: str, tmp_path: Path
+    world: int, zero: dict[str, Any], model: dict[str, Any], offload: str, precision: str, tmp_path: Path
 ) -> None:
-    """Catches shards that do not match, an update at the wrong time, and a teacher whose forward keeps old weights."""
-    arguments = {"steps": 10, "zero": zero, "model": model, "offload": offload}
+    """Catches shards that do not match, an update at the wrong time or in bf16, and a forward with old weights."""
+    arguments = {"steps": 10, "zero": zero, "model": model, "offload": offload, "precision": precision}
     for result in run_ranks(WORKERS + "momentum", world, tmp_path, **arguments):
         assert result["moved"] > 1e-4
-        assert result["teacher_error"] < 1e-6
-        assert result["forward_error"] < 1e-5
+        assert result["average_error"] < 1e-6
+        assert result["published_error"] == 0
+        assert result["forward_error"] < 1e-5 < 1e-3 < result["stale_error"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=NEEDS_FP16)])
+def test_half_precision_learns(precision: str, tmp_path: Path) -> None:
+    """Catches gradients lost in the low precision, and a precision of the recipe that DeepSpeed is not told."""
+    arguments = {"optimizers": ["adamw"], "offload": False, "steps": 10, "precision": precision}
+    for (result,) in run_ranks(WORKERS + "trained_by", 2, tmp_path, **arguments):
+        assert result["dtype"] == DTYPES[precision]
+        assert all(map(math.isfinite, result["losses"]))
+        assert result["losses"][-1] < 0.9 * result["losses"][0]
+
+
+@pytest.mark.parametrize("grad_accum_steps", [1, 2])
+@pytest.mark.parametrize("zero", [ZERO2, OFFLOADED], ids=["zero2", "zero3-offload"])
+def test_zero_loss_before_the_first_step_adds_nothing(
+    zero: dict[str, Any], grad_accum_steps: int, tmp_path: Path
+) -> None:
+    """The rehearsal's backward without a step; catches one that counts as a micro-batch or leaves a gradient."""
+    arguments = {"zero": zero, "grad_accum_steps": grad_accum_steps}
+    for plain, rehearsed in run_ranks(WORKERS + "with_and_without_rehearsal", 2, tmp_path, **arguments):
+        for name, weight in plain.items():
+            assert torch.equal(rehearsed[name], weight), name
 
 
 @pytest.mark.parametrize("zero", [ZERO3, ZERO2], ids=["zero3", "zero2"])

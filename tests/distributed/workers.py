@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
 import numpy as np
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+from torch import nn
 
 from ilvr_ds import dist
 from ilvr_ds.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TeacherConfig, TrainConfig
 from ilvr_ds.data.template import IGNORE, EncodedSample
+from ilvr_ds.data.window import MicroBatch, TokenBatch
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.model.student import add_adapters, load_student
 from ilvr_ds.ops.reference import candidate_cosines
+from ilvr_ds.training.engine import DTYPES
+from ilvr_ds.training.step import Prepared, StageOneStep
 from tests.golden_set import golden_set
 from tests.runs import ZERO3, SmallRun, golden_recipe
 
@@ -35,51 +41,90 @@ def _golden_batch(run: SmallRun, batch: list[int]) -> dict[str, Any]:
     window = run.window(batch, len(batch))
     prepared = run.step.prepare(window)
     micro, targets = window.micro_batches[0], prepared.targets
-    context = run.networks.teacher(window.tokens, prepared.features, window.context)
-    loss = run.step.loss(micro, prepared, 0, run.totals)
-    run.networks.student.backward(loss * dist.world_size(), scale_wrt_gas=False)
-    names = {name: p for name, p in run.networks.student.module.model.named_parameters() if p.requires_grad}
-    grads = {name: safe_get_full_grad(p).clone() for name, p in names.items()}
-    run.networks.student.step()  # at rate 0: only ends the step, so that gradients start anew
+    with _last_hidden(run.networks.teacher.module.language_model) as teacher:
+        context = run.networks.teacher(window.tokens, prepared.features, window.context)
+    with _last_hidden(run.networks.student.module.model.model.language_model) as student:
+        loss, sums, grads = _losses_and_gradients(run, run.step, micro, prepared)
+    ce_only = dataclasses.replace(run.recipe.loss, align_weight=0.0)
+    ce_step = StageOneStep(run.step.student, run.step.tower, run.step.teacher, ce_only)
     return {
+        "teacher_hidden": _real_rows(teacher[0], window.tokens),
+        "student_hidden": _real_rows(student[0], micro.tokens),
         "user": context.user,
         "cosine": candidate_cosines(targets.query, targets.candidates, targets.offsets),
         "offsets": targets.offsets,
         "indices": targets.indices,
         "targets": targets.values(),
         "sample": window.context.sample,
-        "loss": float(loss.detach()) * dist.world_size(),
-        "sums": run.totals.take(),
+        "loss": loss,
+        "sums": sums,
         "grads": grads,
+        "ce_grads": _losses_and_gradients(run, ce_step, micro, prepared)[2],
     }
 
 
-def momentum(steps: int, zero: dict[str, Any], model: dict[str, Any], offload: str) -> dict[str, float]:
+def _losses_and_gradients(
+    run: SmallRun, step: StageOneStep, micro: MicroBatch, prepared: Prepared
+) -> tuple[float, dict[str, float], dict[str, torch.Tensor]]:
+    """The step's loss, its sums over all ranks, and the whole gradient of every trained weight."""
+    loss = step.loss(micro, prepared, 0, run.totals)
+    run.networks.student.backward(loss * dist.world_size(), scale_wrt_gas=False)
+    parameters = run.networks.student.module.model.named_parameters()
+    grads = {name: safe_get_full_grad(p).clone() for name, p in parameters if p.requires_grad}
+    run.networks.student.step()  # at rate 0: only ends the step, so that gradients start anew
+    return float(dist.sum_over_ranks(loss.detach())), run.totals.take(), grads
+
+
+@contextmanager
+def _last_hidden(language_model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collects the last hidden states [B, T, D] of every forward inside the block."""
+    seen: list[torch.Tensor] = []
+    hook = language_model.register_forward_hook(lambda *call: seen.append(call[-1].last_hidden_state.detach()))
+    yield seen
+    hook.remove()
+
+
+def _real_rows(hidden: torch.Tensor, tokens: TokenBatch) -> list[torch.Tensor]:
+    return [rows[real] for rows, real in zip(hidden, tokens.real, strict=True)]
+
+
+def momentum(steps: int, zero: dict[str, Any], model: dict[str, Any], offload: str, precision: str) -> dict[str, float]:
     """Train, and keep a dense float32 average of the student beside; how far the teacher is from it."""
     golden = golden_set()
     settings = dataclasses.replace(golden.model, **model)
-    recipe = golden_recipe(golden, model=settings, teacher=TeacherConfig(momentum=0.9, offload=offload))
+    recipe = golden_recipe(
+        golden,
+        model=settings,
+        teacher=TeacherConfig(momentum=0.9, offload=offload),
+        train=TrainConfig(precision=precision),
+    )
     run = SmallRun.start(recipe, zero)
     dense = _full_weights(run)
     start = copy.deepcopy(dense)
     for step in range(steps):
-        run.train(run.window([step % 6 + dist.rank()]), step)
+        run.train(run.window([step + dist.rank()]), step)
         for name, value in _full_weights(run).items():
             dense[name].lerp_(value, 1 - recipe.teacher.momentum)
-    teacher = _teacher_weights(run)
+    averages, published = _averages(run), _teacher_weights(run)
     window = run.window([0, 3], 2)
     features = run.step.prepare(window).features
-    seen = run.networks.teacher(window.tokens, features, window.context)
-    plain = load_student(ModelConfig(path=settings.path, attention="sdpa"), torch.float32, 0).model.language_model
+    seen = run.networks.teacher(window.tokens, features, window.context).user
+    dtype = DTYPES[precision]
+    plain = load_student(ModelConfig(path=settings.path, attention="sdpa"), dtype, 0).model.language_model
     if settings.lora_rank:
         add_adapters(plain, settings)
-    plain.load_state_dict({**plain.state_dict(), **dense})
-    expected = ContextEncoder(plain)(window.tokens, features, window.context)
+
+    def error_with(weights: dict[str, torch.Tensor]) -> float:
+        plain.load_state_dict({**plain.state_dict(), **weights})
+        expected = ContextEncoder(plain)(window.tokens, features, window.context).user
+        return float((seen - expected).abs().max() / expected.abs().max())
+
     return {
-        "teacher_error": max(float((teacher[name] - value).abs().max()) for name, value in dense.items()),
-        "forward_error": float((seen.user - expected.user).abs().max() / expected.user.abs().max()),
+        "average_error": max(float((averages[name] - value).abs().max()) for name, value in dense.items()),
+        "published_error": max(float((published[n] - a.to(dtype).float()).abs().max()) for n, a in averages.items()),
+        "forward_error": error_with(averages),
+        "stale_error": error_with(start),
         "moved": max(float((start[name] - value).abs().max()) for name, value in dense.items()),
-        "trained": len(dense),
     }
 
 
@@ -87,6 +132,14 @@ def _full_weights(run: SmallRun) -> dict[str, torch.Tensor]:
     """The student's trained language-model weights in float32, whole, by the teacher's names."""
     parameters = run.networks.student.module.model.model.language_model.named_parameters()
     return {name: safe_get_full_fp32_param(p).detach().cpu().clone() for name, p in parameters if p.requires_grad}
+
+
+def _averages(run: SmallRun) -> dict[str, torch.Tensor]:
+    """The float32 averages, whole, put together from the shards of all ranks."""
+    shards = zip(*dist.gather_on_host(run.step.teacher.shards.state()), strict=True)
+    shapes = {name: p.ds_shape for name, p in run.networks.teacher.module.language_model.named_parameters()}
+    names = run.networks.trained
+    return {n: torch.cat(s)[: shapes[n].numel()].view(shapes[n]) for n, s in zip(names, shards, strict=True)}
 
 
 def _teacher_weights(run: SmallRun) -> dict[str, torch.Tensor]:
@@ -108,8 +161,51 @@ def weights_after(steps: int, micro_batch_size: int, grad_accum_steps: int, zero
     for step in range(steps):
         first = 8 * step + share * dist.rank()
         losses.append(run.train(run.window(list(range(first, first + share))), step))
+    return {"weights": _all_weights(run), "losses": losses}
+
+
+def _all_weights(run: SmallRun) -> dict[str, torch.Tensor]:
     weights = {n: safe_get_full_fp32_param(p) for n, p in run.networks.student.module.model.named_parameters()}
-    return {"weights": {name: value.detach().clone() for name, value in weights.items()}, "losses": losses}
+    return {name: value.detach().clone() for name, value in weights.items()}
+
+
+def with_and_without_rehearsal(zero: dict[str, Any], grad_accum_steps: int) -> list[dict[str, torch.Tensor]]:
+    """All trained weights after two bf16 steps: without, and with the backward of a zero loss before them."""
+    golden = golden_set()
+    optim = OptimConfig(lr=1e-3, max_grad_norm=1.0, schedule="constant")
+    train = TrainConfig(precision="bf16", grad_accum_steps=grad_accum_steps)
+    results = []
+    for rehearse in (False, True):
+        run = SmallRun.start(golden_recipe(golden, optim=optim, train=train, loss=ALL_LOSSES), zero)
+        if rehearse:
+            prepared = run.step.prepare(run.window([2] * grad_accum_steps))
+            loss = run.step.loss(prepared.window.micro_batches[0], prepared, 0, run.totals)
+            run.networks.student.backward(0.0 * loss, scale_wrt_gas=False)
+        for step in range(2):
+            first = grad_accum_steps * (2 * step + dist.rank())
+            run.train(run.window(list(range(first, first + grad_accum_steps))), step)
+        results.append(_all_weights(run))
+    return results
+
+
+def trained_by(optimizers: list[str], offload: bool, steps: int, precision: str = "fp32") -> list[dict[str, Any]]:
+    """For each optimizer: all trained weights after some steps on the same samples, and how far they moved."""
+    golden = golden_set()
+    zero = copy.deepcopy(ZERO3)
+    if offload:
+        zero["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+    results = []
+    for name in optimizers:
+        optim = OptimConfig(name=name, lr=1e-3, weight_decay=0.01, max_grad_norm=1.0, schedule="constant")
+        train = TrainConfig(precision=precision)
+        run = SmallRun.start(golden_recipe(golden, optim=optim, train=train, loss=ALL_LOSSES), zero)
+        before = _full_weights(run)
+        losses = [run.train(run.window([0]), step) for step in range(steps)]
+        after = _full_weights(run)
+        moved = max(float((after[n] - before[n]).abs().max()) for n in before)
+        dtype = next(run.networks.student.module.parameters()).dtype
+        results.append({"weights": after, "moved": moved, "losses": losses, "dtype": dtype})
+    return results
 
 
 def mixed_batches(steps: int, padding_side: str, negatives: str) -> list[float]:
@@ -126,9 +222,8 @@ def mixed_batches(steps: int, padding_side: str, negatives: str) -> list[float]:
     collator = golden.collator(2, padding_side)
     losses = []
     for step in range(steps):
-        samples = [
-            _mutilated(golden.encoded[i], kind) for i, kind in zip(*draw.integers(0, [[6], [5]], (2, 4)), strict=True)
-        ]
+        numbers, kinds = draw.integers(0, [[len(golden.encoded)], [5]], (2, 4))
+        samples = [_mutilated(golden.encoded[i], kind) for i, kind in zip(numbers, kinds, strict=True)]
         losses.append(run.train(collator(samples, np.arange(4)), step))
     return losses
 

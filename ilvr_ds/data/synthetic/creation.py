@@ -8,7 +8,7 @@ import numpy as np
 
 from ilvr_ds.data.synthetic.scene import QUARTERS, Figure, Place, Scene, quarter_corner
 from ilvr_ds.data.synthetic.spec import TaskSpec
-from ilvr_ds.data.synthetic.words import all_cells, all_figures, list_options, pick, some
+from ilvr_ds.data.synthetic.words import all_cells, all_figures, arrange, list_options, locate, pick, some
 
 _Parts = list[tuple[Place, Figure]]
 _Change = tuple[int, str, str | Place]  # number of a part, attribute, new value
@@ -30,7 +30,9 @@ class Creation:
     def draw(cls, rng: np.random.Generator, spec: TaskSpec) -> Creation:
         """Draw what to build and the order of the options."""
         places = some(rng, all_cells(spec.half, spec.half), spec.half)
-        return cls(spec, {place: pick(rng, all_figures(spec)) for place in places}, some(rng, QUARTERS, 4))
+        return cls(
+            spec, {place: pick(rng, all_figures(spec)) for place in places}, arrange(rng, spec, QUARTERS, QUARTERS)
+        )
 
     @property
     def question(self) -> str:
@@ -39,11 +41,6 @@ class Creation:
         parts = "; ".join(self._part(place) for place in self.target)
         ask = f"Build a picture of {half} by {half} cells: {parts}. Which quarter of the image shows it?"
         return f"{ask} {list_options(self.options)}"
-
-    @property
-    def rationale(self) -> list[str]:
-        """Shape by shape."""
-        return [f"Add the {self._part(place)}." for place in self.target]
 
     def scenes(self, rng: np.random.Generator, right: int) -> list[Scene]:
         """Four candidates, then the picture as it grows."""
@@ -58,6 +55,10 @@ class Creation:
             shown |= {(row + place[0], column + place[1]): figure for place, figure in candidate}
         growing = [Scene(half, half, dict(parts[: count + 1])) for count in range(len(parts))]
         return [Scene(self.spec.grid, self.spec.grid, shown), *growing]
+
+    def rationale(self, scenes: list[Scene]) -> list[str]:
+        """Shape by shape."""
+        return [f"Add the {self._part(place)}." for place in self.target]
 
     def _changes(self, rng: np.random.Generator) -> list[_Change]:
         """Two changes of different attributes (colour, shape or place) of the same or different shapes."""
@@ -75,7 +76,7 @@ class Creation:
         return changes
 
     def _part(self, place: Place) -> str:
-        return f"{self.target[place]} in row {place[0] + 1}, column {place[1] + 1}"
+        return f"{self.target[place]} in {locate(place)}"
 
 
 def _replace(parts: _Parts, change: _Change) -> _Parts:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ilvr_ds.data.synthetic.scene import Figure, Scene
 from ilvr_ds.data.synthetic.spec import TaskSpec
-from ilvr_ds.data.synthetic.words import all_cells, all_figures, list_options, pick, some
+from ilvr_ds.data.synthetic.words import all_cells, all_figures, arrange, list_options, pick, some
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,14 @@ class Deletion:
         colours, shapes = some(rng, spec.colour_names, 2), some(rng, spec.shape_names, 2)
         criteria = [colours[0], shapes[0], colours[1], shapes[1]][: spec.half]
         lowest = int(rng.integers(1, 2 * spec.grid - 2))
-        return cls(spec, criteria, some(rng, range(lowest, lowest + 4), 4))
+        numbers = range(lowest, lowest + 4)
+        return cls(spec, criteria, arrange(rng, spec, numbers, numbers))
 
     @property
     def question(self) -> str:
         """Question and options."""
         orders = ", then ".join(self._order(name) for name in self.criteria)
         return f"{orders.capitalize()}. How many shapes remain? {list_options(self.options)}"
-
-    @property
-    def rationale(self) -> list[str]:
-        """Deletion by deletion."""
-        return [f"{self._order(name).capitalize()}." for name in self.criteria]
 
     def scenes(self, rng: np.random.Generator, right: int) -> list[Scene]:
         """The full picture, then what each deletion leaves."""
@@ -55,6 +51,14 @@ class Deletion:
             left = {place: figure for place, figure in scenes[-1].figures.items() if name not in figure}
             scenes.append(scenes[-1].keep(left))
         return scenes
+
+    def rationale(self, scenes: list[Scene]) -> list[str]:
+        """Deletion by deletion, each with the first shape that goes: of which kind it is does not tell how many go."""
+        texts = []
+        for name, before, after in zip(self.criteria, scenes, scenes[1:], strict=False):
+            first = min(place for place in before.figures if place not in after.figures)
+            texts.append(f"{self._order(name).capitalize()}, first the {before.figures[first]}.")
+        return texts
 
     def _deleted_by(self, step: int) -> list[Figure]:
         """Kinds of figures that are left until deletion `step` takes them; after the last step, the survivors."""

@@ -1,7 +1,8 @@
 """Samples of the demo task, each a pure function of (spec, seed, index, split).
 
 No text tells its answer, by construction: the words are drawn first, then the right letter, uniformly and without
-regard to the words, then pictures that fit both. The words and the letter are therefore independent, exactly.
+regard to the words, then pictures that fit both. The words and the letter are therefore independent, exactly; and the
+rationale tells of the pictures only what is as likely with any other letter.
 A hash of words and input picture says to which split a content belongs; a picture that falls into the other split
 is drawn again, words and letter stay. So no content is in both splits, and the letter stays as it was drawn.
 """
@@ -54,7 +55,7 @@ def draw_sample(spec: TaskSpec, seed: int, index: int, split: Split) -> Sample:
     return Sample(
         id=f"{split}-{seed}-{index:07d}",
         question=words.question,
-        steps=_steps(words, LETTERS[right]),
+        steps=_steps(words, scenes, right),
         input_images=(given,),
         helper_images=tuple(helpers),
         answer=LETTERS[right],
@@ -78,8 +79,8 @@ def _draw_words(operation: str, rng: np.random.Generator, spec: TaskSpec) -> Wor
     return Selection.draw(rng, spec)
 
 
-def _steps(words: Words, letter: str) -> tuple[Step, ...]:
+def _steps(words: Words, scenes: list[Scene], right: int) -> tuple[Step, ...]:
     steps: list[Step] = []
-    for number, text in enumerate(words.rationale):
+    for number, text in enumerate(words.rationale(scenes)):
         steps += [TextStep(text), LatentStep(number)]
-    return (*steps, TextStep(f"The final answer is: {letter}"))
+    return (*steps, TextStep(f"The final answer is: {LETTERS[right]}) {words.options[right]}"))

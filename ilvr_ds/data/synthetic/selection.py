@@ -8,7 +8,7 @@ import numpy as np
 
 from ilvr_ds.data.synthetic.scene import QUARTERS, Figure, Scene, quarter_corner
 from ilvr_ds.data.synthetic.spec import TaskSpec
-from ilvr_ds.data.synthetic.words import FILLED, all_cells, all_figures, list_options, pick, some
+from ilvr_ds.data.synthetic.words import FILLED, all_cells, all_figures, arrange, list_options, pick, some
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,13 @@ class Selection:
     def draw(cls, rng: np.random.Generator, spec: TaskSpec) -> Selection:
         """Draw where to look for what, and four colours."""
         quarter, shape = pick(rng, QUARTERS), pick(rng, spec.shape_names)
-        return cls(spec, quarter, shape, some(rng, spec.colour_names, 4))
+        options = arrange(rng, spec, some(rng, spec.colour_names, 4), spec.colour_names)
+        return cls(spec, quarter, shape, options)
 
     @property
     def question(self) -> str:
         """Question and options."""
-        return f"{self.rationale[0]} What colour is the {self.shape} there? {list_options(self.options)}"
-
-    @property
-    def rationale(self) -> list[str]:
-        """Zoom, then find."""
-        return [f"Zoom in on the {self.quarter} quarter of the image.", f"Find the {self.shape}."]
+        return f"{self._zoom} What colour is the {self.shape} there? {list_options(self.options)}"
 
     def scenes(self, rng: np.random.Generator, right: int) -> list[Scene]:
         """The full picture, the quarter, and the quarter with nothing but the shape."""
@@ -55,3 +51,13 @@ class Selection:
         zoomed = full.crop(quarter_corner(self.quarter, half), half)
         found = {place: figure for place, figure in zoomed.figures.items() if figure.shape == self.shape}
         return [full, zoomed, zoomed.keep(found)]
+
+    def rationale(self, scenes: list[Scene]) -> list[str]:
+        """Zoom, say what stands beside the shape, find it: what stands beside it was drawn without a look at it."""
+        quarter, found = scenes[1], scenes[2]
+        beside = [str(quarter.figures[place]) for place in sorted(quarter.figures) if place not in found.figures]
+        return [self._zoom, f"Beside the {self.shape}: {', '.join(beside) or 'nothing'}. Find the {self.shape}."]
+
+    @property
+    def _zoom(self) -> str:
+        return f"Zoom in on the {self.quarter} quarter of the image."

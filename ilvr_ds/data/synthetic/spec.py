@@ -21,6 +21,8 @@ class TaskSpec:
     """How many kinds of shapes there are: 3 to 8."""
     colours: int = 4
     """How many colours there are: 4 to 8."""
+    shuffled_options: bool = True
+    """Whether the four options stand in random order; in a fixed one the letter can be told without reading them."""
     operations: tuple[str, ...] = OPERATIONS
     """Which operations are drawn, in turn."""
 

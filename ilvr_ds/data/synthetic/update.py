@@ -9,7 +9,7 @@ import numpy as np
 
 from ilvr_ds.data.synthetic.scene import Figure, Place, Scene
 from ilvr_ds.data.synthetic.spec import TaskSpec
-from ilvr_ds.data.synthetic.words import FILLED, all_cells, all_figures, list_options, pick, some
+from ilvr_ds.data.synthetic.words import FILLED, all_cells, all_figures, arrange, list_options, locate, pick, some
 
 _STEPS = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 _BESIDE = {"up": "above", "down": "below", "left": "left of", "right": "right of"}
@@ -31,7 +31,8 @@ class Update:
     @classmethod
     def draw(cls, rng: np.random.Generator, spec: TaskSpec) -> Update:
         """Draw a walk that fits into the grid and does not meet itself, and five different figures."""
-        mover, *options = some(rng, all_figures(spec), 5)
+        mover, *figures = some(rng, all_figures(spec), 5)
+        options = arrange(rng, spec, figures, all_figures(spec))
         while True:
             moves = [(pick(rng, list(_STEPS)), int(rng.integers(1, spec.half + 1))) for _ in range(spec.half - 1)]
             side = pick(rng, list(_STEPS))
@@ -48,13 +49,6 @@ class Update:
         moves = ", then ".join(self._move(move) for move in self.moves)
         ask = f"Move the {self.mover} {moves}. Then mark the cell {_BESIDE[self.side]} it."
         return f"{ask} Which shape is in the marked cell? {list_options(self.options)}"
-
-    @property
-    def rationale(self) -> list[str]:
-        """Move by move, then the mark."""
-        names = [f"the {self.mover}", *["it"] * (len(self.moves) - 1)]
-        moves = [f"Move {name} {self._move(move)}." for name, move in zip(names, self.moves, strict=True)]
-        return [*moves, f"Mark the cell {_BESIDE[self.side]} it."]
 
     def scenes(self, rng: np.random.Generator, right: int) -> list[Scene]:
         """The first picture, the picture after each move, and the last one with the mark."""
@@ -78,6 +72,14 @@ class Update:
             scenes.append(scenes[-1].moved(origin, path[walked]))
             origin = path[walked]
         return [*scenes, replace(scenes[-1], marked=path[-1])]
+
+    def rationale(self, scenes: list[Scene]) -> list[str]:
+        """Where the shape is, move by move, then the mark: the place was drawn before what is in the marked cell."""
+        (start,) = (place for place, figure in scenes[0].figures.items() if figure == self.mover)
+        names = [f"the {self.mover}", *["it"] * (len(self.moves) - 1)]
+        moves = [f"Move {name} {self._move(move)}." for name, move in zip(names, self.moves, strict=True)]
+        moves[0] = f"The {self.mover} is in {locate(start)}. {moves[0]}"
+        return [*moves, f"Mark the cell {_BESIDE[self.side]} it."]
 
     def _path(self) -> list[Place]:
         """The cells from the mover's over each cell that it crosses to the marked one, from (0, 0)."""

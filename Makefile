@@ -1,0 +1,36 @@
+# make demo | test | lint | bench. Each sets up .venv by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+DEMO := outputs/demo-data
+RECIPE := launch/recipes/demo.yaml
+
+.PHONY: demo test lint bench clean
+
+.venv/ready: setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --upgrade pip setuptools wheel
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,ui]'
+	touch $@
+
+demo: .venv/ready
+	rm -rf $(DEMO) outputs/demo
+	ilvr-ds demo-data --output $(DEMO)
+	ilvr-ds pack --input $(DEMO)/task/train.jsonl --output $(DEMO)/train --config $(RECIPE)
+	ilvr-ds pack --input $(DEMO)/task/held_out.jsonl --output $(DEMO)/held_out --config $(RECIPE)
+	DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.sh --config $(RECIPE)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python -m tests.bench.step_time --check-syncs
+
+clean:
+	rm -rf .venv outputs build dist *.egg-info

@@ -1,0 +1,24 @@
+"""What several test files need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ilvr_ds.cli import main
+from tests.ranks import ROOT
+
+RECIPE = str(ROOT / "launch/recipes/demo.yaml")
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's material, smaller: `task`, `model`, and the packed `train` (64 samples) and `held_out` (16)."""
+    folder = tmp_path_factory.mktemp("demo-data") / "demo"
+    assert main(["demo-data", "--output", str(folder), "--train", "64", "--held-out", "16"]) == 0
+    for split in ("train", "held_out"):
+        source, output = str(folder / f"task/{split}.jsonl"), str(folder / split)
+        model = f"model.path={folder / 'model'}"
+        assert main(["pack", "--input", source, "--output", output, "--config", RECIPE, "--set", model]) == 0
+    return folder

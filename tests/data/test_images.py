@@ -1,0 +1,159 @@
+"""Images to patches and bookkeeping, against the stock image processor and transformers' own functions."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
+
+from ilvr_ds.data.images import ImageEncoder, VisionLayout, attention_bookkeeping
+from ilvr_ds.data.sample import SampleError
+from ilvr_ds.errors import UserError
+from tests.data.packing import image_bytes
+from tests.golden_set import DEFAULT
+
+PROCESSOR = str(DEFAULT / "processor")  # between 3136 (56 x 56) and 802816 pixels
+SIZES = [(112, 84), (100, 61), (200, 30), (5, 5), (1500, 900)]
+LAYOUT = VisionLayout(patch_size=14, merge_size=2, window_size=112)
+
+
+def noise_png(size: tuple[int, int], mode: str = "RGB") -> bytes:
+    """A PNG of random pixels, of width and height `size`."""
+    width, height = size
+    channels = {"RGB": 3, "RGBA": 4}.get(mode)
+    shape = (height, width, channels) if channels else (height, width)
+    pixels = np.random.default_rng(width).integers(0, 256, shape, dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ImageEncoder:
+    return ImageEncoder(PROCESSOR, max_pixels=2**26)
+
+
+def stock(data: list[bytes], **settings: int) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+    """Pixel values and grids of the stock processor."""
+    processor = Qwen2VLImageProcessorPil.from_pretrained(PROCESSOR, **settings)
+    images = [Image.open(io.BytesIO(item)).convert("RGB") for item in data]
+    output = processor(images, return_tensors="pt")
+    return output["pixel_values"], [(h, w) for _, h, w in output["image_grid_thw"].tolist()]
+
+
+def normalised(patches: np.ndarray, encoder: ImageEncoder) -> torch.Tensor:
+    """What the device makes of the bytes: [patches, 3 * 2 * 14 * 14], both frames alike."""
+    pixels = torch.from_numpy(patches).double().view(len(patches), 3, 1, -1) / 255
+    mean, std = (torch.tensor(values).double().view(1, 3, 1, 1) for values in (encoder.mean, encoder.std))
+    return ((pixels - mean) / std).expand(-1, -1, 2, -1).flatten(1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_one_image_is_what_the_stock_processor_makes_of_it(size: tuple[int, int], encoder: ImageEncoder) -> None:
+    data = noise_png(size)
+    pixel_values, grids = stock([data])
+    ((patches, grid),) = encoder([data])
+    assert [grid] == grids and encoder.grid(data) == grid
+    assert patches.dtype == np.uint8 and patches.shape == (grid[0] * grid[1], 3 * 14 * 14)
+    # values up to 2.7 in float32: a few roundings of 2e-7; one grey level would be 0.015
+    torch.testing.assert_close(normalised(patches, encoder), pixel_values.double(), atol=1e-6, rtol=0)
+
+
+def test_several_images_are_cut_apart_in_order(encoder: ImageEncoder) -> None:
+    data = [noise_png(size) for size in SIZES]
+    for (patches, grid), item in zip(encoder(data), data, strict=True):
+        ((alone, grid_alone),) = encoder([item])
+        assert grid == grid_alone and np.array_equal(patches, alone)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_grey_and_transparent_images_become_rgb(mode: str, encoder: ImageEncoder) -> None:
+    data = noise_png((84, 56), mode)
+    ((patches, _),) = encoder([data])
+    torch.testing.assert_close(normalised(patches, encoder), stock([data])[0].double(), atol=1e-6, rtol=0)
+
+
+def test_no_images_give_no_patches(encoder: ImageEncoder) -> None:
+    assert encoder([]) == []
+
+
+def test_images_are_capped_at_max_pixels_as_the_stock_processor_caps_them() -> None:
+    limit = 20 * 28 * 28
+    capped = ImageEncoder(PROCESSOR, max_pixels=limit)
+    data = noise_png((700, 300))
+    (height, width) = capped.grid(data)
+    assert height * width * 14 * 14 <= limit
+    pixel_values, grids = stock([data], max_pixels=limit)
+    ((patches, grid),) = capped([data])
+    assert [grid] == grids
+    torch.testing.assert_close(normalised(patches, capped), pixel_values.double(), atol=1e-6, rtol=0)
+
+
+def test_the_processors_own_limit_holds_below_a_larger_cap(encoder: ImageEncoder) -> None:
+    height, width = encoder.grid(noise_png((1500, 900)))
+    assert height * width * 14 * 14 <= 802816
+
+
+def test_a_blank_image_keeps_its_grid_and_loses_its_content(encoder: ImageEncoder) -> None:
+    blank = ImageEncoder(PROCESSOR, max_pixels=2**26, blank=True)
+    data = [noise_png((100, 61)), image_bytes(3, size=(60, 90))]
+    for (patches, grid), (seen, seen_grid) in zip(blank(data), encoder(data), strict=True):
+        assert grid == seen_grid and patches.shape == seen.shape
+        assert (patches == 128).all()
+
+
+def test_a_cut_off_image_is_refused_when_only_its_grid_is_wanted(encoder: ImageEncoder) -> None:
+    """Packing measures samples by their grids; a damaged file must not get into a shard."""
+    with pytest.raises(SampleError, match="not a readable"):
+        encoder.grid(noise_png((112, 84))[:-2000])
+
+
+def test_a_stripe_is_refused(encoder: ImageEncoder) -> None:
+    with pytest.raises(SampleError, match="aspect ratio"):
+        encoder([image_bytes(size=(4000, 10))])
+
+
+def test_a_folder_without_an_image_processor_is_a_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no image processor at"):
+        ImageEncoder(str(tmp_path), max_pixels=2**20)
+
+
+GRIDS = {
+    "one window": [(8, 8)],
+    "a cell": [(2, 2)],
+    "whole windows": [(16, 24)],
+    "cut windows on both sides": [(10, 18)],
+    "several sizes": [(4, 16), (10, 18), (2, 2), (36, 34), (10, 18)],
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("layout", [LAYOUT, VisionLayout(14, 2, 56), VisionLayout(16, 4, 128)], ids=str)
+def test_bookkeeping_of_several_images_is_transformers_own(name: str, layout: VisionLayout) -> None:
+    grids = [(h * layout.merge_size // 2, w * layout.merge_size // 2) for h, w in GRIDS[name]]
+    thw = torch.tensor([(1, *grid) for grid in grids])
+    window_index, cu_window_seqlens = get_vision_window_index(
+        thw, layout.merge_size, layout.window_size, layout.patch_size
+    )
+    wanted = {
+        "position_ids": get_vision_position_ids(thw, layout.merge_size),
+        "window_index": window_index,
+        "cu_seqlens": get_vision_cu_seqlens(thw),
+        "cu_window_seqlens": cu_window_seqlens,
+    }
+    actual = attention_bookkeeping(grids, layout)
+    assert actual.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert actual[key].tolist() == tensor.tolist(), key
+    assert {key: tensor.dtype for key, tensor in actual.items()} == {
+        "position_ids": torch.int64,
+        "window_index": torch.int64,
+        "cu_seqlens": torch.int32,
+        "cu_window_seqlens": torch.int32,
+    }

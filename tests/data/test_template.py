@@ -1,0 +1,203 @@
+"""Samples to tokens, labels, positions and answer spans, with a tokenizer of Qwen's kind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+
+from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep
+from ilvr_ds.data.template import IGNORE, SampleEncoder
+from tests.data.packing import image_bytes
+from tests.golden_set import GoldenSet, golden_set
+
+WIDE, TALL = image_bytes(1, size=(112, 56)), image_bytes(2, size=(56, 84))  # 4 x 2 and 2 x 3 merged patches
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+LATENT = "<|latent_start|>" + 8 * "<|latent_pad|>" + "<|latent_end|>"
+
+
+@pytest.fixture(scope="module")
+def encoder(golden: GoldenSet) -> SampleEncoder:
+    return golden.encoder
+
+
+def sample_of(question: str, images: tuple[bytes, ...], *steps: str | None, answer: str = "") -> Sample:
+    """Steps are texts; None is a latent step."""
+    helpers = steps.count(None)
+    numbers = iter(range(helpers))
+    plan = tuple(LatentStep(next(numbers)) if step is None else TextStep(step) for step in steps)
+    return Sample("s", question, plan, images, (TALL,) * helpers, answer)
+
+
+def image(merged_patches: int) -> str:
+    return "<|vision_start|>" + merged_patches * "<|image_pad|>" + "<|vision_end|>"
+
+
+PLAIN = sample_of("Look here", (WIDE,), "first\n", None, "then ", None, "so\n", "Final: C", answer="C")
+
+
+def test_golden_tokens_labels_and_grids() -> None:
+    """The authors' own numbers; the forward passes are compared in tests/distributed."""
+    golden = golden_set()
+    assert golden.encoder.special.latent_pad == golden.settings["special_ids"]["<|latent_pad|>"]
+    for sample, encoded in zip(golden.samples, golden.encoded, strict=True):
+        real = golden.expected[f"{sample.id}.attention_mask"].bool()
+        wanted = {key: golden.expected[f"{sample.id}.{key}"][real].tolist() for key in ("input_ids", "labels")}
+        assert encoded.input_ids.tolist() == wanted["input_ids"]
+        assert encoded.labels.tolist() == wanted["labels"]
+        grids = [
+            row
+            for key in ("image_grid_thw", "image_grid_thw_latent")
+            if (stored := golden.expected.get(f"{sample.id}.{key}")) is not None
+            for row in stored.view(-1, 3).tolist()
+        ]
+        assert [[1, *grid] for grid in encoded.grids] == grids
+
+
+def test_the_text_is_the_chat_template_with_latents_between_the_steps(encoder: SampleEncoder) -> None:
+    text = encoder.tokenizer.decode(encoder(PLAIN).input_ids)
+    assert text == (
+        f"{SYSTEM}<|im_start|>user\n{image(8)}Look here<|im_end|>\n"
+        f"<|im_start|>assistant\nfirst\n{LATENT}then {LATENT}so\nFinal: C<|im_end|>\n"
+    )
+
+
+def test_labels_are_all_of_the_assistants_turn_but_its_opening_and_the_pads(encoder: SampleEncoder) -> None:
+    encoded = encoder(PLAIN)
+    assert ((encoded.labels == IGNORE) | (encoded.labels == encoded.input_ids)).all()
+    shown = encoder.tokenizer.decode(encoded.input_ids[encoded.labels != IGNORE])
+    bare = "<|latent_start|><|latent_end|>"
+    assert shown == f"\nfirst\n{bare}then {bare}so\nFinal: C<|im_end|>\n"
+    opening = encoded.input_ids[encoded.assistant : encoded.assistant + 3]
+    assert encoder.tokenizer.decode(opening[:1]) == "<|im_start|>"
+    assert encoder.tokenizer.decode(encoded.input_ids[: encoded.assistant]).endswith("Look here<|im_end|>\n")
+
+
+def test_segments_are_the_first_pads(encoder: SampleEncoder) -> None:
+    encoded, pad = encoder(PLAIN), encoder.special.latent_pad
+    assert len(encoded.segments) == 2
+    for first in encoded.segments:
+        assert (encoded.input_ids[first : first + 8] == pad).all()
+        assert encoded.input_ids[first - 1] == encoder.special.latent_start
+        assert encoded.input_ids[first + 8] == encoder.special.latent_end
+    assert (encoded.input_ids == pad).sum() == 16
+
+
+@pytest.mark.parametrize(
+    ("question", "wanted"),
+    [
+        ("Compare.", f"{image(8)}{image(6)}Compare."),
+        ("Is <image> like <image>?", f"Is {image(8)} like {image(6)}?"),
+        ("<image><image>", f"{image(8)}{image(6)}"),
+    ],
+)
+def test_images_stand_at_the_markers_or_first(question: str, wanted: str, encoder: SampleEncoder) -> None:
+    text = encoder.tokenizer.decode(encoder(sample_of(question, (WIDE, TALL), "A")).input_ids)
+    assert text.startswith(f"{SYSTEM}<|im_start|>user\n{wanted}<|im_end|>\n")
+
+
+@pytest.mark.parametrize(("question", "images"), [("<image> and <image>", (WIDE,)), ("<image>", ())])
+def test_markers_without_an_image_are_refused(question: str, images: tuple[bytes, ...], encoder: SampleEncoder) -> None:
+    with pytest.raises(SampleError, match="image slots"):
+        encoder(sample_of(question, images, "A"))
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        *("<|latent_pad|>", "<|latent_start|>", "<|latent_end|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"),
+        *("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"),
+    ],
+)
+@pytest.mark.parametrize("where", ["question", "step"])
+def test_reserved_tokens_in_the_text_are_refused(token: str, where: str, encoder: SampleEncoder) -> None:
+    """Otherwise a question could open a segment, an image or another turn."""
+    question, step = (f"a {token} b", "A") if where == "question" else ("a", f"A {token}")
+    with pytest.raises(SampleError) as caught:
+        encoder(sample_of(question, (), step))
+    assert f"reserved token {token}" in str(caught.value)
+
+
+def test_one_token_too_many_is_refused(golden: GoldenSet) -> None:
+    whole = golden.encoder
+    length = len(whole(PLAIN).input_ids)
+    assert whole.count_tokens(PLAIN) == length
+
+    def limited(limit: int) -> SampleEncoder:
+        return SampleEncoder(whole.tokenizer, whole.special, whole.images, whole.latent_size, max_tokens=limit)
+
+    assert len(limited(length)(PLAIN).input_ids) == length
+    with pytest.raises(SampleError, match=f"{length} tokens, data.max_tokens allows {length - 1}"):
+        limited(length - 1)(PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("steps", "answer", "shown"),
+    [
+        (("It is C. ", None, "Final answer: C"), "C", " C"),
+        (("C or C",), "C", " C"),
+        (("70°",), "70°", "70°"),
+        (("down left", None), "left", " left"),
+        (("x ", None, "d"), "d", "d"),
+        (("i",), "i", "i"),
+    ],
+    ids=["last step", "last occurrence", "bytes", "segment behind it", "letter of im_end", "letter of assistant"],
+)
+def test_the_answer_is_its_last_occurrence_in_the_last_text(
+    steps: tuple[str | None, ...], answer: str, shown: str, encoder: SampleEncoder
+) -> None:
+    encoded = encoder(sample_of("Question", (WIDE,), *steps, answer=answer))
+    first, last = encoded.answer
+    assert encoder.tokenizer.decode(encoded.input_ids[first:last]) == shown
+    assert (encoded.labels[first:last] != IGNORE).all()
+    behind = encoder.tokenizer.decode([i for i in encoded.input_ids[last:] if i < encoder.special.latent_pad])
+    assert behind.replace(" ", "") == "<|im_end|>\n"
+
+
+@pytest.mark.parametrize("answer", ["", "B"])
+def test_an_answer_that_is_not_in_the_last_text_has_no_span(answer: str, encoder: SampleEncoder) -> None:
+    encoded = encoder(replace(sample_of("Question", (), "B or C. ", "Final: C"), answer=answer))
+    assert encoded.answer[0] == encoded.answer[1]
+
+
+@pytest.fixture(scope="module")
+def stock(golden: GoldenSet) -> Any:
+    """The stock model without weights."""
+    with torch.device("meta"):
+        return Qwen2_5_VLModel(AutoConfig.from_pretrained(golden.folder))
+
+
+@pytest.mark.parametrize("images", [(), (WIDE,), (TALL, WIDE), (WIDE, WIDE, TALL)])
+@pytest.mark.parametrize("marked", [False, True])
+def test_positions_are_the_stock_models(
+    images: tuple[bytes, ...], marked: bool, stock: Any, encoder: SampleEncoder
+) -> None:
+    """mRoPE of the input images only: helper images have none, a latent token is one text position."""
+    question = "<image> or ".join(["", *([""] * len(images))]) + "what?" if marked else "what?"
+    encoded = encoder(sample_of(question, images, "first ", None, "A"))
+    ids = torch.from_numpy(encoded.input_ids)[None]
+    is_image = ids == encoder.special.image_pad
+    grids = torch.tensor([(1, *grid) for grid in encoded.grids[: len(images)]])
+    wanted, _ = stock.get_rope_index(
+        ids, mm_token_type_ids=is_image.int(), image_grid_thw=grids if len(images) else None
+    )
+    assert encoded.position_ids.tolist() == wanted[:, 0].tolist()
+    (segment,) = encoded.segments
+    steps = np.diff(encoded.position_ids[:, segment - 1 : segment + 9], axis=1)
+    assert (steps == 1).all()
+
+
+def test_images_are_input_images_then_helper_images(encoder: SampleEncoder) -> None:
+    encoded = encoder(sample_of("Look", (WIDE, TALL), None, "then", None))
+    assert encoded.num_input_images == 2 and encoded.grids == ((4, 8), (6, 4), (6, 4), (6, 4))
+    assert [len(patches) for patches in encoded.patches] == [32, 24, 24, 24]
+
+
+def test_a_prompt_ends_where_the_assistant_begins(encoder: SampleEncoder) -> None:
+    prompt = encoder.prompt_text(PLAIN)
+    assert prompt == f"{SYSTEM}<|im_start|>user\n{image(1)}Look here<|im_end|>\n<|im_start|>assistant\n"

@@ -1,0 +1,67 @@
+"""The tokenizer with the latent tokens, and folders that hold another one or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ilvr_ds.data.tokens import LATENT_TOKENS, load_tokenizer
+from ilvr_ds.errors import UserError
+from tests.golden_set import DEFAULT
+
+PROCESSOR = DEFAULT / "processor"
+
+
+def test_latent_tokens_follow_the_vocabulary_in_their_order() -> None:
+    """The authors' checkpoint has its embeddings in this order."""
+    before = len(AutoTokenizer.from_pretrained(PROCESSOR))
+    tokenizer, special = load_tokenizer(str(PROCESSOR))
+    ids = [special.latent_pad, special.latent_start, special.latent_end]
+    assert ids == list(range(before, before + 3))
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<|latent_pad|>", "<|latent_start|>", "<|latent_end|>"]
+
+
+def test_a_tokenizer_that_has_them_keeps_its_ids(tmp_path: Path) -> None:
+    """An exported model brings them along: added twice they would point past the embedding."""
+    tokenizer, special = load_tokenizer(str(PROCESSOR))
+    tokenizer.save_pretrained(tmp_path)
+    again, special_again = load_tokenizer(str(tmp_path))
+    assert special_again == special and len(again) == len(tokenizer)
+
+
+def test_ids_are_the_tokenizers_own() -> None:
+    tokenizer, special = load_tokenizer(str(PROCESSOR))
+    names = {"im_start": "<|im_start|>", "im_end": "<|im_end|>", "image_pad": "<|image_pad|>", "pad": "<|endoftext|>"}
+    names |= {"vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
+    assert {key: tokenizer.decode([getattr(special, key)]) for key in names} == names
+
+
+def test_a_latent_token_in_a_text_is_one_token() -> None:
+    tokenizer, special = load_tokenizer(str(PROCESSOR))
+    ids = tokenizer("is" + "".join(LATENT_TOKENS) + "is", add_special_tokens=False)["input_ids"]
+    assert ids[1:4] == [special.latent_pad, special.latent_start, special.latent_end] and ids[0] == ids[4]
+
+
+def test_a_folder_without_a_tokenizer_is_a_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no tokenizer at") as caught:
+        load_tokenizer(str(tmp_path / "nowhere"))
+    assert "\n" not in str(caught.value)
+
+
+def test_another_models_tokenizer_is_a_users_mistake(tmp_path: Path) -> None:
+    vocabulary = {"a": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+    plain = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=plain).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"lacks <\|vision_start\|>, <\|vision_end\|>, <\|image_pad\|>"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_without_a_chat_template_is_a_users_mistake(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(PROCESSOR)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no chat template"):
+        load_tokenizer(str(tmp_path))

@@ -1,0 +1,59 @@
+"""Whole training runs on the test's ranks, through the same code as `ilvr-ds train`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+from ilvr_ds.config import load_recipe
+from ilvr_ds.training.assembly import assemble
+from ilvr_ds.training.engine import init_process_group
+from ilvr_ds.training.trainer import Trainer
+
+
+def train(recipe: str, overrides: list[str], stop_after: int = 0) -> dict[str, Any]:
+    """Run a recipe; with `stop_after` the run is asked to stop after so many steps, as a signal would.
+
+    Returns what must be equal between a run in one piece and a resumed one, and the metrics of the record.
+    """
+    init_process_group()
+    parts = assemble(load_recipe(recipe, overrides), Path(recipe))
+    trainer = Trainer(parts)
+    if stop_after:
+        after = trainer._after_step
+
+        def stopping(done: int) -> bool:
+            trainer.signal.requested = done >= stop_after
+            return after(done)
+
+        trainer._after_step = stopping  # type: ignore[method-assign]
+    finished = trainer.fit()
+    parts.tracker.close("FINISHED" if finished else "KILLED")
+    student = parts.step.student
+    weights, moments = {}, {}
+    for name, parameter in student.module.named_parameters():
+        weights[name] = safe_get_full_fp32_param(parameter).clone()
+        moments[name] = safe_get_full_optimizer_state(parameter, "exp_avg_sq").clone()
+    return {
+        "finished": finished,
+        "weights": weights,
+        "moments": moments,
+        "teacher": [shard.clone() for shard in parts.step.teacher.shards.state()],
+        "loader": parts.loader.state_dict(),
+        "random": torch.get_rng_state(),
+        "recipe": dataclasses.asdict(parts.recipe),
+    }
+
+
+def train_unrehearsed(recipe: str, overrides: list[str]) -> dict[str, Any]:
+    """The same without the rehearsal of the longest sample."""
+    rehearse = Trainer._rehearse
+    Trainer._rehearse = lambda self: None  # type: ignore[method-assign]
+    try:
+        return train(recipe, overrides)
+    finally:
+        Trainer._rehearse = rehearse  # type: ignore[method-assign]

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from ilvr_ds import cli
+
+ROOT = Path(__file__).parent.parent
+RECIPE = str(ROOT / "launch" / "recipes" / "demo.yaml")
+COMMANDS = ["pack", "inspect", "train", "demo-data", "doctor"]
+TEXTS = [ROOT / "README.md", ROOT / "Makefile", ROOT / "CONTRIBUTING.md"]
+TEXTS += [path for folder in ("docs", "ilvr_ds", "launch") for path in sorted((ROOT / folder).rglob("*.*"))]
+TEXTS = [path for path in TEXTS if path.suffix in ("", ".md", ".py", ".sh", ".yaml", ".example")]
+
+Run = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def leave_logging_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_set_up_logging", lambda rank: None)
+    monkeypatch.setattr(cli.logger, "handlers", [])
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command that must end with exit code 2, one line on standard error and nothing else; returns the line."""
+
+    def fails(*arguments: str | Path, prefix: str = "ilvr-ds: error: ") -> str:
+        capsys.readouterr()
+        assert cli.main([str(argument) for argument in arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        [line] = captured.err.splitlines()
+        assert line.startswith(prefix)
+        return line.removeprefix(prefix)
+
+    return fails
+
+
+@pytest.fixture
+def demo(demo_folder: Path) -> Path:
+    return demo_folder
+
+
+def recipe(demo: Path, *changes: str) -> list[str]:
+    """The demo recipe on this demo's model and data."""
+    settings = (f"model.path={demo / 'model'}", f"data.shards={demo / 'train'}", *changes)
+    return ["--config", RECIPE, *(word for setting in settings for word in ("--set", setting))]
+
+
+def test_pack_says_what_it_packed(demo: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["pack", "--input", f"{demo}/task/held_out.jsonl", "--output", f"{tmp_path}/d", *recipe(demo)]
+    assert cli.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{tmp_path}/d: 16 samples in 1 shard, ")
+    assert re.fullmatch(r"longest sample: \d+ tokens", lines[1])
+    assert sum(int(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("group ")) == 16
+
+
+def test_inspect_prints_a_sample_as_the_model_sees_it(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert cli.main(["inspect", "--sample", "1", *recipe(demo)]) == 0
+    text = capsys.readouterr().out
+    assert "id        train-0-0000001" in text
+    assert "[4 latent tokens]" in text and "[16 image tokens]" in text
+    assert re.search(r"answer +' ?[A-D]'", text)
+
+
+def test_a_rejected_record_is_reported_with_its_line(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = (demo / "task" / "train.jsonl").read_text().splitlines()
+    records[2] = re.sub(r'"helper_image": "[^"]*"', '"helper_image": "gone.png"', records[2])
+    source = tmp_path / "some.jsonl"
+    source.write_text("\n".join(records))
+    arguments = ["pack", "--input", source, "--image-root", demo / "task", "--output", tmp_path / "d"]
+    assert cli.main([str(argument) for argument in arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "rejected: 1, of which too long: 0" in lines
+    assert re.fullmatch(r"  line 3 \(train-0-0000002\): helper image .*gone.png.*", lines[-1])
+
+
+def test_only_missing_images_fail_with_the_first_line(demo: Path, tmp_path: Path, fails: Run) -> None:
+    arguments = ("pack", "--input", demo / "task" / "train.jsonl", "--output", tmp_path / "d")
+    message = fails(*arguments, "--image-root", tmp_path)
+    assert "nothing to pack: all 64 records were rejected, line 1: input image " in message
+    assert not (tmp_path / "d").exists()
+
+
+def test_samples_that_are_too_long_are_rejected(demo: Path, tmp_path: Path, fails: Run) -> None:
+    arguments = ("pack", "--input", demo / "task" / "train.jsonl", "--output", tmp_path / "d")
+    message = fails(*arguments, *recipe(demo, "data.max_tokens=50"))
+    assert re.search(r"line 1: \d+ tokens, the limit is 50", message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("pack --input nowhere.jsonl --output {tmp}/d", "nowhere.jsonl: cannot read the records (No such file"),
+        ("pack --input {demo}/task/train.jsonl --output {demo}/train", "train: is not empty"),
+        ("pack --input {demo}/task/train.jsonl --image-root no --output {tmp}/d", "no: the image root is not a folder"),
+        ("pack --input {demo}/task/train.jsonl --output {tmp}/d --config {tmp}/none.yaml", "none.yaml: cannot read"),
+        ("inspect --config {tmp}/none.yaml", "none.yaml: cannot read the recipe (No such file or directory)"),
+        ("train --config {tmp}/none.yaml", "none.yaml: cannot read the recipe (No such file or directory)"),
+        ("train {recipe} --set optim.lrr=1", "--set optim.lrr=1: unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
+        ("inspect {recipe} --sample 64", "--sample 64: the data set has samples 0 to 63"),
+        ("inspect {recipe} --sample -1", "--sample -1: the data set has samples 0 to 63"),
+        ("inspect {recipe} --set data.max_tokens=50", "tokens, data.max_tokens allows 50"),
+        ("inspect {recipe} --set data.shards={tmp}", "expected a folder that `ilvr-ds pack` wrote"),
+        ("inspect {recipe} --set data.shards={tmp}/no", "expected a folder that `ilvr-ds pack` wrote"),
+        ("inspect {recipe} --set model.path={tmp}/no", "model.path: no model at '{tmp}/no' ("),
+        ("inspect {recipe} --set model.path={tmp}", "model.path: no model at '{tmp}' ("),
+        ("demo-data --output {demo}", "demo/task: exists already"),
+        ("demo-data --output {tmp}/d --grid 5", "grid: 5 cells a side; choose 4, 6 or 8"),
+        ("demo-data --output {tmp}/d --seed -1 --train 1", "seed: -1 is negative"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(demo: Path, tmp_path: Path, fails: Run, arguments: str, words: str) -> None:
+    names = {"demo": demo, "tmp": tmp_path, "recipe": shlex.join(recipe(demo))}
+    assert words.format(tmp=tmp_path) in fails(*shlex.split(arguments.format(**names)))
+
+
+def test_a_model_without_the_special_tokens_is_a_mistake(demo: Path, tmp_path: Path, fails: Run) -> None:
+    shutil.copy(demo / "model" / "config.json", tmp_path)
+    plain = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    PreTrainedTokenizerFast(tokenizer_object=plain).save_pretrained(tmp_path)
+    message = fails("inspect", *recipe(demo, f"model.path={tmp_path}"))
+    assert "lacks <|im_start|>, <|im_end|>" in message and "it is not a Qwen2.5-VL tokenizer" in message
+
+
+def test_another_kind_of_model_is_a_mistake(demo: Path, tmp_path: Path, fails: Run) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    message = fails("inspect", *recipe(demo, f"model.path={tmp_path}"))
+    assert "holds a bert model; expected qwen2_5_vl" in message
+
+
+def test_other_ranks_name_themselves(fails: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(cli, "GRACE_S", 0.0)
+    assert "cannot read the recipe" in fails("train", "--config", "none.yaml", prefix="[rank 3] ilvr-ds: error: ")
+
+
+@pytest.mark.parametrize(
+    "arguments", ["pack --input a --output b --format parquet", "pack --input a", "trian --config r", "", "train --x"]
+)
+def test_a_wrong_command_line_ends_with_code_2(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(arguments.split())
+    assert exit.value.code == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_help_lists_exactly_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["--help"])
+    assert exit.value.code == 0
+    assert re.findall(r"^    (\S+)", capsys.readouterr().out, re.MULTILINE) == COMMANDS
+
+
+def test_no_text_speaks_of_a_command_that_does_not_exist() -> None:
+    named = {(path.name, word) for path in TEXTS for word in re.findall(r"ilvr-ds ([a-z][a-z-]*)", path.read_text())}
+    assert {word for _, word in named} <= set(COMMANDS), named
+    assert len(named) > 5
+
+
+@pytest.mark.parametrize("line", re.findall(r"^ilvr-ds .*", (ROOT / "README.md").read_text(), re.MULTILINE))
+def test_the_readmes_commands_have_the_options_that_they_use(line: str) -> None:
+    assert cli._parser().parse_args(shlex.split(line, comments=True)[1:])
+
+
+def process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ilvr_ds.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120, check=False)
+
+
+def test_a_process_says_a_mistake_in_one_line(tmp_path: Path) -> None:
+    ended = process(tmp_path, "train", "--config", "none.yaml")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "ilvr-ds: error: none.yaml: cannot read the recipe (No such file or directory)\n"
+
+
+def test_training_says_a_mistake_before_it_writes_anything(demo: Path, tmp_path: Path) -> None:
+    ended = process(tmp_path, "train", *recipe(demo, f"data.shards={tmp_path}"))
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith(f"ilvr-ds: error: {tmp_path}")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,162 @@
+"""Imports go one way, and DeepSpeed, MLflow and torch.distributed each have one door."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "ilvr_ds"
+BASE = {"", "errors"}
+"""Allowed everywhere: the package itself (its version) and the errors."""
+MAY_IMPORT = {
+    "": set(),
+    "errors": set(),
+    "config": BASE,
+    "dist": BASE,
+    "ops": {"ops"},
+    "data": BASE | {"data", "config"},
+    "model": BASE | {"model", "data", "config"},
+    "distill": BASE | {"distill", "model", "ops", "data", "config"},
+    "training": BASE | {"training", "distill", "model", "ops", "data", "config", "dist"},
+    "doctor": BASE | {"ops"},
+    "demo": BASE | {"model", "data"},
+    "cli": BASE | {"config", "data", "model", "training", "demo", "doctor"},
+}
+DOORS = {
+    "deepspeed": ("training/engine.py", "training/checkpoint.py"),
+    "mlflow": ("training/tracking.py",),
+    "torch.distributed": ("dist.py", "training/"),
+}
+FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def room_of(module: str) -> str:
+    """ "data" of "ilvr_ds.data.plan"; "" of "ilvr_ds" itself."""
+    return f"{module}..".split(".")[1]
+
+
+def imported(tree: ast.AST, file: str) -> Iterator[str]:
+    """Dotted names that a file imports, or reaches as attributes; `from a import b` gives a.b."""
+    package = ["ilvr_ds", *file.split("/")[:-1]]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield ast.unparse(node)
+
+
+def violations(file: str, source: str) -> list[str]:
+    """What breaks the rules in a file of the package."""
+    found = []
+    room = room_of(f"ilvr_ds.{file.removesuffix('.py').replace('/', '.')}".removesuffix(".__init__"))
+    for name in imported(ast.parse(source), file):
+        if name.split(".")[0] == "ilvr_ds":
+            other = room_of(name)
+            other = other if other in MAY_IMPORT else ""  # ilvr_ds.__version__
+            if other not in MAY_IMPORT[room]:
+                found.append(f"{file}: imports {name}")
+        for library, doors in DOORS.items():
+            if f"{name}.".startswith(f"{library}.") and not file.startswith(doors):
+                found.append(f"{file}: imports {name}")
+    return found
+
+
+def bare_excepts(source: str) -> list[int]:
+    """Lines of `except:`."""
+    handlers = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ExceptHandler))
+    return [handler.lineno for handler in handlers if handler.type is None]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_imports_only_what_it_may(file: str) -> None:
+    assert violations(file, (PACKAGE / file).read_text()) == []
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_file_catches_everything_silently(file: str) -> None:
+    assert bare_excepts((PACKAGE / file).read_text()) == []
+
+
+def test_every_room_has_a_rule() -> None:
+    assert {file.split("/")[0].removesuffix(".py") for file in FILES} == set(MAY_IMPORT) - {""} | {"__init__"}
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("data/plan.py", "from ilvr_ds.model.student import load_config"),
+        ("data/plan.py", "from ilvr_ds import dist"),
+        ("data/synthetic/spec.py", "import ilvr_ds.training.run"),
+        ("data/plan.py", "from ..model import student"),
+        ("data/plan.py", "from .. import dist"),
+        ("errors.py", "from . import config"),
+        ("config.py", "from ilvr_ds.data.sample import Sample"),
+        ("ops/noise.py", "from ilvr_ds.errors import UserError"),
+        ("model/tiny.py", "def f():\n    from ilvr_ds.distill import query"),
+        ("distill/query.py", "from ilvr_ds.training.step import StageOneStep"),
+        ("training/run.py", "from ilvr_ds.cli import main"),
+        ("training/trainer.py", "import deepspeed"),
+        ("training/trainer.py", "from deepspeed.ops import adam as a"),
+        ("distill/teacher.py", "if True:\n    import mlflow.entities as e"),
+        ("distill/momentum.py", "import torch.distributed as torch_dist"),
+        ("distill/momentum.py", "from torch import distributed"),
+        ("distill/momentum.py", "import torch\ntorch.distributed.barrier()"),
+    ],
+)
+def test_the_check_finds_a_violation(file: str, source: str) -> None:
+    assert len(set(violations(file, source))) >= 1
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("data/writer.py", "import ilvr_ds\nilvr_ds.__version__"),
+        ("data/plan.py", "from .sample import Sample\nfrom ilvr_ds.config import Recipe"),
+        ("dist.py", "import torch.distributed as torch_dist"),
+        ("training/engine.py", "import deepspeed\nfrom ilvr_ds import dist"),
+        ("training/tracking.py", "def f():\n    from mlflow import MlflowClient"),
+        ("model/student.py", "import deepspeedlike"),
+    ],
+)
+def test_the_check_lets_what_is_allowed_pass(file: str, source: str) -> None:
+    assert violations(file, source) == []
+
+
+def test_the_check_finds_a_bare_except() -> None:
+    assert bare_excepts("try:\n    pass\nexcept:\n    pass") == [3]
+
+
+HOT = [
+    "ops/noise.py", "ops/reference.py", "distill/query.py", "distill/selection.py", "distill/stage1.py",
+    "distill/teacher.py", "model/injection.py", "model/vision.py", "model/attention.py", "training/step.py",
+]  # fmt: skip
+WAITING = {"item", "tolist", "numpy", "cpu", "nonzero", "tensor", "as_tensor", "from_numpy", "masked_select", "unique"}
+
+
+def waiting_calls(source: str) -> list[str]:
+    """Calls that wait for a GPU: what reads a value, and tensors made from Python numbers; __init__ may have them."""
+    found = []
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef) and function.name != "__init__":
+            for node in ast.walk(function):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in WAITING:
+                    found.append(f"{node.lineno}: {node.func.attr}")
+    return found
+
+
+@pytest.mark.parametrize("file", HOT)
+def test_nothing_between_batch_and_optimizer_step_waits_for_the_gpu(file: str) -> None:
+    """What can be seen without a GPU; `make bench` asks torch on one."""
+    assert waiting_calls((PACKAGE / file).read_text()) == []
+
+
+def test_waiting_calls_are_seen() -> None:
+    source = "def f(x):\n    y = torch.tensor([1, 2], device=x.device)\n    return x.item()\n"
+    assert waiting_calls(source) == ["2: tensor", "3: item"]

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from ilvr_ds.training import monitors
+from ilvr_ds.training.monitors import MemoryMonitor, PhaseTimer, Progress, StopSignal, Throughput
+
+METRICS = {"speed/tokens_per_second": 1234.4, "loss/total": 3.0, "loss/ce": 2.0, "loss/alignment": 1.0, "other": 7.0}
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(monitors, "time", SimpleNamespace(monotonic=clock, perf_counter=clock))
+    return clock
+
+
+def test_throughput_counts_all_ranks_but_not_padding(clock: Clock) -> None:
+    speed = Throughput()
+    for _ in range(2):
+        clock.now += 4.0
+        speed.add(samples=8, tokens=300, padding=100)
+    assert speed.take(world_size=3) == {
+        "speed/seconds_per_step": 4.0,
+        "speed/samples_per_second": 6.0,
+        "speed/tokens_per_second": 225.0,
+        "data/padding_fraction": 0.25,
+    }
+
+
+def test_throughput_starts_again_after_each_look(clock: Clock) -> None:
+    speed = Throughput()
+    clock.now += 50
+    speed.add(samples=1, tokens=1, padding=9)
+    speed.take(world_size=1)
+    clock.now += 2
+    speed.add(samples=4, tokens=6, padding=0)
+    assert list(speed.take(world_size=1).values()) == [2.0, 2.0, 3.0, 0.0]
+
+
+def test_throughput_without_steps_is_no_error(clock: Clock) -> None:
+    assert Throughput().take(world_size=2)["speed/tokens_per_second"] == 0.0
+
+
+def test_phases_add_up_until_they_are_looked_at(clock: Clock) -> None:
+    phases = PhaseTimer()
+    for seconds, name in ((1.0, "teacher"), (2.0, "student"), (4.0, "student")):
+        with phases(name):
+            clock.now += seconds
+    assert phases.take() == {"speed/host_seconds/teacher": 1.0, "speed/host_seconds/student": 6.0}
+    assert phases.take() == {}
+
+
+def test_host_memory_is_in_gib() -> None:
+    peak = MemoryMonitor().take()["memory/peak_host_gib"]
+    assert 0.05 < peak < 50, "torch alone takes 0.2; other units are a factor of 1,000 away"
+    assert MemoryMonitor().summary().startswith(f"peak_host_gib {peak:.1f}")
+
+
+@pytest.mark.parametrize("number", StopSignal.SIGNALS)
+def test_a_signal_asks_to_stop_and_the_handlers_come_back(number: int) -> None:
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested
+    assert signal.getsignal(number) is before
+
+
+def test_only_a_second_interrupt_ends_the_process_at_once() -> None:
+    """Launchers send SIGTERM after a Ctrl-C, which must not cost the checkpoint."""
+    script = """
+import time
+from ilvr_ds.training.monitors import StopSignal
+with StopSignal() as stop:
+    print("ready", flush=True)
+    while not stop.requested:
+        time.sleep(0.01)
+    print("asked", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        print("cleaned up", flush=True)
+"""
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(signal.SIGINT)
+        assert child.stdout.readline() == "asked\n"
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+            child.send_signal(number)
+            time.sleep(0.2)
+            assert child.poll() is None
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=10) == 128 + signal.SIGINT
+        assert child.stdout.read() == ""
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+def test_progress_is_a_line_for_each_interval_with_the_time_left(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ilvr_ds")
+    progress = Progress(1000, is_main=True)
+    for done, seconds in ((10, 90.0), (20, 50.0), (40, 50.0)):
+        clock.now += seconds
+        progress.update(done, METRICS)
+    progress.close()
+    shown = "loss 3.0000  ce 2.0000  align 1.0000  1234 tokens/s"
+    assert caplog.messages == [
+        f"step 10/1000  {shown}",
+        f"step 20/1000  {shown}  1:21:40 left",  # 50 s for 10 steps, 980 to go
+        f"step 40/1000  {shown}  0:53:20 left",  # 100 s for 30 steps, 960 to go
+    ]
+
+
+def test_other_ranks_show_no_progress(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ilvr_ds")
+    Progress(10, is_main=False).update(1, METRICS)
+    assert not caplog.records
