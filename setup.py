@@ -68,5 +68,5 @@ setup(
             "bitsandbytes>=0.50",
         ],
     },
-    entry_points={"console_scripts": ["ilvr-ds=ilvr_ds.cli:main"]},
+    entry_points={"console_scripts": ["ilvr-ds=ilvr_ds.cli:run"]},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from ilvr_ds import __version__
 from ilvr_ds.config import Recipe, load_recipe
@@ -34,6 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prefix = f"[rank {rank}] " if rank else ""
         print(f"{prefix}ilvr-ds: error: {error}", file=sys.stderr, flush=True)
         return USER_ERROR
+
+
+def run(arguments: Sequence[str] | None = None) -> NoReturn:
+    """`main` as a process, which ends without taking the interpreter apart.
+
+    gloo's threads stay while anything knows their process group, and DeepSpeed does to the end; one that lets go of a
+    tensor while the interpreter shuts down aborts the process, after a run that went well.
+    """
+    code = main(arguments)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,4 +191,4 @@ def _set_up_logging(rank: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

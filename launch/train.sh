@@ -9,6 +9,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ilvr_ds.cli import main
+from ilvr_ds.cli import run
 
-sys.exit(main(["train", *sys.argv[1:]]))
+run(["train", *sys.argv[1:]])

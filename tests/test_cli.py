@@ -193,3 +193,18 @@ def test_training_says_a_mistake_before_it_writes_anything(demo: Path, tmp_path:
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert ended.stderr.splitlines()[-1].startswith(f"ilvr-ds: error: {tmp_path}")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_ends_as_its_command_says_whatever_the_interpreters_end_would_do(tmp_path: Path) -> None:
+    """Catches an end through the interpreter's shutdown, in which gloo's threads can abort a run that went well."""
+    script = """
+import atexit, os
+from ilvr_ds import cli
+class Bomb:
+    def __del__(self): os.abort()
+cli.bomb = Bomb()
+atexit.register(print, "told")
+cli.run(["inspect", "--config", "none.yaml"])
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "told\n")
