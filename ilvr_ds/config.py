@@ -36,7 +36,7 @@ class RunConfig:
     rank_timeout_s: float = 60.0
     """A rank that gives no sign of life for so many seconds is lost: the job ends with its name."""
     stall_timeout_s: float = 1800.0
-    """The job ends when no rank gets anywhere for so many seconds; collectives give up after them too."""
+    """The job ends when no rank gets anywhere for so many seconds, saving and evaluating included."""
 
 
 @dataclass(frozen=True)
