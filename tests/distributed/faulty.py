@@ -23,6 +23,17 @@ def killed(_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def killed_late(_: Any) -> None:
+    """At the second call."""
+    global _calls
+    _calls += 1
+    if _calls == 2:
+        killed(_)
+
+
+_calls = 0
+
+
 def stopped(_: Any) -> None:
     time.sleep(TELLING_S)
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -46,7 +57,7 @@ def not_a_number(loss: Any) -> Any:
     return loss * float("nan")
 
 
-FAULTS = {f.__name__: f for f in (killed, stopped, hanging, out_of_memory, no_worker, not_a_number)}
+FAULTS = {f.__name__: f for f in (killed, killed_late, stopped, hanging, out_of_memory, no_worker, not_a_number)}
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.distributed.test_runs import RECIPE, overrides
+from tests.distributed.test_runs import RECIPE, losses, overrides
 from tests.ranks import ROOT, free_port, rank_environment
 
 ALIVE_S = 6
@@ -106,6 +107,29 @@ def test_a_failing_rank_ends_the_job_with_its_reason(tmp_path: Path, demo_folder
     assert codes == [1, 1], (tmp_path / "log-0").read_text()[-3000:] + (tmp_path / "log-1").read_text()[-3000:]
     assert re.search(says, last_line(tmp_path, 0)), last_line(tmp_path, 0)
     assert re.search(says, last_line(tmp_path, 1)), last_line(tmp_path, 1)
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(600)
+def test_a_run_killed_inside_a_window_ends_as_one_that_was_not(tmp_path: Path, demo_folder: Path) -> None:
+    """kill -9 in the second of two micro-batches of step 4, then a start as a scheduler makes it: bitwise the same."""
+    changes = {"train__grad_accum_steps": 2}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    assert finish(start(tmp_path / "whole", demo_folder, "killed", 9, **changes), [0, 1]) == [0, 0]
+    finish(start(tmp_path / "killed", demo_folder, "killed_late", 0, **changes), [1])
+    assert finish(start(tmp_path / "killed", demo_folder, "killed", 9, **changes), [0, 1]) == [0, 0]
+    assert "going on from " in (tmp_path / "killed/log-0").read_text()
+    folders = [tmp_path / name / "demo/checkpoints/step-00000006" for name in ("whole", "killed")]
+    for file in sorted(path.relative_to(folders[0]) for path in folders[0].rglob("*optim_states.pt")):
+        stored = [torch.load(folder / file, weights_only=False)["optimizer_state_dict"] for folder in folders]
+        assert torch.equal(*(state["fp32_flat_groups"][0] for state in stored))
+        moments = [state["optimizer_state_dict"]["state"][0] for state in stored]
+        assert all(torch.equal(moments[0][key], moments[1][key]) for key in ("exp_avg", "exp_avg_sq", "step"))
+    for rank in range(2):
+        name = f"teacher-rank-{rank:05d}.safetensors"
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
 
 def test_gradients_that_stay_infinite_end_the_job_and_the_next_start_goes_on(tmp_path: Path, demo_folder: Path) -> None:
