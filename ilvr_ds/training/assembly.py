@@ -30,6 +30,7 @@ from ilvr_ds.training.engine import (
     read_deepspeed_json,
 )
 from ilvr_ds.training.evaluation import HeldOut
+from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.step import StageOneStep
 from ilvr_ds.training.tracking import Tracker, TrackingTarget
 from ilvr_ds.training.trainer import Parts
@@ -75,9 +76,10 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     held_out = _held_out_dataset(recipe, encoding)
     step, networks = build_step(recipe, file_settings, encoding)
     longest = int(np.argmax(shards.tokens)) if are_measured else None
-    evaluation = HeldOut(*held_out, step) if held_out else None
+    evaluation = HeldOut(*held_out, step, _quarantine(recipe, held_out[0].reader.shard_set)) if held_out else None
     tracker = _tracker(recipe, file_settings, shards, checkpoint is not None, state.get("mlflow_run_id"))
-    return Parts(recipe, loader, step, networks.trained, evaluation, tracker, total, longest, checkpoint)
+    quarantine = _quarantine(recipe, shards)
+    return Parts(recipe, loader, step, networks.trained, evaluation, tracker, total, longest, quarantine, checkpoint)
 
 
 def build_step(recipe: Recipe, file_settings: dict[str, Any], encoding: Encoding) -> tuple[StageOneStep, Networks]:
@@ -135,6 +137,10 @@ def _held_out_dataset(recipe: Recipe, encoding: Encoding) -> tuple[WindowDataset
     logger.info("evaluation on %d of %d held-out samples", steps * micro * world, len(shards))
     dataset = build_dataset(recipe, encoding, shards, SequentialNumbers(micro, dist.rank(), world), micro)
     return dataset, recipe.data.num_workers, steps, sorted(shards.manifest.groups)
+
+
+def _quarantine(recipe: Recipe, shards: ShardSet) -> Quarantine:
+    return Quarantine(recipe.run_dir, shards, recipe.data.max_bad_fraction, dist.is_main())
 
 
 def _tracker(

@@ -13,11 +13,12 @@ import numpy as np
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.loader import WindowLoader
-from ilvr_ds.data.window import Window
+from ilvr_ds.data.window import BadSample, Window
 from ilvr_ds.errors import UserError
 from ilvr_ds.training.checkpoint import load_checkpoint, remove_old, save_checkpoint
 from ilvr_ds.training.evaluation import HeldOut
 from ilvr_ds.training.monitors import MemoryMonitor, PhaseTimer, Progress, StopSignal, Throughput
+from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.schedule import learning_rate
 from ilvr_ds.training.step import SUMS, StageOneStep, step_metrics
 from ilvr_ds.training.totals import Totals
@@ -39,6 +40,8 @@ class Parts:
     total_steps: int
     longest_sample: int | None
     """Number of the longest training sample, where the data set knows its lengths."""
+    quarantine: Quarantine
+    """Training samples that could not be used."""
     checkpoint: Path | None = None
     """Where to go on from."""
 
@@ -50,11 +53,14 @@ class Trainer:
         self.recipe = parts.recipe
         self.parts = parts
         self.loader, self.step, self.tracker = parts.loader, parts.step, parts.tracker
+        self.quarantine = parts.quarantine
         self.student, self.teacher = parts.step.student, parts.step.teacher
         self.totals = Totals([*SUMS, "drift", "weight"], dist.device())
         self.speed, self.memory, self.phases = Throughput(), MemoryMonitor(), PhaseTimer()
         self.progress = Progress(parts.total_steps, dist.is_main())
         self.signal = StopSignal()
+        self.reading: tuple[tuple[BadSample, ...], int] = ((), 0)
+        """Bad samples and retries of this rank's last window."""
         self.done = 0
         self.saved_step = -1
 
@@ -95,18 +101,31 @@ class Trainer:
         with self.phases("momentum"):
             difference, weight = self.teacher.follow().unbind()
         self.totals.add({"drift": difference, "weight": weight})
+        self.reading = (window.bad, window.retries)
         self.speed.add(samples=len(window.tokens.real), tokens=window.num_tokens, padding=window.num_padding)
 
     def _after_step(self, done: int) -> bool:
         """What is due after `done` steps: log, evaluate, save; True when some rank was asked to stop."""
         every = self.recipe
-        if done % every.tracking.every_steps == 0 or done == self.parts.total_steps:
+        stop = self._agree()
+        last = done == self.parts.total_steps or self.quarantine.exceeded
+        if done % every.tracking.every_steps == 0 or last:
             self._log(done)
         if every.evaluation.every_steps and done % every.evaluation.every_steps == 0 and done < self.parts.total_steps:
             self._evaluate(done)
         if every.checkpoint.every_steps and done % every.checkpoint.every_steps == 0 and done < self.parts.total_steps:
             self._save(done)
-        return any(dist.gather_on_host(self.signal.requested))
+        if self.quarantine.exceeded and self.quarantine.max_fraction:  # at 0 no step without a sample is kept
+            self._save(done)
+        self.quarantine.check()
+        return stop
+
+    def _agree(self) -> bool:
+        """Tell all ranks what this one has met in the step; True when some rank was asked to stop."""
+        ranks = dist.gather_on_host((self.signal.requested, *self.reading))
+        bad = [sample for _, samples, _ in ranks for sample in samples]
+        self.quarantine.add(bad, self.loader.global_batch, sum(retries for _, _, retries in ranks))
+        return any(requested for requested, _, _ in ranks)
 
     def _log(self, done: int) -> None:
         metrics = step_metrics(self.totals.take(), self.recipe.loss)
@@ -114,6 +133,7 @@ class Trainer:
         metrics["grad/norm"] = float(self.student.get_global_grad_norm() or 0.0)
         metrics["optimizer/skipped_steps"] = float(self.student.skipped_steps)
         metrics["teacher/momentum"] = self.recipe.teacher.momentum
+        metrics |= self.quarantine.metrics()
         metrics["epoch"] = done / self.loader.steps_per_epoch
         metrics |= self.speed.take(dist.world_size()) | self.memory.take() | self.phases.take()
         self.tracker.log(done, metrics)
@@ -136,6 +156,7 @@ class Trainer:
             "loader": {**self.loader.state_dict(), "step": done},
             "recipe": self.recipe.to_dict(),
             "mlflow_run_id": self.tracker.run_id,
+            "quarantine": self.quarantine.state_dict(),
         }
         with self.speed.paused():
             path = save_checkpoint(folder, done, self.student, self.parts.trained, self.teacher.shards, state)
@@ -148,6 +169,7 @@ class Trainer:
             return
         state = load_checkpoint(self.parts.checkpoint, self.student, self.parts.trained, self.teacher.shards)
         self.loader.load_state_dict(state["loader"])
+        self.quarantine.load_state_dict(state["quarantine"])
         self.done = self.saved_step = self.loader.step
         logger.info("going on from %s at step %d of %d", self.parts.checkpoint, self.done, self.parts.total_steps)
 
@@ -162,6 +184,8 @@ class Trainer:
         train = self.recipe.train
         numbers = np.full(train.micro_batch_size * train.grad_accum_steps, self.parts.longest_sample)
         window = self.loader.dataset.window(numbers).to(dist.device())
+        if window.bad:
+            logger.warning("the longest sample is not rehearsed: %s", window.bad[0].reason)
         prepared = self.step.prepare(window)
         unused = Totals(SUMS, dist.device())
         loss: Any = self.step.loss(prepared.window.micro_batches[0], prepared, 0, unused)
