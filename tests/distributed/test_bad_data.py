@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import open_dataset
@@ -38,6 +39,12 @@ def expected_skips(folder: Path, steps: int) -> int:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def mlflow_metrics(folder: Path) -> dict[str, float]:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    [run] = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+    return run.data.metrics
 
 
 def test_stand_ins_add_nothing(tmp_path: Path) -> None:
@@ -70,32 +77,32 @@ def test_bad_samples_are_counted_and_listed_once(workers: int, tmp_path: Path, l
     index = open_dataset(lying / "train").index
     assert all(line["offset"] == index["offset"][number] for number, line in train.items())
     assert {line["shard"] for line in listed} == {"shard-000000.tar"}
+    assert mlflow_metrics(tmp_path)["data/skipped"] == expected_skips(lying, 6)
     assert "900000000 pixels" in train[5]["reason"] and ".pkl' at byte" in train[23]["reason"]
-
-
-def test_skipped_samples_are_shown_in_mlflow(tmp_path: Path, lying: Path) -> None:
-    from mlflow import MlflowClient
-
-    settings = overrides(tmp_path, lying, data__max_bad_fraction=0.2)
-    run_ranks("tests.distributed.workers_run:train", 2, tmp_path / "1", recipe=RECIPE, overrides=settings)
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
-    [run] = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
-    assert run.data.metrics["data/skipped"] == expected_skips(lying, 6)
 
 
 @pytest.mark.parametrize(("fraction", "saved"), [(0.0, False), (0.02, True)])
 def test_too_many_bad_samples_end_the_run_on_every_rank(
     fraction: float, saved: bool, tmp_path: Path, lying: Path
 ) -> None:
-    """Through the launcher, with workers: code 2 and the same line on each rank. At 0 nothing doubtful is saved."""
-    settings = overrides(tmp_path, lying, data__max_bad_fraction=fraction, data__num_workers=1, train__max_steps=50)
+    """Catches ranks that come to different decisions. At 0 no step with a doubtful sample is kept."""
+    settings = overrides(tmp_path, lying, data__max_bad_fraction=fraction, train__max_steps=50)
+    worker = "tests.distributed.workers_data:train_until_refused"
+    messages = run_ranks(worker, 2, tmp_path / "1", recipe=RECIPE, overrides=settings)
+    assert len(set(messages)) == 1
+    assert messages[0].startswith("data.max_bad_fraction: ") and "could not be used" in messages[0]
+    assert "quarantine.jsonl, the last: " in messages[0] and "\n" not in messages[0]
+    assert bool(list((tmp_path / "demo/checkpoints").glob("step-*"))) == saved
+
+
+def test_the_launcher_hands_on_code_2(tmp_path: Path, lying: Path) -> None:
+    """With a loader worker. One plain line, no traceback, and the record says how it ended."""
+    settings = overrides(tmp_path, lying, data__max_bad_fraction=0, data__num_workers=1, train__max_steps=50)
     command, environment = launcher(settings)
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False)
     output = run.stdout + run.stderr
     assert run.returncode == 2, output[-3000:]
     assert "Traceback" not in output
-    said = [line for line in output.splitlines() if "ilvr-ds: error: data.max_bad_fraction: " in line]
-    assert said and all("could not be used" in line and "quarantine.jsonl" in line for line in said)
-    assert bool(list((tmp_path / "demo/checkpoints").glob("step-*"))) == saved
+    assert "ilvr-ds: error: data.max_bad_fraction: " in output
     last = lines(tmp_path / "demo/metrics.jsonl")[-1]
     assert (last["event"], last["status"]) == ("end", "FAILED")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,11 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 
 from ilvr_ds import dist
+from ilvr_ds.config import load_recipe
+from ilvr_ds.errors import UserError
+from ilvr_ds.training.assembly import assemble
+from ilvr_ds.training.engine import init_process_group
+from ilvr_ds.training.trainer import Trainer
 from tests.runs import SmallRun
 
 
@@ -25,6 +31,19 @@ def with_and_without_stand_ins() -> list[dict[str, Any]]:
         collator(2, side)(mixed, np.array([0, 7, 8, 1])),
     ]
     return [_loss_and_gradients(run, window.to(dist.device())) for window in windows]
+
+
+def train_until_refused(recipe: str, overrides: list[str]) -> str:
+    """What a run says that ends by a mistake of its user."""
+    init_process_group()
+    parts = assemble(load_recipe(recipe, overrides), Path(recipe))
+    try:
+        Trainer(parts).fit()
+    except UserError as error:
+        return str(error)
+    finally:
+        parts.tracker.close("FAILED")
+    raise AssertionError("the run went to its end")
 
 
 def _loss_and_gradients(run: SmallRun, window: Any) -> dict[str, Any]:
