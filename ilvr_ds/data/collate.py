@@ -72,7 +72,7 @@ class Collator:
             micro_batches=micro_batches,
             supervised=torch.tensor([sum(len(m.label_ids) for m in micro_batches)]),
             num_tokens=real,
-            num_padding=sum(m.tokens.input_ids.numel() for m in micro_batches) - real,
+            num_padding=sum((m.rollout or m.tokens).real.numel() for m in micro_batches) - real,
         )
 
     def _images(

@@ -10,15 +10,15 @@ import torch
 
 from ilvr_ds import dist
 from ilvr_ds.data.loader import WindowDataset, iterate_windows
-from ilvr_ds.training.step import SUMS, StageOneStep
-from ilvr_ds.training.totals import Totals, ratio
+from ilvr_ds.training.step import TrainingStep, answer_accuracy
+from ilvr_ds.training.totals import Totals
 
 
 class HeldOut:
     """Evaluates `steps` windows of `dataset` on each rank; `groups` are the kinds of task in the data set."""
 
     def __init__(
-        self, dataset: WindowDataset, num_workers: int, steps: int, groups: list[str], step: StageOneStep
+        self, dataset: WindowDataset, num_workers: int, steps: int, groups: list[str], step: TrainingStep
     ) -> None:
         self.dataset = dataset
         self.num_workers = min(num_workers, steps)
@@ -30,7 +30,7 @@ class HeldOut:
     def __call__(self) -> dict[str, float]:
         """Metrics `eval/...`; the same on all ranks. Collective."""
         engine: Any = self.step.student
-        totals = Totals(SUMS, dist.device())
+        totals = Totals(self.step.sums, dist.device())
         by_group = Totals([f"{kind}/{g}" for g in self.groups for kind in ("right", "answers")], dist.device())
         engine.eval()
         for window in self._windows():
@@ -41,22 +41,18 @@ class HeldOut:
                     mine = torch.tensor([g == group for g in micro.groups], device=right.device) & micro.has_answer
                     by_group.add({f"right/{group}": (right & mine).sum(), f"answers/{group}": mine.sum()})
         engine.train()
-        return _metrics(totals.take(), by_group.take(), self.groups)
+        sums = totals.take()
+        losses = {f"eval/{name}": value for name, value in self.step.losses(sums).items()}
+        return losses | _accuracies(sums, by_group.take(), self.groups)
 
     def _windows(self) -> Iterator[Any]:
         for window in iterate_windows(self.dataset, range(self.steps), self.num_workers, pin_memory=False):
             yield window.to(dist.device())
 
 
-def _metrics(sums: dict[str, float], groups: dict[str, float], names: list[str]) -> dict[str, float]:
-    metrics = {
-        "eval/ce": ratio(sums["ce"], sums["supervised"]),
-        "eval/alignment": ratio(sums["alignment"], sums["slots"]),
-        "eval/contrastive": ratio(sums["contrastive"], sums["slots"]),
-    }
-    if sums["answers"]:
-        metrics["eval/answers"] = sums["answers"]
-        metrics["eval/answer_accuracy"] = sums["right"] / sums["answers"]
+def _accuracies(sums: dict[str, float], groups: dict[str, float], names: list[str]) -> dict[str, float]:
+    metrics = {"eval/answers": sums["answers"]} if sums["answers"] else {}
+    metrics |= answer_accuracy(sums, "eval")
     for name in names:
         if name and groups[f"answers/{name}"]:
             # groups are free text, names of MLflow metrics are not

@@ -69,7 +69,7 @@ def test_equals_recomputing_every_prefix(golden: GoldenSet, indices: list[int], 
     plain = recompute(language_model, embeddings, micro.tokens, marked.latent_slots, marked.sample_of_segment)
     expected, expected_grads = ce_and_grads(model, plain, micro)
     stage = StageTwo(model, golden.settings["latent_size"], activation_checkpointing=False)
-    hidden = stage.hidden(micro, features, layout_of(micro))
+    hidden = stage.hidden(micro, features)
     real = micro.tokens.real
     assert float((hidden[real] - plain[real]).detach().abs().max()) < 1e-10
     actual, grads = ce_and_grads(model, hidden, micro)
