@@ -15,10 +15,11 @@ from typing import NoReturn
 
 from ilvr_ds import __version__
 from ilvr_ds.config import Recipe, load_recipe
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import RunError, UserError
 
 logger = logging.getLogger("ilvr_ds")
 USER_ERROR = 2
+RUN_ERROR = 1
 GRACE_S = 5.0
 """Other ranks wait this long before they print a user's mistake: the main rank's line is mostly the same."""
 
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prefix = f"[rank {rank}] " if rank else ""
         print(f"{prefix}ilvr-ds: error: {error}", file=sys.stderr, flush=True)
         return USER_ERROR
+    except RunError as error:
+        print(f"[rank {rank}] ilvr-ds: error: {error}", file=sys.stderr, flush=True)
+        return RUN_ERROR
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -75,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train; alone it is one rank, launchers start several")
     train.add_argument("--config", type=Path, required=True, help="recipe, a YAML file")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    train.add_argument("--resume", metavar="auto|must|never|PATH", help="the same as --set checkpoint.resume=...")
     train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     train.set_defaults(run=_train)
 
@@ -148,6 +153,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.resume:
+        options.set.append(f"checkpoint.resume={options.resume}")
     recipe = _recipe(options)
     from ilvr_ds.training.run import train
 

@@ -31,6 +31,12 @@ class RunConfig:
     """Seeds the sample order, the target noise and dropout."""
     output_dir: str = "outputs"
     """Root folder of all runs; the MLflow store lies here too unless `tracking.uri` says otherwise."""
+    stop_exit_code: int = 0
+    """Exit code when a signal asked to stop and the checkpoint is saved; some schedulers requeue on a certain one."""
+    rank_timeout_s: float = 60.0
+    """A rank that gives no sign of life for so many seconds is lost: the job ends with its name."""
+    stall_timeout_s: float = 1800.0
+    """The job ends when no rank gets anywhere for so many seconds; collectives give up after them too."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,8 @@ class TrainConfig:
     """Samples of one forward and backward on one rank."""
     grad_accum_steps: int = 1
     """Micro-batches of one optimizer step on one rank."""
+    max_skipped_steps: int = 20
+    """Stop after so many steps in a row whose gradients were not finite; such a step changes nothing."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Precision of weights and activations; optimizer and teacher state are fp32 in any case."""
 
@@ -192,6 +200,10 @@ class CheckpointConfig:
     """Save after every so many optimizer steps and at the end; 0: at the end only."""
     keep_last: int = 2
     """Keep this many of the newest checkpoints; 0 keeps all."""
+    keep_every: int = 0
+    """Keep those after a multiple of so many steps for good; 0: none."""
+    background: bool = True
+    """Copy the state and write it beside the training, where the host has room for the copy."""
     resume: str = "auto"
     """auto: from the newest checkpoint of this run if there is one; must; never; or the path of a checkpoint."""
 
@@ -250,6 +262,9 @@ class Recipe:
 
 _RANGES: dict[str, tuple[float, float]] = {
     "run.seed": (0, 2**32 - 1),
+    "run.stop_exit_code": (0, 255),
+    "run.rank_timeout_s": (1.0, 86400.0),
+    "run.stall_timeout_s": (1.0, 864000.0),
     "data.lanes": (1, 2**20),
     "data.shuffle_window": (1, 2**24),
     "data.max_tokens": (1, 2**20),
@@ -279,10 +294,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.max_steps": (0, 2**31),
     "train.micro_batch_size": (1, 2**16),
     "train.grad_accum_steps": (1, 2**16),
+    "train.max_skipped_steps": (1, 2**31),
     "evaluation.every_steps": (0, 2**31),
     "evaluation.max_samples": (1, 2**31),
     "checkpoint.every_steps": (0, 2**31),
     "checkpoint.keep_last": (0, 2**31),
+    "checkpoint.keep_every": (0, 2**31),
     "tracking.every_steps": (1, 2**31),
 }
 

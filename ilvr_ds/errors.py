@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can make and mend."""
+"""The exceptions that end a command with one line: a user's mistake, and a run that cannot go on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ class UserError(Exception):
 
     The message is one line: where (file, line or key), what is wrong, what to do.
     The command line prints it without a traceback and leaves with exit code 2.
+    """
+
+
+class RunError(Exception):
+    """A run cannot go on, and no setting is to blame: a rank is lost, memory is out, gradients stay infinite.
+
+    The message is one line with rank, step and samples. The command line prints it last and leaves with exit code 1.
     """
 
 

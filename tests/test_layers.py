@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "cli": BASE | {"config", "data", "model", "training", "demo", "doctor"},
 }
 DOORS = {
-    "deepspeed": ("training/engine.py", "training/checkpoint.py"),
+    "deepspeed": ("training/engine.py", "training/checkpoint"),
     "mlflow": ("training/tracking.py",),
     "torch.distributed": ("dist.py", "training/"),
 }

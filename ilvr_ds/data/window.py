@@ -220,3 +220,8 @@ class Window(TensorTree):
     """[1] int64 supervised tokens of the window on this rank"""
     num_tokens: int = 0
     num_padding: int = 0
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Id of each sample, for messages."""
+        return tuple(name for micro in self.micro_batches for name in micro.ids)

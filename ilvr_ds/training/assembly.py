@@ -21,6 +21,8 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
 from ilvr_ds.model.student import attention_backend
 from ilvr_ds.training.checkpoint import check_fits, find_checkpoint
+from ilvr_ds.training.checkpoint_reshard import needs_resharding, reshard
+from ilvr_ds.training.checkpoint_writer import CheckpointWriter
 from ilvr_ds.training.engine import (
     DTYPES,
     Networks,
@@ -33,13 +35,14 @@ from ilvr_ds.training.evaluation import HeldOut
 from ilvr_ds.training.step import StageOneStep
 from ilvr_ds.training.tracking import Tracker, TrackingTarget
 from ilvr_ds.training.trainer import Parts
+from ilvr_ds.training.watchdog import Watchdog
 
 logger = logging.getLogger("ilvr_ds")
 
 
 def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     """Build a run (collective). Raises UserError for everything that a person can mend."""
-    checkpoint = dist.decided_by_main(lambda: find_checkpoint(recipe))
+    checkpoint = find_checkpoint(recipe)
     check_optimizer(recipe.optim.name)
     file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
     encoding = build_encoding(recipe)
@@ -73,11 +76,28 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     if state:
         loader.check(state["loader"])
     held_out = _held_out_dataset(recipe, encoding)
+    zero_stage = int(file_settings.get("zero_optimization", {}).get("stage", 0))
+    is_resharded = checkpoint is not None and needs_resharding(state, zero_stage)
+    if checkpoint and is_resharded:
+        reshard(checkpoint, state, zero_stage, recipe)
+        file_settings = {**file_settings, "checkpoint": {"load_universal": True}}
     step, networks = build_step(recipe, file_settings, encoding)
     longest = int(np.argmax(shards.tokens)) if are_measured else None
     evaluation = HeldOut(*held_out, step) if held_out else None
     tracker = _tracker(recipe, file_settings, shards, checkpoint is not None, state.get("mlflow_run_id"))
-    return Parts(recipe, loader, step, networks.trained, evaluation, tracker, total, longest, checkpoint)
+    save = recipe.checkpoint
+    writer = CheckpointWriter(
+        recipe.run_dir / "checkpoints", networks.student, networks.trained, step.teacher.shards,
+        save.keep_last, save.keep_every, save.background,
+    )  # fmt: skip
+    watchdog = Watchdog(
+        recipe.run.rank_timeout_s, recipe.run.stall_timeout_s, lambda: parts.tracker.close("FAILED", timeout_s=10)
+    )
+    parts = Parts(
+        recipe, loader, step, networks.trained, zero_stage, evaluation, tracker, writer, watchdog, total, longest,
+        checkpoint, is_resharded,
+    )  # fmt: skip
+    return parts
 
 
 def build_step(recipe: Recipe, file_settings: dict[str, Any], encoding: Encoding) -> tuple[StageOneStep, Networks]:

@@ -1,36 +1,43 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
     checkpoints/step-00000100/
-      state.json                  step, loader position, recipe, MLflow run, world size
+      state.json                  step, loader position, recipe, MLflow run, world size, size and CRC-32 of each file
       student/                    DeepSpeed's files: weights, optimizer, loss scale
       teacher-rank-00000.safetensors, rng-rank-00000.pt
 
-A checkpoint is written under a name that ends in `.partial` and renamed when every rank has finished, so that a
-folder with a plain name is whole.
+checkpoint_writer.py writes them; this file finds, checks, loads and removes them.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import random
 import re
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor
 
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
 from ilvr_ds.distill.momentum import MomentumShards
 from ilvr_ds.errors import UserError
 
+logger = logging.getLogger("ilvr_ds")
+CHUNK = 2**24
+"""Bytes that are summed at a time."""
 _FIXED = ("train.stage", "train.precision", "model.latent_size", "model.lora_rank", "model.lora_targets", "optim.name")
 _FREE = ("run.", "evaluation.", "checkpoint.", "tracking.", "data.shards", "data.eval_shards", "data.num_workers")
 _NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "state.json"
+UNIVERSAL = "universal"
+"""Folder of the student's universal form within a checkpoint, while a job goes on with other slices."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -46,22 +53,98 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(recipe: Recipe) -> Path | None:
-    """The checkpoint that `checkpoint.resume` asks for, or None to start anew; raises UserError."""
-    wanted = recipe.checkpoint.resume
+    """The checkpoint that `checkpoint.resume` asks for, or None to start anew (collective).
+
+    Every file of it is checked. A damaged one is a UserError that names the file; with `auto` it is set aside and the
+    one before it is taken. Checkpoints of this run that are newer than the one taken are set aside too: the run goes
+    another way from here.
+    """
     folder = recipe.run_dir / "checkpoints"
+    is_automatic = recipe.checkpoint.resume == "auto"
+    candidates = dist.decided_by_main(lambda: _candidates(recipe, folder))
+    for path in reversed(candidates):
+        fault = first_fault(path)
+        if fault is None:
+            dist.decided_by_main(lambda path=path: _set_newer_aside(folder, path))  # type: ignore[misc]
+            return path
+        if not is_automatic:
+            raise UserError(f"{fault}; take another checkpoint, or checkpoint.resume: auto for the newest intact one")
+        dist.warn("%s; looking at the checkpoint before it", fault)
+    if candidates:
+        raise UserError(f"checkpoint.resume: no checkpoint in {folder} is intact; take another run.name to start anew")
+    return None
+
+
+def _candidates(recipe: Recipe, folder: Path) -> list[Path]:
+    """What may be gone on from, oldest first."""
+    wanted = recipe.checkpoint.resume
+    found = list_checkpoints(folder)
     if wanted == "never":
-        if list_checkpoints(folder):
+        if found:
             raise UserError(f"checkpoint.resume is never, but {folder} holds checkpoints; take another run.name")
-        return None
+        return []
     if wanted in ("auto", "must"):
-        found = list_checkpoints(folder)
         if not found and wanted == "must":
             raise UserError(f"checkpoint.resume is must, but {folder} holds no complete checkpoint")
-        return found[-1] if found else None
+        return found if wanted == "auto" else found[-1:]
     path = Path(wanted)
     if not (path / STATE_FILE).is_file():
         raise UserError(f"checkpoint.resume: '{wanted}' is not a checkpoint; valid: auto, must, never, or a folder")
-    return path
+    return [path]
+
+
+def first_fault(path: Path) -> str | None:
+    """What is wrong with the first damaged file of a checkpoint, or None (collective: ranks share the reading)."""
+    try:
+        state = saved_state(path)
+        files = sorted(state["files"].items())
+        if state.pop("checksum") != checksum_of(state):
+            return f"{path / STATE_FILE}: damaged (its checksum is another)"
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return f"{path / STATE_FILE}: damaged ({type(error).__name__})"
+    fault = None
+    for name, (size, checksum) in files[dist.rank() :: dist.world_size()]:
+        fault = fault or _fault(path / name, size, checksum)
+    return next((found for found in dist.gather_on_host(fault) if found), None)
+
+
+def _fault(file: Path, size: int, checksum: int) -> str | None:
+    try:
+        if file.stat().st_size != size:
+            return f"{file}: damaged ({file.stat().st_size} bytes instead of {size})"
+        if size_and_checksum(file) != (size, checksum):
+            return f"{file}: damaged (its checksum is another)"
+    except OSError as error:
+        return f"{file}: {error.strerror}"
+    return None
+
+
+def checksum_of(state: dict[str, Any]) -> int:
+    """CRC-32 of a `state.json` without its checksum."""
+    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
+
+
+def size_and_checksum(file: Path) -> tuple[int, int]:
+    """Size in bytes and CRC-32 of a file."""
+    size = checksum = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            size += len(chunk)
+            checksum = zlib.crc32(chunk, checksum)
+    return size, checksum
+
+
+def _set_newer_aside(folder: Path, path: Path) -> None:
+    """Rename the checkpoints that follow `path` in its run's folder, and tell."""
+    if path.absolute().parent != folder.absolute():
+        return
+    for newer in list_checkpoints(folder):
+        if newer.name > path.name:
+            number = 1
+            while (aside := newer.with_name(f"{newer.name}.aside-{number}")).exists():
+                number += 1
+            newer.rename(aside)
+            logger.warning("going on from %s: %s is now %s", path.name, newer.name, aside.name)
 
 
 def saved_state(path: Path) -> dict[str, Any]:
@@ -73,13 +156,10 @@ def saved_state(path: Path) -> dict[str, Any]:
 def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
     """What `state.json` of a checkpoint says, if this job can go on from it; warns of settings that changed since.
 
-    Raises UserError for another number of ranks, or other settings that weights, samples or optimizer state depend on.
+    Raises UserError for another batch, or other settings that weights, samples or optimizer state depend on.
     """
     state = saved_state(path)
-    if state["world_size"] != dist.world_size():
-        raise UserError(
-            f"{path}: saved by {state['world_size']} ranks, this job has {dist.world_size()}; start as many as then"
-        )
+    _check_batch(path, recipe, state["loader"]["samples per step"])
     now = recipe.flat()
     before = {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
     changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
@@ -91,57 +171,65 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
     return state
 
 
-def save_checkpoint(
-    folder: Path, step: int, student: Any, names: list[str], teacher: MomentumShards, state: dict[str, Any]
-) -> Path:
-    """Write a checkpoint after `step` optimizer steps (collective); `state` must be JSON. Returns its folder."""
-    final = folder / checkpoint_name(step)
-    partial = final.with_suffix(".partial")
-    if dist.is_main():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    student.save_checkpoint(str(partial), tag="student", save_latest=False)
-    rank = dist.rank()
-    save_file(dict(zip(names, teacher.state(), strict=True)), partial / f"teacher-rank-{rank:05d}.safetensors")
-    torch.save(_random_state(), partial / f"rng-rank-{rank:05d}.pt")
-    dist.barrier()
-    if dist.is_main():
-        content = {"step": step, "world_size": dist.world_size(), **state}
-        (partial / STATE_FILE).write_text(json.dumps(content, indent=1))
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-    dist.barrier()
-    return final
+def _check_batch(path: Path, recipe: Recipe, wanted: int) -> None:
+    """The samples of each step must stay the same, whatever the number of ranks."""
+    micro, ranks = recipe.train.micro_batch_size, dist.world_size()
+    if micro * recipe.train.grad_accum_steps * ranks == wanted:
+        return
+    advice = "take a micro-batch and a number of ranks whose product divides it"
+    if wanted % (micro * ranks) == 0:
+        advice = f"set train.grad_accum_steps={wanted // (micro * ranks)}"
+    raise UserError(
+        f"{path}: made with {wanted} samples a step, this job has {ranks} ranks x train.micro_batch_size {micro} x "
+        f"train.grad_accum_steps {recipe.train.grad_accum_steps}; {advice}"
+    )
 
 
-def load_checkpoint(path: Path, student: Any, names: list[str], teacher: MomentumShards) -> dict[str, Any]:
-    """Restore student, teacher and random numbers (collective); returns the state that was saved."""
+def load_checkpoint(
+    path: Path, student: Any, names: list[str], teacher: MomentumShards | None, slices: list[Tensor] | None = None
+) -> dict[str, Any]:
+    """Restore student, teacher and random numbers (collective); returns the state that was saved.
+
+    slices: the teacher's averages as checkpoint_reshard.py cut them for this job, where it has other slices than the
+    job that saved; the student is then read from its universal form.
+    """
     state = saved_state(path)
-    loaded, _ = student.load_checkpoint(str(path), tag="student")
+    loaded, _ = student.load_checkpoint(str(path), tag="student" if slices is None else UNIVERSAL)
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed found no student in it")
-    rank = dist.rank()
-    shards = load_file(path / f"teacher-rank-{rank:05d}.safetensors")
-    if sorted(shards) != sorted(names):
-        raise UserError(f"{path}: the stored teacher has other weights than this recipe trains")
-    teacher.load_state([shards[name] for name in names])
-    _set_random_state(torch.load(path / f"rng-rank-{rank:05d}.pt", weights_only=False))
+    if slices is None:
+        slices = _teacher_of_rank(path, names) if teacher else []
+        _set_random_state(torch.load(path / f"rng-rank-{dist.rank():05d}.pt", weights_only=False))
+    if teacher:
+        teacher.load_state(slices)
     return state
 
 
-def remove_old(folder: Path, keep_last: int) -> list[Path]:
-    """Delete all but the newest `keep_last` complete checkpoints (0 keeps all) on the main rank."""
-    if not keep_last or not dist.is_main():
-        return []
-    old = list_checkpoints(folder)[:-keep_last]
+def _teacher_of_rank(path: Path, names: list[str]) -> list[Tensor]:
+    stored = load_file(path / teacher_file(dist.rank()))
+    if sorted(stored) != sorted(names):
+        raise UserError(f"{path}: the stored teacher has other weights than this recipe trains")
+    return [stored[name] for name in names]
+
+
+def remove_old(folder: Path, keep_last: int, keep_every: int = 0) -> list[Path]:
+    """Delete complete checkpoints (main rank only): all but the newest `keep_last` (0 keeps all) and those whose step
+    is a multiple of `keep_every`. Returns what was deleted."""
+    old = list_checkpoints(folder)[:-keep_last] if keep_last else []
+    old = [path for path in old if not keep_every or int(path.name.removeprefix("step-")) % keep_every]
     for path in old:
+        (path / STATE_FILE).unlink()  # without it a half-deleted checkpoint is never taken for a whole one
         shutil.rmtree(path)
     return old
 
 
-def _random_state() -> dict[str, Any]:
+def teacher_file(rank: int) -> str:
+    """Name of a rank's file of the teacher's averages."""
+    return f"teacher-rank-{rank:05d}.safetensors"
+
+
+def random_state() -> dict[str, Any]:
+    """The global random numbers of this rank."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),

@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
 import torch
 from tqdm import tqdm
 
@@ -75,6 +77,17 @@ class MemoryMonitor:
         return ", ".join(f"{name.split('/')[1]} {value:.1f}" for name, value in self.take().items())
 
 
+def available_host_bytes() -> int:
+    """Memory that this process' host, or its control group, can still give."""
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
+    except OSError:  # no control group of version 2 here
+        return free
+    return free if limit == "max" else min(free, int(limit) - used)
+
+
 class PhaseTimer:
     """Wall seconds of named phases. On a GPU these are the times to enqueue the work, not to do it."""
 
@@ -96,17 +109,18 @@ class PhaseTimer:
 
 
 class StopSignal:
-    """Within its block SIGTERM, SIGINT and SIGUSR1 ask to stop after the step; a second SIGINT ends the process.
+    """Within its block SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 ask to stop after the step; the same one again ends the
+    process at once.
 
-    Launchers answer one Ctrl-C with a SIGTERM of their own to every rank, and schedulers repeat theirs: only a person
-    at a keyboard means it when asking twice.
+    The same one: launchers answer a Ctrl-C with a SIGTERM of their own to every rank, and schedulers send SIGTERM some
+    time after the warning.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.requested = False
-        self._interrupted = False
+        self._seen: set[int] = set()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -118,10 +132,9 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            if self._interrupted:
-                os._exit(128 + number)
-            self._interrupted = True
+        if number in self._seen:
+            os._exit(128 + number)
+        self._seen.add(number)
         self.requested = True
 
 

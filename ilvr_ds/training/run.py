@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
+from ilvr_ds.errors import RunError, UserError
 from ilvr_ds.training.assembly import assemble
 from ilvr_ds.training.engine import init_process_group
 from ilvr_ds.training.record import summary_lines
@@ -17,12 +18,22 @@ logger = logging.getLogger("ilvr_ds")
 
 
 def train(recipe: Recipe, recipe_path: Path) -> int:
-    """Train; returns the exit code: 0 also when a signal asked to stop and a checkpoint was saved."""
-    init_process_group()
+    """Train; returns the exit code: `run.stop_exit_code` when a signal asked to stop and a checkpoint was saved.
+
+    Raises RunError, with the rank's step and samples, for whatever keeps the run from going on.
+    """
+    init_process_group(recipe.run.stall_timeout_s)
     parts = assemble(recipe, recipe_path)
     status: Status = "FAILED"
     try:
         status = "FINISHED" if Trainer(parts).fit() else "KILLED"
+        parts.watchdog.stop()
+    except (UserError, RunError):
+        parts.watchdog.leave()
+        raise  # as every rank does
+    except Exception as error:
+        logger.exception("this rank cannot go on")
+        raise RunError(parts.watchdog.explain(error)) from error
     finally:
         parts.tracker.close(status)
     if dist.is_main():
@@ -31,7 +42,7 @@ def train(recipe: Recipe, recipe_path: Path) -> int:
         logger.info("%s; record and checkpoints: %s", _WORDS[status], recipe.run_dir)
         logger.info("look at it: %s", "\n            ".join(parts.tracker.how_to_look()))
     dist.close()
-    return 0
+    return recipe.run.stop_exit_code if status == "KILLED" else 0
 
 
 _WORDS = {"FINISHED": "finished", "KILLED": "stopped by a signal, checkpoint saved"}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +17,17 @@ from ilvr_ds import dist
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.loader import WindowLoader
 from ilvr_ds.data.window import Window
-from ilvr_ds.errors import UserError
-from ilvr_ds.training.checkpoint import load_checkpoint, remove_old, save_checkpoint
+from ilvr_ds.errors import RunError, UserError
+from ilvr_ds.training.checkpoint import load_checkpoint
+from ilvr_ds.training.checkpoint_reshard import load_resharded
+from ilvr_ds.training.checkpoint_writer import CheckpointWriter
 from ilvr_ds.training.evaluation import HeldOut
 from ilvr_ds.training.monitors import MemoryMonitor, PhaseTimer, Progress, StopSignal, Throughput
 from ilvr_ds.training.schedule import learning_rate
 from ilvr_ds.training.step import SUMS, StageOneStep, step_metrics
 from ilvr_ds.training.totals import Totals
 from ilvr_ds.training.tracking import Tracker
+from ilvr_ds.training.watchdog import Watchdog
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -34,13 +40,18 @@ class Parts:
     loader: WindowLoader
     step: StageOneStep
     trained: list[str]
+    zero_stage: int
     held_out: HeldOut | None
     tracker: Tracker
+    writer: CheckpointWriter
+    watchdog: Watchdog
     total_steps: int
     longest_sample: int | None
     """Number of the longest training sample, where the data set knows its lengths."""
     checkpoint: Path | None = None
     """Where to go on from."""
+    is_resharded: bool = False
+    """The checkpoint was saved by another number of ranks, or under another ZeRO stage."""
 
 
 class Trainer:
@@ -55,8 +66,10 @@ class Trainer:
         self.speed, self.memory, self.phases = Throughput(), MemoryMonitor(), PhaseTimer()
         self.progress = Progress(parts.total_steps, dist.is_main())
         self.signal = StopSignal()
+        self.writer, self.watchdog = parts.writer, parts.watchdog
         self.done = 0
         self.saved_step = -1
+        self.skipped_in_a_row = 0
 
     def fit(self) -> bool:
         """Train and save; True when the last step was done, False when a signal asked to stop before."""
@@ -73,6 +86,7 @@ class Trainer:
                 if self._after_step(self.done):
                     break
         self._save(self.done)
+        self._finish_saving(is_last=True)
         finished = self.done == self.parts.total_steps
         if finished:
             self._evaluate(self.done)
@@ -81,20 +95,29 @@ class Trainer:
 
     def _train_step(self, step: int, window: Window) -> None:
         """One optimizer step: targets once, every micro-batch forward and backward, update, the teacher follows."""
+        totals, skipped = self.totals.values.clone(), self.student.skipped_steps
+        losses = []
         for group in self.student.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe.optim, step, self.parts.total_steps)
-        with self.phases("teacher"):
+        with self._phase(step, "teacher", window.ids):
             prepared = self.step.prepare(window.to(dist.device()))
         for micro in prepared.window.micro_batches:
-            with self.phases("student"):
+            with self._phase(step, "student", micro.ids):
                 loss = self.step.loss(micro, prepared, step, self.totals)
                 # DeepSpeed averages gradients over ranks; ours are parts of one sum
                 self.student.backward(loss * dist.world_size(), scale_wrt_gas=False)
-            with self.phases("optimizer"):
+                losses.append(loss.detach())
+            with self._phase(step, "optimizer", window.ids):
                 self.student.step()
-        with self.phases("momentum"):
-            difference, weight = self.teacher.follow().unbind()
-        self.totals.add({"drift": difference, "weight": weight})
+        if self.student.skipped_steps > skipped:
+            self.totals.values.copy_(totals)
+            self._note_skipped(step, losses, window)
+        else:
+            self.skipped_in_a_row = 0
+            with self._phase(step, "momentum"):
+                difference, weight = self.teacher.follow().unbind()
+            self.totals.add({"drift": difference, "weight": weight})
+        self.watchdog.at(step, "next samples")
         self.speed.add(samples=len(window.tokens.real), tokens=window.num_tokens, padding=window.num_padding)
 
     def _after_step(self, done: int) -> bool:
@@ -106,7 +129,33 @@ class Trainer:
             self._evaluate(done)
         if every.checkpoint.every_steps and done % every.checkpoint.every_steps == 0 and done < self.parts.total_steps:
             self._save(done)
-        return any(dist.gather_on_host(self.signal.requested))
+        ranks = dist.gather_on_host((self.signal.requested, self.writer.is_written))
+        if all(is_written for _, is_written in ranks):
+            self._finish_saving()
+        return any(is_asked for is_asked, _ in ranks)
+
+    @contextmanager
+    def _phase(self, step: int, name: str, ids: tuple[str, ...] = ()) -> Iterator[None]:
+        self.watchdog.at(step, name, ids)
+        with self.phases(name):
+            yield
+
+    def _note_skipped(self, step: int, losses: list[Any], window: Window) -> None:
+        """A step whose gradients were not finite changed nothing; too many in a row end the run. Same on all ranks."""
+        self.skipped_in_a_row += 1
+        # reading losses waits for the device, which a skipped step may
+        bad = [micro.ids for micro, loss in zip(window.micro_batches, losses, strict=True) if not loss.isfinite()]
+        for ids in bad:
+            logger.warning("step %d: the loss is not finite; samples %s", step + 1, ", ".join(ids))
+        dist.warn("step %d: the gradients are not finite; the step is skipped", step + 1)
+        self.tracker.event("skipped_step", step=step + 1)
+        if self.skipped_in_a_row >= self.recipe.train.max_skipped_steps:
+            named = sorted(set(sum(dist.gather_on_host(sum(bad, ())), ())))
+            where = f"; losses that are not finite: samples {', '.join(named)}" if named else ""
+            raise RunError(
+                f"step {step + 1}: the gradients were not finite in {self.skipped_in_a_row} steps in a row "
+                f"(train.max_skipped_steps){where}; go on from the last checkpoint with a lower optim.lr"
+            )
 
     def _log(self, done: int) -> None:
         metrics = step_metrics(self.totals.take(), self.recipe.loss)
@@ -128,25 +177,43 @@ class Trainer:
         logger.info("step %d  %s", done, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
     def _save(self, done: int) -> None:
-        """Save after `done` steps, once."""
+        """Begin to save after `done` steps, once."""
         if done == self.saved_step:
             return
-        folder = self.recipe.run_dir / "checkpoints"
+        self.watchdog.at(done, "checkpoint")
+        self._finish_saving()
         state = {
             "loader": {**self.loader.state_dict(), "step": done},
             "recipe": self.recipe.to_dict(),
+            "zero_stage": self.parts.zero_stage,
             "mlflow_run_id": self.tracker.run_id,
         }
+        start = time.monotonic()
         with self.speed.paused():
-            path = save_checkpoint(folder, done, self.student, self.parts.trained, self.teacher.shards, state)
-            remove_old(folder, self.recipe.checkpoint.keep_last)
+            is_beside = self.writer.start(done, state)
         self.saved_step = done
-        self.tracker.event("checkpoint", step=done, path=str(path))
+        self.tracker.log(done, {"checkpoint/stall_seconds": time.monotonic() - start})
+        if not is_beside:
+            self._finish_saving()
+
+    def _finish_saving(self, is_last: bool = False) -> None:
+        """Make the checkpoint under way whole. One that could not be written is tried again when the next is due; the
+        last one must be."""
+        path, error = self.writer.finish()
+        if path is not None:
+            self.tracker.event("checkpoint", step=self.saved_step, path=str(path))
+        if error is not None:
+            failed, self.saved_step = self.saved_step, -1
+            self.tracker.event("checkpoint_failed", step=failed, reason=error)
+            if is_last:
+                raise UserError(f"the checkpoint after step {failed} could not be written: {error}")
+            dist.warn("the checkpoint after step %d could not be written: %s; training goes on", failed, error)
 
     def _restore(self) -> None:
         if self.parts.checkpoint is None:
             return
-        state = load_checkpoint(self.parts.checkpoint, self.student, self.parts.trained, self.teacher.shards)
+        load = load_resharded if self.parts.is_resharded else load_checkpoint
+        state = load(self.parts.checkpoint, self.student, self.parts.trained, self.teacher.shards)
         self.loader.load_state_dict(state["loader"])
         self.done = self.saved_step = self.loader.step
         logger.info("going on from %s at step %d of %d", self.parts.checkpoint, self.done, self.parts.total_steps)

@@ -1,10 +1,11 @@
-"""Checkpoints without DeepSpeed: a stand-in writes one file where the student's engine writes its own."""
+"""Checkpoints without DeepSpeed: a stand-in hands over one file where the student's engine hands over its own."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.training.checkpoint import (
     check_fits,
     checkpoint_name,
+    checksum_of,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
     remove_old,
-    save_checkpoint,
     saved_state,
 )
+from ilvr_ds.training.checkpoint_writer import CheckpointWriter
 
 NAMES = ["layers.0.weight", "norm.weight"]
 
@@ -34,24 +36,18 @@ class Student:
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
+        self.checkpoint_engine: Any = None
 
     def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
         assert not save_latest, "a file `latest` would name a folder that is renamed"
-        (Path(folder) / tag).mkdir()
-        (Path(folder) / tag / "number").write_text(str(self.number))
+        self.checkpoint_engine.save({"number": torch.tensor(self.number)}, f"{folder}/{tag}/number.pt")
 
     def load_checkpoint(self, folder: str, tag: str) -> tuple[str | None, dict[str, Any]]:
-        file = Path(folder) / tag / "number"
+        file = Path(folder) / tag / "number.pt"
         if not file.exists():
             return None, {}
-        self.number = int(file.read_text())
+        self.number = int(torch.load(file)["number"])
         return str(file), {}
-
-
-class BrokenStudent(Student):
-    def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
-        super().save_checkpoint(folder, tag, save_latest)
-        raise OSError("No space left on device")
 
 
 def shards(value: float) -> MomentumShards:
@@ -59,14 +55,20 @@ def shards(value: float) -> MomentumShards:
     return MomentumShards([v.clone() for v in values], values, 0.9, torch.device("cpu"))
 
 
-def save(folder: Path, step: int, value: float = 1.0, student: Student | None = None) -> Path:
-    state = {"loader": {"step": step}, "recipe": recipe(folder, "auto").to_dict()}
-    return save_checkpoint(folder, step, student or Student(step), NAMES, shards(value), state)
+def save(folder: Path, step: int, value: float = 1.0, student: Student | None = None, background: bool = True) -> Path:
+    state = {"loader": {"step": step, "samples per step": 1}, "recipe": recipe(folder, "auto").to_dict()}
+    writer = CheckpointWriter(folder, student or Student(step), NAMES, shards(value), 0, 0, background)
+    assert writer.start(step, {**state, "zero_stage": 3}) == background
+    path, error = writer.finish()
+    assert path is not None, error
+    return path
 
 
 def make_folder(path: Path) -> None:
+    """A checkpoint without files."""
     path.mkdir(parents=True)
-    (path / "state.json").write_text("{}")
+    state: dict[str, Any] = {"files": {}}
+    (path / "state.json").write_text(json.dumps(state | {"checksum": checksum_of(state)}))
 
 
 @pytest.fixture
@@ -134,18 +136,26 @@ def test_the_newest_are_kept(folder: Path, keep: int, left: list[int]) -> None:
         make_folder(folder / checkpoint_name(step))
     make_folder(folder / "step-00000001.partial")
     make_folder(folder / "best")
-    removed = remove_old(folder, keep)
+    removed = remove_old(folder, keep, 0)
     assert len(removed) + len(left) == 3
     names = {"best", "step-00000001.partial", *map(checkpoint_name, left)}
     assert {path.name for path in folder.iterdir()} == names
 
 
-def test_what_is_saved_comes_back(folder: Path) -> None:
-    path = save(folder, 7, value=2.5)
+def test_multiples_of_keep_every_stay(folder: Path) -> None:
+    for step in (30, 10, 20, 40):
+        make_folder(folder / checkpoint_name(step))
+    remove_old(folder, 1, 20)
+    assert [path.name for path in list_checkpoints(folder)] == ["step-00000020", "step-00000040"]
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_what_is_saved_comes_back(folder: Path, background: bool) -> None:
+    path = save(folder, 7, value=2.5, background=background)
     student, teacher = Student(), shards(0.0)
     state = load_checkpoint(path, student, NAMES, teacher)
     assert state == saved_state(path)
-    assert (state["step"], state["world_size"], state["loader"]) == (7, 1, {"step": 7})
+    assert (state["step"], state["world_size"], state["loader"]["step"]) == (7, 1, 7)
     assert student.number == 7
     assert [values.tolist() for values in teacher.state()] == [[2.5] * 5, [-2.5] * 2]
 
@@ -162,28 +172,58 @@ def test_random_numbers_go_on_where_they_stopped(folder: Path) -> None:
     assert draw() == following
 
 
-def test_an_interrupted_save_leaves_the_older_checkpoint_the_newest(folder: Path) -> None:
-    older = save(folder, 1)
-    with pytest.raises(OSError, match="No space"):
-        save(folder, 2, student=BrokenStudent())
-    assert list_checkpoints(folder) == [older]
-    assert save(folder, 2) == list_checkpoints(folder)[-1], "what was left of it is no obstacle"
-    assert not list(folder.glob("*.partial"))
-
-
-def test_saving_a_step_again_replaces_it(folder: Path) -> None:
-    save(folder, 1, value=1.0)
-    path = save(folder, 1, value=2.0)
-    teacher = shards(0.0)
-    load_checkpoint(path, Student(), NAMES, teacher)
-    assert teacher.state()[0].tolist() == [2.0] * 5
-
-
-def test_another_number_of_ranks_is_a_mistake(folder: Path) -> None:
+def test_another_batch_is_a_mistake_and_the_right_one_is_named(folder: Path) -> None:
     path = save(folder, 1)
-    (path / "state.json").write_text(json.dumps(saved_state(path) | {"world_size": 4}))
-    with pytest.raises(UserError, match="saved by 4 ranks, this job has 1; start as many as then"):
+    state = saved_state(path)
+    state["loader"]["samples per step"] = 4
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"4 samples a step, this job has 1 ranks .*; set train.grad_accum_steps=4"):
         check_fits(path, recipe(folder, "auto"))
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["student/number.pt", "teacher-rank-00000.safetensors", "rng-rank-00000.pt"])
+@pytest.mark.parametrize("hurt", [damage, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
+def test_a_damaged_checkpoint_is_refused_by_name_and_auto_takes_the_one_before(
+    folder: Path, name: str, hurt: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newer = save(folder, 1), save(folder, 2)
+    hurt(newer / name)
+    for resume in ("must", str(newer)):
+        with pytest.raises(UserError, match=f"{newer / name}: .*; take another checkpoint"):
+            find_checkpoint(recipe(folder, resume))
+    with caplog.at_level("WARNING", logger="ilvr_ds"):
+        assert find_checkpoint(recipe(folder, "auto")) == older
+    assert str(newer / name) in caplog.text
+    assert list_checkpoints(folder) == [older]
+    assert (folder / "step-00000002.aside-1").is_dir(), "nothing is deleted"
+
+
+def test_a_damaged_state_is_found(folder: Path) -> None:
+    """Catches a flipped digit, after which the file is still JSON."""
+    older, newer = save(folder, 1), save(folder, 2)
+    file = newer / "state.json"
+    file.write_text(file.read_text().replace('"step": 2', '"step": 3', 1))
+    assert find_checkpoint(recipe(folder, "auto")) == older
+
+
+def test_auto_does_not_start_anew_where_no_checkpoint_is_intact(folder: Path) -> None:
+    damage(save(folder, 1) / "student/number.pt")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is intact"):
+        find_checkpoint(recipe(folder, "auto"))
+
+
+def test_going_on_from_an_older_one_sets_the_newer_aside(folder: Path) -> None:
+    """Catches a later restart that takes the abandoned way, and a retention that deletes the new one for the old."""
+    paths = [save(folder, step) for step in (10, 20, 30)]
+    assert find_checkpoint(recipe(folder, str(paths[0]))) == paths[0]
+    assert list_checkpoints(folder) == paths[:1]
+    assert find_checkpoint(recipe(folder, "auto")) == paths[0]
 
 
 def test_a_setting_that_weights_depend_on_is_a_mistake(folder: Path) -> None:
@@ -196,7 +236,7 @@ def test_other_settings_that_changed_are_named(folder: Path, caplog: pytest.LogC
     """Catches a run that goes on with another rate in silence, and warnings about where files lie."""
     now = dataclasses.replace(recipe(folder, "must"), optim=OptimConfig(lr=0.5), tracking=TrackingConfig(every_steps=3))
     with caplog.at_level("WARNING", logger="ilvr_ds"):
-        assert check_fits(save(folder, 7), now)["loader"] == {"step": 7}
+        assert check_fits(save(folder, 7), now)["loader"]["step"] == 7
     assert [record.getMessage() for record in caplog.records] == [
         "going on with other settings: the checkpoint was made with optim.lr = 1e-05, this run has 0.5"
     ]
@@ -210,6 +250,6 @@ def test_a_teacher_of_other_weights_is_a_mistake(folder: Path) -> None:
 
 def test_a_checkpoint_without_a_student_is_a_mistake(folder: Path) -> None:
     path = save(folder, 1)
-    (path / "student" / "number").unlink()
+    (path / "student" / "number.pt").unlink()
     with pytest.raises(UserError, match="DeepSpeed found no student in it"):
         load_checkpoint(path, Student(), NAMES, shards(0.0))

@@ -1,0 +1,214 @@
+"""Notices a rank that died or hangs, and ends the job with its name.
+
+A rank that is killed or stopped says nothing, and the others wait for it inside a collective, for as long as the
+communication library lets them. So a thread on each rank writes a sign of life and the rank's position to a small
+key-value store on the main rank; the main rank's thread looks at all of them, the others look at the main rank's.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+from ilvr_ds import dist
+
+logger = logging.getLogger("ilvr_ds")
+LONGEST_BEAT_S = 3.0
+"""Longest pause between two signs of life."""
+SILENT_BEATS = 4
+"""Once something failed, a rank is lost that gave no sign of life for so many beats."""
+MAX_IDS = 8
+"""So many sample ids are named."""
+VERDICT = "verdict"
+
+
+@dataclass
+class Position:
+    """Where a rank is in its work."""
+
+    step: int = 0
+    phase: str = "start"
+    ids: tuple[str, ...] = ()
+    changes: int = 0
+
+    def __str__(self) -> str:
+        named = ", ".join(self.ids[:MAX_IDS]) + (
+            f" and {len(self.ids) - MAX_IDS} more" if len(self.ids) > MAX_IDS else ""
+        )
+        return f"step {self.step + 1}, {self.phase}" + (f", samples {named}" if self.ids else "")
+
+
+@dataclass
+class _Seen:
+    """What the main rank last read of a rank, and when it changed."""
+
+    where: str
+    beat: int = -1
+    changes: int = -1
+    failed: tuple[float, str] | None = None
+    heard: float = 0.0
+    moved: float = 0.0
+
+    def update(self, told: dict[str, Any], now: float) -> None:
+        """Take in what the rank said."""
+        if not told:
+            return
+        if told["beat"] != self.beat:
+            self.beat, self.heard, self.where = told["beat"], now, told["where"]
+        if told["changes"] != self.changes:
+            self.changes, self.moved = told["changes"], now
+        if "failed" in told:
+            self.failed = tuple(told["failed"])
+
+
+class Watchdog:
+    """One for each rank, made together (collective).
+
+    silent_s: a rank without a sign of life for so long is lost. stalled_s: the job stands still when no rank changed
+    its position for so long. In both cases `on_loss` is called and the process ends with exit code 1.
+    """
+
+    def __init__(self, silent_s: float, stalled_s: float, on_loss: Callable[[], object]) -> None:
+        self.silent_s, self.stalled_s, self.on_loss = silent_s, stalled_s, on_loss
+        self.beat_s = min(LONGEST_BEAT_S, silent_s / 6)
+        self.position = Position()
+        self._beat = 0
+        self._failed: tuple[float, str] | None = None
+        self._ended = threading.Event()
+        self._store: Any = None
+        self._thread: threading.Thread | None = None
+        if dist.world_size() > 1:
+            self._store = self._connect()
+            self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def at(self, step: int, phase: str, ids: tuple[str, ...] = ()) -> None:
+        """The rank begins something: costs no more than an assignment."""
+        self.position = Position(step, phase, ids, self.position.changes + 1)
+
+    def stop(self) -> None:
+        """End the watch on all ranks together (collective)."""
+        if self._thread is None:
+            return
+        dist.barrier()
+        self._ended.set()
+        self._thread.join()
+        dist.barrier()  # the main rank's store outlives everybody's last look
+
+    def leave(self) -> None:
+        """End the watch of this rank alone, which ends with an error that it has told already."""
+        self._ended.set()
+
+    def explain(self, error: BaseException) -> str:
+        """One line on an error of this rank. With other ranks it waits for their watch, which finds the error that came
+        first, or the rank that is gone, and ends the process; it returns only where that did not happen."""
+        reason = str(error).strip().partition("\n")[0] or "no reason given"
+        line = f"{self.position}: {type(error).__name__}: {reason}"
+        if self._store is not None:
+            self._failed = (time.time(), line)
+            self._ended.wait((SILENT_BEATS + 4) * self.beat_s)
+        return line
+
+    def _connect(self) -> Any:
+        """The store: served by the main rank on a free port, apart from the collectives' own."""
+        timeout = timedelta(seconds=self.silent_s)
+        host = os.environ["MASTER_ADDR"]
+        server: list[Any] = []
+
+        def serve() -> int:
+            server.append(TCPStore(host, 0, None, True, timeout, wait_for_workers=False))
+            return int(server[0].port)
+
+        port = dist.decided_by_main(serve)
+        return server[0] if server else TCPStore(host, port, None, False, timeout)
+
+    def _run(self) -> None:
+        watch = self._watch_all() if dist.is_main() else self._watch_main()
+        while not self._ended.wait(self.beat_s):
+            self._beat += 1
+            try:
+                self._say()
+                verdict = watch()
+            except (RuntimeError, DistError) as error:  # the store is the main rank's
+                verdict = f"rank 0 does not answer ({str(error).partition(chr(10))[0][:120]})"
+            if verdict:
+                self._end(verdict)
+
+    def _say(self) -> None:
+        who = f"rank {dist.rank()} on {socket.gethostname()}, process {os.getpid()}"
+        told = {"beat": self._beat, "changes": self.position.changes, "where": f"{who}: {self.position}"}
+        if self._failed:
+            told["failed"] = (self._failed[0], f"{who}: {self._failed[1]}")
+        self._store.set(f"rank/{dist.rank()}", json.dumps(told))
+
+    def _watch_all(self) -> Callable[[], str | None]:
+        start = time.monotonic()
+        seen = [_Seen(f"rank {rank}", heard=start, moved=start) for rank in range(dist.world_size())]
+        failed_since = float("inf")
+
+        def watch() -> str | None:
+            nonlocal failed_since
+            now = time.monotonic()
+            for last, told in zip(seen, self._told(), strict=True):
+                last.update(told, now)
+            failures = sorted(last.failed for last in seen if last.failed)
+            failed_since = min(failed_since, now) if failures else failed_since
+            patience = SILENT_BEATS * self.beat_s if failures else self.silent_s
+            lost = [last.where for last in seen if not last.failed and now - last.heard > patience]
+            if lost:
+                return "no sign of life from " + "; ".join(lost)
+            if failures and now - failed_since > patience:
+                return failures[0][1]
+            if not failures and all(now - last.moved > self.stalled_s for last in seen):
+                least = min(last.changes for last in seen)
+                behind = "; ".join(last.where for last in seen if last.changes == least)
+                return f"nothing moved for {self.stalled_s:.0f} s; furthest behind: {behind}"
+            return None
+
+        return watch
+
+    def _told(self) -> list[dict[str, Any]]:
+        """What each rank last said; empty where it has not spoken yet."""
+        keys = [f"rank/{rank}" for rank in range(dist.world_size())]
+        present = [key for key in keys if self._store.check([key])]
+        said = dict(zip(present, self._store.multi_get(present), strict=True))
+        return [json.loads(said[key]) if key in said else {} for key in keys]
+
+    def _watch_main(self) -> Callable[[], str | None]:
+        last, heard = -1, time.monotonic()
+
+        def watch() -> str | None:
+            nonlocal last, heard
+            if self._store.check([VERDICT]):
+                return str(self._store.get(VERDICT).decode())
+            beat = json.loads(self._store.get("rank/0"))["beat"]
+            if beat != last:
+                last, heard = beat, time.monotonic()
+            silent = time.monotonic() - heard > self.silent_s
+            return f"no sign of life from rank 0 for {self.silent_s:.0f} s" if silent else None
+
+        return watch
+
+    def _end(self, verdict: str) -> None:
+        """Tell the others, then end this process, whose main thread may be stuck for ever."""
+        if dist.is_main():
+            self._store.set(VERDICT, verdict)
+            time.sleep(2 * self.beat_s)
+        logger.error("this rank was at %s", self.position)
+        faulthandler.dump_traceback(all_threads=True)
+        self.on_loss()
+        sys.stderr.write(f"[rank {dist.rank()}] ilvr-ds: error: {verdict}\n")
+        sys.stderr.flush()
+        os._exit(1)
