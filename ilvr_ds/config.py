@@ -361,6 +361,11 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
     loss = recipe.loss
     if loss.ce_weight == loss.align_weight == loss.contrastive_weight == 0:
         raise UserError(f"{where}: loss.ce_weight, loss.align_weight and loss.contrastive_weight are all 0")
+    if recipe.train.has_free_latents and "flash" in recipe.model.attention:
+        raise UserError(
+            f"{where}: model.attention is {recipe.model.attention}, but stage 2 computes on PyTorch's SDPA; "
+            "valid: auto, sdpa"
+        )
 
 
 _Section = TypeVar("_Section")

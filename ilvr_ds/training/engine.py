@@ -40,7 +40,7 @@ from ilvr_ds.model.student import (
     prepare_student,
 )
 from ilvr_ds.model.vision import VisionTower
-from ilvr_ds.training.initial import find_initial, load_weights
+from ilvr_ds.training.initial import load_weights
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -207,10 +207,12 @@ def build_networks(
     config: Any,
     num_tokens: int,
     pixel_stats: tuple[list[float], list[float]],
+    initial: Path | None = None,
 ) -> Networks:
     """Load the student, take its tower apart, start the engines, and copy the student into a teacher.
 
-    pixel_stats: the image processor's channel means and standard deviations.
+    pixel_stats: the image processor's channel means and standard deviations. initial: a checkpoint whose weights take
+    the place of those at `model.path`.
     """
     dtype, device = DTYPES[recipe.train.precision], dist.device()
     settings = deepspeed_settings(recipe, file_settings)
@@ -223,8 +225,8 @@ def build_networks(
     use_varlen_attention(plain_tower, device, dtype)
     tower = VisionTower(plain_tower, *pixel_stats).to(device)
     root = _root_module(model, recipe)
-    if recipe.model.init_from is not None:
-        load_weights(find_initial(recipe.model), root)
+    if initial is not None:
+        load_weights(initial, root)
     trained = [p for p in root.parameters() if p.requires_grad]
     student, *_ = deepspeed.initialize(
         model=root, model_parameters=trained, optimizer=_optimizer(recipe.optim, trained), config=settings

@@ -32,10 +32,12 @@ class TrainingStep(Protocol):
 
     student: Any
     """The engine around the stage's root module."""
-    teacher: MomentumTeacher | None
-    """What follows the student after each optimizer step, if anything does."""
     sums: list[str]
-    """Names of the sums that `loss` and `answers` add to."""
+    """Names of the sums that are kept over steps; `loss` and `answers` add to them."""
+
+    @property
+    def teacher(self) -> MomentumTeacher | None:
+        """What follows the student after each optimizer step, if anything does."""
 
     def prepare(self, window: Window) -> Any:
         """What the micro-batches of a window share; its attribute `window` holds them. Collective."""
@@ -73,7 +75,7 @@ class StageOneStep:
     def __init__(self, student: Any, tower: VisionTower, teacher: MomentumTeacher, settings: LossConfig) -> None:
         self.student = student
         self.tower = tower
-        self.teacher: MomentumTeacher = teacher
+        self.teacher = teacher
         self.settings = settings
         self.sums = SUMS
 

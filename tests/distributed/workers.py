@@ -223,12 +223,13 @@ def mixed_batches(steps: int, padding_side: str, negatives: str) -> list[float]:
     losses = []
     for step in range(steps):
         numbers, kinds = draw.integers(0, [[len(golden.encoded)], [5]], (2, 4))
-        samples = [_mutilated(golden.encoded[i], kind) for i, kind in zip(numbers, kinds, strict=True)]
+        samples = [mutilated(golden.encoded[i], kind) for i, kind in zip(numbers, kinds, strict=True)]
         losses.append(run.train(collator(samples, np.arange(4)), step))
     return losses
 
 
-def _mutilated(sample: EncodedSample, kind: int) -> EncodedSample:
+def mutilated(sample: EncodedSample, kind: int) -> EncodedSample:
+    """A sample without input images (kind 0), without segments (1), with nothing supervised (2), or as it is."""
     special = golden_set().encoder.special
     if kind == 0:  # no input image: its tokens become text
         ids = np.where(sample.input_ids == special.image_pad, special.im_end, sample.input_ids)

@@ -1,6 +1,8 @@
 """Stage 2 as plainly as it can be written: before each latent slot the whole prefix is computed anew.
 
-The judge of the rollout, and what the benchmark compares it with. Letters: B rows, T tokens, K latent slots, M segments.
+The judge of the rollout, and what the benchmark compares it with.
+
+Letters: B rows, T tokens, K latent slots, M segments.
 """
 
 from __future__ import annotations

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +12,7 @@ from ilvr_ds.data.window import MicroBatch, RolloutLayout
 from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.model.injection import write_images
 from ilvr_ds.model.student import load_student
-from tests.golden_set import GoldenSet, golden_set, without_helpers
+from tests.golden_set import GoldenSet, golden_set
 from tests.model.recompute import recompute
 
 MIXED = [5, 0, 2, 4]
