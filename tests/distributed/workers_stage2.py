@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+from deepspeed.utils import safe_get_full_grad
 
 from ilvr_ds import dist
 from ilvr_ds.config import DataConfig, OptimConfig, TrainConfig
-from ilvr_ds.training.initial import load_weights
 from tests.distributed.workers import mutilated
 from tests.golden_set import golden_set
 from tests.runs import SmallRun, golden_recipe
@@ -71,13 +69,3 @@ def mixed_batches(steps: int, padding_side: str, zero: dict[str, Any], checkpoin
         calls[1] += sum((m.rollout.rounds * (golden.settings["latent_size"] + 1)) + 1 for m in window.micro_batches)
         losses.append(run.train(window, step))
     return {"losses": losses, "calls": calls[0], "own": calls[1]}
-
-
-def started_from(path: str, zero: dict[str, Any], recipe: Any) -> dict[str, torch.Tensor]:
-    """The float32 weights of a student that starts from a checkpoint."""
-    run = SmallRun.start(recipe, zero, Path(path))
-    parameters = run.networks.student.module.named_parameters()
-    return {name: safe_get_full_fp32_param(p).clone() for name, p in parameters}
-
-
-__all__ = ["load_weights"]
