@@ -13,12 +13,17 @@ import torch
 
 from tests.distributed.test_golden import TOLERANCE, relative
 from tests.distributed.test_runs import overrides
-from tests.distributed.test_training import PERSISTENT, ZERO2
+from tests.distributed.test_training import ZERO2
 from tests.golden_set import golden_set
 from tests.ranks import ROOT, run_ranks
-from tests.runs import ZERO3
 
 WORKERS = "tests.distributed.workers_stage2:"
+# without reuse distance: DeepSpeed walks that far along its trace of module calls at every release of a weight, which
+# in a small model is the whole trace, and that of stage 2 is long
+ZERO3: dict[str, Any] = {
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_reuse_distance": 0}
+}
+KEPT_WEIGHTS = json.loads((ROOT / "ds_configs/zero3_kept_weights.json").read_text())
 
 
 def expected(index: int, key: str) -> torch.Tensor:
@@ -33,7 +38,7 @@ def expected(index: int, key: str) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("world", "zero", "checkpointing"),
-    [(1, ZERO3, False), (2, ZERO3, False), (2, ZERO3, True), (2, PERSISTENT, False), (2, ZERO2, True)],
+    [(1, ZERO3, False), (2, ZERO3, False), (2, ZERO3, True), (2, KEPT_WEIGHTS, False), (2, ZERO2, True)],
     ids=["1-zero3", "2-zero3", "2-zero3-checkpointing", "2-zero3-kept-weights", "2-zero2-checkpointing"],
 )
 def test_golden_numbers(world: int, zero: dict[str, Any], checkpointing: bool, tmp_path: Path) -> None:
