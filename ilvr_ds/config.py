@@ -75,6 +75,9 @@ class ModelConfig:
     """Folder or hub name."""
     random_init: bool = False
     """Draw random weights from the configuration at `path` instead of reading them (benchmarks)."""
+    init_from: str | None = None
+    """A checkpoint of another run, or the folder of a run (its newest checkpoint): the language model starts from
+    these weights; `path` still says configuration, tokenizer and vision tower. Any number of ranks, ZeRO-2 or 3."""
     latent_size: int = 8
     """Latent slots of a segment (K)."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = "auto"
@@ -160,8 +163,10 @@ class OptimConfig:
 class TrainConfig:
     """Length, batch and precision."""
 
-    stage: Literal[1] = 1
-    """Training stage of the method; 1: teacher forcing with selected features."""
+    stage: Literal[1, 2] = 1
+    """Training stage of the method. 1: teacher forcing with features that a momentum teacher selects; 2: latents are
+    the student's own hidden states, and the cross-entropy alone is learnt from: `teacher`, `selection`, `loss` and the
+    helper images have no part in it."""
     epochs: int = 1
     """Passes over the data."""
     max_steps: int = 0
@@ -174,6 +179,11 @@ class TrainConfig:
     """Stop after so many steps in a row whose gradients were not finite; such a step changes nothing."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Precision of weights and activations; optimizer and teacher state are fp32 in any case."""
+
+    @property
+    def has_free_latents(self) -> bool:
+        """Latents are the student's own, not given: stage 2."""
+        return self.stage == 2
 
 
 @dataclass(frozen=True)
@@ -356,6 +366,11 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
     loss = recipe.loss
     if loss.ce_weight == loss.align_weight == loss.contrastive_weight == 0:
         raise UserError(f"{where}: loss.ce_weight, loss.align_weight and loss.contrastive_weight are all 0")
+    if recipe.train.has_free_latents and "flash" in recipe.model.attention:
+        raise UserError(
+            f"{where}: model.attention is {recipe.model.attention}, but stage 2 computes on PyTorch's SDPA; "
+            "valid: auto, sdpa"
+        )
 
 
 _Section = TypeVar("_Section")

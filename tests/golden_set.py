@@ -75,15 +75,27 @@ class GoldenSet:
             ce_weight=s["ce_weight"], align_weight=s["sim_weight"], contrastive_weight=0.0, target_noise_std=s["noise"]
         )
 
-    def collator(self, micro_batch_size: int, padding_side: str | None = None) -> Collator:
+    def collator(self, micro_batch_size: int, padding_side: str | None = None, free_latents: bool = False) -> Collator:
         layout = vision_layout(load_config(str(self.folder)))
         side = padding_side or self.padding_side
         group = self.selection.group_size
-        return Collator(self.encoder.special, layout, self.settings["latent_size"], group, side, micro_batch_size)
+        size = self.settings["latent_size"]
+        return Collator(self.encoder.special, layout, size, group, side, micro_batch_size, free_latents)
 
     def window(self, indices: list[int], micro_batch_size: int, padding_side: str | None = None) -> Window:
         samples = [self.encoded[i] for i in indices]
         return self.collator(micro_batch_size, padding_side)(samples, np.array(indices))
+
+    def free_window(self, indices: list[int], micro_batch_size: int, padding_side: str | None = None) -> Window:
+        """The same for stage 2: without helper images, with the rollout's layout."""
+        samples = [without_helpers(self.encoded[i]) for i in indices]
+        return self.collator(micro_batch_size, padding_side, free_latents=True)(samples, np.array(indices))
+
+
+def without_helpers(sample: EncodedSample) -> EncodedSample:
+    """A sample as stage 2 encodes it."""
+    count = sample.num_input_images
+    return replace(sample, patches=sample.patches[:count], grids=sample.grids[:count])
 
 
 def golden_set() -> GoldenSet:

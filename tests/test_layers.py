@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "cli": BASE | {"config", "data", "model", "training", "demo", "doctor"},
 }
 DOORS = {
-    "deepspeed": ("training/engine.py", "training/checkpoint"),
+    "deepspeed": ("training/engine.py", "training/checkpoint", "training/initial.py"),
     "mlflow": ("training/tracking.py",),
     "torch.distributed": ("dist.py", "training/"),
 }
@@ -135,7 +135,8 @@ def test_the_check_finds_a_bare_except() -> None:
 
 HOT = [
     "ops/noise.py", "ops/reference.py", "distill/query.py", "distill/selection.py", "distill/stage1.py",
-    "distill/teacher.py", "model/injection.py", "model/vision.py", "model/attention.py", "training/step.py",
+    "distill/stage2.py", "distill/answers.py", "distill/teacher.py", "model/rollout.py", "model/cached_attention.py",
+    "training/stage2_step.py", "model/injection.py", "model/vision.py", "model/attention.py", "training/step.py",
 ]  # fmt: skip
 WAITING = {"item", "tolist", "numpy", "cpu", "nonzero", "tensor", "as_tensor", "from_numpy", "masked_select", "unique"}
 

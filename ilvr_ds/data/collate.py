@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ilvr_ds.data.images import Grid, VisionLayout, attention_bookkeeping
+from ilvr_ds.data.rollout import lay_out
 from ilvr_ds.data.template import IGNORE, EncodedSample
 from ilvr_ds.data.tokens import SpecialTokens
 from ilvr_ds.data.window import Candidates, ImageBatch, MicroBatch, QueryContext, Round, TokenBatch, Window
@@ -22,7 +23,11 @@ Int64 = NDArray[np.int64]
 
 
 class Collator:
-    """Builds Windows. `padding_side`, latent size, pooling and the tower's layout are fixed for a run."""
+    """Builds Windows. `padding_side`, latent size, pooling and the tower's layout are fixed for a run.
+
+    With `free_latents` (stage 2) segments have no targets and samples no helper images (SampleEncoder); every
+    micro-batch holds the layout in which the student makes its latents itself.
+    """
 
     def __init__(
         self,
@@ -32,6 +37,7 @@ class Collator:
         group_size: int,
         padding_side: Literal["right", "left"],
         micro_batch_size: int,
+        free_latents: bool = False,
     ) -> None:
         self.special = special
         self.layout = layout
@@ -39,6 +45,7 @@ class Collator:
         self.group_size = group_size
         self.padding_side = padding_side
         self.micro_batch_size = micro_batch_size
+        self.free_latents = free_latents
         self.merge_unit = layout.merge_size**2
 
     def __call__(self, samples: list[EncodedSample], numbers: Int64) -> Window:
@@ -46,12 +53,8 @@ class Collator:
         size = self.micro_batch_size
         groups = [range(start, start + size) for start in range(0, len(samples), size)]
         feature_starts, images = self._images(samples, groups)
-        order = [
-            (i, m)
-            for m in range(max(map(_num_segments, samples)))
-            for i, s in enumerate(samples)
-            if m < _num_segments(s)
-        ]
+        rounds = 0 if self.free_latents else max(map(_num_segments, samples))
+        order = [(i, m) for m in range(rounds) for i, s in enumerate(samples) if m < _num_segments(s)]
         offsets, candidates = self._candidates(samples, order, feature_starts)
         everyone = self._tokens(samples, feature_starts)
         micro_batches = tuple(
@@ -69,7 +72,7 @@ class Collator:
             micro_batches=micro_batches,
             supervised=torch.tensor([sum(len(m.label_ids) for m in micro_batches)]),
             num_tokens=real,
-            num_padding=sum(m.tokens.input_ids.numel() for m in micro_batches) - real,
+            num_padding=sum((m.rollout or m.tokens).real.numel() for m in micro_batches) - real,
         )
 
     def _images(
@@ -180,6 +183,7 @@ class Collator:
             answer_rows=_join(answers),
             answer_samples=_join([np.full(len(rows), b) for b, rows in enumerate(answers)]),
             has_answer=torch.tensor([len(rows) > 0 for rows in answers]),
+            rollout=lay_out(samples, base, longest, self.latent_size) if self.free_latents else None,
             groups=tuple(s.group for s in samples),
             ids=tuple(s.id for s in samples),
         )

@@ -28,9 +28,8 @@ def describe_sample(sample: Sample, encoder: SampleEncoder, merge_size: int) -> 
 
 
 def _image_lines(sample: Sample, encoded: EncodedSample, merge_size: int) -> Iterator[str]:
-    for number, (data, (rows, columns)) in enumerate(
-        zip((*sample.input_images, *sample.helper_images), encoded.grids, strict=True)
-    ):
+    images = (*sample.input_images, *sample.helper_images)[: len(encoded.grids)]  # stage 2 encodes no helpers
+    for number, (data, (rows, columns)) in enumerate(zip(images, encoded.grids, strict=True)):
         is_input = number < encoded.num_input_images
         name = f"input {number}" if is_input else f"helper {number - encoded.num_input_images}"
         width, height = decode_image(data).size

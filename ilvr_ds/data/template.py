@@ -40,7 +40,7 @@ class EncodedSample:
     answer: tuple[int, int]
     """First and one past the last position of the answer's tokens in the final text; equal where there is none."""
     patches: tuple[NDArray[np.uint8], ...]
-    """Per image [patches, bytes of a patch]: first the input images, then the helper images."""
+    """Per image [patches, bytes of a patch]: first the input images, then the helper images, if they are encoded."""
     grids: tuple[Grid, ...]
     """Per image (height, width) in patches."""
     num_input_images: int
@@ -49,17 +49,25 @@ class EncodedSample:
 class SampleEncoder:
     """Turns samples into EncodedSamples with one tokenizer, one image encoder and one latent size.
 
-    Picklable, without random numbers: the same sample always gives the same numbers.
+    Picklable, without random numbers: the same sample always gives the same numbers. `with_helpers`: helper images
+    are encoded too (stage 2 does not look at them).
     """
 
     def __init__(
-        self, tokenizer: Any, special: SpecialTokens, images: ImageEncoder, latent_size: int, max_tokens: int
+        self,
+        tokenizer: Any,
+        special: SpecialTokens,
+        images: ImageEncoder,
+        latent_size: int,
+        max_tokens: int,
+        with_helpers: bool = True,
     ) -> None:
         self.tokenizer = tokenizer
         self.special = special
         self.images = images
         self.latent_size = latent_size
         self.max_tokens = max_tokens
+        self.with_helpers = with_helpers
         self.merge_size: int = images.processor.merge_size
         self._opening = 1 + len(tokenizer("assistant", add_special_tokens=False)["input_ids"])
         reserved = [*tokenizer.all_special_tokens, *LATENT_TOKENS, *_vision_words()]
@@ -67,7 +75,7 @@ class SampleEncoder:
 
     def __call__(self, sample: Sample) -> EncodedSample:
         """Encode one sample; raises SampleError where it is too long or holds reserved tokens as text."""
-        encoded = self.images((*sample.input_images, *sample.helper_images))
+        encoded = self.images((*sample.input_images, *(sample.helper_images if self.with_helpers else ())))
         grids = tuple(grid for _, grid in encoded)
         ids, answer = self._tokens(sample, list(grids[: len(sample.input_images)]))
         if len(ids) > self.max_tokens:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch.nn.functional import pad
 
 Tree = TypeVar("Tree", bound="TensorTree")
 
@@ -132,6 +133,44 @@ class QueryContext(TensorTree):
 
 
 @dataclass(frozen=True)
+class RolloutLayout(TensorTree):
+    """A micro-batch with its rows aligned by segment, for latents that the student makes itself (stage 2).
+
+    The U columns are chunk 0, K latent slots, chunk 1, K latent slots, ..., the last chunk. Chunk m of a row holds its
+    tokens from the end of its segment m-1 up to and including the latent_start of its segment m, or up to its end; a
+    row without segment m has empty columns there, behind the tokens of its chunk.
+    """
+
+    source: torch.Tensor
+    """[B, U] int64 flat position of the token in each column; 0 in empty columns"""
+    real: torch.Tensor
+    """[B, U] bool: False in empty columns"""
+    place: torch.Tensor
+    """[B, T] int64 column of each token; 0 on padding"""
+    openings: torch.Tensor
+    """[rounds, B] int64 place of latent_start within chunk m; 0 for rows without segment m"""
+    chunks: tuple[int, ...] = ()
+    """Columns of each chunk: one more than there are rounds of latents."""
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of latent slots: the largest number of segments of a row, or more."""
+        return len(self.chunks) - 1
+
+    def with_rounds(self, rounds: int, latent_size: int) -> RolloutLayout:
+        """The same with empty rounds behind, so that ranks with other samples make the same number of calls."""
+        more = rounds - self.rounds
+        columns = more * (latent_size + 1)
+        return RolloutLayout(
+            source=pad(self.source, (0, columns)),
+            real=pad(self.real, (0, columns)),
+            place=self.place,
+            openings=pad(self.openings, (0, 0, 0, more)),
+            chunks=self.chunks + (1,) * more,
+        )
+
+
+@dataclass(frozen=True)
 class MicroBatch(TensorTree):
     """One forward and backward of the student."""
 
@@ -158,6 +197,8 @@ class MicroBatch(TensorTree):
     """[A] int64: row of the sample in the micro-batch"""
     has_answer: torch.Tensor
     """[B] bool"""
+    rollout: RolloutLayout | None = None
+    """Stage 2 only, where segments have no targets: M is 0 above."""
     groups: tuple[str, ...] = ()
     """Kind of task of each sample."""
     ids: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch
+from ilvr_ds.distill.answers import answers_right
 from ilvr_ds.distill.selection import Targets
 from ilvr_ds.model.injection import last_hidden, write_images, write_latents
 from ilvr_ds.ops.noise import gaussian_noise
@@ -55,7 +56,7 @@ class StageOne(nn.Module):
             "ce": nn.functional.cross_entropy(logits.float(), micro.label_ids, reduction="sum"),
             "alignment": alignment.sum(),
             "contrastive": contrastive.sum(),
-            "right": _answers_right(logits.detach(), micro),
+            "right": answers_right(logits.detach(), micro),
         }
 
     def hidden(self, micro: MicroBatch, features: Tensor, targets: Targets) -> Tensor:
@@ -93,11 +94,3 @@ class StageOne(nn.Module):
             sample_of_segment=samples,
             noise=noise,
         )
-
-
-def _answers_right(logits: Tensor, micro: MicroBatch) -> Tensor:
-    """[B] bool: all answer tokens of the sample are the most probable ones, given the text before; False without."""
-    right = logits.argmax(-1) == micro.label_ids
-    wrong = (~right[micro.answer_rows]).float()
-    misses = torch.zeros_like(micro.has_answer, dtype=torch.float32).index_add(0, micro.answer_samples, wrong)
-    return micro.has_answer & (misses == 0)

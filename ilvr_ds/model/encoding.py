@@ -32,7 +32,8 @@ def build_encoding(recipe: Recipe) -> Encoding:
     config = load_config(recipe.model.path)
     tokenizer, special = load_tokenizer(recipe.model.path)
     images = ImageEncoder(recipe.model.path, recipe.data.max_image_pixels, recipe.data.blank_images)
-    encoder = SampleEncoder(tokenizer, special, images, recipe.model.latent_size, recipe.data.max_tokens)
+    size, longest = recipe.model.latent_size, recipe.data.max_tokens
+    encoder = SampleEncoder(tokenizer, special, images, size, longest, with_helpers=not recipe.train.has_free_latents)
     return Encoding(encoder, special, vision_layout(config), config)
 
 
@@ -47,5 +48,6 @@ def build_dataset(
         recipe.selection.group_size,
         recipe.data.padding_side,
         micro,
+        recipe.train.has_free_latents,
     )
     return WindowDataset(ShardReader(shards), encoding.encoder, collator, numbers_of)

@@ -19,12 +19,10 @@ from ilvr_ds.distill.momentum import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
-from ilvr_ds.model.student import attention_backend
 from ilvr_ds.training.checkpoint import check_fits, find_checkpoint
 from ilvr_ds.training.checkpoint_reshard import needs_resharding, reshard
 from ilvr_ds.training.checkpoint_writer import CheckpointWriter
 from ilvr_ds.training.engine import (
-    DTYPES,
     Networks,
     build_networks,
     check_optimizer,
@@ -32,8 +30,10 @@ from ilvr_ds.training.engine import (
     read_deepspeed_json,
 )
 from ilvr_ds.training.evaluation import HeldOut
+from ilvr_ds.training.initial import find_initial
 from ilvr_ds.training.quarantine import Quarantine
-from ilvr_ds.training.step import StageOneStep
+from ilvr_ds.training.stage2_step import StageTwoStep
+from ilvr_ds.training.step import StageOneStep, TrainingStep
 from ilvr_ds.training.tracking import Tracker, TrackingTarget
 from ilvr_ds.training.trainer import Parts
 from ilvr_ds.training.watchdog import Watchdog
@@ -45,6 +45,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     """Build a run (collective). Raises UserError for everything that a person can mend."""
     checkpoint = find_checkpoint(recipe)
     check_optimizer(recipe.optim.name)
+    initial = None if checkpoint else dist.decided_by_main(lambda: find_initial(recipe))
     file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
     encoding = build_encoding(recipe)
     shards = open_dataset(recipe.data.shards)
@@ -82,13 +83,14 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     if checkpoint and is_resharded:
         reshard(checkpoint, state, zero_stage, recipe)
         file_settings = {**file_settings, "checkpoint": {"load_universal": True}}
-    step, networks = build_step(recipe, file_settings, encoding)
+    step, networks = build_step(recipe, file_settings, encoding, initial)
     longest = int(np.argmax(shards.tokens)) if are_measured else None
     evaluation = HeldOut(*held_out, step, _quarantine(recipe, held_out[0].reader.shard_set)) if held_out else None
     tracker = _tracker(recipe, file_settings, shards, checkpoint is not None, state.get("mlflow_run_id"))
     save = recipe.checkpoint
     writer = CheckpointWriter(
-        recipe.run_dir / "checkpoints", networks.student, networks.trained, step.teacher.shards,
+        recipe.run_dir / "checkpoints", networks.student, networks.trained,
+        step.teacher.shards if step.teacher else None,
         save.keep_last, save.keep_every, save.background,
     )  # fmt: skip
     watchdog = Watchdog(
@@ -112,20 +114,32 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     )
 
 
-def build_step(recipe: Recipe, file_settings: dict[str, Any], encoding: Encoding) -> tuple[StageOneStep, Networks]:
-    """Student, tower and teacher of a recipe, ready to compute optimizer steps (collective)."""
+def build_step(
+    recipe: Recipe, file_settings: dict[str, Any], encoding: Encoding, initial: Path | None = None
+) -> tuple[TrainingStep, Networks]:
+    """Student, tower and, in stage 1, teacher of a recipe, ready to compute optimizer steps (collective).
+
+    initial: the checkpoint whose weights the student starts from, where it is not `model.path`.
+    """
     images = encoding.encoder.images
     networks = build_networks(
-        recipe, file_settings, encoding.model_config, len(encoding.encoder.tokenizer), (images.mean, images.std)
+        recipe,
+        file_settings,
+        encoding.model_config,
+        len(encoding.encoder.tokenizer),
+        (images.mean, images.std),
+        initial,
     )
+    attention = networks.student.module.model.model.language_model.config._attn_implementation
+    logger.info("attention: %s; ZeRO stage %d", attention, networks.zero_stage)
+    if networks.teacher is None:
+        return StageTwoStep(networks.student, networks.tower, recipe.model.latent_size), networks
     shards = MomentumShards(
         networks.teacher_shards(), networks.student_shards(), recipe.teacher.momentum, dist.device()
     )
     teacher = MomentumTeacher(
         networks.teacher, shards, networks.student_shards, recipe.selection, recipe.model.latent_size
     )
-    attention = attention_backend(recipe.model.attention, DTYPES[recipe.train.precision])
-    logger.info("attention: %s; ZeRO stage %d", attention, networks.zero_stage)
     return StageOneStep(networks.student, networks.tower, teacher, recipe.loss), networks
 
 

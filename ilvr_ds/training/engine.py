@@ -1,17 +1,18 @@
 """DeepSpeed's door: its settings, the student's engine, the teacher's engine, and the shards of their weights.
 
 Three networks stand here: the student (ZeRO engine with optimizer), the frozen vision tower (one plain copy per
-device, outside any engine) and the teacher's language model (an engine without an optimizer, always ZeRO-3, with its
-shards in host memory unless `teacher.offload` is none).
+device, outside any engine) and, in stage 1, the teacher's language model (an engine without an optimizer, always
+ZeRO-3, with its shards in host memory unless `teacher.offload` is none).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,7 @@ from ilvr_ds import dist
 from ilvr_ds.config import OptimConfig, Recipe
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.distill.stage1 import StageOne
+from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.errors import UserError, nearest
 from ilvr_ds.model.attention import use_varlen_attention
 from ilvr_ds.model.student import (
@@ -39,6 +41,7 @@ from ilvr_ds.model.student import (
     prepare_student,
 )
 from ilvr_ds.model.vision import VisionTower
+from ilvr_ds.training.initial import load_weights
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -165,6 +168,18 @@ def init_process_group(timeout_s: float = 1800.0) -> None:
     if dist.device().type == "cuda":
         torch.cuda.set_device(dist.device())
     deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timedelta(seconds=timeout_s), verbose=False)
+    _unlink_shared_memory()
+
+
+def _unlink_shared_memory() -> None:
+    """DeepSpeed's CPU collectives leave 33 MB of shared memory a rank behind, for ever where a rank is killed. Once
+    all ranks have mapped it, it needs no name."""
+    if dist.device().type != "cpu":
+        return
+    dist.barrier()
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    for file in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{address}_{port}_{dist.rank()}"):
+        file.unlink(missing_ok=True)
 
 
 @dataclass
@@ -172,9 +187,9 @@ class Networks:
     """What `build_networks` returns."""
 
     student: Any
-    """DeepSpeed engine around a StageOne."""
+    """DeepSpeed engine around a StageOne or a StageTwo."""
     teacher: Any
-    """DeepSpeed engine around a ContextEncoder."""
+    """DeepSpeed engine around a ContextEncoder; None in stage 2."""
     tower: VisionTower
     zero_stage: int
     trained: list[str]
@@ -205,10 +220,12 @@ def build_networks(
     config: Any,
     num_tokens: int,
     pixel_stats: tuple[list[float], list[float]],
+    initial: Path | None = None,
 ) -> Networks:
-    """Load the student, take its tower apart, start both engines, and copy the student into the teacher.
+    """Load the student, take its tower apart, start the engines, and copy the student into a teacher.
 
-    pixel_stats: the image processor's channel means and standard deviations.
+    pixel_stats: the image processor's channel means and standard deviations. initial: a checkpoint whose weights take
+    the place of those at `model.path`.
     """
     dtype, device = DTYPES[recipe.train.precision], dist.device()
     settings = deepspeed_settings(recipe, file_settings)
@@ -220,18 +237,30 @@ def build_networks(
     plain_tower = detach_tower(model, _gather)
     use_varlen_attention(plain_tower, device, dtype)
     tower = VisionTower(plain_tower, *pixel_stats).to(device)
-    prepare_student(model, recipe.model)
-    root = StageOne(model, recipe.loss, recipe.run.seed)
+    root = _root_module(model, recipe)
+    if initial is not None:
+        load_weights(initial, root)
     trained = [p for p in root.parameters() if p.requires_grad]
     student, *_ = deepspeed.initialize(
         model=root, model_parameters=trained, optimizer=_optimizer(recipe.optim, trained), config=settings
     )
     del birth
-    teacher = _build_teacher(recipe, settings, config, model)
+    teacher = None if recipe.train.has_free_latents else _build_teacher(recipe, settings, config, model)
     names = [n for n, p in model.model.language_model.named_parameters() if p.requires_grad]
     networks = Networks(student, teacher, tower, zero_stage, names)
-    _copy_to_teacher(networks)
+    if teacher is not None:
+        _copy_to_teacher(networks)
     return networks
+
+
+def _root_module(model: Any, recipe: Recipe) -> nn.Module:
+    """The network of the recipe's stage with its losses."""
+    if not recipe.train.has_free_latents:
+        prepare_student(model, recipe.model)
+        return StageOne(model, recipe.loss, recipe.run.seed)
+    # transformers' own activation checkpointing switches caches off: the rollout does it itself
+    prepare_student(model, replace(recipe.model, activation_checkpointing=False))
+    return StageTwo(model, recipe.model.latent_size, recipe.model.activation_checkpointing)
 
 
 def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: Any) -> Any:

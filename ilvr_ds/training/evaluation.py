@@ -12,8 +12,8 @@ from ilvr_ds import dist
 from ilvr_ds.data.loader import WindowDataset, iterate_windows
 from ilvr_ds.data.window import BadSample, Window
 from ilvr_ds.training.quarantine import Quarantine
-from ilvr_ds.training.step import SUMS, StageOneStep
-from ilvr_ds.training.totals import Totals, ratio
+from ilvr_ds.training.step import TrainingStep, answer_accuracy
+from ilvr_ds.training.totals import Totals
 
 
 class HeldOut:
@@ -25,7 +25,7 @@ class HeldOut:
         num_workers: int,
         steps: int,
         groups: list[str],
-        step: StageOneStep,
+        step: TrainingStep,
         quarantine: Quarantine,
     ) -> None:
         self.dataset = dataset
@@ -42,7 +42,7 @@ class HeldOut:
         Raises UserError on all ranks where too many samples cannot be used; those that cannot do not count.
         """
         engine: Any = self.step.student
-        totals = Totals(SUMS, dist.device())
+        totals = Totals(self.step.sums, dist.device())
         by_group = Totals([f"{kind}/{g}" for g in self.groups for kind in ("right", "answers")], dist.device())
         bad: list[BadSample] = []
         samples = retries = 0
@@ -57,8 +57,10 @@ class HeldOut:
                     mine = torch.tensor([g == group for g in micro.groups], device=right.device) & micro.has_answer
                     by_group.add({f"right/{group}": (right & mine).sum(), f"answers/{group}": mine.sum()})
         engine.train()
-        skipped = self._judge(bad, samples, retries)
-        return {**_metrics(totals.take(), by_group.take(), self.groups), "eval/skipped": float(skipped)}
+        skipped = {"eval/skipped": float(self._judge(bad, samples, retries))}
+        sums = totals.take()
+        losses = {f"eval/{name}": value for name, value in self.step.losses(sums).items()}
+        return losses | _accuracies(sums, by_group.take(), self.groups) | skipped
 
     def _judge(self, bad: list[BadSample], samples: int, retries: int) -> int:
         """Report the bad samples of all ranks; returns their number."""
@@ -73,15 +75,9 @@ class HeldOut:
             yield window.to(dist.device())
 
 
-def _metrics(sums: dict[str, float], groups: dict[str, float], names: list[str]) -> dict[str, float]:
-    metrics = {
-        "eval/ce": ratio(sums["ce"], sums["supervised"]),
-        "eval/alignment": ratio(sums["alignment"], sums["slots"]),
-        "eval/contrastive": ratio(sums["contrastive"], sums["slots"]),
-    }
-    if sums["answers"]:
-        metrics["eval/answers"] = sums["answers"]
-        metrics["eval/answer_accuracy"] = sums["right"] / sums["answers"]
+def _accuracies(sums: dict[str, float], groups: dict[str, float], names: list[str]) -> dict[str, float]:
+    metrics = {"eval/answers": sums["answers"]} if sums["answers"] else {}
+    metrics |= answer_accuracy(sums, "eval")
     for name in names:
         if name and groups[f"answers/{name}"]:
             # groups are free text, names of MLflow metrics are not

@@ -154,7 +154,8 @@ class Progress:
         if not self.is_main:
             return
         speed = metrics["speed/tokens_per_second"]
-        shown = {"loss": metrics["loss/total"], "ce": metrics["loss/ce"], "align": metrics["loss/alignment"]}
+        names = {"loss": "loss/total", "ce": "loss/ce", "align": "loss/alignment"}
+        shown = {short: metrics[name] for short, name in names.items() if name in metrics}
         if self._bar is not None:
             self._bar.set_postfix({**{k: f"{v:.3f}" for k, v in shown.items()}, "tok/s": f"{speed:.0f}"}, refresh=False)
             self._bar.update(done - self._bar.n)

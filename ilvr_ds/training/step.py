@@ -1,13 +1,13 @@
-"""How one optimizer step is computed: features and targets once for the window, losses for each micro-batch.
+"""How one optimizer step of stage 1 is computed: features and targets once for the window, losses per micro-batch.
 
-The loop in trainer.py knows *when*; this file knows *how*. Nothing here waits for the device.
+The loop in trainer.py knows *when*; a step knows *how*. Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,36 @@ from ilvr_ds.training.totals import Totals, ratio
 
 SUMS = [
     "ce", "alignment", "contrastive", "supervised", "slots", "segments", "entropy", "cosine_top1", "right", "answers",
+    "drift", "weight",
 ]  # fmt: skip
+
+
+class TrainingStep(Protocol):
+    """What the loop and the evaluation ask of a stage."""
+
+    student: Any
+    """The engine around the stage's root module."""
+    sums: list[str]
+    """Names of the sums that are kept over steps; `loss` and `answers` add to them."""
+
+    @property
+    def teacher(self) -> MomentumTeacher | None:
+        """What follows the student after each optimizer step, if anything does."""
+
+    def prepare(self, window: Window) -> Any:
+        """What the micro-batches of a window share; its attribute `window` holds them. Collective."""
+
+    def loss(self, micro: MicroBatch, prepared: Any, step: int, totals: Totals) -> Tensor:
+        """This micro-batch's part of the step's loss: summed over micro-batches and ranks it is the step's loss."""
+
+    def answers(self, micro: MicroBatch, prepared: Any, totals: Totals) -> Tensor:
+        """[B] bool: is the answer of each sample the most probable one? Adds the losses to `totals`."""
+
+    def losses(self, sums: dict[str, float]) -> dict[str, float]:
+        """Mean losses by name, from sums over all ranks."""
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """What is logged of the training steps since the last time, from sums over all ranks."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +77,7 @@ class StageOneStep:
         self.tower = tower
         self.teacher = teacher
         self.settings = settings
+        self.sums = SUMS
 
     @torch.no_grad()
     def prepare(self, window: Window) -> Prepared:
@@ -69,6 +99,26 @@ class StageOneStep:
     def answers(self, micro: MicroBatch, prepared: Prepared, totals: Totals) -> Tensor:
         """[B] bool: is the answer of each sample the most probable one? Adds the losses to `totals`."""
         return self._sums(micro, prepared, 0, totals)["right"]
+
+    def losses(self, sums: dict[str, float]) -> dict[str, float]:
+        """Mean losses by name, from sums over all ranks."""
+        per_slot = {name: ratio(sums[name], sums["slots"]) for name in ("alignment", "contrastive")}
+        return {"ce": ratio(sums["ce"], sums["supervised"]), **per_slot}
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Means over the logged interval and all ranks, from the sums of SUMS."""
+        losses, s = self.losses(sums), self.settings
+        weighted = s.ce_weight * losses["ce"] + s.align_weight * losses["alignment"]
+        metrics = {
+            "loss/total": weighted + s.contrastive_weight * losses["contrastive"],
+            **{f"loss/{name}": value for name, value in losses.items()},
+            "select/kept_per_segment": ratio(sums["slots"], sums["segments"]),
+            "select/entropy": ratio(sums["entropy"], sums["segments"]),
+            "select/cosine_top1": ratio(sums["cosine_top1"], sums["segments"]),
+            "teacher/drift": math.sqrt(ratio(sums["drift"], sums["weight"])),
+            "teacher/momentum": self.teacher.shards.momentum,
+        }
+        return metrics | answer_accuracy(sums, "train")
 
     def _sums(self, micro: MicroBatch, prepared: Prepared, step: int, totals: Totals) -> dict[str, Tensor]:
         targets = prepared.targets.of(micro)
@@ -98,21 +148,6 @@ def _counts(micro: MicroBatch, targets: Targets) -> dict[str, Tensor]:
     }
 
 
-def step_metrics(sums: dict[str, float], settings: LossConfig) -> dict[str, float]:
-    """Means over the logged interval and all ranks, from the sums of SUMS, "drift" and "weight"."""
-    ce = ratio(sums["ce"], sums["supervised"])
-    alignment, contrastive = (ratio(sums[name], sums["slots"]) for name in ("alignment", "contrastive"))
-    per_slot = settings.align_weight * alignment + settings.contrastive_weight * contrastive
-    metrics = {
-        "loss/total": settings.ce_weight * ce + per_slot,
-        "loss/ce": ce,
-        "loss/alignment": alignment,
-        "loss/contrastive": contrastive,
-        "select/kept_per_segment": ratio(sums["slots"], sums["segments"]),
-        "select/entropy": ratio(sums["entropy"], sums["segments"]),
-        "select/cosine_top1": ratio(sums["cosine_top1"], sums["segments"]),
-        "teacher/drift": math.sqrt(ratio(sums["drift"], sums["weight"])),
-    }
-    if sums["answers"]:
-        metrics["train/answer_accuracy"] = sums["right"] / sums["answers"]
-    return metrics
+def answer_accuracy(sums: dict[str, float], prefix: str) -> dict[str, float]:
+    """The share of answers that are right, where there are answers, as a metric."""
+    return {f"{prefix}/answer_accuracy": sums["right"] / sums["answers"]} if sums["answers"] else {}

@@ -25,7 +25,7 @@ from ilvr_ds.training.evaluation import HeldOut
 from ilvr_ds.training.monitors import MemoryMonitor, PhaseTimer, Progress, StopSignal, Throughput
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.schedule import learning_rate
-from ilvr_ds.training.step import SUMS, StageOneStep, step_metrics
+from ilvr_ds.training.step import TrainingStep
 from ilvr_ds.training.totals import Totals
 from ilvr_ds.training.tracking import Tracker
 from ilvr_ds.training.watchdog import Watchdog
@@ -39,7 +39,7 @@ class Parts:
 
     recipe: Recipe
     loader: WindowLoader
-    step: StageOneStep
+    step: TrainingStep
     trained: list[str]
     zero_stage: int
     held_out: HeldOut | None
@@ -58,7 +58,7 @@ class Parts:
 
 
 class Trainer:
-    """Runs stage 1 from the first or the restored step to the last."""
+    """Runs a stage from the first or the restored step to the last."""
 
     def __init__(self, parts: Parts) -> None:
         self.recipe = parts.recipe
@@ -66,7 +66,7 @@ class Trainer:
         self.loader, self.step, self.tracker = parts.loader, parts.step, parts.tracker
         self.quarantine = parts.quarantine
         self.student, self.teacher = parts.step.student, parts.step.teacher
-        self.totals = Totals([*SUMS, "drift", "weight"], dist.device())
+        self.totals = Totals(parts.step.sums, dist.device())
         self.speed, self.memory, self.phases = Throughput(), MemoryMonitor(), PhaseTimer()
         self.progress = Progress(parts.total_steps, dist.is_main())
         self.signal = StopSignal()
@@ -100,12 +100,12 @@ class Trainer:
         return finished
 
     def _train_step(self, step: int, window: Window) -> None:
-        """One optimizer step: targets once, every micro-batch forward and backward, update, the teacher follows."""
+        """One optimizer step: targets once, every micro-batch forward and backward, update, a teacher follows."""
         totals, skipped = self.totals.values.clone(), self.student.skipped_steps
         losses = []
         for group in self.student.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe.optim, step, self.parts.total_steps)
-        with self._phase(step, "teacher", window.ids):
+        with self._phase(step, "prepare", window.ids):
             prepared = self.step.prepare(window.to(dist.device()))
         for micro in prepared.window.micro_batches:
             with self._phase(step, "student", micro.ids):
@@ -120,12 +120,17 @@ class Trainer:
             self._note_skipped(step, losses, window)
         else:
             self.skipped_in_a_row = 0
-            with self._phase(step, "momentum"):
-                difference, weight = self.teacher.follow().unbind()
-            self.totals.add({"drift": difference, "weight": weight})
+            self._follow(step)
         self.watchdog.at(step, "next samples")
         self.reading = (window.bad, window.retries)
         self.speed.add(samples=len(window.tokens.real), tokens=window.num_tokens, padding=window.num_padding)
+
+    def _follow(self, step: int) -> None:
+        if self.teacher is None:
+            return
+        with self._phase(step, "momentum"):
+            difference, weight = self.teacher.follow().unbind()
+        self.totals.add({"drift": difference, "weight": weight})
 
     def _after_step(self, done: int) -> bool:
         """What is due after `done` steps: log, evaluate, save; True when some rank was asked to stop."""
@@ -178,11 +183,10 @@ class Trainer:
             )
 
     def _log(self, done: int) -> None:
-        metrics = step_metrics(self.totals.take(), self.recipe.loss)
+        metrics = self.step.metrics(self.totals.take())
         metrics["lr"] = learning_rate(self.recipe.optim, done - 1, self.parts.total_steps)
         metrics["grad/norm"] = float(self.student.get_global_grad_norm() or 0.0)
         metrics["optimizer/skipped_steps"] = float(self.student.skipped_steps)
-        metrics["teacher/momentum"] = self.recipe.teacher.momentum
         metrics |= self.quarantine.metrics()
         metrics["epoch"] = done / self.loader.steps_per_epoch
         metrics |= self.speed.take(dist.world_size()) | self.memory.take() | self.phases.take()
@@ -235,7 +239,8 @@ class Trainer:
         if self.parts.checkpoint is None:
             return
         load = load_resharded if self.parts.is_resharded else load_checkpoint
-        state = load(self.parts.checkpoint, self.student, self.parts.trained, self.teacher.shards)
+        shards = self.teacher.shards if self.teacher is not None else None
+        state = load(self.parts.checkpoint, self.student, self.parts.trained, shards)
         self.loader.load_state_dict(state["loader"])
         self.quarantine.load_state_dict(state["quarantine"])
         self.done = self.saved_step = self.loader.step
@@ -255,7 +260,7 @@ class Trainer:
         if window.bad:
             logger.warning("the longest sample is not rehearsed: %s", window.bad[0].reason)
         prepared = self.step.prepare(window)
-        unused = Totals(SUMS, dist.device())
+        unused = Totals(self.step.sums, dist.device())
         loss: Any = self.step.loss(prepared.window.micro_batches[0], prepared, 0, unused)
         total = float(dist.sum_over_ranks(loss.detach().clone()))  # on all ranks, so that all go the same way
         if not math.isfinite(total):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ranks import ROOT, run_ranks
+from tests.ranks import ROOT, free_port, run_ranks
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 
@@ -48,7 +48,17 @@ def launcher(settings: list[str]) -> tuple[list[str], dict[str, str]]:
     """The command line of the README with two ranks, and its environment."""
     folder = Path(sys.executable).parent
     sets = [word for value in settings for word in ("--set", value)]
-    command = [str(folder / "deepspeed"), "--num_gpus", "2", "launch/train.sh", "--config", RECIPE, *sets]
+    command = [
+        str(folder / "deepspeed"),
+        "--num_gpus",
+        "2",
+        "--master_port",
+        str(free_port()),
+        "launch/train.sh",
+        "--config",
+        RECIPE,
+        *sets,
+    ]
     return command, {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{folder}:{os.environ['PATH']}"}
 
 

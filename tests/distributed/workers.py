@@ -226,7 +226,7 @@ def mixed_batches(steps: int, padding_side: str, negatives: str) -> dict[str, An
     with _counted_calls(run) as calls:
         for step in range(steps):
             numbers, kinds = draw.integers(0, [[len(golden.encoded)], [7]], (2, 4))
-            samples = [_mutilated(golden.encoded[i], kind) for i, kind in zip(numbers, kinds, strict=True)]
+            samples = [mutilated(golden.encoded[i], kind) for i, kind in zip(numbers, kinds, strict=True)]
             losses.append(run.train(collator(samples, np.arange(4)), step))
     return {"losses": losses, "calls": dict(calls)}
 
@@ -266,7 +266,8 @@ def _counted_calls(run: SmallRun) -> Iterator[Counter[str]]:
             hook.remove()
 
 
-def _mutilated(sample: EncodedSample, kind: int) -> EncodedSample:
+def mutilated(sample: EncodedSample, kind: int) -> EncodedSample:
+    """A sample without input images (kind 0), without segments (1), with nothing supervised (2), or as it is."""
     special = golden_set().encoder.special
     if kind == 0:  # no input image: its tokens become text
         ids = np.where(sample.input_ids == special.image_pad, special.im_end, sample.input_ids)
@@ -283,7 +284,7 @@ def _mutilated(sample: EncodedSample, kind: int) -> EncodedSample:
     if kind == 3:  # very long: its last token again and again
         return _lengthened(sample, 600)
     if kind == 4:  # very short: text alone, the assistant's turn and two tokens around it
-        bare = _mutilated(_mutilated(sample, 0), 1)
+        bare = mutilated(mutilated(sample, 0), 1)
         kept = slice(bare.assistant - 2, bare.assistant + 5)
         return dataclasses.replace(
             bare, input_ids=bare.input_ids[kept], labels=bare.labels[kept], position_ids=bare.position_ids[:, :7],

@@ -1,0 +1,52 @@
+"""Stage 2: latents are the student's own hidden states, and it learns from the text alone.
+
+Letters: B samples of the micro-batch, T tokens, L supervised tokens, D.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ilvr_ds.data.window import MicroBatch
+from ilvr_ds.distill.answers import answers_right
+from ilvr_ds.model.cached_attention import use_cached_attention
+from ilvr_ds.model.injection import write_images
+from ilvr_ds.model.rollout import roll_out
+
+
+class StageTwo(nn.Module):
+    """The student's network with its loss: the root module of its engine.
+
+    The loss is a sum; the caller divides by the count of the whole optimizer step on all ranks. Micro-batches whose
+    layouts have equally many rounds make the same module calls, so that ZeRO-3 stays in step.
+    """
+
+    def __init__(self, model: Any, latent_size: int, activation_checkpointing: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.latent_size = latent_size
+        self.activation_checkpointing = activation_checkpointing
+        use_cached_attention(model.model.language_model)
+
+    def forward(self, micro: MicroBatch, features: Tensor) -> dict[str, Tensor]:
+        """The sum of the cross-entropy over one micro-batch, and right [B], whether the answer is.
+
+        features [F, D]: merged input-image features of the window.
+        """
+        hidden = self.hidden(micro, features).flatten(0, 1)
+        logits = self.model.lm_head(hidden[micro.label_rows])
+        return {
+            "ce": nn.functional.cross_entropy(logits.float(), micro.label_ids, reduction="sum"),
+            "right": answers_right(logits.detach(), micro),
+        }
+
+    def hidden(self, micro: MicroBatch, features: Tensor) -> Tensor:
+        """Last hidden state [B, T, D] with images written in and latents fed back."""
+        assert micro.rollout is not None, "collate with free_latents"
+        language_model = self.model.model.language_model
+        embeddings = language_model.embed_tokens(micro.tokens.input_ids)
+        embeddings = write_images(embeddings, micro.tokens, features)
+        thrifty = self.activation_checkpointing and self.training
+        return roll_out(language_model, embeddings, micro.tokens, micro.rollout, self.latent_size, thrifty)

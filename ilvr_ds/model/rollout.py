@@ -1,0 +1,104 @@
+"""The student's own latents: each latent slot reads the last hidden state before it, with gradient through the chain.
+
+One pass over the tokens, not one for every slot: texts run in parallel, latent slots one after the other for all rows
+together, both on the keys and values that came before. Rows are aligned by segment (`RolloutLayout`).
+
+Letters: B rows, T tokens, U columns of the layout, K latent slots, C columns of a call, D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ilvr_ds.data.window import RolloutLayout, TokenBatch
+from ilvr_ds.model.cached_attention import PiecewiseCache
+
+
+def roll_out(
+    language_model: Any, embeddings: Tensor, tokens: TokenBatch, layout: RolloutLayout, latent_size: int, thrifty: bool
+) -> Tensor:
+    """Last hidden state after the final norm [B, T, D] of token embeddings [B, T, D] with images written in.
+
+    The language model must use `use_cached_attention`. Its layers are called (rounds + 1) + rounds * K times, whatever
+    the rows hold: empty columns are computed and seen by nobody. thrifty: text is computed again in the backward, layer
+    by layer, so that of each layer only its input, its keys and its values are kept.
+    """
+    inputs = embeddings.flatten(0, 1)[layout.source]
+    positions = language_model.rotary_emb(inputs, tokens.position_ids.flatten(1)[:, layout.source])
+    stack = _Stack(language_model, positions, layout.real)
+    rows = torch.arange(len(inputs), device=inputs.device)
+    outputs: list[Tensor] = []
+    for number, length in enumerate(layout.chunks):
+        text = stack(inputs[:, stack.width : stack.width + length], thrifty)
+        outputs.append(text)
+        if number == layout.rounds:
+            break
+        latent = text[rows, layout.openings[number]][:, None]
+        for _ in range(latent_size):
+            latent = stack(latent, thrifty=False)
+            outputs.append(latent)
+    hidden = torch.cat(outputs, dim=1)  # empty rounds too: their part of the backward must run on every rank
+    return hidden.gather(1, layout.place[..., None].expand(-1, -1, hidden.shape[2]))
+
+
+class _Stack:
+    """The decoder layers on column after column, with the keys and values of all earlier ones."""
+
+    def __init__(self, language_model: Any, positions: tuple[Tensor, Tensor], real: Tensor) -> None:
+        self.layers = language_model.layers
+        self.norm = language_model.norm
+        self.positions = positions
+        self.real = real
+        self.keys: list[list[Tensor]] = [[] for _ in self.layers]
+        self.values: list[list[Tensor]] = [[] for _ in self.layers]
+        self.width = 0
+        """Columns so far."""
+
+    def __call__(self, hidden: Tensor, thrifty: bool) -> Tensor:
+        """Run the next C columns [B, C, D] through all layers and the final norm."""
+        first, last = self.width, self.width + hidden.shape[1]
+        mask = self._mask(first, last)
+        cos, sin = (x[..., first:last, :] for x in self.positions)
+        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            arguments = (layer, hidden, mask, (cos, sin), tuple(keys), tuple(values))
+            hidden, key, value = _again_in_backward(_call, *arguments) if thrifty else _call(*arguments)
+            keys.append(key)
+            values.append(value)
+        self.width = last
+        return cast(Tensor, self.norm(hidden))
+
+    def _mask(self, first: int, last: int) -> Tensor | None:
+        """[B, 1, C, last] bool: columns that columns [first, last) see; None for the first text, which is causal.
+
+        The first chunk needs none because its empty columns stand behind its tokens. No line is empty: every row has
+        tokens in the first chunk.
+        """
+        if first == 0:
+            return None
+        column = torch.arange(last, device=self.real.device)
+        return self.real[:, None, None, :last] & (column <= column[first:, None])
+
+
+def _call(
+    layer: Any,
+    hidden: Tensor,
+    mask: Tensor | None,
+    positions: tuple[Tensor, Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer on [B, C, D]: its output, and the keys and values that it adds."""
+    cache = PiecewiseCache(keys, values)
+    output = layer(hidden, attention_mask=mask, position_embeddings=positions, past_key_values=cache)
+    return output, cache.keys[-1], cache.values[-1]
+
+
+def _again_in_backward(call: Callable[..., Any], *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`call(*arguments)`, which draws no random numbers, keeping only its arguments and results."""
+    result: tuple[Tensor, Tensor, Tensor] = checkpoint(call, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return result
