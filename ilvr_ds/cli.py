@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     sync = commands.add_parser("mlflow-sync", help="send to MLflow what a run could not send while it ran")
-    sync.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of the run")
+    sync.add_argument("directory", type=Path, metavar="RUN_DIR", help="folder of the run")
     sync.add_argument("--uri", help="tracking address instead of the run's own")
     sync.set_defaults(run=_mlflow_sync)
 
@@ -162,7 +162,7 @@ def _train(options: argparse.Namespace) -> int:
 def _mlflow_sync(options: argparse.Namespace) -> int:
     from ilvr_ds.training.mlflow_sync import sync
 
-    for line in sync(options.run, options.uri):
+    for line in sync(options.directory, options.uri):
         print(line)
     return 0
 
