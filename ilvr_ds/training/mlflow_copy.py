@@ -219,6 +219,7 @@ class MlflowCopy:
 
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who sends tries again by itself
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -96,8 +97,6 @@ def start(folder: Path, uri: str) -> Tracker:
 
 def points(server: Server, folder: Path) -> list[tuple[str, int, float, int]]:
     """Every row of the store that belongs to runs of this name: one a point if nothing is double."""
-    import sqlite3
-
     with sqlite3.connect(server.folder / "server.db") as store:
         query = (
             "select m.key, m.step, m.value, m.timestamp from metrics m join runs r using (run_uuid) where r.name = ?"
