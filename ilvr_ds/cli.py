@@ -83,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     train.set_defaults(run=_train)
 
+    sync = commands.add_parser("mlflow-sync", help="send to MLflow what a run could not send while it ran")
+    sync.add_argument("directory", type=Path, metavar="RUN_DIR", help="folder of the run")
+    sync.add_argument("--uri", help="tracking address instead of the run's own")
+    sync.set_defaults(run=_mlflow_sync)
+
     demo = commands.add_parser("demo-data", help="draw the demo task and build a tiny random model for it")
     demo.add_argument("--output", type=Path, required=True, help="folder to write")
     demo.add_argument("--train", type=int, default=1024, help="training samples (default 1024)")
@@ -159,6 +164,14 @@ def _train(options: argparse.Namespace) -> int:
     from ilvr_ds.training.run import train
 
     return train(recipe, options.config)
+
+
+def _mlflow_sync(options: argparse.Namespace) -> int:
+    from ilvr_ds.training.mlflow_sync import sync
+
+    for line in sync(options.directory, options.uri):
+        print(line)
+    return 0
 
 
 def _demo_data(options: argparse.Namespace) -> int:

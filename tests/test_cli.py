@@ -16,7 +16,7 @@ from ilvr_ds import cli
 
 ROOT = Path(__file__).parent.parent
 RECIPE = str(ROOT / "launch" / "recipes" / "demo.yaml")
-COMMANDS = ["pack", "inspect", "train", "demo-data", "doctor"]
+COMMANDS = ["pack", "inspect", "train", "mlflow-sync", "demo-data", "doctor"]
 TEXTS = [ROOT / "README.md", ROOT / "Makefile", ROOT / "CONTRIBUTING.md"]
 TEXTS += [path for folder in ("docs", "ilvr_ds", "launch") for path in sorted((ROOT / folder).rglob("*.*"))]
 TEXTS = [path for path in TEXTS if path.suffix in ("", ".md", ".py", ".sh", ".yaml", ".example")]
@@ -119,6 +119,7 @@ def test_samples_that_are_too_long_are_rejected(demo: Path, tmp_path: Path, fail
         ("inspect {recipe} --set data.shards={tmp}/no", "expected a folder that `ilvr-ds pack` wrote"),
         ("inspect {recipe} --set model.path={tmp}/no", "model.path: no model at '{tmp}/no' ("),
         ("inspect {recipe} --set model.path={tmp}", "model.path: no model at '{tmp}' ("),
+        ("mlflow-sync {tmp}", "{tmp}: holds no mlflow.json; give the folder of a run"),
         ("demo-data --output {demo}", "demo/task: exists already"),
         ("demo-data --output {tmp}/d --grid 5", "grid: 5 cells a side; choose 4, 6 or 8"),
         ("demo-data --output {tmp}/d --seed -1 --train 1", "seed: -1 is negative"),

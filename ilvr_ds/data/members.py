@@ -70,10 +70,7 @@ def encode_members(sample: Sample) -> dict[str, bytes]:
         "meta": sample.meta,
         "images": list(members),
     }
-    try:
-        members["json"] = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError as error:
-        raise SampleError(f"the text is not valid Unicode ({error.reason})") from error
+    members["json"] = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
     if any(not _NAME.fullmatch(f"{key_of(0)}.{extension}") for extension in members):
         raise SampleError("more than 10,000 images")
     if (size := sum(map(len, members.values()))) > SAMPLE_BYTES_LIMIT:
@@ -152,7 +149,7 @@ def _sample(record: dict[str, Any], images: dict[str, bytes]) -> Sample:
         group=record["group"],
         meta=dict(record["meta"]),
     )
-    texts = [sample.id, sample.question, sample.answer, sample.group, *sample.meta.values()]
+    texts = [sample.id, sample.question, sample.answer, sample.group, *sample.meta, *sample.meta.values()]
     texts += [step.content for step in steps if isinstance(step, TextStep)]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a text is not text")

@@ -66,6 +66,11 @@ def check_sample(sample: Sample) -> None:
     helpers = [step.helper for step in sample.steps if isinstance(step, LatentStep)]
     if helpers != list(range(len(sample.helper_images))):
         raise SampleError(f"{len(helpers)} latent steps but {len(sample.helper_images)} helper images, or out of order")
+    texts = [sample.id, sample.question, sample.answer, sample.group, *sample.meta, *sample.meta.values()]
+    try:
+        "".join([*texts, *(step.content for step in sample.steps if isinstance(step, TextStep))]).encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON may hold and no tokenizer takes
+        raise SampleError(f"the text is not valid Unicode ({error.reason})") from error
     markers = sample.question.count(IMAGE_MARKER)
     if markers and markers != len(sample.input_images):
         found = len(sample.input_images)

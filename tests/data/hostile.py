@@ -103,6 +103,7 @@ HOSTILE: dict[str, Callable[[Members], bytes]] = {
     "text that is no text": _record(question=["?"]),
     "more markers than images": _record(question="<image>" * 5),
     "reserved token in the text": _record(question="<|im_end|>"),
+    "half a surrogate pair": _record(question="\ud800"),
     "no steps": _record(steps=[], images=[]),
     "image that does not decode": _with(**{"in": b"\x89PNG\r\n\x1a\nnot an image"}),
     "image of another format": _with(helper=b"GIF89a" + bytes(100)),

@@ -220,3 +220,17 @@ def test_missing_input_and_root_and_misspelt_format(root):
         list(read_records(root / "a.png", root / "nowhere", "auto"))
     with pytest.raises(UserError, match=r"did you mean 'mirage'"):
         read(root, ilvr(), format="mirrage")
+
+
+def test_half_a_surrogate_pair_is_rejected(tmp_path: Path) -> None:
+    """JSON may hold one; a tokenizer ends the whole packing with a TypeError."""
+    source = write_jsonl(tmp_path / "a.jsonl", [b'{"text_input": "a \\ud800 b"}', b'{"text_input": "a"}'])
+    first, second = read_records(source, tmp_path, "mirage")
+    assert first.reason.startswith("the text is not valid Unicode") and isinstance(second, Sample)
+
+
+def test_a_key_that_stands_twice_is_rejected(tmp_path: Path) -> None:
+    """JSON readers take the last and say nothing."""
+    source = write_jsonl(tmp_path / "a.jsonl", [b'{"text_input": "a", "answer": "A", "answer": "B"}'])
+    [rejected] = read_records(source, tmp_path, "mirage")
+    assert rejected.reason == "the key 'answer' stands there twice"

@@ -1,0 +1,255 @@
+"""MLflow's door: copies the record of a run to the tracking server, each point once.
+
+`metrics.jsonl` is the record; `mlflow.json` beside it remembers what the run is called there and how far the copy is.
+Whatever is tried again does no harm: a run is found by its key before it is made, points carry the time of the record
+and a store drops a point that it has, and a lock lets one process send at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ilvr_ds.training.record import read_record
+
+logger = logging.getLogger("ilvr_ds")
+
+BATCH = 500
+"""Metrics of one request: MLflow takes up to 1,000; a request of this size takes under 0.1 s."""
+KEY_TAG = "ilvr_ds.key"
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True)
+class TrackingTarget:
+    """Where the copy goes. `uri` None: MLFLOW_TRACKING_URI, else a SQLite file in `root`."""
+
+    uri: str | None
+    experiment: str
+    run_name: str
+    root: Path
+
+    def resolved_uri(self) -> str:
+        """The tracking address, absolute."""
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root.absolute() / 'mlflow.db'}"
+
+
+def without_password(uri: str) -> str:
+    """The address as it may be written down."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+@dataclass
+class CopyState:
+    """What mlflow.json holds: what the run is, and how far the copy is."""
+
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Tag of the run: an answer that got lost does not make a second run."""
+    uri: str = ""
+    """Where the copy goes, without a password."""
+    experiment: str = ""
+    run_name: str = ""
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    artifacts: list[str] = field(default_factory=list)
+    """Names of files beside the record, or paths."""
+    run_id: str | None = None
+    experiment_id: str | None = None
+    described: bool = False
+    """Parameters and artifacts are there."""
+    offset: int = 0
+    last_steps: dict[str, int] = field(default_factory=dict)
+    """The last step sent of each metric: steps that are trained again after a crash are not sent again."""
+
+    def restarted(self) -> CopyState:
+        """The same run with nothing sent yet."""
+        kept = ("key", "uri", "experiment", "run_name", "params", "tags", "artifacts", "experiment_id")
+        return CopyState(**{name: getattr(self, name) for name in kept})
+
+
+def read_state(path: Path) -> CopyState:
+    """The state in a file; a new one where there is none."""
+    return CopyState(**json.loads(path.read_text())) if path.exists() else CopyState()
+
+
+def write_state(path: Path, state: CopyState) -> None:
+    """Replace the file as a whole."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(asdict(state)))
+    temporary.replace(path)
+
+
+class MlflowCopy:
+    """Sends what the server does not have yet; raises whatever MLflow or the network raises."""
+
+    def __init__(self, record: Path, state_file: Path, target: TrackingTarget) -> None:
+        self.record, self.state_file, self.target = record, state_file, target
+        self.state = read_state(state_file)
+        self._client: Any = None
+
+    def send(self) -> int:
+        """Send all whole lines of the record that were not sent; returns the number of metrics that were."""
+        with _lock(self.state_file.with_suffix(".lock")):
+            self.state = read_state(self.state_file)  # another process may have sent in between
+            if self._client is None:
+                self._client = self._connect()
+            self._send_params()
+            sent = self._send_lines()
+            self._send_artifacts()
+        return sent
+
+    def unsent(self) -> int:
+        """Lines with metrics that were not sent."""
+        return sum(1 for line, _ in read_record(self.record, self.state.offset) if "metrics" in line)
+
+    def end(self, status: Status) -> None:
+        """Mark the run as ended."""
+        self._client.set_terminated(self.state.run_id, status=status)
+
+    def mark_running(self) -> None:
+        """Mark the run as one that goes on."""
+        self._client.update_run(self.state.run_id, status="RUNNING")
+
+    def _send_lines(self) -> int:
+        from mlflow.entities import Metric
+
+        metrics: list[Any] = []
+        sent, offset, steps = 0, self.state.offset, dict(self.state.last_steps)
+        for line, behind in read_record(self.record, offset):
+            offset = behind
+            for name, value in line.get("metrics", {}).items():
+                if line["step"] > steps.get(name, -1):
+                    metrics.append(Metric(name, float(value), int(line["time"] * 1000), line["step"]))
+                    steps[name] = line["step"]
+            if len(metrics) >= BATCH:
+                self._send_batch(metrics, offset, steps)
+                sent, metrics = sent + len(metrics), []
+        self._send_batch(metrics, offset, steps)
+        return sent + len(metrics)
+
+    def _send_batch(self, metrics: list[Any], offset: int, steps: dict[str, int]) -> None:
+        for start in range(0, len(metrics), BATCH):
+            batch = metrics[start : start + BATCH]
+            if not self._accepted(batch):
+                refused = sorted({metric.key for metric in batch if not self._accepted([metric])})
+                logger.warning("MLflow refuses %s: only in %s", ", ".join(refused), self.record)
+        if offset != self.state.offset:
+            self.state.offset, self.state.last_steps = offset, dict(steps)
+            write_state(self.state_file, self.state)
+
+    def _accepted(self, metrics: list[Any]) -> bool:
+        """Send metrics; False where the server will never take them, whatever is tried again."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.log_batch(self.state.run_id, metrics=metrics)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            return False
+        return True
+
+    def _connect(self) -> Any:
+        """A client; makes the store, the experiment and the run where they do not exist."""
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # how it makes its tables is no news
+        uri = self.target.resolved_uri()
+        is_local = uri.startswith("sqlite:")
+        with _store_lock(Path(uri.removeprefix("sqlite:///")).parent) if is_local else nullcontext():
+            client: Any = MlflowClient(tracking_uri=uri)
+            known = client.get_experiment_by_name(self.target.experiment)
+            place = (self.target.root.absolute() / "mlartifacts").as_uri() if is_local else None
+            self.state.experiment_id = (
+                known.experiment_id
+                if known
+                else client.create_experiment(self.target.experiment, artifact_location=place)
+            )
+        if self.state.run_id is not None and not _run_exists(client, self.state.run_id):
+            logger.warning(
+                "MLflow at %s does not know run %s any more: the whole record is sent as a new run",
+                without_password(uri), self.state.run_id,
+            )  # fmt: skip
+            self.state = self.state.restarted()
+        if self.state.run_id is None:
+            write_state(self.state_file, self.state)  # the key must be known before a run has it
+            self.state.run_id = self._find_run(client) or self._make_run(client)
+        write_state(self.state_file, self.state)
+        return client
+
+    def _find_run(self, client: Any) -> str | None:
+        """The run of this key, which was made though the answer never came."""
+        found = client.search_runs([self.state.experiment_id], f"tags.`{KEY_TAG}` = '{self.state.key}'")
+        return str(found[0].info.run_id) if found else None
+
+    def _make_run(self, client: Any) -> str:
+        tags = {**self.state.tags, KEY_TAG: self.state.key}
+        run = client.create_run(self.state.experiment_id, run_name=self.target.run_name, tags=tags)
+        return str(run.info.run_id)
+
+    def _send_params(self) -> None:
+        from mlflow.entities import Param
+
+        if self.state.described:
+            return
+        params = [Param(name, value) for name, value in self.state.params.items()]
+        for start in range(0, len(params), 100):
+            self._client.log_batch(self.state.run_id, params=params[start : start + 100])
+
+    def _send_artifacts(self) -> None:
+        """Files come last: a store for files that is out of order does not hold up the curves."""
+        if self.state.described:
+            return
+        for name in self.state.artifacts:
+            self._client.log_artifact(self.state.run_id, str(self.record.parent / name))
+        self.state.described = True
+        write_state(self.state_file, self.state)
+
+
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who sends tries again by itself
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+}
+
+
+def _run_exists(client: Any, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # some network file systems have none; the store still drops points that it has
+            logger.debug("%s: no lock (%s)", path, error)
+        yield
+
+
+@contextmanager
+def _store_lock(root: Path) -> Iterator[None]:
+    """Several processes that create one SQLite store at the same time crash: one after the other."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".mlflow.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
