@@ -1,11 +1,11 @@
-# make demo | test | lint | bench. Each sets up .venv by itself.
+# make demo | test | drill | lint | bench. Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 DEMO := outputs/demo-data
 RECIPE := launch/recipes/demo.yaml
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test drill lint bench clean
 
 .venv/ready: setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+drill: .venv/ready
+	$(BIN)/python -m pytest -m drill
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -36,7 +36,7 @@ class RunConfig:
     rank_timeout_s: float = 60.0
     """A rank that gives no sign of life for so many seconds is lost: the job ends with its name."""
     stall_timeout_s: float = 1800.0
-    """The job ends when no rank gets anywhere for so many seconds; collectives give up after them too."""
+    """The job ends when no rank gets anywhere for so many seconds, saving and evaluating included."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,10 @@ class DataConfig:
     """Replace every image by a grey one of the same size: the control run that cannot look."""
     num_workers: int = 2
     """Loader processes of each rank."""
+    max_bad_fraction: float = 0.01
+    """Samples that cannot be read or decoded are replaced by stand-ins without a loss and listed in quarantine.jsonl.
+    The run stops where they are more than this fraction of the last 1,000 samples (or of the whole data set, where it
+    is smaller), or of the held-out samples; 0: at the first."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +274,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.max_tokens": (1, 2**20),
     "data.max_image_pixels": (56 * 56, 2**26),
     "data.num_workers": (0, 256),
+    "data.max_bad_fraction": (0.0, 1.0),
     "model.latent_size": (1, 1024),
     "model.lora_rank": (0, 4096),
     "model.lora_alpha": (1e-6, 1e6),

@@ -93,12 +93,23 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _parse(text: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(text)
+        record = json.loads(text, object_pairs_hook=_unique)
+    except SampleError:
+        raise
     except (ValueError, RecursionError) as error:
         raise SampleError(f"not valid JSON ({error})") from error
     if not isinstance(record, dict):
         raise SampleError(f"expected a JSON object, found {_kind(record)}")
     return record
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a record; JSON alone would take the last of two equal keys and say nothing."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise SampleError(f"the key '{twice}' stands there twice")
+    return found
 
 
 def _choose_format(record: dict[str, Any], chosen: str, where: str) -> str:

@@ -1,6 +1,7 @@
 """Windows in their planned order: what one rank trains on, from any step, with worker processes.
 
 The position is one number, the optimizer step. Everything else follows from the plan, so resuming costs nothing.
+A sample that cannot be had is replaced by a stand-in and named in its window; see training/quarantine.py.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import SampleError
 from ilvr_ds.data.template import EncodedSample, SampleEncoder
-from ilvr_ds.data.window import Window
+from ilvr_ds.data.window import BadSample, Window
 from ilvr_ds.errors import UserError
 
 Numbers = NDArray[np.int64]
@@ -30,14 +31,7 @@ GRACE_S = 60
 
 
 @dataclass
-class BadSample:
-    """Why a window could not be made: a worker returns it, because an exception would arrive with a traceback."""
-
-    message: str
-
-
-@dataclass
-class WindowDataset(Dataset["Window | BadSample"]):
+class WindowDataset(Dataset[Window]):
     """Item `step` is this rank's window of that optimizer step. Picklable; no random numbers."""
 
     reader: ShardReader
@@ -46,28 +40,29 @@ class WindowDataset(Dataset["Window | BadSample"]):
     numbers_of: Callable[[int], Numbers]
     """Sample numbers of this rank for a step."""
 
-    def __getitem__(self, step: int) -> Window | BadSample:
+    def __getitem__(self, step: int) -> Window:
         """Read, decode, encode, collate."""
-        try:
-            return self.window(self.numbers_of(step))
-        except UserError as error:
-            return BadSample(str(error))
+        return self.window(self.numbers_of(step))
 
     def window(self, numbers: Numbers) -> Window:
-        """The window of given sample numbers; raises UserError with number and id of a sample that does not fit."""
-        return self.collator([self._encode(int(number)) for number in numbers], numbers)
+        """The window of given sample numbers, with stand-ins for samples that cannot be had."""
+        before = self.reader.retries
+        bad: list[BadSample] = []
+        samples = [self._encode(int(number), bad) for number in numbers]
+        return replace(self.collator(samples, numbers), bad=tuple(bad), retries=self.reader.retries - before)
 
-    def _encode(self, number: int) -> EncodedSample:
-        sample = self.reader.read(number)
+    def _encode(self, number: int, bad: list[BadSample]) -> EncodedSample:
+        """The sample, or a stand-in that is then added to `bad`."""
+        name = ""
         try:
+            sample = self.reader.read(number)
+            name = sample.id
             if not sample.steps:
                 raise SampleError("it has no reasoning steps to learn from")
             return self.encoder(sample)
-        except SampleError as error:
-            where = f"sample {number} ('{sample.id}') of {self.reader.location}"
-            raise UserError(
-                f"{where}: {error}; pack the data again with this recipe (ilvr-ds pack --config)"
-            ) from error
+        except (UserError, SampleError) as error:
+            bad.append(BadSample(number, name, *self.reader.place(number), str(error)))
+            return self.encoder.stand_in(name or f"sample {number}")
 
 
 @dataclass
@@ -100,9 +95,9 @@ class SequentialNumbers:
 def iterate_windows(
     dataset: WindowDataset, steps: Sequence[int], num_workers: int, pin_memory: bool
 ) -> Iterator[Window]:
-    """Windows of `steps` in order, made by worker processes; raises UserError for a sample that does not fit."""
+    """Windows of `steps` in order, made by worker processes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-    loader: DataLoader[Window | BadSample] = DataLoader(
+    loader: DataLoader[Window] = DataLoader(
         dataset,
         batch_size=None,
         sampler=steps,  # type: ignore[arg-type]
@@ -111,10 +106,7 @@ def iterate_windows(
         worker_init_fn=_outlive_signals,
         generator=torch.Generator(),  # workers get a seed: it must not come from the run's own random numbers
     )
-    for window in loader:
-        if isinstance(window, BadSample):
-            raise UserError(window.message)
-        yield window
+    yield from loader
 
 
 def _outlive_signals(_: int) -> None:
@@ -132,6 +124,7 @@ class WindowLoader:
     ) -> None:
         self.dataset = dataset
         self.steps_per_epoch = plan.steps_per_epoch
+        self.global_batch = plan.global_batch
         self.identity = identity
         self.num_workers = num_workers
         self.pin_memory = pin_memory

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 
 from ilvr_ds.data.members import MemberError, decode_members, key_of
@@ -33,14 +35,26 @@ class ShardReader:
 
         Raises UserError with the shard and the key where the bytes are missing or damaged.
         """
+        shard, offset = self.place(sample_number)
+        entry = self.shard_set.index[sample_number]
+        data = self.shard_set.storage.read_range(shard, offset, int(entry["length"]))
+        key = key_of(sample_number)
+        try:
+            sample = decode_members(data, key)  # before the checksum, because it can say what is wrong
+            if zlib.crc32(data) != entry["crc32"]:
+                raise MemberError("its bytes are not those that were packed")
+        except MemberError as error:
+            raise UserError(f"{self.location}/{shard}: sample {key}: {error}; copy or pack the data again") from error
+        return sample
+
+    def place(self, sample_number: int) -> tuple[str, int]:
+        """Where a sample lies: the name of its shard, and its first byte there."""
         if not 0 <= sample_number < len(self):
             raise IndexError(f"sample {sample_number} of {len(self)}")
         shard = self.shard_set.manifest.shards[int(np.searchsorted(self._ends, sample_number, side="right"))]
-        entry = self.shard_set.index[sample_number]
-        data = self.shard_set.storage.read_range(shard.name, int(entry["offset"]), int(entry["length"]))
-        key = key_of(sample_number)
-        try:
-            return decode_members(data, key)
-        except MemberError as error:
-            where = f"{self.location}/{shard.name}: sample {key}"
-            raise UserError(f"{where}: {error}; copy or pack the data again") from error
+        return shard.name, int(self.shard_set.index[sample_number]["offset"])
+
+    @property
+    def retries(self) -> int:
+        """Reads that this process tried again after a fault that passes."""
+        return self.shard_set.storage.retries

@@ -10,7 +10,7 @@ import io
 import warnings
 from dataclasses import dataclass, field
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 IMAGE_MARKER = "<image>"
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
@@ -85,7 +85,11 @@ def decode_image(data: bytes, pixel_limit: int = DECODE_PIXEL_LIMIT) -> Image.Im
         if width * height > pixel_limit:
             raise SampleError(f"image of {width}x{height} pixels is above the limit of {pixel_limit} pixels")
         return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:  # its text holds the address of an object
+        raise SampleError(f"not a {', '.join(IMAGE_FORMATS)} image") from error
+    except Image.DecompressionBombError as error:
+        raise SampleError(f"image above the limit of {pixel_limit} pixels ({error})") from error
+    except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, SampleError):
             raise
         raise SampleError(f"not a readable {', '.join(IMAGE_FORMATS)} image ({error})") from error

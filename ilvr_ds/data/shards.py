@@ -2,7 +2,7 @@
 
     dataset.json          what is in it, with sizes and sha256 of all the rest
     shard-000000.tar      an ordinary webdataset tar (see members.py)
-    shard-000000.idx      16 bytes a sample: offset uint64, length uint32, tokens uint32 (little endian)
+    shard-000000.idx      20 bytes a sample: offset uint64, length, tokens and crc32 uint32 (little endian)
     rejected.jsonl        records that were left out, and why
 
 Samples are numbered through the whole data set in packed order, from 0.
@@ -15,8 +15,10 @@ import hashlib
 import json
 import mmap
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +29,9 @@ from ilvr_ds.data.members import END_OF_ARCHIVE, MemberError, key_of, walk_membe
 from ilvr_ds.data.storage import LocalFolder, Storage, open_storage
 from ilvr_ds.errors import UserError
 
-VERSION = 1
+VERSION = 2
 DATASET_FILE = "dataset.json"
-INDEX_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("tokens", "<u4")])
+INDEX_DTYPE = np.dtype([("offset", "<u8"), ("length", "<u4"), ("tokens", "<u4"), ("crc32", "<u4")])
 _SHARD_NAME = re.compile(r"shard-\d{6,}\.tar")
 _HASH_STEP = 16 * 1024 * 1024
 
@@ -86,7 +88,9 @@ class Manifest:
             content = json.loads(data)
             version = content.pop("version")
             if version != VERSION:
-                raise UserError(f"{where}: version {version!r} is unknown to this release (it reads {VERSION})")
+                raise UserError(
+                    f"{where}: version {version!r} is unknown to this release (it reads {VERSION}); pack the data again"
+                )
             content["shards"] = tuple(ShardInfo(**shard) for shard in content["shards"])
             manifest = Manifest(**content)
             _check(manifest)
@@ -101,7 +105,8 @@ class Manifest:
 class ShardSet:
     """An opened data set: what its files say, and where its samples are to be had. Can be pickled.
 
-    `index` [samples] holds offset, length and tokens of each sample; `fingerprint` is the sha256 of `dataset.json`.
+    `index` [samples] holds offset, length, tokens and checksum of each sample; `fingerprint` is the sha256 of
+    `dataset.json`.
     """
 
     storage: Storage
@@ -157,22 +162,28 @@ def build_index(tar: Path, first: int, tokens: Sequence[int]) -> NDArray[np.void
     """The index [len(tokens)] of a finished tar whose samples are numbered from `first` on.
 
     Raises MemberError unless the tar is whole: its keys are exactly these numbers in order, the members of a key lie
-    together, all are allowed, and the end-of-archive marker follows the last.
+    together, all are allowed, no name stands twice, and the end-of-archive marker follows the last.
     """
+    if tar.stat().st_size == 0:
+        raise MemberError("the file is empty")
     with tar.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         members = walk_members(data)
         end = members[-1].end if members else 0
         rest = data[end:]
+        starts = [m.start for i, m in enumerate(members) if i == 0 or m.key != members[i - 1].key]
+        sums = [zlib.crc32(data[start:stop]) for start, stop in pairwise([*starts, end])]
     if len(rest) < len(END_OF_ARCHIVE) or any(rest):
         raise MemberError("the end-of-archive marker is missing")
-    starts = [m.start for i, m in enumerate(members) if i == 0 or m.key != members[i - 1].key]
     keys = [m.key for i, m in enumerate(members) if i == 0 or m.key != members[i - 1].key]
+    if len({m.name for m in members}) < len(members):
+        raise MemberError("two members have one name")
     if keys != [key_of(first + i) for i in range(len(tokens))]:
         raise MemberError(f"expected {len(tokens)} samples from {key_of(first)} on, found {len(keys)} or another order")
     index = np.empty(len(tokens), INDEX_DTYPE)
     index["offset"] = starts
     index["length"] = np.diff([*starts, end])
     index["tokens"] = tokens
+    index["crc32"] = sums
     return index
 
 

@@ -6,6 +6,7 @@ One storage serves one thread.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -23,9 +24,11 @@ from ilvr_ds.errors import UserError
 MAX_OPEN_FILES = 64
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
-"""Between tries to read a range: the server was there when the data set was opened, so it may be so again."""
+"""Between tries to read a range of a server: it was there when the data set was opened, so it may be so again."""
 RETRIES = 3
-"""So many of the pauses are taken for a whole file, which is read when a data set is opened."""
+"""So many of the pauses are taken for a local file, and for a whole file, which is read when a data set is opened."""
+_PASSING = (errno.EAGAIN, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+"""What a network file system answers while its server is away or its files are being moved."""
 _RETRY_STATUS = (429, 500, 502, 503, 504)
 _BROKEN_OFF = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)
 
@@ -38,6 +41,8 @@ class Storage(ABC):
     """The files of one data set; `label` is how messages name it."""
 
     label: str
+    retries = 0
+    """Reads that this process tried again after a fault that passes."""
     sizes_are_cheap: bool
     """Asking for the size of every file costs next to nothing."""
 
@@ -61,7 +66,8 @@ def open_storage(location: str) -> Storage:
         return LocalFolder(Path(location).absolute())
     if scheme[1].lower() in ("http", "https"):
         return HttpFolder(location)
-    raise UserError(f"{location}: '{scheme[1]}:' is not supported; give a local folder or an http(s) address")
+    never = " and would run a command, which nothing here does" if scheme[1].lower() == "pipe" else ""
+    raise UserError(f"{location}: '{scheme[1]}:' is not supported{never}; give a local folder or an http(s) address")
 
 
 class LocalFolder(Storage):
@@ -75,7 +81,7 @@ class LocalFolder(Storage):
         self._files: OrderedDict[str, FileIO] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": OrderedDict()}
+        return {**self.__dict__, "_files": OrderedDict(), "retries": 0}
 
     def read(self, name: str) -> bytes:
         """A whole (small) file."""
@@ -83,14 +89,25 @@ class LocalFolder(Storage):
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on, without moving a file position that another process may share."""
-        try:
-            file = self._open(name)
-            parts = []
-            while length and (part := os.pread(file.fileno(), length, offset)):
-                parts.append(part)
-                offset, length = offset + len(part), length - len(part)
-        except OSError as error:
-            raise UserError(f"{self.path / name}: cannot be read ({error.strerror})") from error
+        pauses = iter(PAUSES_S[:RETRIES])
+        while True:
+            try:
+                return self._read_once(name, offset, length)
+            except OSError as error:
+                pause = next(pauses, None) if error.errno in _PASSING else None
+                if pause is None:
+                    raise UserError(f"{self.path / name}: cannot be read ({error.strerror})") from error
+                if name in self._files:
+                    self._files.pop(name).close()  # a stale handle stays stale
+                self.retries += 1
+                time.sleep(pause)
+
+    def _read_once(self, name: str, offset: int, length: int) -> bytes:
+        file = self._open(name)
+        parts = []
+        while length and (part := os.pread(file.fileno(), length, offset)):
+            parts.append(part)
+            offset, length = offset + len(part), length - len(part)
         if length:
             raise UserError(
                 f"{self.path / name}: ends at byte {offset}, {length} bytes too early; copy or pack it again"
@@ -128,7 +145,7 @@ class HttpFolder(Storage):
         self._process = -1
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_session": None, "_process": -1}
+        return {**self.__dict__, "_session": None, "_process": -1, "retries": 0}
 
     def read(self, name: str) -> bytes:
         """A whole (small) file."""
@@ -158,6 +175,7 @@ class HttpFolder(Storage):
                     what = "the answer broke off" if isinstance(error, _BROKEN_OFF) else "no answer from the server"
                     what = str(error) if isinstance(error, _BusyError) else f"{what} ({type(error).__name__})"
                     raise UserError(f"{self.label}/{name}: {what}, after several tries") from error
+                self.retries += 1
                 time.sleep(pause)
             except requests.RequestException as error:
                 raise UserError(f"{self.label}/{name}: no answer from the server ({type(error).__name__})") from error

@@ -95,6 +95,27 @@ class SampleEncoder:
             num_input_images=len(sample.input_images),
         )
 
+    def stand_in(self, name: str) -> EncodedSample:
+        """What is trained on in place of a sample that cannot be had: a question, no image, no segment, no label.
+
+        Its form is always the same, so that a rank makes the same calls, and it adds nothing to any loss.
+        """
+        ids, _ = self._tokens(Sample(name, "?", steps=()), [])
+        empty = np.empty(0, dtype=np.int64)
+        return EncodedSample(
+            id=name,
+            group="",
+            input_ids=ids,
+            labels=np.full_like(ids, IGNORE),
+            position_ids=self._positions(ids, []),
+            assistant=self._assistant(ids),
+            segments=empty,
+            answer=(0, 0),
+            patches=(),
+            grids=(),
+            num_input_images=0,
+        )
+
     def count_tokens(self, sample: Sample) -> int:
         """Length of the encoded sample in tokens, without cutting images into patches (used when packing)."""
         grids = [self.images.grid(data) for data in sample.input_images]

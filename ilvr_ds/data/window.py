@@ -206,6 +206,20 @@ class MicroBatch(TensorTree):
 
 
 @dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be read, decoded or encoded, and for which a stand-in is trained on."""
+
+    number: int
+    """In the data set."""
+    id: str
+    """"" where the sample could not be read."""
+    shard: str
+    offset: int
+    """First byte of the sample in its shard."""
+    reason: str
+
+
+@dataclass(frozen=True)
 class Window(TensorTree):
     """Everything of one optimizer step on one rank."""
 
@@ -220,6 +234,10 @@ class Window(TensorTree):
     """[1] int64 supervised tokens of the window on this rank"""
     num_tokens: int = 0
     num_padding: int = 0
+    bad: tuple[BadSample, ...] = ()
+    """Samples of the window that are stand-ins."""
+    retries: int = 0
+    """Reads that were tried again for this window."""
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from ilvr_ds.training.engine import (
 )
 from ilvr_ds.training.evaluation import HeldOut
 from ilvr_ds.training.initial import find_initial
+from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.stage2_step import StageTwoStep
 from ilvr_ds.training.step import StageOneStep, TrainingStep
 from ilvr_ds.training.tracking import Tracker, TrackingTarget
@@ -84,7 +85,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         file_settings = {**file_settings, "checkpoint": {"load_universal": True}}
     step, networks = build_step(recipe, file_settings, encoding, initial)
     longest = int(np.argmax(shards.tokens)) if are_measured else None
-    evaluation = HeldOut(*held_out, step) if held_out else None
+    evaluation = HeldOut(*held_out, step, _quarantine(recipe, held_out[0].reader.shard_set)) if held_out else None
     tracker = _tracker(recipe, file_settings, shards, checkpoint is not None, state.get("mlflow_run_id"))
     save = recipe.checkpoint
     writer = CheckpointWriter(
@@ -93,13 +94,24 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         save.keep_last, save.keep_every, save.background,
     )  # fmt: skip
     watchdog = Watchdog(
-        recipe.run.rank_timeout_s, recipe.run.stall_timeout_s, lambda: parts.tracker.close("FAILED", timeout_s=10)
+        recipe.run.rank_timeout_s, recipe.run.stall_timeout_s, lambda: tracker.close("FAILED", timeout_s=10)
     )
-    parts = Parts(
-        recipe, loader, step, networks.trained, zero_stage, evaluation, tracker, writer, watchdog, total, longest,
-        checkpoint, is_resharded,
-    )  # fmt: skip
-    return parts
+    return Parts(
+        recipe=recipe,
+        loader=loader,
+        step=step,
+        trained=networks.trained,
+        zero_stage=zero_stage,
+        held_out=evaluation,
+        tracker=tracker,
+        writer=writer,
+        watchdog=watchdog,
+        quarantine=_quarantine(recipe, shards),
+        total_steps=total,
+        longest_sample=longest,
+        checkpoint=checkpoint,
+        is_resharded=is_resharded,
+    )
 
 
 def build_step(
@@ -169,6 +181,10 @@ def _held_out_dataset(recipe: Recipe, encoding: Encoding) -> tuple[WindowDataset
     logger.info("evaluation on %d of %d held-out samples", steps * micro * world, len(shards))
     dataset = build_dataset(recipe, encoding, shards, SequentialNumbers(micro, dist.rank(), world), micro)
     return dataset, recipe.data.num_workers, steps, sorted(shards.manifest.groups)
+
+
+def _quarantine(recipe: Recipe, shards: ShardSet) -> Quarantine:
+    return Quarantine(recipe.run_dir, shards, recipe.data.max_bad_fraction, dist.is_main())
 
 
 def _tracker(

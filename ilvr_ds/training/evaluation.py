@@ -10,6 +10,8 @@ import torch
 
 from ilvr_ds import dist
 from ilvr_ds.data.loader import WindowDataset, iterate_windows
+from ilvr_ds.data.window import BadSample, Window
+from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.step import TrainingStep, answer_accuracy
 from ilvr_ds.training.totals import Totals
 
@@ -18,22 +20,36 @@ class HeldOut:
     """Evaluates `steps` windows of `dataset` on each rank; `groups` are the kinds of task in the data set."""
 
     def __init__(
-        self, dataset: WindowDataset, num_workers: int, steps: int, groups: list[str], step: TrainingStep
+        self,
+        dataset: WindowDataset,
+        num_workers: int,
+        steps: int,
+        groups: list[str],
+        step: TrainingStep,
+        quarantine: Quarantine,
     ) -> None:
         self.dataset = dataset
         self.num_workers = min(num_workers, steps)
         self.steps = steps
         self.groups = groups
         self.step = step
+        self.quarantine = quarantine
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        """Metrics `eval/...`; the same on all ranks. Collective."""
+        """Metrics `eval/...`; the same on all ranks. Collective.
+
+        Raises UserError on all ranks where too many samples cannot be used; those that cannot do not count.
+        """
         engine: Any = self.step.student
         totals = Totals(self.step.sums, dist.device())
         by_group = Totals([f"{kind}/{g}" for g in self.groups for kind in ("right", "answers")], dist.device())
+        bad: list[BadSample] = []
+        samples = retries = 0
         engine.eval()
         for window in self._windows():
+            bad += window.bad
+            samples, retries = samples + len(window.tokens.real), retries + window.retries
             prepared = self.step.prepare(window)
             for micro in prepared.window.micro_batches:
                 right = self.step.answers(micro, prepared, totals)
@@ -43,9 +59,18 @@ class HeldOut:
         engine.train()
         sums = totals.take()
         losses = {f"eval/{name}": value for name, value in self.step.losses(sums).items()}
-        return losses | _accuracies(sums, by_group.take(), self.groups)
+        accuracies = _accuracies(sums, by_group.take(), self.groups)
+        return losses | accuracies | {"eval/skipped": float(self._judge(bad, samples, retries))}
 
-    def _windows(self) -> Iterator[Any]:
+    def _judge(self, bad: list[BadSample], samples: int, retries: int) -> int:
+        """Report the bad samples of all ranks; returns their number."""
+        ranks = dist.gather_on_host((bad, retries))
+        everyone = [sample for found, _ in ranks for sample in found]
+        self.quarantine.add(everyone, samples * len(ranks), sum(count for _, count in ranks))
+        self.quarantine.check()
+        return len(everyone)
+
+    def _windows(self) -> Iterator[Window]:
         for window in iterate_windows(self.dataset, range(self.steps), self.num_workers, pin_memory=False):
             yield window.to(dist.device())
 

@@ -22,7 +22,7 @@ class Record:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        _drop_torn_line(path)
+        drop_torn_line(path)
         self._file = path.open("a", encoding="utf-8")
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -73,7 +73,7 @@ def summary_lines(path: Path) -> list[str]:
     return lines
 
 
-def _drop_torn_line(path: Path) -> None:
+def drop_torn_line(path: Path) -> None:
     """Cut off a last line that a crash left unfinished, so that the next line starts on its own."""
     if not path.exists():
         return

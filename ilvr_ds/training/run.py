@@ -15,6 +15,8 @@ from ilvr_ds.training.tracking import Status
 from ilvr_ds.training.trainer import Trainer
 
 logger = logging.getLogger("ilvr_ds")
+PATIENCE_S = 60.0
+"""So much later than the watchdog, which knows names, collectives give up by themselves."""
 
 
 def train(recipe: Recipe, recipe_path: Path) -> int:
@@ -22,7 +24,7 @@ def train(recipe: Recipe, recipe_path: Path) -> int:
 
     Raises RunError, with the rank's step and samples, for whatever keeps the run from going on.
     """
-    init_process_group(recipe.run.stall_timeout_s)
+    init_process_group(recipe.run.stall_timeout_s + PATIENCE_S)
     parts = assemble(recipe, recipe_path)
     status: Status = "FAILED"
     try:

@@ -16,13 +16,14 @@ import numpy as np
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.loader import WindowLoader
-from ilvr_ds.data.window import Window
+from ilvr_ds.data.window import BadSample, Window
 from ilvr_ds.errors import RunError, UserError
 from ilvr_ds.training.checkpoint import load_checkpoint
 from ilvr_ds.training.checkpoint_reshard import load_resharded
 from ilvr_ds.training.checkpoint_writer import CheckpointWriter
 from ilvr_ds.training.evaluation import HeldOut
 from ilvr_ds.training.monitors import MemoryMonitor, PhaseTimer, Progress, StopSignal, Throughput
+from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.schedule import learning_rate
 from ilvr_ds.training.step import TrainingStep
 from ilvr_ds.training.totals import Totals
@@ -48,6 +49,8 @@ class Parts:
     total_steps: int
     longest_sample: int | None
     """Number of the longest training sample, where the data set knows its lengths."""
+    quarantine: Quarantine
+    """Training samples that could not be used."""
     checkpoint: Path | None = None
     """Where to go on from."""
     is_resharded: bool = False
@@ -61,12 +64,15 @@ class Trainer:
         self.recipe = parts.recipe
         self.parts = parts
         self.loader, self.step, self.tracker = parts.loader, parts.step, parts.tracker
+        self.quarantine = parts.quarantine
         self.student, self.teacher = parts.step.student, parts.step.teacher
         self.totals = Totals(parts.step.sums, dist.device())
         self.speed, self.memory, self.phases = Throughput(), MemoryMonitor(), PhaseTimer()
         self.progress = Progress(parts.total_steps, dist.is_main())
         self.signal = StopSignal()
         self.writer, self.watchdog = parts.writer, parts.watchdog
+        self.reading: tuple[tuple[BadSample, ...], int] = ((), 0)
+        """Bad samples and retries of this rank's last window."""
         self.done = 0
         self.saved_step = -1
         self.skipped_in_a_row = 0
@@ -116,6 +122,7 @@ class Trainer:
             self.skipped_in_a_row = 0
             self._follow(step)
         self.watchdog.at(step, "next samples")
+        self.reading = (window.bad, window.retries)
         self.speed.add(samples=len(window.tokens.real), tokens=window.num_tokens, padding=window.num_padding)
 
     def _follow(self, step: int) -> None:
@@ -128,16 +135,28 @@ class Trainer:
     def _after_step(self, done: int) -> bool:
         """What is due after `done` steps: log, evaluate, save; True when some rank was asked to stop."""
         every = self.recipe
-        if done % every.tracking.every_steps == 0 or done == self.parts.total_steps:
+        stop = self._agree()
+        last = done == self.parts.total_steps or self.quarantine.exceeded
+        if done % every.tracking.every_steps == 0 or last:
             self._log(done)
         if every.evaluation.every_steps and done % every.evaluation.every_steps == 0 and done < self.parts.total_steps:
             self._evaluate(done)
         if every.checkpoint.every_steps and done % every.checkpoint.every_steps == 0 and done < self.parts.total_steps:
             self._save(done)
-        ranks = dist.gather_on_host((self.signal.requested, self.writer.is_written))
-        if all(is_written for _, is_written in ranks):
+        if self.quarantine.exceeded and self.quarantine.max_fraction:  # at 0 no step without a sample is kept
+            self._save(done)
             self._finish_saving()
-        return any(is_asked for is_asked, _ in ranks)
+        self.quarantine.check()
+        return stop
+
+    def _agree(self) -> bool:
+        """Tell all ranks what this one has met in the step; True when some rank was asked to stop."""
+        ranks = dist.gather_on_host((self.signal.requested, self.writer.is_written, *self.reading))
+        if all(is_written for _, is_written, _, _ in ranks):
+            self._finish_saving()
+        bad = [sample for _, _, samples, _ in ranks for sample in samples]
+        self.quarantine.add(bad, self.loader.global_batch, sum(retries for *_, retries in ranks))
+        return any(is_asked for is_asked, *_ in ranks)
 
     @contextmanager
     def _phase(self, step: int, name: str, ids: tuple[str, ...] = ()) -> Iterator[None]:
@@ -155,6 +174,7 @@ class Trainer:
         dist.warn("step %d: the gradients are not finite; the step is skipped", step + 1)
         self.tracker.event("skipped_step", step=step + 1)
         if self.skipped_in_a_row >= self.recipe.train.max_skipped_steps:
+            self._finish_saving()
             named = sorted(set(sum(dist.gather_on_host(sum(bad, ())), ())))
             where = f"; losses that are not finite: samples {', '.join(named)}" if named else ""
             raise RunError(
@@ -167,6 +187,7 @@ class Trainer:
         metrics["lr"] = learning_rate(self.recipe.optim, done - 1, self.parts.total_steps)
         metrics["grad/norm"] = float(self.student.get_global_grad_norm() or 0.0)
         metrics["optimizer/skipped_steps"] = float(self.student.skipped_steps)
+        metrics |= self.quarantine.metrics()
         metrics["epoch"] = done / self.loader.steps_per_epoch
         metrics |= self.speed.take(dist.world_size()) | self.memory.take() | self.phases.take()
         self.tracker.log(done, metrics)
@@ -191,6 +212,7 @@ class Trainer:
             "recipe": self.recipe.to_dict(),
             "zero_stage": self.parts.zero_stage,
             "mlflow_run_id": self.tracker.run_id,
+            "quarantine": self.quarantine.state_dict(),
         }
         start = time.monotonic()
         with self.speed.paused():
@@ -220,6 +242,7 @@ class Trainer:
         shards = self.teacher.shards if self.teacher is not None else None
         state = load(self.parts.checkpoint, self.student, self.parts.trained, shards)
         self.loader.load_state_dict(state["loader"])
+        self.quarantine.load_state_dict(state["quarantine"])
         self.done = self.saved_step = self.loader.step
         logger.info("going on from %s at step %d of %d", self.parts.checkpoint, self.done, self.parts.total_steps)
 
@@ -234,6 +257,8 @@ class Trainer:
         train = self.recipe.train
         numbers = np.full(train.micro_batch_size * train.grad_accum_steps, self.parts.longest_sample)
         window = self.loader.dataset.window(numbers).to(dist.device())
+        if window.bad:
+            logger.warning("the longest sample is not rehearsed: %s", window.bad[0].reason)
         prepared = self.step.prepare(window)
         unused = Totals(self.step.sums, dist.device())
         loss: Any = self.step.loss(prepared.window.micro_batches[0], prepared, 0, unused)

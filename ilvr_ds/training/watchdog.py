@@ -27,6 +27,10 @@ from ilvr_ds import dist
 logger = logging.getLogger("ilvr_ds")
 LONGEST_BEAT_S = 3.0
 """Longest pause between two signs of life."""
+SHORTEST_PAUSE_S = 0.3
+"""A rank tells its position at once, but not more often than this."""
+LONGEST_END_S = 60.0
+"""So long the main thread leaves the last words to the watch."""
 SILENT_BEATS = 4
 """Once something failed, a rank is lost that gave no sign of life for so many beats."""
 MAX_IDS = 8
@@ -85,18 +89,21 @@ class Watchdog:
         self.beat_s = min(LONGEST_BEAT_S, silent_s / 6)
         self.position = Position()
         self._beat = 0
+        self._answered = time.monotonic()
         self._failed: tuple[float, str] | None = None
-        self._ended = threading.Event()
+        self._ended, self._moved, self._ending = threading.Event(), threading.Event(), threading.Event()
         self._store: Any = None
         self._thread: threading.Thread | None = None
         if dist.world_size() > 1:
             self._store = self._connect()
             self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
             self._thread.start()
+            threading.Thread(target=self._guard, name="watchdog's clock", daemon=True).start()
 
     def at(self, step: int, phase: str, ids: tuple[str, ...] = ()) -> None:
-        """The rank begins something: costs no more than an assignment."""
+        """The rank begins something; the thread tells the others."""
         self.position = Position(step, phase, ids, self.position.changes + 1)
+        self._moved.set()
 
     def stop(self) -> None:
         """End the watch on all ranks together (collective)."""
@@ -104,6 +111,7 @@ class Watchdog:
             return
         dist.barrier()
         self._ended.set()
+        self._moved.set()
         self._thread.join()
         dist.barrier()  # the main rank's store outlives everybody's last look
 
@@ -118,7 +126,8 @@ class Watchdog:
         line = f"{self.position}: {type(error).__name__}: {reason}"
         if self._store is not None:
             self._failed = (time.time(), line)
-            self._ended.wait((SILENT_BEATS + 4) * self.beat_s)
+            if self._ending.wait((SILENT_BEATS + 4) * self.beat_s):
+                time.sleep(LONGEST_END_S)  # the process ends meanwhile
         return line
 
     def _connect(self) -> Any:
@@ -136,17 +145,30 @@ class Watchdog:
 
     def _run(self) -> None:
         watch = self._watch_all() if dist.is_main() else self._watch_main()
-        while not self._ended.wait(self.beat_s):
-            self._beat += 1
+        next_beat = time.monotonic()
+        while not self._ended.is_set():
+            self._moved.wait(max(0.0, next_beat - time.monotonic()))
+            self._moved.clear()
+            is_beat = time.monotonic() >= next_beat
             try:
-                self._say()
-                verdict = watch()
+                self._say(is_beat)
+                verdict = watch() if is_beat else None
+                self._answered = time.monotonic()
             except (RuntimeError, DistError) as error:  # the store is the main rank's
                 verdict = f"rank 0 does not answer ({str(error).partition(chr(10))[0][:120]})"
             if verdict:
                 self._end(verdict)
+            next_beat += self.beat_s if is_beat else 0
+            self._ended.wait(SHORTEST_PAUSE_S)
 
-    def _say(self) -> None:
+    def _guard(self) -> None:
+        """The store's calls wait for ever when the main rank is stopped: a second thread looks at the clock."""
+        while not self._ended.wait(self.beat_s):
+            if time.monotonic() - self._answered > self.silent_s:
+                self._end(f"rank 0 does not answer for {self.silent_s:.0f} s")
+
+    def _say(self, is_beat: bool) -> None:
+        self._beat += is_beat
         who = f"rank {dist.rank()} on {socket.gethostname()}, process {os.getpid()}"
         told = {"beat": self._beat, "changes": self.position.changes, "where": f"{who}: {self.position}"}
         if self._failed:
@@ -203,12 +225,16 @@ class Watchdog:
 
     def _end(self, verdict: str) -> None:
         """Tell the others, then end this process, whose main thread may be stuck for ever."""
+        if self._ending.is_set():
+            return
+        self._ending.set()
         if dist.is_main():
             self._store.set(VERDICT, verdict)
             time.sleep(2 * self.beat_s)
-        logger.error("this rank was at %s", self.position)
+        logger.error("this rank stands here:")
         faulthandler.dump_traceback(all_threads=True)
         self.on_loss()
-        sys.stderr.write(f"[rank {dist.rank()}] ilvr-ds: error: {verdict}\n")
+        here = f"[rank {dist.rank()}] {self.position}"
+        sys.stderr.write(f"{here}\n[rank {dist.rank()}] ilvr-ds: error: {verdict}\n")
         sys.stderr.flush()
         os._exit(1)

@@ -172,21 +172,23 @@ def test_evaluation_reads_in_stored_order_rank_by_rank(folder: Path, golden: Gol
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_sample_that_is_too_long_is_named(workers: int, dataset: WindowDataset) -> None:
-    """In one line, from a worker too, where an exception would arrive as a traceback."""
+def test_a_sample_that_is_too_long_is_replaced_and_named(workers: int, dataset: WindowDataset) -> None:
+    """From a worker too. Catches a sample that is cut, and one that ends the run by a traceback."""
     whole = dataset.encoder
     short = SampleEncoder(whole.tokenizer, whole.special, whole.images, whole.latent_size, max_tokens=20)
     narrow = replace(dataset, encoder=short, numbers_of=SequentialNumbers(2, 0, 1))
-    with pytest.raises(UserError) as caught:
-        list(iterate_windows(narrow, [3], workers, pin_memory=False))
-    message = str(caught.value)
-    assert message.startswith(f"sample 6 ('sample-6') of {dataset.reader.location}: ")
-    assert "data.max_tokens allows 20; pack the data again" in message and "\n" not in message
+    [window] = iterate_windows(narrow, [3], workers, pin_memory=False)
+    assert [(bad.number, bad.id, bad.shard) for bad in window.bad] == [
+        (6, "sample-6", "shard-000001.tar"),
+        (7, "sample-7", "shard-000001.tar"),
+    ]
+    assert "data.max_tokens allows 20" in window.bad[0].reason and "\n" not in window.bad[0].reason
+    assert int(window.supervised) == 0
 
 
-def test_a_sample_without_a_plan_is_named(tmp_path: Path, golden: GoldenSet) -> None:
+def test_a_sample_without_a_plan_is_replaced(tmp_path: Path, golden: GoldenSet) -> None:
     """Trained on, it would teach the model to end its turn at once."""
     write_shards([(make_sample(0), 0), (make_sample(1, plan=False), 0)], tmp_path / "set")
     dataset = dataset_of(tmp_path / "set", golden, SequentialNumbers(2, 0, 1))
-    with pytest.raises(UserError, match=r"sample 1 \('sample-1'\) of .*: it has no reasoning steps"):
-        dataset.window(np.array([0, 1]))
+    [bad] = dataset.window(np.array([0, 1])).bad
+    assert (bad.number, bad.reason) == (1, "it has no reasoning steps to learn from")

@@ -9,21 +9,10 @@ import pytest
 
 from ilvr_ds.data.members import MemberError, decode_members, encode_members, key_of, walk_members
 from ilvr_ds.data.sample import Sample, SampleError, TextStep
+from tests.data.hostile import tar_of
 from tests.data.packing import image_bytes, make_sample
 
 KEY = key_of(12)
-
-
-def tar_of(members: dict[str, bytes], **header) -> bytes:
-    """The members as tar blocks, without an end-of-archive marker."""
-    blocks = b""
-    for name, data in members.items():
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        for field, value in header.items():
-            setattr(info, field, value)
-        blocks += info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512)
-    return blocks
 
 
 def stored(sample: Sample) -> dict[str, bytes]:

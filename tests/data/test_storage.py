@@ -1,5 +1,6 @@
 """Byte ranges from folders and web servers."""
 
+import errno
 import multiprocessing
 import pickle
 from pathlib import Path
@@ -122,3 +123,34 @@ def test_secrets_in_an_address_are_used_but_not_shown(folder):
         assert files.label == address
         files.read_range("a.tar", 0, 1)
         assert handler.requests == [("/a.tar?sig=secret", "bytes=0-0")]
+
+
+@pytest.mark.parametrize(("times", "outcome"), [(2, "read"), (9, "given up")])
+def test_a_stale_handle_is_opened_anew(folder, monkeypatch, times, outcome):
+    """A network file system whose server restarted: catches a try that goes on with the same handle."""
+    monkeypatch.setattr(storage, "PAUSES_S", (0.01,) * 5)
+    files, stale, pread = LocalFolder(folder), [], storage.os.pread
+
+    def failing(handle, length, offset):
+        if len(stale) < times:
+            stale.append(next(iter(files._files.values())))
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return pread(handle, length, offset)
+
+    monkeypatch.setattr(storage.os, "pread", failing)
+    if outcome == "read":
+        assert files.read_range("a.tar", 10, 3) == bytes([10, 11, 12])
+        assert files.retries == times
+    else:
+        with pytest.raises(UserError, match=r"a.tar: cannot be read \(Stale file handle\)"):
+            files.read_range("a.tar", 10, 3)
+        assert files.retries == storage.RETRIES
+    assert all(file.closed for file in stale[: storage.RETRIES])
+    assert len(set(map(id, stale))) == len(stale)
+
+
+def test_a_lasting_fault_of_a_disk_is_not_tried_again(folder):
+    files = LocalFolder(folder)
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        files.read_range(".", 0, 3)
+    assert files.retries == 0

@@ -52,13 +52,17 @@ def launcher(settings: list[str]) -> tuple[list[str], dict[str, str]]:
     return command, {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{folder}:{os.environ['PATH']}"}
 
 
-def test_resume_is_bitwise_equal(tmp_path: Path, demo_folder: Path) -> None:
-    """Stopped after 3 of 6 steps (2 ranks, loader workers, the epoch ends between) and gone on: nothing differs."""
+@pytest.mark.parametrize(
+    ("stop_after", "workers"),
+    [(3, 2), *(pytest.param(k, w, marks=pytest.mark.drill) for k, w in ((3, 0), (4, 2), (4, 0), (1, 2), (5, 0)))],
+)
+def test_resume_is_bitwise_equal(tmp_path: Path, demo_folder: Path, stop_after: int, workers: int) -> None:
+    """Stopped after some of 6 steps (2 ranks, an epoch of 4) and gone on: nothing differs."""
     worker = "tests.distributed.workers_run:train"
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     one = run_ranks(worker, 2, tmp_path / "1", recipe=RECIPE, overrides=overrides(whole, demo_folder))
-    settings = overrides(parts, demo_folder, data__num_workers=2)
-    stopped = run_ranks(worker, 2, tmp_path / "2", recipe=RECIPE, overrides=settings, stop_after=3)
+    settings = overrides(parts, demo_folder, data__num_workers=workers)
+    stopped = run_ranks(worker, 2, tmp_path / "2", recipe=RECIPE, overrides=settings, stop_after=stop_after)
     assert [result["finished"] for result in stopped] == [False, False]
     assert not torch.equal(stopped[0]["weights"]["model.lm_head.weight"], one[0]["weights"]["model.lm_head.weight"])
     two = run_ranks(worker, 2, tmp_path / "3", recipe=RECIPE, overrides=[*settings, "checkpoint.resume=must"])

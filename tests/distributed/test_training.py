@@ -89,7 +89,21 @@ def test_layout_does_not_matter(zero: dict[str, Any], tmp_path: Path) -> None:
 def test_mixed_batches_never_hang(padding_side: str, negatives: str, tmp_path: Path) -> None:
     """Catches any module call or collective that depends on what a rank's samples hold."""
     arguments = {"steps": 50, "padding_side": padding_side, "negatives": negatives}
-    for losses in run_ranks(WORKERS + "mixed_batches", 2, tmp_path, **arguments):
-        assert len(losses) == 50
-        assert all(map(math.isfinite, losses))
-        assert losses[-1] < losses[0]
+    check_mixed(run_ranks(WORKERS + "mixed_batches", 2, tmp_path, **arguments), 50)
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(1200)
+def test_mixed_batches_never_hang_for_long(tmp_path: Path) -> None:
+    arguments = {"steps": 200, "padding_side": "right", "negatives": "world"}
+    check_mixed(run_ranks(WORKERS + "mixed_batches", 4, tmp_path, timeout_s=1100, **arguments), 200)
+
+
+def check_mixed(ranks: list[dict[str, Any]], steps: int) -> None:
+    """Every rank took every step and made the same calls of modules and collectives."""
+    for rank in ranks:
+        assert len(rank["losses"]) == steps
+        assert all(map(math.isfinite, rank["losses"]))
+        assert rank["losses"][-1] < rank["losses"][0]
+        assert rank["calls"] == ranks[0]["calls"]
+    assert ranks[0]["calls"]["student "] == 2 * steps and ranks[0]["calls"]["teacher "] == steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -208,8 +209,9 @@ def trained_by(optimizers: list[str], offload: bool, steps: int, precision: str 
     return results
 
 
-def mixed_batches(steps: int, padding_side: str, negatives: str) -> list[float]:
-    """Windows whose samples have no image, no segment, nothing supervised, one or many, different on every rank."""
+def mixed_batches(steps: int, padding_side: str, negatives: str) -> dict[str, Any]:
+    """Windows whose samples have no image, no segment, nothing supervised, one or many, are very short or very long,
+    different on every rank. Returns the losses, and how often modules and collectives were called."""
     golden = golden_set()
     recipe = golden_recipe(
         golden,
@@ -221,15 +223,51 @@ def mixed_batches(steps: int, padding_side: str, negatives: str) -> list[float]:
     draw = np.random.default_rng(dist.rank())
     collator = golden.collator(2, padding_side)
     losses = []
-    for step in range(steps):
-        numbers, kinds = draw.integers(0, [[len(golden.encoded)], [5]], (2, 4))
-        samples = [mutilated(golden.encoded[i], kind) for i, kind in zip(numbers, kinds, strict=True)]
-        losses.append(run.train(collator(samples, np.arange(4)), step))
-    return losses
+    with _counted_calls(run) as calls:
+        for step in range(steps):
+            numbers, kinds = draw.integers(0, [[len(golden.encoded)], [7]], (2, 4))
+            samples = [mutilated(golden.encoded[i], kind) for i, kind in zip(numbers, kinds, strict=True)]
+            losses.append(run.train(collator(samples, np.arange(4)), step))
+    return {"losses": losses, "calls": dict(calls)}
+
+
+COLLECTIVES = (
+    "all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast", "barrier",
+    "all_gather_object", "broadcast_object_list",
+)  # fmt: skip
+
+
+@contextmanager
+def _counted_calls(run: SmallRun) -> Iterator[Counter[str]]:
+    """Counts forward calls of every module of both networks, and calls of torch's collectives."""
+    calls: Counter[str] = Counter()
+    hooks = []
+    for which, engine in (("student", run.networks.student), ("teacher", run.networks.teacher)):
+        for name, module in engine.module.named_modules():
+            label = f"{which} {name}"
+            hooks.append(module.register_forward_pre_hook(lambda *_, label=label: calls.update([label])))
+    true = {name: getattr(torch.distributed, name) for name in COLLECTIVES}
+
+    def counted(name: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return true[name](*arguments, **options)
+
+        return call
+
+    for name in COLLECTIVES:
+        setattr(torch.distributed, name, counted(name))
+    try:
+        yield calls
+    finally:
+        for name in COLLECTIVES:
+            setattr(torch.distributed, name, true[name])
+        for hook in hooks:
+            hook.remove()
 
 
 def mutilated(sample: EncodedSample, kind: int) -> EncodedSample:
-    """A sample without input images (kind 0), without segments (1), with nothing supervised (2), or as it is."""
+    """A sample without images (kind 0), segments (1) or labels (2), very long (3), very short (4), or as it is."""
     special = golden_set().encoder.special
     if kind == 0:  # no input image: its tokens become text
         ids = np.where(sample.input_ids == special.image_pad, special.im_end, sample.input_ids)
@@ -243,7 +281,26 @@ def mutilated(sample: EncodedSample, kind: int) -> EncodedSample:
         return dataclasses.replace(sample, segments=none, patches=sample.patches[:n], grids=sample.grids[:n])
     if kind == 2:  # nothing supervised
         return dataclasses.replace(sample, labels=np.full_like(sample.labels, IGNORE))
+    if kind == 3:  # very long: its last token again and again
+        return _lengthened(sample, 600)
+    if kind == 4:  # very short: text alone, the assistant's turn and two tokens around it
+        bare = mutilated(mutilated(sample, 0), 1)
+        kept = slice(bare.assistant - 2, bare.assistant + 5)
+        return dataclasses.replace(
+            bare, input_ids=bare.input_ids[kept], labels=bare.labels[kept], position_ids=bare.position_ids[:, :7],
+            assistant=2, answer=(0, 0),
+        )  # fmt: skip
     return sample
+
+
+def _lengthened(sample: EncodedSample, more: int) -> EncodedSample:
+    last = sample.position_ids[:, -1:]
+    return dataclasses.replace(
+        sample,
+        input_ids=np.append(sample.input_ids, np.repeat(sample.input_ids[-1], more)),
+        labels=np.append(sample.labels, np.repeat(sample.input_ids[-1], more)),
+        position_ids=np.concatenate([sample.position_ids, last + np.arange(1, more + 1)], axis=1),
+    )
 
 
 __all__ = ["ZERO3"]

@@ -84,8 +84,9 @@ def test_a_signal_asks_to_stop_and_the_handlers_come_back(number: int) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_only_a_second_interrupt_ends_the_process_at_once() -> None:
-    """Launchers send SIGTERM after a Ctrl-C, which must not cost the checkpoint."""
+@pytest.mark.parametrize("first", StopSignal.SIGNALS)
+def test_only_the_same_signal_again_ends_the_process_at_once(first: signal.Signals) -> None:
+    """Launchers send SIGTERM after a Ctrl-C, schedulers after SIGUSR1, which must not cost the checkpoint."""
     script = """
 import time
 from ilvr_ds.training.monitors import StopSignal
@@ -103,14 +104,14 @@ with StopSignal() as stop:
     assert child.stdout is not None
     try:
         assert child.stdout.readline() == "ready\n"
-        child.send_signal(signal.SIGINT)
+        child.send_signal(first)
         assert child.stdout.readline() == "asked\n"
-        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+        for number in set(StopSignal.SIGNALS) - {first}:
             child.send_signal(number)
             time.sleep(0.2)
             assert child.poll() is None
-        child.send_signal(signal.SIGINT)
-        assert child.wait(timeout=10) == 128 + signal.SIGINT
+        child.send_signal(first)
+        assert child.wait(timeout=10) == 128 + first
         assert child.stdout.read() == ""
     finally:
         child.kill()

@@ -1,0 +1,108 @@
+"""Samples that were replaced by stand-ins: counted, listed in a file, and above a fraction the end of the run.
+
+After each step every rank is told the bad samples of all ranks, so all come to the same decision. The main rank
+writes `quarantine.jsonl` in the run's folder: one line for each sample, once, also when the run is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ilvr_ds.data.shards import ShardSet
+from ilvr_ds.data.window import BadSample
+from ilvr_ds.errors import UserError
+from ilvr_ds.training.record import drop_torn_line, read_record
+
+logger = logging.getLogger("ilvr_ds")
+
+FILE = "quarantine.jsonl"
+JUDGED = 1000
+"""The fraction is that of the last so many samples (or of the whole data set, where it is smaller)."""
+SHOWN = 20
+"""So many bad samples are also shown in the log."""
+
+
+class Quarantine:
+    """What could not be used of one data set during a run."""
+
+    def __init__(self, directory: Path, shards: ShardSet, max_fraction: float, is_writer: bool) -> None:
+        self.path = directory / FILE
+        self.max_fraction = max_fraction
+        self.skipped = 0
+        """Samples replaced so far, on all ranks; one that is met again counts again."""
+        self.retries = 0
+        """Reads tried again so far, on all ranks."""
+        self._location, self._fingerprint = shards.location, shards.fingerprint
+        self._judged = min(JUDGED, len(shards))
+        self._recent: deque[tuple[int, int]] = deque()  # (bad, all) of the last steps
+        self._last: BadSample | None = None
+        self._is_writer = is_writer
+        self._listed = self._read() if is_writer else set()
+
+    def add(self, bad: Sequence[BadSample], samples: int, retries: int) -> None:
+        """What happened on all ranks in one step of `samples` samples; must be the same call on every rank."""
+        self.skipped += len(bad)
+        self.retries += retries
+        self._recent.append((len(bad), samples))
+        while sum(n for _, n in self._recent) - self._recent[0][1] >= self._judged:
+            self._recent.popleft()
+        for sample in bad:
+            self._last = sample
+            if self._is_writer and sample.number not in self._listed:
+                self._write(sample)
+
+    @property
+    def exceeded(self) -> bool:
+        """More than `max_fraction` of the recent samples were bad."""
+        recent = sum(n for _, n in self._recent)
+        return self._recent_bad > self.max_fraction * max(recent, self._judged)
+
+    def check(self) -> None:
+        """Raise UserError where the fraction is exceeded; on all ranks or on none."""
+        if self.exceeded:
+            assert self._last is not None
+            raise UserError(
+                f"data.max_bad_fraction: {self._recent_bad} of the last {sum(n for _, n in self._recent)} samples of "
+                f"{self._location} could not be used, more than {self.max_fraction:g} of {self._judged}; "
+                f"all are listed in {self.path}, the last: {self._last.reason}"
+            )
+
+    def metrics(self) -> dict[str, float]:
+        """Totals since the start of the run."""
+        return {"data/skipped": float(self.skipped), "data/retries": float(self.retries)}
+
+    def state_dict(self) -> dict[str, int]:
+        """The totals, for a checkpoint."""
+        return {"skipped": self.skipped, "retries": self.retries}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from the totals of a checkpoint."""
+        self.skipped, self.retries = state["skipped"], state["retries"]
+
+    @property
+    def _recent_bad(self) -> int:
+        return sum(bad for bad, _ in self._recent)
+
+    def _read(self) -> set[int]:
+        """Numbers of this data set's samples that an earlier start of the run has listed."""
+        drop_torn_line(self.path)
+        if not self.path.exists():
+            return set()
+        return {line["number"] for line, _ in read_record(self.path) if line["data"] == self._fingerprint}
+
+    def _write(self, sample: BadSample) -> None:
+        self._listed.add(sample.number)
+        line: dict[str, Any] = {**asdict(sample), "data": self._fingerprint, "location": self._location}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, "time": time.time()}) + "\n")
+        if len(self._listed) <= SHOWN:
+            logger.warning("sample %d is replaced by a stand-in: %s", sample.number, sample.reason)
+        elif len(self._listed) == SHOWN + 1:
+            logger.warning("more samples are replaced by stand-ins; all are listed in %s", self.path)
