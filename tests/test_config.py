@@ -82,7 +82,7 @@ def test_the_required_keys_are_enough(load: Load) -> None:
         ("optim: {lr: .nan}", 6, "optim.lr is nan; expected a value from 0 to 1000"),
         ("data: {lanes: 0}", 6, "data.lanes is 0; expected a value from 1 to"),
         ("train: {precision: bf61}", 6, "train.precision is 'bf61'; valid: fp32, bf16, fp16; did you mean 'bf16'?"),
-        ("train: {stage: 2}", 6, "train.stage is 2; valid: 1"),
+        ("train: {stage: 3}", 6, "train.stage is 3; valid: 1, 2"),
         ("train: {stage: true}", 6, "train.stage is True; valid: 1"),
         ("optim: 3", 6, "section 'optim' must be a mapping"),
         ("optim:", 6, "section 'optim' must be a mapping"),

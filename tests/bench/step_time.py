@@ -38,13 +38,8 @@ from ilvr_ds.training.assembly import build_step
 from ilvr_ds.training.engine import init_process_group, read_deepspeed_json
 from ilvr_ds.training.step import SUMS
 from ilvr_ds.training.totals import Totals
+from tests.bench.geometry import TEXT
 
-TEXT = {
-    "3b": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
-           "intermediate_size": 11008, "vocab_size": 151936},
-    "7b": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-           "intermediate_size": 18944, "vocab_size": 152064},
-}  # fmt: skip
 VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
           "fullatt_block_indexes": [7, 15, 23, 31]}  # fmt: skip
 

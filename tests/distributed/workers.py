@@ -267,7 +267,7 @@ def _counted_calls(run: SmallRun) -> Iterator[Counter[str]]:
 
 
 def mutilated(sample: EncodedSample, kind: int) -> EncodedSample:
-    """A sample without input images (kind 0), without segments (1), with nothing supervised (2), or as it is."""
+    """A sample without images (kind 0), segments (1) or labels (2), very long (3), very short (4), or as it is."""
     special = golden_set().encoder.special
     if kind == 0:  # no input image: its tokens become text
         ids = np.where(sample.input_ids == special.image_pad, special.im_end, sample.input_ids)

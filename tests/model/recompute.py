@@ -25,11 +25,12 @@ def recompute(language_model: Any, embeddings: Tensor, tokens: TokenBatch, slots
     """
     T = embeddings.shape[1]
     columns = slots - T * rows[:, None]
+    lengths = columns.tolist()
     for segments in _rounds(rows.tolist()):
-        row, at = rows[segments], columns[segments]
+        row, at = rows[segments].to(embeddings.device), columns[segments].to(embeddings.device)
         for k in range(slots.shape[1]):
             column = at[:, k]
-            hidden = _prefix_pass(language_model, embeddings, tokens, int(column.max()))
+            hidden = _prefix_pass(language_model, embeddings, tokens, max(lengths[m][k] for m in segments.tolist()))
             embeddings = embeddings.index_put((row, column), hidden[row, column - 1])
     return last_hidden(language_model, tokens, embeddings)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from ilvr_ds.data.window import MicroBatch, RolloutLayout
+from ilvr_ds.data.window import MicroBatch, RolloutLayout, TokenBatch
 from ilvr_ds.distill.stage2 import StageTwo
+from ilvr_ds.model.cached_attention import use_cached_attention
 from ilvr_ds.model.injection import write_images
+from ilvr_ds.model.rollout import roll_out
 from ilvr_ds.model.student import load_student
 from tests.golden_set import GoldenSet, golden_set
 from tests.model.recompute import recompute
@@ -75,3 +80,110 @@ def test_equals_recomputing_every_prefix(golden: GoldenSet, indices: list[int], 
     assert set(grads) == set(expected_grads)
     for name, grad in grads.items():
         assert float((grad - expected_grads[name]).norm() / expected_grads[name].norm()) < 1e-8, name
+
+
+class Kept:
+    """Bytes of the distinct storages that autograd keeps of what is computed inside the block."""
+
+    def __enter__(self) -> Kept:
+        self.storages: dict[int, tuple[Tensor, int]] = {}
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.hooks.__exit__(*error)
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        self.storages[tensor.untyped_storage().data_ptr()] = tensor, tensor.untyped_storage().nbytes()
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size in self.storages.values())
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the storages made inside the block that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self.storages[storage._cdata] = weakref.ref(storage)
+        return result
+
+    @property
+    def bytes(self) -> int:
+        alive = (reference() for reference in self.storages.values())
+        return sum(storage.nbytes() for storage in alive if storage is not None)
+
+
+def test_keys_and_values_are_kept_once(golden: GoldenSet) -> None:
+    """What a latent slot adds to memory does not grow with the text before it.
+
+    Catches a cache that keeps a concatenation, or repeated heads, for every slot: stock caches do. Two prefixes that
+    differ by `extra` tokens, each with the same slots behind it: the slots must cost the same.
+    """
+    model = model_of(golden)
+    language_model = model.model.language_model
+    use_cached_attention(language_model)
+    costs = []
+    for length in (20, 520):
+        kept = []
+        for slots in (1, 9):
+            embeddings = torch.randn(1, length + slots + 1, 64, dtype=torch.float64, requires_grad=True)
+            tokens, layout = one_segment(length, slots)
+            with Kept() as memory:
+                roll_out(language_model, embeddings, tokens, layout, slots, thrifty=False)
+            kept.append(memory.bytes)
+        costs.append(kept[1] - kept[0])
+    masks = 8 * 500  # one byte for each column that a slot looks at, kept once for all layers
+    assert costs[1] - costs[0] <= masks
+    one_copy = 8 * 500 * 2 * model.config.text_config.num_key_value_heads * 16 * 8
+    assert one_copy > 20 * masks, "the bound could not tell"
+
+
+def one_segment(length: int, slots: int) -> tuple[TokenBatch, RolloutLayout]:
+    """One row: text of `length` tokens, one segment of `slots` latents, one token."""
+    T = length + slots + 1
+    columns, real = torch.arange(T)[None], torch.ones(1, T, dtype=torch.bool)
+    none = torch.empty(0, dtype=torch.int64)
+    tokens = TokenBatch(columns, columns.expand(3, 1, T), real, none, none)
+    return tokens, RolloutLayout(columns, real, columns, torch.tensor([[length - 1]]), (length, 1))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_checkpointing_keeps_inputs_keys_and_values_alone(golden: GoldenSet, side: str) -> None:
+    """Same loss and gradients; of each layer's text only its input and its own keys and values live till the backward.
+
+    Latent slots keep all they compute: they are few.
+    """
+    micro = golden.free_window(MIXED, len(MIXED), side).micro_batches[0]
+    results = []
+    for checkpointing in (False, True):
+        model = model_of(golden).train()
+        stage = StageTwo(model, golden.settings["latent_size"], checkpointing)
+        features = features_of(micro, model)
+        with Live() as memory:
+            hidden = stage.hidden(micro, features)
+        before = memory.bytes
+        results.append((*ce_and_grads(model, hidden, micro), before))
+    (plain, plain_grads, plain_bytes), (loss, grads, kept_bytes) = results
+    assert loss == pytest.approx(plain, rel=1e-12)
+    for name, grad in grads.items():
+        assert float((grad - plain_grads[name]).norm() / plain_grads[name].norm()) < 1e-12, name
+    config, layout = model.config.text_config, layout_of(micro)
+    B, text, D = len(layout.source), sum(layout.chunks), config.hidden_size
+    head = D // config.num_attention_heads
+    per_token = config.num_hidden_layers * (D + 2 * config.num_key_value_heads * head)
+    slots = layout.rounds * golden.settings["latent_size"]
+    everything_of_a_token = plain_bytes / (B * (text + slots))
+    # besides: embeddings, states after the final norm and their copies, in the layout's order and the micro-batch's
+    bound = 8 * B * text * (per_token + 12 * D) + 1.5 * B * slots * everything_of_a_token
+    assert kept_bytes < bound < 0.7 * plain_bytes

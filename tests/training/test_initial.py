@@ -1,0 +1,46 @@
+"""Starting from another run: which checkpoint is meant, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ilvr_ds.config import ModelConfig, Recipe
+from ilvr_ds.errors import UserError
+from ilvr_ds.training.initial import find_initial
+
+
+def checkpoint(folder: Path, step: int, **model: Any) -> Path:
+    path = folder / "checkpoints" / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    settings = {**Recipe().to_dict()["model"], **model}
+    (path / "state.json").write_text(json.dumps({"recipe": {"model": settings}}))
+    return path
+
+
+def recipe(start: Path | None, **model: Any) -> Recipe:
+    return Recipe(model=ModelConfig(init_from=None if start is None else str(start), **model))
+
+
+def test_a_run_means_its_newest_checkpoint(tmp_path: Path) -> None:
+    older, newer = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    assert find_initial(recipe(tmp_path)) == newer
+    assert find_initial(recipe(older)) == older
+    assert find_initial(recipe(None)) is None
+
+
+def test_a_folder_without_a_checkpoint_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model.init_from: '.*' is neither a checkpoint nor the folder of a run"):
+        find_initial(recipe(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"latent_size": 4}, {"lora_rank": 2}])
+def test_other_settings_are_a_mistake(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Catches a student that is fed another number of latents than it learnt."""
+    checkpoint(tmp_path, 1, **change)
+    (key,) = change
+    with pytest.raises(UserError, match=rf"was made with model.{key} = {change[key]}, here it is"):
+        find_initial(recipe(tmp_path))
