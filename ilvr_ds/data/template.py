@@ -78,7 +78,7 @@ class SampleEncoder:
             group=sample.group,
             input_ids=ids,
             labels=self._labels(ids, assistant),
-            position_ids=self._positions(ids, list(grids[: len(sample.input_images)])),
+            position_ids=self.positions(ids, list(grids[: len(sample.input_images)])),
             assistant=assistant,
             segments=np.flatnonzero(ids == self.special.latent_start) + 1,
             answer=answer,
@@ -101,7 +101,7 @@ class SampleEncoder:
             group=sample.group,
             input_ids=ids,
             labels=np.full_like(ids, IGNORE),
-            position_ids=self._positions(ids, grids),
+            position_ids=self.positions(ids, grids),
             assistant=self._assistant(ids),
             segments=np.empty(0, dtype=np.int64),
             answer=(0, 0),
@@ -160,7 +160,7 @@ class SampleEncoder:
         labels[ids == self.special.latent_pad] = IGNORE
         return labels
 
-    def _positions(self, ids: Int64, grids: list[Grid]) -> Int64:
+    def positions(self, ids: Int64, grids: list[Grid]) -> Int64:
         """mRoPE positions: an image's tokens lie on its grid, text goes on one past the largest coordinate."""
         positions = np.empty((3, len(ids)), dtype=np.int64)
         images = np.flatnonzero(ids == self.special.image_pad)

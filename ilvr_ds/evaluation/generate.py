@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from ilvr_ds.data.template import EncodedSample
-from ilvr_ds.data.window import TokenBatch
+from ilvr_ds.data.window import TokenBatch, Window
 from ilvr_ds.evaluation.answers import Answer, AnswerReader
 from ilvr_ds.evaluation.loading import Reasoner
 from ilvr_ds.evaluation.sampling import choose_tokens, uniform_numbers
@@ -103,6 +103,17 @@ class Generated(NamedTuple):
     answers: list[Answer]
     speed: Speed
 
+    def summary(self) -> str:
+        """What happened, in a line."""
+        steps = [str(count) for answer in self.answers for count in answer.steps]
+        ran = f"{len(steps)} latent segments ({', '.join(steps)} steps)" if steps else "no latent segment"
+        limit = ", at the token limit" if any(answer.hit_limit for answer in self.answers) else ""
+        rates = self.speed.to_dict()
+        return (
+            f"{ran}; {self.speed.decode_tokens} tokens{limit}; "
+            f"prefill {rates['prefill_tokens_per_s']:.0f}, decode {rates['decode_tokens_per_s']:.1f} tokens a second"
+        )
+
 
 @dataclass
 class _Modes:
@@ -163,7 +174,7 @@ class Generator:
         """Generate an answer to each prompt."""
         reasoner, settings = self.reasoner, self.settings
         started = time.perf_counter()
-        context = _Context(reasoner, prompts, settings.max_new_tokens)
+        context = Context(reasoner, prompts, settings.max_new_tokens)
         hidden = context.prefill()
         prefilled = self._now()
         modes = _Modes.start(reasoner, len(prompts), self.latents.steps(reasoner.latent_size))
@@ -208,7 +219,7 @@ class Generator:
         return time.perf_counter()
 
 
-class _Context:
+class Context:
     """What the model has read so far: its KV cache, masks and positions."""
 
     def __init__(self, reasoner: Reasoner, prompts: list[EncodedSample], room: int) -> None:
@@ -242,6 +253,24 @@ class _Context:
             past_key_values=self.cache,
             use_cache=True,
         )
+        return cast(Tensor, output.last_hidden_state)[:, -1]
+
+    def read(self, more: Window) -> Tensor:
+        """Read several tokens at once, with their image, after an unpadded single row; the last hidden state [1, D]."""
+        tokens = more.micro_batches[0].tokens
+        embeddings = write_images(self.embed(tokens.input_ids), tokens, self.reasoner.tower(more.images[0]))
+        count = embeddings.shape[1]
+        positions = self.position + 1 + tokens.position_ids
+        mask = torch.ones(count, self.length + count, dtype=torch.bool, device=embeddings.device).tril(self.length)
+        is_flash = "flash" in self.language_model.config._attn_implementation
+        output = self.language_model(
+            inputs_embeds=embeddings,
+            position_ids=positions,
+            attention_mask={"full_attention": None if is_flash else mask[None, None]},
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.length, self.position = self.length + count, positions[:, :, -1:]
         return cast(Tensor, output.last_hidden_state)[:, -1]
 
     def _mask(self) -> Tensor | None:

@@ -35,7 +35,7 @@ def read_map(meta: dict[str, str]) -> Map:
 
 def read_actions(response: str) -> list[str]:
     r"""The moves L, R, U, D in the last `\boxed{...}`, written as letters or words; [] where they cannot be read."""
-    text = clean((last_boxed(response) or "")).upper()
+    text = clean(last_boxed(response) or "").upper()
     if _BETWEEN.sub("", _WORD.sub("", text)):
         return []
     return [word[0] for word in _WORD.findall(text)]

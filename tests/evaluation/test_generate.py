@@ -48,7 +48,7 @@ def golden_prompts(golden: GoldenSet, reasoner: Reasoner, prompts: list[EncodedS
     changed = []
     for prompt in prompts:
         ids = golden.expected[f"{prompt.id}.gen.prompt_ids"].flatten().numpy()
-        positions = reasoner.encoder._positions(ids, list(prompt.grids))
+        positions = reasoner.encoder.positions(ids, list(prompt.grids))
         changed.append(dataclasses.replace(prompt, input_ids=ids, position_ids=positions))
     return changed
 
@@ -57,7 +57,8 @@ def test_prompts_are_what_the_model_was_trained_on(golden: GoldenSet, prompts: l
     for prompt, sample in zip(prompts, golden.samples, strict=True):
         trained = golden.expected[f"{prompt.id}.input_ids"].flatten().tolist()
         real = golden.expected[f"{prompt.id}.attention_mask"].flatten().bool().tolist()
-        assert prompt.input_ids.tolist() == [t for t, is_real in zip(trained, real) if is_real][: len(prompt.input_ids)]
+        trained = [token for token, is_real in zip(trained, real, strict=True) if is_real]
+        assert prompt.input_ids.tolist() == trained[: len(prompt.input_ids)]
         if IMAGE_MARKER not in sample.question:
             assert prompt.input_ids.tolist() == golden.expected[f"{prompt.id}.gen.prompt_ids"].flatten().tolist()
 
