@@ -68,7 +68,8 @@ class Noise(_Full):
         stream = torch.stack([self.rows, (place.segment << 16) + place.slot.clamp(min=0)], dim=1)
         noise = gaussian_noise(self.seed, 0, stream, hidden.shape[1])
         scale = hidden.float().norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
-        return (noise * scale).to(hidden.dtype)
+        latents: Tensor = (noise * scale).to(hidden.dtype)
+        return latents
 
 
 class OtherSample(_Full):

@@ -39,7 +39,7 @@ Named = tuple[str, Tensor]
 
 
 def export(source: Path, to: Path, adapters: str, precision: str | None, overwrite: bool) -> list[str]:
-    """Write the model of a run's newest checkpoint, or of one checkpoint, to `to`; returns lines that say what was done.
+    """Write the model of a run's newest checkpoint, or of one checkpoint, to `to`; returns what was done as lines.
 
     adapters: "merge" adds LoRA to the weights; "apart" leaves them as the base has them and writes `to`/adapter for
     peft. precision None: the run's. Written under another name and renamed at the end. Raises UserError.
@@ -159,7 +159,7 @@ def _write_weights(folder: Path, weights: Iterator[Named], dtype: torch.dtype) -
         if sum(t.nbytes for t in waiting.values()) >= SHARD_BYTES:
             flush()
     flush()
-    place = {}
+    place: dict[str, str] = {}
     for number, names in enumerate(files):
         file = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
         (folder / f"part-{number}").rename(folder / file)

@@ -1,4 +1,4 @@
-"""Evaluation's door to MLflow: scores and a table of examples as a run of their own. Needed only where it is asked for."""
+"""Evaluation's door to MLflow: scores and a table of examples as a run of their own, where that is asked for."""
 
 from __future__ import annotations
 
