@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from ilvr_ds.cli import main
+from ilvr_ds.data.reader import ShardReader
+from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.evaluation import evaluate as module
 from ilvr_ds.evaluation.evaluate import cut_batches
-from ilvr_ds.evaluation.generate import GenerationSettings
+from ilvr_ds.evaluation.generate import GenerationSettings, Generator
+from ilvr_ds.evaluation.loading import load_reasoner
 
 
 @pytest.fixture(scope="module")
 def model(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's random model with latent tokens; larger rows of the head open segments now and then."""
+    """The demo's random model with latent tokens; what it likes to say first opens a segment."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     folder = tmp_path_factory.mktemp("model") / "model"
@@ -25,10 +28,13 @@ def model(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer, special = load_tokenizer(str(demo_folder / "model"))
     tokenizer.save_pretrained(folder)
     stock = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
-    weight = stock.lm_head.weight.data
-    for token in (special.latent_start, special.im_end):
-        weight[token] = 6 * weight.std() * torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(token))
     stock.config.latent_size = 3
+    stock.save_pretrained(folder)
+    reasoner = load_reasoner(str(folder), torch.device("cpu"))
+    sample = ShardReader(open_dataset(demo_folder / "held_out")).read(0)
+    [answer] = Generator(reasoner, GenerationSettings(max_new_tokens=1))([reasoner.encoder.prompt(sample)]).answers
+    weight = stock.lm_head.weight.data
+    weight[special.latent_start] = 1.02 * weight[answer.tokens[0]]
     stock.save_pretrained(folder)
     return folder
 
