@@ -20,6 +20,8 @@ demo: .venv/ready
 	ilvr-ds pack --input $(DEMO)/task/train.jsonl --output $(DEMO)/train --config $(RECIPE)
 	ilvr-ds pack --input $(DEMO)/task/held_out.jsonl --output $(DEMO)/held_out --config $(RECIPE)
 	DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.sh --config $(RECIPE)
+	ilvr-ds export outputs/demo --to outputs/demo/model
+	ilvr-ds evaluate --model outputs/demo/model --shards $(DEMO)/held_out --benchmark comt --max-new-tokens 128
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -11,11 +11,14 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ilvr_ds import __version__
 from ilvr_ds.config import Recipe, load_recipe
 from ilvr_ds.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from ilvr_ds.evaluation.generate import GenerationSettings
 
 logger = logging.getLogger("ilvr_ds")
 USER_ERROR = 2
@@ -87,6 +90,34 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("directory", type=Path, metavar="RUN_DIR", help="folder of the run")
     sync.add_argument("--uri", help="tracking address instead of the run's own")
     sync.set_defaults(run=_mlflow_sync)
+    generate = commands.add_parser("generate", help="answer a question with a trained model")
+    _add_generation(generate)
+    generate.add_argument("--image", type=Path, action="append", default=[], help="input image; may be given again")
+    generate.add_argument("--question", required=True, help="may hold <image> where the images stand")
+    generate.set_defaults(run=_generate)
+
+    evaluate = commands.add_parser("evaluate", help="answer and score a packed data set; goes on where it was killed")
+    _add_generation(evaluate)
+    evaluate.add_argument("--shards", required=True, help="data set that `pack` wrote")
+    evaluate.add_argument("--benchmark", required=True, help="comt, vsp or exact-match")
+    evaluate.add_argument("--output", type=Path, help="folder to write (default: MODEL/evaluation/BENCHMARK)")
+    evaluate.add_argument("--batch-size", type=int, default=16, help="answers at a time on each rank (default 16)")
+    evaluate.add_argument("--max-samples", type=int, help="the first so many samples (default: all)")
+    evaluate.add_argument("--ablate-latents", action="store_true", help="again with other latents, and with none")
+    evaluate.add_argument(
+        "--compare-pixels", type=int, default=0, metavar="N", help="cost against helper images as pixels, on N answers"
+    )
+    evaluate.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), help="MLflow for the scores")
+    evaluate.add_argument("--experiment", default="evaluation", help="MLflow experiment (default evaluation)")
+    evaluate.set_defaults(run=_evaluate)
+
+    export = commands.add_parser("export", help="a run's weights as a model that stock transformers loads")
+    export.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="folder of a run or of a checkpoint")
+    export.add_argument("--to", type=Path, required=True, help="folder to write")
+    export.add_argument("--adapters", choices=["merge", "apart"], default="merge", help="LoRA (default merge)")
+    export.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help="of the weights (default: the run's)")
+    export.add_argument("--overwrite", action="store_true", help="replace a model at --to")
+    export.set_defaults(run=_export)
 
     demo = commands.add_parser("demo-data", help="draw the demo task and build a tiny random model for it")
     demo.add_argument("--output", type=Path, required=True, help="folder to write")
@@ -171,6 +202,75 @@ def _mlflow_sync(options: argparse.Namespace) -> int:
 
     for line in sync(options.directory, options.uri):
         print(line)
+    return 0
+
+
+def _add_generation(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, help="folder that `export` wrote, or a released model")
+    command.add_argument("--latent-size", type=int, help="latent steps of a segment (default: the model's)")
+    command.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    command.add_argument("--max-new-tokens", type=int, default=1024, help="latent steps included (default 1024)")
+    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    command.add_argument("--top-p", type=float, default=1.0)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end after this text")
+
+
+def _generation_settings(options: argparse.Namespace) -> GenerationSettings:
+    from ilvr_ds.evaluation.generate import GenerationSettings
+
+    if options.max_new_tokens < 1 or options.temperature < 0 or not 0 < options.top_p <= 1:
+        raise UserError("--max-new-tokens must be 1 or more, --temperature 0 or more, --top-p above 0 and at most 1")
+    return GenerationSettings(
+        options.max_new_tokens, options.temperature, options.top_p, options.seed, tuple(options.stop)
+    )
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from ilvr_ds import dist
+    from ilvr_ds.evaluation.generate import Generator
+    from ilvr_ds.evaluation.loading import load_reasoner
+    from ilvr_ds.evaluation.question import ask
+
+    settings = _generation_settings(options)
+    sample = ask(options.question, options.image)
+    reasoner = load_reasoner(options.model, dist.device(), precision=options.precision, latent_size=options.latent_size)
+    stream = Generator(reasoner, settings, on_text=lambda row, piece: print(piece, end="", flush=True))
+    generated = stream([reasoner.encoder.prompt(sample)])
+    print()
+    logger.info("%s", generated.summary())
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from ilvr_ds.evaluation.evaluate import EvaluationSettings, evaluate
+
+    settings = EvaluationSettings(
+        model=options.model,
+        shards=options.shards,
+        benchmark=options.benchmark,
+        output=options.output or Path(options.model) / "evaluation" / options.benchmark,
+        batch_size=options.batch_size,
+        max_samples=options.max_samples,
+        latent_size=options.latent_size,
+        precision=options.precision,
+        ablate_latents=options.ablate_latents,
+        compare_pixels=options.compare_pixels,
+        generation=_generation_settings(options),
+        tracking_uri=options.tracking_uri,
+        experiment=options.experiment,
+    )
+    lines = evaluate(settings)
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(lines))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from ilvr_ds.evaluation.export import export
+
+    lines = export(options.source, options.to, options.adapters, options.precision, options.overwrite)
+    print("\n".join(lines))
     return 0
 
 

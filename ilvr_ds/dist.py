@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -72,6 +73,15 @@ def fill_in_environment() -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+
+
+def join_on_host(timeout: timedelta) -> None:
+    """Join the launcher's job over gloo alone, for work without device collectives; one process needs no group."""
+    fill_in_environment()
+    if int(os.environ["WORLD_SIZE"]) > 1 and not torch_dist.is_initialized():
+        if device().type == "cuda":
+            torch.cuda.set_device(device())
+        torch_dist.init_process_group("gloo", timeout=timeout)
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
@@ -144,5 +154,5 @@ def _host_group() -> Any:
     """A gloo group beside NCCL for agreement on the host; made on first use, which every rank makes together."""
     global _gloo
     if _gloo is None:
-        _gloo = torch_dist.group.WORLD if backend() == "gloo" else torch_dist.new_group(backend="gloo")
+        _gloo = torch_dist.group.WORLD if torch_dist.get_backend() == "gloo" else torch_dist.new_group(backend="gloo")
     return _gloo

@@ -21,13 +21,14 @@ MAY_IMPORT = {
     "model": BASE | {"model", "data", "config"},
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
     "training": BASE | {"training", "distill", "model", "ops", "data", "config", "dist"},
+    "evaluation": BASE | {"evaluation", "training", "model", "ops", "data", "config", "dist"},
     "doctor": BASE | {"ops"},
     "demo": BASE | {"model", "data"},
-    "cli": BASE | {"config", "data", "model", "training", "demo", "doctor"},
+    "cli": BASE | {"config", "data", "model", "training", "evaluation", "dist", "demo", "doctor"},
 }
 DOORS = {
     "deepspeed": ("training/engine.py", "training/checkpoint", "training/initial.py"),
-    "mlflow": ("training/mlflow_copy.py",),
+    "mlflow": ("training/mlflow_copy.py", "evaluation/tracking.py"),
     "torch.distributed": ("dist.py", "training/"),
 }
 FILES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
@@ -82,6 +83,12 @@ def test_every_file_imports_only_what_it_may(file: str) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_no_file_catches_everything_silently(file: str) -> None:
     assert bare_excepts((PACKAGE / file).read_text()) == []
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.startswith("evaluation/")])
+def test_evaluation_takes_nothing_of_training_but_its_checkpoints(file: str) -> None:
+    names = {name for name in imported(ast.parse((PACKAGE / file).read_text()), file) if ".training" in name}
+    assert all(name.startswith("ilvr_ds.training.checkpoint") for name in names), names
 
 
 def test_every_room_has_a_rule() -> None:

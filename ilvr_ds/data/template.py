@@ -86,7 +86,7 @@ class SampleEncoder:
             group=sample.group,
             input_ids=ids,
             labels=self._labels(ids, assistant),
-            position_ids=self._positions(ids, list(grids[: len(sample.input_images)])),
+            position_ids=self.positions(ids, list(grids[: len(sample.input_images)])),
             assistant=assistant,
             segments=np.flatnonzero(ids == self.special.latent_start) + 1,
             answer=answer,
@@ -107,13 +107,36 @@ class SampleEncoder:
             group="",
             input_ids=ids,
             labels=np.full_like(ids, IGNORE),
-            position_ids=self._positions(ids, []),
+            position_ids=self.positions(ids, []),
             assistant=self._assistant(ids),
             segments=empty,
             answer=(0, 0),
             patches=(),
             grids=(),
             num_input_images=0,
+        )
+
+    def prompt(self, sample: Sample) -> EncodedSample:
+        """What stands before an answer: the chat prompt and the input images; no steps, helper images or labels."""
+        self._check_text(sample.question)
+        encoded = self.images(sample.input_images)
+        grids = [grid for _, grid in encoded]
+        tokens = self.tokenizer(self.prompt_text(sample), add_special_tokens=False)["input_ids"]
+        ids, _ = self._spread(tokens, grids)
+        if len(ids) > self.max_tokens:
+            raise SampleError(f"the prompt has {len(ids)} tokens, {self.max_tokens} are allowed")
+        return EncodedSample(
+            id=sample.id,
+            group=sample.group,
+            input_ids=ids,
+            labels=np.full_like(ids, IGNORE),
+            position_ids=self.positions(ids, grids),
+            assistant=self._assistant(ids),
+            segments=np.empty(0, dtype=np.int64),
+            answer=(0, 0),
+            patches=tuple(patches for patches, _ in encoded),
+            grids=tuple(grids),
+            num_input_images=len(grids),
         )
 
     def count_tokens(self, sample: Sample) -> int:
@@ -128,21 +151,28 @@ class SampleEncoder:
     def _tokens(self, sample: Sample, grids: list[Grid]) -> tuple[Int64, tuple[int, int]]:
         """Ids with image and latent tokens spread out, and the span of the answer."""
         for text in (sample.question, *(s.content for s in sample.steps if isinstance(s, TextStep))):
-            if found := self._reserved.search(text):
-                raise SampleError(f"the text holds the reserved token {found[0]}")
+            self._check_text(text)
         steps = self._step_texts(sample)
         turns = [*_user_turn(sample), {"role": "assistant", "content": "".join(steps)}]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False)
         encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+        ids, starts = self._spread(encoded["input_ids"], grids)
+        first, last = _answer_span(text, sample, steps, encoded["offset_mapping"])
+        return ids, (int(starts[first]), int(starts[last]))
+
+    def _check_text(self, text: str) -> None:
+        if found := self._reserved.search(text):
+            raise SampleError(f"the text holds the reserved token {found[0]}")
+
+    def _spread(self, tokens: list[int], grids: list[Grid]) -> tuple[Int64, Int64]:
+        """Ids with each image token repeated for the image's merged patches, and where each of `tokens` then starts."""
+        ids = np.asarray(tokens, dtype=np.int64)
         repeats = np.ones(len(ids), dtype=np.int64)
         slots = np.flatnonzero(ids == self.special.image_pad)
         if len(slots) != len(grids):
             raise SampleError(f"the chat template made {len(slots)} image slots for {len(grids)} images")
         repeats[slots] = [h * w // self.merge_size**2 for h, w in grids]
-        first, last = _answer_span(text, sample, steps, encoded["offset_mapping"])
-        starts = np.concatenate([[0], np.cumsum(repeats)])
-        return np.repeat(ids, repeats), (int(starts[first]), int(starts[last]))
+        return np.repeat(ids, repeats), np.concatenate([[0], np.cumsum(repeats)])
 
     def _step_texts(self, sample: Sample) -> list[str]:
         latent = "<|latent_start|>" + "<|latent_pad|>" * self.latent_size + "<|latent_end|>"
@@ -159,7 +189,7 @@ class SampleEncoder:
         labels[ids == self.special.latent_pad] = IGNORE
         return labels
 
-    def _positions(self, ids: Int64, grids: list[Grid]) -> Int64:
+    def positions(self, ids: Int64, grids: list[Grid]) -> Int64:
         """mRoPE positions: an image's tokens lie on its grid, text goes on one past the largest coordinate."""
         positions = np.empty((3, len(ids)), dtype=np.int64)
         images = np.flatnonzero(ids == self.special.image_pad)

@@ -33,10 +33,11 @@ class SpecialTokens:
         return (self.latent_pad, self.latent_start, self.latent_end, self.vision_start, self.vision_end)
 
 
-def load_tokenizer(path: str) -> tuple[Any, SpecialTokens]:
-    """The tokenizer at `path` (folder or hub name) with the latent tokens added in their fixed order.
+def load_tokenizer(path: str, add_latent_tokens: bool = True) -> tuple[Any, SpecialTokens]:
+    """The tokenizer at `path` (folder or hub name) with the latent tokens, added in their fixed order where missing.
 
-    Raises UserError where there is no tokenizer, no chat template, or Qwen2.5-VL's tokens are missing.
+    Raises UserError where there is no tokenizer, no chat template, or Qwen2.5-VL's tokens are missing; without
+    `add_latent_tokens` also where the latent tokens are.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -50,6 +51,12 @@ def load_tokenizer(path: str) -> tuple[Any, SpecialTokens]:
         )
     if tokenizer.chat_template is None:
         raise UserError(f"model.path: the tokenizer at '{path}' has no chat template")
+    absent = [token for token in LATENT_TOKENS if token not in tokenizer.get_vocab()]
+    if absent and not add_latent_tokens:
+        raise UserError(
+            f"model.path: the tokenizer at '{path}' lacks {', '.join(absent)}: the model was not trained with latents; "
+            "take a model that `ilvr-ds export` wrote"
+        )
     tokenizer.add_tokens(list(LATENT_TOKENS), special_tokens=True)
     names = [*LATENT_TOKENS, *_BASE_TOKENS]
     ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))

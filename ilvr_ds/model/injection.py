@@ -25,8 +25,8 @@ def write_latents(embeddings: Tensor, slots: Tensor, values: Tensor, is_set: Ten
     return flat.index_copy(0, slots, rows).view_as(embeddings)
 
 
-def last_hidden(language_model: Any, tokens: TokenBatch, embeddings: Tensor) -> Tensor:
-    """Last hidden state after the final norm [B, T, D].
+def last_hidden(language_model: Any, tokens: TokenBatch, embeddings: Tensor, cache: Any = None) -> Tensor:
+    """Last hidden state after the final norm [B, T, D]; keys and values go into `cache` where there is one.
 
     The mask is handed over ready-made: transformers would otherwise look at device values to see whether it needs one.
     With padding on the right a causal model needs none.
@@ -44,6 +44,7 @@ def last_hidden(language_model: Any, tokens: TokenBatch, embeddings: Tensor) -> 
         inputs_embeds=embeddings,
         position_ids=tokens.position_ids,
         attention_mask={"full_attention": mask},
-        use_cache=False,
+        past_key_values=cache,
+        use_cache=cache is not None,
     )
     return cast(Tensor, output.last_hidden_state)

@@ -10,12 +10,14 @@ checkpoint_writer.py writes them; this file finds, checks, loads and removes the
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import random
 import re
 import shutil
 import zlib
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -244,3 +246,19 @@ def _set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def read_student_weights(path: Path) -> dict[str, Any]:
+    """The student's weights in a checkpoint by name, as lazy tensors: `.contiguous()` reads one.
+
+    Trained weights are the fp32 master copies. Under ZeRO-3 each is put together from memory-mapped shards when it is
+    read; under ZeRO-2 DeepSpeed joins all of them first. Frozen weights (with LoRA) are held in their own precision.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it reports its progress in prints
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(path), tag="student", lazy_mode=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: DeepSpeed cannot read the student ({str(error).strip().splitlines()[0]})") from error
+    return dict(weights)

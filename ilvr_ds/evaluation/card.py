@@ -1,0 +1,86 @@
+"""The README.md of an exported model: what it is, what it was trained on, how, and from which state of the code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ilvr_ds import __version__
+
+_TEXT = """\
+---
+base_model: {base}
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+# {name}
+
+A Qwen2.5-VL trained for interleaved latent visual reasoning by ilvr_ds {version} (commit {commit}).
+
+- base model: `{base}`
+- data: `{data}`
+- optimizer steps: {step}, stage {stage}
+- latent size: {latent_size}
+- weights: {dtype}
+
+Stock `Qwen2_5_VLForConditionalGeneration.from_pretrained` loads it. Its own `generate` does not run latent segments;
+this does:
+
+    ilvr-ds generate --model . --image a.png --question "..."
+
+## Scores
+{scores}
+
+## Recipe
+```json
+{recipe}
+```
+"""
+
+
+def write_card(path: Path, state: dict[str, Any], checkpoint: Path, dtype: torch.dtype) -> None:
+    """Write the model card for a checkpoint whose state.json holds `state`."""
+    recipe = state["recipe"]
+    text = _TEXT.format(
+        name=recipe["run"]["name"],
+        base=recipe["model"]["path"],
+        data=recipe["data"]["shards"],
+        step=state["step"],
+        stage=recipe["train"]["stage"],
+        latent_size=recipe["model"]["latent_size"],
+        dtype=str(dtype).removeprefix("torch."),
+        version=__version__,
+        commit=_commit(),
+        scores=_scores(checkpoint.parent.parent / "metrics.jsonl", state["step"]),
+        recipe=json.dumps(recipe, indent=1),
+    )
+    path.write_text(text)
+
+
+def _scores(record: Path, step: int) -> str:
+    """The last teacher-forced evaluation up to this step, if the run's record is there."""
+    best: dict[str, float] = {}
+    for text in record.read_text().splitlines() if record.is_file() else []:
+        line = json.loads(text)
+        metrics = {name: value for name, value in line.get("metrics", {}).items() if name.startswith("eval/")}
+        if metrics and line["step"] <= step:
+            best = metrics
+    if not best:
+        return "None known; `ilvr-ds evaluate` measures them."
+    lines = [f"- {name.removeprefix('eval/')}: {value:.4g}" for name, value in sorted(best.items())]
+    return "Teacher-forced, on held-out samples, during training:\n\n" + "\n".join(lines)
+
+
+def _commit() -> str:
+    """The commit of the code that exports; "unknown" outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"

@@ -1,0 +1,209 @@
+"""An evaluation: every sample answered, judged and written down, on all ranks, and again from where it was killed.
+
+The data set is cut into fixed batches; rank r answers batches r, r + world, ... A batch that was not finished is
+answered again as a whole, so that what a sample gets, also from the other samples of its batch, never depends on
+kills or on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ilvr_ds import dist
+from ilvr_ds.data.reader import ShardReader
+from ilvr_ds.data.sample import Sample, SampleError
+from ilvr_ds.data.shards import open_dataset
+from ilvr_ds.data.template import EncodedSample
+from ilvr_ds.errors import UserError
+from ilvr_ds.evaluation.ablation import CONDITIONS, latent_source
+from ilvr_ds.evaluation.answers import Answer
+from ilvr_ds.evaluation.benchmarks import Benchmark, find_benchmark
+from ilvr_ds.evaluation.generate import GenerationSettings, Generator
+from ilvr_ds.evaluation.loading import Reasoner, load_reasoner
+from ilvr_ds.evaluation.pixels import replay_cost
+from ilvr_ds.evaluation.report import metrics_of, summarize
+from ilvr_ds.evaluation.results import Line, Results, append
+from ilvr_ds.evaluation.tracking import log_scores
+
+logger = logging.getLogger("ilvr_ds")
+EXAMPLES = 50
+"""Rows of the table in MLflow."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What to evaluate and how."""
+
+    model: str
+    shards: str
+    benchmark: str
+    output: Path
+    batch_size: int = 16
+    max_samples: int | None = None
+    latent_size: int | None = None
+    precision: str = "auto"
+    ablate_latents: bool = False
+    compare_pixels: int = 0
+    """Samples of each rank on which the cost is compared with the interleaved baseline."""
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    tracking_uri: str | None = None
+    experiment: str = "evaluation"
+
+
+def evaluate(settings: EvaluationSettings) -> list[str]:
+    """Evaluate on this rank (collective over the launcher's ranks); returns lines that say the scores.
+
+    Raises UserError for everything that a person can mend, before anything is written.
+    """
+    benchmark = find_benchmark(settings.benchmark)
+    if settings.batch_size < 2 and settings.ablate_latents:
+        raise UserError("--batch-size: --ablate-latents takes latents from other samples of a batch; give 2 or more")
+    dist.join_on_host(timedelta(days=2))
+    shards = open_dataset(settings.shards)
+    reader = ShardReader(shards)
+    count = min(len(reader), settings.max_samples or len(reader))
+    dist.decided_by_main(lambda: _check(reader, count, benchmark))
+    reasoner = load_reasoner(
+        settings.model, dist.device(), precision=settings.precision, latent_size=settings.latent_size
+    )
+    results = Results(settings.output)
+    identity = _identity(settings, shards.fingerprint, count, reasoner)
+    dist.decided_by_main(lambda: results.open(identity))
+    done = dist.decided_by_main(lambda: {line["number"] for line in results.lines()})
+    batches = cut_batches(count, settings.batch_size)
+    mine = [batch for batch in batches[dist.rank() :: dist.world_size()] if not done.issuperset(batch)]
+    logger.info("%s: %d samples, %d of them done", shards.location, count, len(done))
+    run = _Run(settings, benchmark, reader, reasoner)
+    with results.part(dist.rank()) as file:
+        for number, batch in enumerate(mine, start=1):
+            append(file, [line for line in run.answer(batch) if line["number"] not in done])
+            logger.info("batch %d of %d", number, len(mine))
+    dist.barrier()
+    lines = dist.decided_by_main(lambda: _finish(settings, benchmark, results, identity))
+    dist.close()
+    return lines
+
+
+def cut_batches(count: int, size: int) -> list[range]:
+    """Numbers 0..count-1 in runs of `size`; a single sample at the end joins the run before it."""
+    starts = list(range(0, count, size))
+    if len(starts) > 1 and size > 1 and count - starts[-1] == 1:
+        starts.pop()
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=True)]
+
+
+@dataclass
+class _Run:
+    settings: EvaluationSettings
+    benchmark: Benchmark
+    reader: ShardReader
+    reasoner: Reasoner
+    compared: int = 0
+
+    def answer(self, batch: range) -> list[Line]:
+        """The lines of a batch."""
+        samples = [self.reader.read(number) for number in batch]
+        prompts = [self._prompt(sample) for sample in samples]
+        generation = GenerationSettings(
+            **{**self.settings.generation.__dict__, "keep_latents": self.settings.ablate_latents}
+        )
+        own = Generator(self.reasoner, generation)(prompts)
+        lines = [
+            self._line(number, sample, answer) | {"speed": own.speed.to_dict() if number == batch.start else None}
+            for number, sample, answer in zip(batch, samples, own.answers, strict=True)
+        ]
+        if self.settings.ablate_latents:
+            self._ablate(samples, prompts, own.answers, lines)
+        for sample, answer, line in zip(samples, own.answers, lines, strict=True):
+            if self.compared < self.settings.compare_pixels and sample.helper_images and answer.segments:
+                line["cost"] = replay_cost(self.reasoner, sample, answer)
+                self.compared += 1
+        return lines
+
+    def _prompt(self, sample: Sample) -> EncodedSample:
+        try:
+            return self.reasoner.encoder.prompt(sample)
+        except SampleError as error:
+            raise UserError(f"sample {sample.id} of {self.reader.location}: {error}; pack the data again") from error
+
+    def _line(self, number: int, sample: Sample, answer: Answer) -> Line:
+        return {
+            "number": number,
+            "id": sample.id,
+            "type": sample.group,
+            "question": sample.question,
+            "answer": sample.answer,
+            "options": len(self.benchmark.options(sample)),
+            "response": answer.text,
+            "verdicts": self.benchmark.judge(sample, answer.text),
+            "new_tokens": len(answer.tokens),
+            "steps": list(answer.steps),
+            "hit_limit": answer.hit_limit,
+        }
+
+    def _ablate(
+        self, samples: list[Sample], prompts: list[EncodedSample], own: Sequence[Answer], lines: list[Line]
+    ) -> None:
+        for condition in CONDITIONS:
+            source = latent_source(condition, self.reasoner, own, self.settings.generation.seed)
+            answers = Generator(self.reasoner, self.settings.generation, source)(prompts).answers
+            donors = getattr(source, "has_donor", [True] * len(samples))
+            for sample, answer, line, has_donor in zip(samples, answers, lines, donors, strict=True):
+                line.setdefault("ablation", {})[condition] = {
+                    "response": answer.text,
+                    "verdicts": self.benchmark.judge(sample, answer.text),
+                    "has_donor": has_donor,
+                }
+
+
+def _check(reader: ShardReader, count: int, benchmark: Benchmark) -> None:
+    """Every sample must hold what it will be judged by, before anything is answered."""
+    for number in range(count):
+        sample = reader.read(number)
+        try:
+            benchmark.check(sample)
+        except SampleError as error:
+            raise UserError(
+                f"--shards: {reader.location}: sample {sample.id} cannot be scored for {benchmark.name}: {error}"
+            ) from error
+
+
+def _identity(settings: EvaluationSettings, data: str, count: int, reasoner: Reasoner) -> dict[str, Any]:
+    """What must be the same when an evaluation goes on."""
+    folder = Path(settings.model)
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
+    return {
+        "model": str(folder.resolve()) if folder.is_dir() else settings.model,
+        "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
+        "data": data,
+        "samples": count,
+        "benchmark": settings.benchmark,
+        "batch_size": settings.batch_size,
+        "latent_size": reasoner.latent_size,
+        "precision": str(reasoner.model.dtype),
+        "ablate_latents": settings.ablate_latents,
+        "compare_pixels": settings.compare_pixels,
+        "generation": {**settings.generation.__dict__, "stop": list(settings.generation.stop)},
+    }
+
+
+def _finish(
+    settings: EvaluationSettings, benchmark: Benchmark, results: Results, identity: dict[str, Any]
+) -> list[str]:
+    lines = results.lines()
+    scores, text = summarize(lines, benchmark)
+    results.finish(lines, {"settings": identity, **scores})
+    if settings.tracking_uri:
+        examples = [
+            {key: str(line[key]) for key in ("id", "type", "question", "answer", "response", "verdicts")}
+            for line in lines[:EXAMPLES]
+        ]
+        name = f"{Path(settings.model).name}-{settings.benchmark}"
+        params = {key: identity[key] for key in ("model", "data", "samples", "benchmark", "latent_size")}
+        log_scores(settings.tracking_uri, settings.experiment, name, params, metrics_of(scores), examples)
+    return [*text, f"answers and scores: {results.folder}"]

@@ -1,0 +1,192 @@
+"""A ZeRO checkpoint as a model folder that stock Qwen2.5-VL loads: weights tensor by tensor, never all at once.
+
+The language model and the head come from the checkpoint's fp32 master weights. The vision tower stands outside the
+training engine and is frozen: its weights come from the base model's files. Names are those of Qwen's releases
+(`visual.*`, `model.layers.*`, `lm_head.weight`), which transformers of any version map to their own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ilvr_ds.config import ModelConfig
+from ilvr_ds.data.images import ImageEncoder
+from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
+from ilvr_ds.errors import UserError
+from ilvr_ds.evaluation.base_weights import tower_weights
+from ilvr_ds.evaluation.card import write_card
+from ilvr_ds.evaluation.loading import DTYPES
+from ilvr_ds.model.student import load_config
+from ilvr_ds.training.checkpoint import list_checkpoints, read_student_weights, saved_state
+
+SHARD_BYTES = 4 * 1024**3
+"""Tensors that wait to be written hold at most this much, plus the last one."""
+_SIDE_FILES = (
+    "generation_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "processor_config.json",
+)
+Named = tuple[str, Tensor]
+
+
+def export(source: Path, to: Path, adapters: str, precision: str | None, overwrite: bool) -> list[str]:
+    """Write the model of a run's newest checkpoint, or of one checkpoint, to `to`; returns what was done as lines.
+
+    adapters: "merge" adds LoRA to the weights; "apart" leaves them as the base has them and writes `to`/adapter for
+    peft. precision None: the run's. Written under another name and renamed at the end. Raises UserError.
+    """
+    checkpoint = _find(source)
+    state = saved_state(checkpoint)
+    recipe = state["recipe"]
+    settings = ModelConfig(**{**recipe["model"], "lora_targets": tuple(recipe["model"]["lora_targets"])})
+    if to.exists() and not overwrite and any(to.iterdir()):
+        raise UserError(f"--to: {to} is not empty; give another folder or --overwrite")
+    dtype = DTYPES[precision or recipe["train"]["precision"]]
+    config = load_config(settings.path)
+    tokenizer, special = load_tokenizer(settings.path)
+    partial = to.with_name(to.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        student = _Student(read_student_weights(checkpoint), settings)
+        config.text_config.vocab_size = student.rows
+        written = _write_weights(partial, _all_weights(student, settings, config, adapters == "merge"), dtype)
+        if settings.lora_rank and adapters == "apart":
+            student.write_adapter(partial / "adapter", dtype)
+        _write_config(partial, config, special, settings, dtype)
+        tokenizer.save_pretrained(partial)
+        ImageEncoder(settings.path, 2**26).processor.save_pretrained(partial)
+        _copy_side_files(settings.path, partial)
+        write_card(partial / "README.md", state, checkpoint, dtype)
+        if to.exists():
+            shutil.rmtree(to)
+        partial.rename(to)
+    except OSError as error:
+        raise UserError(f"--to: cannot write {to} ({error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return [f"{to}: step {state['step']} of {checkpoint.parent.parent.name}, {written / 1e9:.3g} GB, {dtype}"]
+
+
+def _find(source: Path) -> Path:
+    """The checkpoint that a run's or a checkpoint's folder stands for."""
+    if (source / "state.json").is_file():
+        return source
+    found = list_checkpoints(source / "checkpoints") or list_checkpoints(source)
+    if not found:
+        raise UserError(f"{source}: is neither a run nor a checkpoint; expected {source}/checkpoints/step-...")
+    return found[-1]
+
+
+class _Student:
+    """The weights of a checkpoint by the names of a released model, with or without adapters."""
+
+    def __init__(self, weights: dict[str, Any], settings: ModelConfig) -> None:
+        self.weights = {name.removeprefix("model."): lazy for name, lazy in weights.items()}
+        self.settings = settings
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding."""
+        return int(self.weights["model.language_model.embed_tokens.weight"].shape[0])
+
+    def plain(self, merge: bool) -> Iterator[Named]:
+        """Everything but the adapters, added to the weights if `merge`."""
+        for name in self.weights:
+            if "lora_" not in name:
+                weight = self._read(name)
+                adapter = name.replace("base_layer.weight", "lora_{}.default.weight")
+                if merge and adapter != name:
+                    down, up = (self._read(adapter.format(part)).float() for part in "AB")
+                    scale = self.settings.lora_alpha / self.settings.lora_rank
+                    weight = weight.float() + scale * (up @ down)
+                hub = name.replace(".base_layer.", ".").replace("model.language_model.", "model.", 1)
+                yield hub, weight
+
+    def write_adapter(self, folder: Path, dtype: torch.dtype) -> None:
+        """The adapters in peft's layout."""
+        folder.mkdir()
+        names = [name for name in self.weights if "lora_" in name]
+        tensors = {f"base_model.model.{n.replace('.default', '')}": self._read(n).to(dtype) for n in names}
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        content = {
+            "peft_type": "LORA",
+            "r": self.settings.lora_rank,
+            "lora_alpha": self.settings.lora_alpha,
+            "target_modules": rf".*language_model.*\.({'|'.join(self.settings.lora_targets)})",
+            "base_model_name_or_path": "..",
+            "bias": "none",
+            "inference_mode": True,
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(content, indent=1))
+
+    def _read(self, name: str) -> Tensor:
+        tensor: Tensor = self.weights[name].contiguous()
+        return tensor
+
+
+def _all_weights(student: _Student, settings: ModelConfig, config: Any, merge: bool) -> Iterator[Named]:
+    for name, tensor in student.plain(merge):
+        if name != "lm_head.weight" or not config.tie_word_embeddings:
+            yield name, tensor
+    yield from tower_weights(settings)
+
+
+def _write_weights(folder: Path, weights: Iterator[Named], dtype: torch.dtype) -> int:
+    """Sharded safetensors with an index; returns the bytes of all tensors."""
+    files: list[list[str]] = []
+    waiting: dict[str, Tensor] = {}
+    total = 0
+
+    def flush() -> None:
+        if waiting:
+            save_file(waiting, folder / f"part-{len(files)}", metadata={"format": "pt"})
+            files.append(list(waiting))
+            waiting.clear()
+
+    for name, tensor in weights:
+        waiting[name] = tensor.to(dtype).clone()
+        total += waiting[name].nbytes
+        if sum(t.nbytes for t in waiting.values()) >= SHARD_BYTES:
+            flush()
+    flush()
+    place: dict[str, str] = {}
+    for number, names in enumerate(files):
+        file = f"model-{number + 1:05d}-of-{len(files):05d}.safetensors"
+        (folder / f"part-{number}").rename(folder / file)
+        place |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(place.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    return total
+
+
+def _write_config(folder: Path, config: Any, special: SpecialTokens, settings: ModelConfig, dtype: torch.dtype) -> None:
+    """The base's configuration with what generation needs, under the names that the authors' code uses too."""
+    config.architectures = ["Qwen2_5_VLForConditionalGeneration"]
+    config.dtype = dtype
+    config.latent_size = settings.latent_size
+    config.latent_token_id = special.latent_pad
+    config.latent_start_id = special.latent_start
+    config.latent_end_id = special.latent_end
+    config.save_pretrained(folder)
+
+
+def _copy_side_files(base: str, folder: Path) -> None:
+    from transformers.utils import cached_file
+
+    find: Callable[..., str | None] = cached_file
+    for name in _SIDE_FILES:
+        found = find(
+            base, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        if found and not (folder / name).exists():
+            shutil.copy(found, folder / name)

@@ -1,0 +1,127 @@
+"""A trained model folder, ready to answer: stock weights, tokenizer with latent tokens, image processor.
+
+Reads what `ilvr-ds export` writes and what the authors released: `.bin` or safetensors shards, an embedding of exactly
+the tokenizer's size, and the key names of transformers before 4.52, which stock transformers maps by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from ilvr_ds.data.collate import Collator
+from ilvr_ds.data.images import ImageEncoder
+from ilvr_ds.data.template import EncodedSample, SampleEncoder
+from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
+from ilvr_ds.data.window import Window
+from ilvr_ds.errors import UserError
+from ilvr_ds.model.attention import use_varlen_attention
+from ilvr_ds.model.student import attention_backend, detach_tower, load_config, vision_layout
+from ilvr_ds.model.vision import VisionTower
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_PROMPT_TOKENS = 32768
+
+
+@dataclass(frozen=True)
+class Reasoner:
+    """A model that answers, and what turns samples into its inputs."""
+
+    model: Any
+    """Stock Qwen2.5-VL; its tower stands apart."""
+    tower: VisionTower
+    encoder: SampleEncoder
+    latent_size: int
+    stop_ids: tuple[int, ...]
+    """Tokens that end an answer."""
+    device: torch.device
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Ids of the special tokens."""
+        return self.encoder.special
+
+    def collate(self, prompts: list[EncodedSample]) -> Window:
+        """The prompts as one micro-batch, padded on the left, on the device."""
+        layout = vision_layout(self.model.config)
+        collator = Collator(self.special, layout, self.latent_size, 1, "left", len(prompts))
+        return collator(prompts, np.arange(len(prompts))).to(self.device)
+
+
+def load_reasoner(
+    path: str,
+    device: torch.device,
+    *,
+    precision: str = "auto",
+    latent_size: int | None = None,
+    attention: str = "auto",
+    max_image_pixels: int = 2**26,
+) -> Reasoner:
+    """Load the model at `path` (folder or hub name).
+
+    precision "auto": bf16 on a GPU, fp32 elsewhere. latent_size None: what the model's configuration says.
+    Raises UserError where the folder is no model, lacks latent tokens or weights, or does not know its latent size.
+    """
+    name = ("bf16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
+    dtype = DTYPES[name]
+    with _speaking_of_the_option():
+        config = load_config(path)
+        tokenizer, special = load_tokenizer(path, add_latent_tokens=False)
+        images = ImageEncoder(path, max_image_pixels)
+        backend = attention_backend(attention, dtype)
+    size = latent_size if latent_size is not None else getattr(config, "latent_size", None)
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"--model: the configuration at '{path}' holds no latent_size; give --latent-size")
+    model = _load_weights(path, dtype, backend)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(f"--model: '{path}' has {rows} embedding rows for {len(tokenizer)} tokens; export it again")
+    tower = detach_tower(model, lambda parameters: nullcontext())
+    use_varlen_attention(tower, device, dtype)
+    return Reasoner(
+        model=model.to(device).eval(),
+        tower=VisionTower(tower, images.mean, images.std).to(device),
+        encoder=SampleEncoder(tokenizer, special, images, size, MAX_PROMPT_TOKENS),
+        latent_size=size,
+        stop_ids=_stop_ids(model, tokenizer, special),
+        device=device,
+    )
+
+
+def _load_weights(path: str, dtype: torch.dtype, attention: str) -> Any:
+    try:
+        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--model: cannot load '{path}' ({str(error).strip().splitlines()[0]})") from error
+    for kind in ("missing_keys", "unexpected_keys"):
+        if names := sorted(info[kind]):
+            what = kind.partition("_")[0]
+            raise UserError(f"--model: the weights at '{path}' do not fit: {len(names)} {what}, the first {names[0]}")
+    return model
+
+
+def _stop_ids(model: Any, tokenizer: Any, special: SpecialTokens) -> tuple[int, ...]:
+    """The end of a turn, the end of a text, and what the model's generation settings name besides."""
+    named = model.generation_config.eos_token_id
+    ids = {special.im_end, *(named if isinstance(named, list) else [named])}
+    ids.add(tokenizer.get_vocab().get("<|endoftext|>"))
+    return tuple(sorted(token for token in ids if token is not None))
+
+
+@contextmanager
+def _speaking_of_the_option() -> Iterator[None]:
+    """Mistakes of a recipe's `model.path` are here mistakes of `--model`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(
+            str(error).replace("model.path", "--model").replace("model.attention", "--attention")
+        ) from error

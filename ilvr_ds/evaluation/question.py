@@ -1,0 +1,28 @@
+"""A question from the command line as a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ilvr_ds.data.sample import Sample, SampleError, check_sample, decode_image
+from ilvr_ds.errors import UserError
+
+
+def ask(question: str, images: Sequence[Path]) -> Sample:
+    """A sample without steps; raises UserError where an image is missing or does not decode, or markers do not fit."""
+    data = []
+    for path in images:
+        try:
+            data.append(path.read_bytes())
+            decode_image(data[-1])
+        except OSError as error:
+            raise UserError(f"--image {path}: cannot read it ({error.strerror})") from error
+        except SampleError as error:
+            raise UserError(f"--image {path}: {error}; give a JPEG, PNG or WebP file") from error
+    sample = Sample(id="question", question=question, steps=(), input_images=tuple(data))
+    try:
+        check_sample(sample)
+    except SampleError as error:
+        raise UserError(f"--question: {error}") from error
+    return sample

@@ -1,0 +1,106 @@
+"""From lines of finished samples to scores.json and to what a person reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ilvr_ds.evaluation.ablation import CONDITIONS, effect
+from ilvr_ds.evaluation.benchmarks import Benchmark
+from ilvr_ds.evaluation.generate import Speed
+from ilvr_ds.evaluation.results import Line
+from ilvr_ds.evaluation.scoring import macro_mean, score_by_type
+
+
+def summarize(lines: list[Line], benchmark: Benchmark) -> tuple[dict[str, Any], list[str]]:
+    """The content of scores.json, and its tables as lines of text."""
+    scores: dict[str, Any] = {"rules": {}}
+    text: list[str] = []
+    for rule in benchmark.rules:
+        part, table = _by_type(lines, rule)
+        scores["rules"][rule] = part
+        text += table
+    if benchmark.name == "vsp":
+        outcomes = [line["verdicts"]["outcome"] for line in lines]
+        scores["outcomes"] = {name: outcomes.count(name) for name in ("success", "hole", "not_reached")}
+        text.append("outcomes: " + ", ".join(f"{name} {count}" for name, count in scores["outcomes"].items()))
+    speed = sum((_speed(line["speed"]) for line in lines if line["speed"]), Speed())
+    scores["speed"] = speed.to_dict() | {
+        "seconds_per_answer": (speed.prefill_s + speed.decode_s) / len(lines),
+        "tokens_per_answer": sum(line["new_tokens"] for line in lines) / len(lines),
+    }
+    scores["latents"] = {
+        "segments_per_answer": sum(len(line["steps"]) for line in lines) / len(lines),
+        "answers_with_segments": sum(bool(line["steps"]) for line in lines),
+        "answers_at_the_limit": sum(line["hit_limit"] for line in lines),
+    }
+    text.append(
+        "{seconds_per_answer:.3f} s and {tokens_per_answer:.1f} tokens an answer; prefill {prefill_tokens_per_s:.0f}, "
+        "decode {decode_tokens_per_s:.0f} tokens a second".format(**scores["speed"])
+    )
+    text.append(
+        "{segments_per_answer:.2f} latent segments an answer; {answers_with_segments} answers with segments, "
+        "{answers_at_the_limit} at the token limit".format(**scores["latents"])
+    )
+    if "ablation" in lines[0]:
+        scores["ablation"] = {rule: _ablation(lines, rule) for rule in benchmark.rules}
+        scores["without_donor"] = sum(not line["ablation"]["other_sample"]["has_donor"] for line in lines)
+        for rule, effects in scores["ablation"].items():
+            text += _ablation_table(rule, scores["rules"][rule]["accuracy"], effects)
+        if scores["without_donor"]:
+            text.append(f"{scores['without_donor']} samples had no other sample's latents and kept their own")
+    if costs := [line["cost"] for line in lines if "cost" in line]:
+        scores["cost"] = {
+            kind: {unit: sum(cost[kind][unit] for cost in costs) / len(costs) for unit in ("seconds", "tokens")}
+            for kind in ("latents", "pixels")
+        } | {"answers": len(costs)}
+        for kind in ("latents", "pixels"):
+            mean = scores["cost"][kind]
+            text.append(f"the same answer with {kind}: {mean['seconds']:.3f} s, {mean['tokens']:.1f} tokens")
+    return scores, text
+
+
+def metrics_of(scores: dict[str, Any]) -> dict[str, float]:
+    """The numbers of scores.json that MLflow gets, by name."""
+    metrics = {f"speed/{name}": value for name, value in scores["speed"].items()}
+    for rule, part in scores["rules"].items():
+        metrics[f"{rule}/accuracy"] = part["accuracy"]
+        metrics[f"{rule}/macro_mean"] = part["macro_mean"]
+        metrics |= {f"{rule}/accuracy/{name or 'all'}": score["accuracy"] for name, score in part["types"].items()}
+    for rule, effects in scores.get("ablation", {}).items():
+        metrics |= {f"{rule}/ablation/{name}": part["difference"] for name, part in effects.items()}
+    return metrics
+
+
+def _by_type(lines: list[Line], rule: str) -> tuple[dict[str, Any], list[str]]:
+    verdicts = [line["verdicts"][rule] for line in lines]
+    types = score_by_type(verdicts, [line["type"] for line in lines], [line["options"] for line in lines])
+    macro, accuracy = macro_mean(types), sum(verdicts) / len(verdicts)
+    table = [f"{rule:<16} samples   accuracy   chance"]
+    for name, score in types.items():
+        chance = "unknown" if score.chance is None else f"{score.chance:.3f}"
+        table.append(f"  {name or '(no type)':<14} {score.samples:>7}   {score.accuracy:>8.3f}   {chance:>6}")
+    table.append(f"  {'macro mean':<14} {len(lines):>7}   {macro:>8.3f}")
+    parts = {
+        name: {"samples": s.samples, "right": s.right, "accuracy": s.accuracy, "chance": s.chance}
+        for name, s in types.items()
+    }
+    return {"accuracy": accuracy, "macro_mean": macro, "types": parts}, table
+
+
+def _ablation(lines: list[Line], rule: str) -> dict[str, Any]:
+    own = [line["verdicts"][rule] for line in lines]
+    return {
+        name: effect(own, [line["ablation"][name]["verdicts"][rule] for line in lines]).to_dict() for name in CONDITIONS
+    }
+
+
+def _ablation_table(rule: str, own: float, effects: dict[str, Any]) -> list[str]:
+    table = [f"latents ({rule})  accuracy   difference [95 % interval]", f"  {'generated':<14} {own:>8.3f}"]
+    for name, part in effects.items():
+        low, high = part["interval_95"]
+        table.append(f"  {name:<14} {part['accuracy']:>8.3f}   {part['difference']:>+10.3f} [{low:+.3f}, {high:+.3f}]")
+    return table
+
+
+def _speed(numbers: dict[str, float]) -> Speed:
+    return Speed(*(numbers[name] for name in Speed.__dataclass_fields__))  # type: ignore[arg-type]

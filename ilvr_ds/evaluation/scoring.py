@@ -1,0 +1,169 @@
+"""Right or wrong: rule sets that read an answer out of a response and compare it with the known one.
+
+Rules see the response alone, never the prompt, so that nothing which only the prompt says can count.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Options = Sequence[str]
+"""Texts of a question's options; the first is A. Empty where the question lists none."""
+
+LETTERS = "ABCDEFGHIJ"
+_OPTION = re.compile(r"(?:(?<=\s)|^|(?<=[(\[]))([A-J])\s?[).:\]]\s*", re.MULTILINE)
+_YES, _NO = {"yes", "true", "a"}, {"no", "false", "b"}
+_MARKDOWN = re.compile(r"\*+|`+|__|~~|^#+\s*|\\(?:text|mathrm|mathbf|textbf)\b|\$|\\[()\[\]]")
+_EDGES = " \t\n.,;:!?\"'“”‘’(){}[]<>"
+_FINAL_ANSWER = re.compile(r"final\s+answer(?:\s+is)?\s*:?\s*([^\n]*)", re.IGNORECASE)
+_ANSWER = re.compile(r"\banswer(?:\s+is)?\s*:\s*([^\n]*)", re.IGNORECASE)
+
+
+def read_options(question: str) -> list[str]:
+    """The texts of the options that a question lists as A) ... B) ..., (A) ..., A. ... or A: ...; else [].
+
+    The letters must follow each other from A; of several lists the last counts.
+    """
+    found: list[tuple[int, int]] = []
+    best: list[tuple[int, int]] = []
+    for match in _OPTION.finditer(question):
+        if match[1] == "A":
+            found = []
+        if match[1] == LETTERS[min(len(found), len(LETTERS) - 1)]:
+            found.append(match.span())
+        if len(found) >= 2:
+            best = found
+    ends = [start for start, _ in best[1:]] + [len(question)] * bool(best)
+    texts = [question[start:end].split("\n\n")[0] for (_, start), end in zip(best, ends, strict=True)]
+    return [text.strip(" \t\n,;([") for text in texts]
+
+
+def last_boxed(text: str) -> str | None:
+    r"""What stands in the last whole `\boxed{...}`, braces inside it balanced."""
+    for start in reversed([match.end() for match in re.finditer(r"\\boxed\s*\{", text)]):
+        depth = 1
+        for position in range(start, len(text)):
+            depth += (text[position] == "{") - (text[position] == "}")
+            if depth == 0:
+                return text[start:position]
+    return None
+
+
+def extract_answer(response: str) -> str:
+    r"""The last `\boxed{}`, else what follows the last "final answer (is)", else the last "answer (is):", else all."""
+    if (boxed := last_boxed(response)) is not None:
+        return boxed
+    for pattern in (_FINAL_ANSWER, _ANSWER):
+        if found := pattern.findall(_MARKDOWN.sub("", response)):
+            return str(found[-1])
+    return response
+
+
+def clean(text: str) -> str:
+    """Without markdown, TeX wrappers, and punctuation at the ends; runs of blanks as one."""
+    return " ".join(_MARKDOWN.sub("", text).split()).strip(_EDGES)
+
+
+def ilvr_2026_08(response: str, answer: str, options: Options) -> bool:
+    """The authors' rules of August 2026: extract, clean, fold yes/true/a and no/false/b, compare numbers as numbers."""
+    given, known = clean(extract_answer(response)).casefold(), clean(answer).casefold()
+    if not given:
+        return False
+    for same in (_YES, _NO):
+        if known in same:
+            return given in same
+    numbers = _number(given), _number(known)
+    if numbers[0] is not None and numbers[1] is not None:
+        return math.isclose(numbers[0], numbers[1], rel_tol=1e-9, abs_tol=1e-12)
+    return given == known
+
+
+def comt_official(response: str, answer: str, options: Options) -> bool:
+    """CoMT's own judging: the last option letter in parentheses, else the last option text, else the last bare letter.
+
+    An answer that is an option's text stands for its letter. Without options the text of the answer itself is looked
+    for in place of theirs.
+    """
+    known = _letter(answer, options)
+    letters = LETTERS[: len(options)] or LETTERS
+    if found := re.findall(rf"\(\s*([{letters}])\s*\)", response):
+        return bool(found[-1] == known)
+    texts = list(options) or ([answer] if known is None else [])
+    end, _, index = max(((_last_end(response, text), len(text), i) for i, text in enumerate(texts)), default=(0, 0, 0))
+    if end > 0:
+        return known is None or LETTERS[index] == known
+    found = re.findall(rf"(?<![A-Za-z])([{letters}])(?![A-Za-z'’])", response)
+    return bool(found) and found[-1] == known
+
+
+def exact_match(response: str, answer: str, options: Options) -> bool:
+    """The extracted answer equals the known one, blanks, markdown and surrounding punctuation aside."""
+    return bool(clean(answer)) and clean(extract_answer(response)) == clean(answer)
+
+
+Rule = Callable[[str, str, Options], bool]
+RULES: dict[str, Rule] = {
+    "comt-official": comt_official,
+    "ilvr-2026-08": ilvr_2026_08,
+    "exact-match": exact_match,
+}
+
+
+@dataclass(frozen=True)
+class TypeScore:
+    """Accuracy of one type of task; `chance` is that of guessing among the options, None where they are unknown."""
+
+    samples: int
+    right: int
+    chance: float | None
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers."""
+        return self.right / self.samples
+
+
+def score_by_type(verdicts: Sequence[bool], types: Sequence[str], options: Sequence[int]) -> dict[str, TypeScore]:
+    """Scores of each type, by name; `options` is the number of options of each sample, 0 where unknown."""
+    scores = {}
+    for name in sorted(set(types)):
+        mine = [(v, n) for v, t, n in zip(verdicts, types, options, strict=True) if t == name]
+        counts = [n for _, n in mine]
+        chance = sum(1 / n for n in counts) / len(counts) if all(counts) else None
+        scores[name] = TypeScore(len(mine), sum(v for v, _ in mine), chance)
+    return scores
+
+
+def macro_mean(scores: dict[str, TypeScore]) -> float:
+    """Mean of the types' accuracies: each type counts the same."""
+    return sum(score.accuracy for score in scores.values()) / len(scores)
+
+
+def _letter(answer: str, options: Options) -> str | None:
+    """The letter that an answer is or stands for."""
+    text = clean(answer)
+    if len(text) == 1 and text.upper() in (LETTERS[: len(options)] or LETTERS):
+        return text.upper()
+    if found := re.match(rf"\(?([{LETTERS}])[).:]\s", answer.strip() + " "):
+        return found[1]
+    same = [LETTERS[i] for i, option in enumerate(options) if clean(option).casefold() == text.casefold()]
+    return same[0] if same else None
+
+
+def _last_end(response: str, text: str) -> int:
+    """Where `text` last ends in the response as whole words, in either case; 0 if it does not stand there.
+
+    Ends are compared, and then lengths, so that "blue" inside "light blue" does not count.
+    """
+    if not text:
+        return 0
+    pattern = rf"(?<![A-Za-z0-9]){re.escape(text)}(?![A-Za-z0-9])"
+    return max((match.end() for match in re.finditer(pattern, response, re.IGNORECASE)), default=0)
+
+
+def _number(text: str) -> float | None:
+    bare = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text).rstrip("°%")
+    return float(bare) if re.fullmatch(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", bare) else None

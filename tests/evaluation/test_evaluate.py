@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ilvr_ds.cli import main
+from ilvr_ds.data.reader import ShardReader
+from ilvr_ds.data.shards import open_dataset
+from ilvr_ds.data.tokens import load_tokenizer
+from ilvr_ds.evaluation import evaluate as module
+from ilvr_ds.evaluation.evaluate import cut_batches
+from ilvr_ds.evaluation.generate import GenerationSettings, Generator
+from ilvr_ds.evaluation.loading import load_reasoner
+
+
+@pytest.fixture(scope="module")
+def model(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's random model with latent tokens; what it likes to say first opens a segment."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("model") / "model"
+    shutil.copytree(demo_folder / "model", folder)
+    tokenizer, special = load_tokenizer(str(demo_folder / "model"))
+    tokenizer.save_pretrained(folder)
+    stock = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    stock.config.latent_size = 3
+    stock.save_pretrained(folder)
+    reasoner = load_reasoner(str(folder), torch.device("cpu"))
+    sample = ShardReader(open_dataset(demo_folder / "held_out")).read(0)
+    [answer] = Generator(reasoner, GenerationSettings(max_new_tokens=1))([reasoner.encoder.prompt(sample)]).answers
+    weight = stock.lm_head.weight.data
+    weight[special.latent_start] = 1.02 * weight[answer.tokens[0]]
+    stock.save_pretrained(folder)
+    return folder
+
+
+def arguments(model: Path, demo: Path, output: Path, *more: str) -> list[str]:
+    fixed = ["--benchmark", "comt", "--batch-size", "5", "--max-new-tokens", "24"]
+    return [
+        "evaluate",
+        "--model",
+        f"{model}",
+        "--shards",
+        f"{demo / 'held_out'}",
+        "--output",
+        f"{output}",
+        *fixed,
+        *more,
+    ]
+
+
+def lines_of(output: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("speed")
+    return lines
+
+
+def test_a_killed_evaluation_goes_on_where_it_was(
+    model: Path, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed in its second batch, with a torn last line and a half batch on disk: the result is that of one piece."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(arguments(model, demo_folder, whole, "--ablate-latents")) == 0
+    assert "comt-official" in capsys.readouterr().out
+    answered: list[range] = []
+    answer = module._Run.answer
+
+    def dying(self: Any, batch: range) -> Any:
+        answered.append(batch)
+        if len(answered) == 2:
+            raise KeyboardInterrupt
+        return answer(self, batch)
+
+    monkeypatch.setattr(module._Run, "answer", dying)
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments(model, demo_folder, killed, "--ablate-latents"))
+    part = killed / "part-00000.jsonl"
+    assert len(part.read_text().splitlines()) == 5 and not (killed / "scores.json").exists()
+    part.write_bytes(part.read_bytes()[:-20])
+    answered.append(range(0))
+    assert main(arguments(model, demo_folder, killed, "--ablate-latents")) == 0
+    assert lines_of(killed) == lines_of(whole)
+    assert answered[3:] == [range(0, 5), range(5, 10), range(10, 16)]
+    assert main(arguments(model, demo_folder, killed, "--ablate-latents")) == 0
+    assert len(answered) == 6, "a finished evaluation answers nothing again"
+    before, after = (json.loads((folder / "scores.json").read_text()) for folder in (whole, killed))
+    assert before["rules"] == after["rules"] and before["ablation"] == after["ablation"]
+
+
+def test_files_hold_what_is_promised(model: Path, demo_folder: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert main(arguments(model, demo_folder, tmp_path / "out", "--compare-pixels", "1", "--tracking-uri", uri)) == 0
+    lines = lines_of(tmp_path / "out")
+    assert [line["number"] for line in lines] == list(range(16))
+    predictions = [json.loads(text) for text in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    assert predictions == [{"id": line["id"], "response": line["response"]} for line in lines]
+    scores = json.loads((tmp_path / "out/scores.json").read_text())
+    for rule in ("comt-official", "ilvr-2026-08"):
+        types = scores["rules"][rule]["types"]
+        assert sorted(types) == ["creation", "deletion", "selection", "update"]
+        assert all(part["chance"] == 0.25 and part["samples"] == 4 for part in types.values())
+        right = sum(line["verdicts"][rule] for line in lines)
+        assert scores["rules"][rule]["accuracy"] == right / 16
+    assert scores["latents"]["segments_per_answer"] > 0, "latents must run"
+    assert scores["cost"]["answers"] == 1 and scores["cost"]["pixels"]["tokens"] > 0
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    [run] = client.search_runs([client.get_experiment_by_name("evaluation").experiment_id])
+    assert run.data.metrics["comt-official/macro_mean"] == scores["rules"]["comt-official"]["macro_mean"]
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["examples.json"]
+
+
+def test_batches_are_fixed_and_none_has_one_sample() -> None:
+    assert cut_batches(16, 5) == [range(0, 5), range(5, 10), range(10, 16)]
+    assert cut_batches(1, 5) == [range(0, 1)]
+    assert cut_batches(3, 1) == [range(0, 1), range(1, 2), range(2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"--benchmark": "comet"}, "--benchmark: 'comet' is unknown; did you mean 'comt'?"),
+        ({"--benchmark": "vsp"}, "cannot be scored for vsp: it has no map_desc"),
+        ({"--model": "{demo}/model"}, "lacks <|latent_pad|>, <|latent_start|>, <|latent_end|>"),
+        ({"--model": "{tmp}"}, "--model: no model at"),
+        ({"--shards": "{tmp}/bare"}, "cannot be scored for comt: it has no answer"),
+        ({"--shards": "{tmp}/none"}, "expected a folder that `ilvr-ds pack` wrote"),
+        ({"--top-p": "0"}, "--top-p above 0"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    model: Path, demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    changes: dict[str, str], words: str,
+) -> None:  # fmt: skip
+    if "bare" in str(changes):
+        (tmp_path / "bare.jsonl").write_text('{"text_input": "Why?", "sequence_plan": []}\n')
+        assert main(["pack", "--input", f"{tmp_path}/bare.jsonl", "--output", f"{tmp_path}/bare"]) == 0
+    command = arguments(model, demo_folder, tmp_path / "out")
+    for name, value in changes.items():
+        command += [name, value.format(demo=demo_folder, tmp=tmp_path)]
+    capsys.readouterr()
+    assert main(command) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_generate_answers_one_question(
+    model: Path, demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(next((demo_folder / "task").rglob("*.png")))
+    command = ["generate", "--model", f"{model}", "--question", "How many? A) 1 B) 2", "--max-new-tokens", "8"]
+    assert main([*command, "--image", image]) == 0
+    assert capsys.readouterr().out.strip()
+    (tmp_path / "no.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    for path, words in ((f"{tmp_path}/no.png", "not a readable"), (f"{tmp_path}/gone.png", "cannot read it")):
+        assert main([*command, "--image", path]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_another_evaluation_in_the_same_folder_is_refused(
+    model: Path, demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(model, demo_folder, tmp_path / "out", "--max-samples", "4")) == 0
+    assert main(arguments(model, demo_folder, tmp_path / "out")) == 2
+    assert "holds an evaluation with another samples; give another --output" in capsys.readouterr().err
+
+
+def test_generation_settings_are_part_of_the_identity() -> None:
+    assert json.dumps(GenerationSettings().__dict__)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from ilvr_ds.cli import main
+from ilvr_ds.evaluation.loading import load_reasoner
+from tests.ranks import ROOT, run_ranks
+
+RECIPE = str(ROOT / "launch/recipes/demo.yaml")
+
+
+def train(
+    demo: Path, folder: Path, *changes: str, worker: str = "tests.distributed.workers_run:train_unrehearsed"
+) -> Any:
+    overrides = [
+        f"run.output_dir={folder}", f"data.shards={demo / 'train'}", "data.eval_shards=null",
+        f"model.path={demo / 'model'}", "train.max_steps=2", "train.micro_batch_size=4", "optim.warmup_steps=0",
+        "checkpoint.every_steps=0", *changes,
+    ]  # fmt: skip
+    return run_ranks(worker, 2, folder / "ranks", recipe=RECIPE, overrides=overrides)[0]
+
+
+def load(folder: Path) -> Any:
+    model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    return model
+
+
+@pytest.mark.parametrize("stage", [3, 2])
+def test_an_export_is_exactly_what_the_ranks_held(demo_folder: Path, tmp_path: Path, stage: int) -> None:
+    result = train(demo_folder, tmp_path, f"deepspeed.config={ROOT}/ds_configs/zero{stage}.json")
+    assert main(["export", f"{tmp_path / 'demo'}", "--to", f"{tmp_path / 'model'}"]) == 0
+    model, base = load(tmp_path / "model"), load(demo_folder / "model")
+    weights = model.state_dict()
+    trained = {name.removeprefix("model."): value for name, value in result["weights"].items()}
+    assert not torch.equal(weights["lm_head.weight"], base.state_dict()["lm_head.weight"]), "training must change it"
+    for name, value in weights.items():
+        expected = base.state_dict()[name] if "visual" in name else trained.pop(name)
+        assert torch.equal(value, expected), name
+    assert not trained
+    special = load_reasoner(str(tmp_path / "model"), torch.device("cpu")).special
+    config = model.config
+    assert (config.latent_size, config.latent_start_id) == (4, special.latent_start)
+    assert "<|latent_pad|>" in AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab()
+    card = (tmp_path / "model/README.md").read_text()
+    assert '"max_steps": 2' in card and "optimizer steps: 2" in card
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_adapters_merged_or_apart(demo_folder: Path, tmp_path: Path) -> None:
+    """Base with the adapters beside it, put together by peft, computes what the merged weights compute."""
+    from peft import PeftModel
+
+    train(demo_folder, tmp_path, "model.lora_rank=4", "optim.lr=0.05", worker="tests.evaluation.workers:train")
+    for how in ("merge", "apart"):
+        assert main(["export", f"{tmp_path / 'demo'}", "--to", f"{tmp_path / how}", "--adapters", how]) == 0
+    merged, base, plain = load(tmp_path / "merge"), load(tmp_path / "apart"), load(demo_folder / "model")
+    for name, value in base.state_dict().items():
+        assert torch.equal(value, plain.state_dict()[name])
+    ids = torch.arange(20)[None]
+    before = base(input_ids=ids).logits
+    together = PeftModel.from_pretrained(base, str(tmp_path / "apart/adapter"))(input_ids=ids).logits
+    torch.testing.assert_close(together, merged(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
+    assert (together - before).abs().max() > 1e-2
+
+
+def test_mistakes(demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", f"{tmp_path}", "--to", f"{tmp_path / 'm'}"]) == 2
+    assert "is neither a run nor a checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()

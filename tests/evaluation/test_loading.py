@@ -1,0 +1,79 @@
+"""Import of a released checkpoint: flat old configuration, old key names, .bin or safetensors, exact row count."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from ilvr_ds.errors import UserError
+from ilvr_ds.evaluation.loading import load_reasoner
+
+if TYPE_CHECKING:
+    from tests.golden_set import GoldenSet
+
+
+def old_layout(golden_model: Path, folder: Path, kind: str) -> Path:
+    """The golden model in two shards with the names that transformers before 4.52 wrote."""
+    shutil.copytree(golden_model, folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    old = {
+        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): tensor
+        for name, tensor in weights.items()
+    }
+    assert "model.embed_tokens.weight" in old and any(name.startswith("visual.") for name in old)
+    names, stem = sorted(old), "pytorch_model" if kind == "bin" else "model"
+    place = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"{stem}-{number:05d}-of-00002.{kind}"
+        tensors = {name: old[name].clone() for name in part}
+        if kind == "bin":
+            torch.save(tensors, folder / file)
+        else:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+        place |= dict.fromkeys(part, file)
+    (folder / f"{stem}.{kind}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": place}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+def test_the_released_layout_loads(golden: GoldenSet, golden_model: Path, tmp_path: Path, kind: str) -> None:
+    folder = old_layout(golden_model, tmp_path / "old", kind)
+    reasoner = load_reasoner(str(folder), torch.device("cpu"), precision="fp32")
+    rows = reasoner.model.get_input_embeddings().weight.shape[0]
+    assert rows == len(reasoner.encoder.tokenizer), "exactly the tokenizer's rows"
+    assert reasoner.latent_size == golden.settings["latent_size"]
+    stock = Qwen2_5_VLForConditionalGeneration.from_pretrained(golden_model, dtype=torch.float32)
+    expected = stock.state_dict()
+    for name, value in reasoner.model.state_dict().items():
+        assert torch.equal(value, expected.pop(name)), name
+    for name, value in reasoner.tower.tower.state_dict().items():
+        assert torch.equal(value, expected.pop(f"model.visual.{name}")), name
+    assert not expected
+
+
+def test_missing_weights_are_a_mistake(golden_model: Path, tmp_path: Path) -> None:
+    """transformers would draw them at random and only warn."""
+    folder = shutil.copytree(golden_model, tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 missing, the first lm_head.weight"):
+        load_reasoner(str(folder), torch.device("cpu"))
+
+
+def test_a_model_that_does_not_know_its_latent_size_needs_to_be_told(golden_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(golden_model, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    del config["latent_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="holds no latent_size; give --latent-size"):
+        load_reasoner(str(folder), torch.device("cpu"))
+    assert load_reasoner(str(folder), torch.device("cpu"), latent_size=5).latent_size == 5
