@@ -172,7 +172,7 @@ def init_process_group(timeout_s: float = 1800.0) -> None:
 
 
 def _unlink_shared_memory() -> None:
-    """DeepSpeed's CPU collectives leave 33 MB of shared memory a rank behind, for ever where a rank is killed. Once
+    """DeepSpeed's CPU collectives leave 69 MB of shared memory a rank behind, killed or not. Once
     all ranks have mapped it, it needs no name."""
     if dist.device().type != "cpu":
         return

@@ -160,7 +160,7 @@ def test_generate_answers_one_question(
     assert main([*command, "--image", image]) == 0
     assert capsys.readouterr().out.strip()
     (tmp_path / "no.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
-    for path, words in ((f"{tmp_path}/no.png", "not a readable"), (f"{tmp_path}/gone.png", "cannot read it")):
+    for path, words in ((f"{tmp_path}/no.png", "not a JPEG"), (f"{tmp_path}/gone.png", "cannot read it")):
         assert main([*command, "--image", path]) == 2
         assert words in capsys.readouterr().err
 

@@ -163,6 +163,6 @@ def test_a_kill_while_saving_leaves_the_newest_whole_checkpoint(folder: Path) ->
 
 @pytest.mark.drill
 def test_many_kills_while_saving(folder: Path) -> None:
-    hits = kill_while_saving(folder, seed=int(os.environ.get("ILVR_SEED", "20")), times=300)
+    hits = kill_while_saving(folder, seed=int(os.environ.get("ILVR_DRILL_SEED", "20")), times=300)
     print(f"{hits} of 300 kills hit a checkpoint that was being written")
     assert hits >= 50
