@@ -114,7 +114,7 @@ def _operators() -> Iterator[Check]:
     if source.kind == "reference":
         remedy = "selection and its loss run in plain PyTorch: install a C++ compiler and ninja"
     elif torch.cuda.is_available() and "cuda" not in source.devices:
-        remedy = "on GPUs selection and its loss run in plain PyTorch: nvcc (CUDA_HOME) and ILVR_OPS=native change that"
+        remedy = "on GPUs selection and its loss run in plain PyTorch: nvcc (CUDA_HOME) changes that"
     yield Check("operators", "missing" if remedy else "ok", f"{source.kind}: {source.reason}", remedy)
 
 

@@ -22,9 +22,6 @@ import torch
 
 logger = logging.getLogger("ilvr_ds")
 
-CUDA_IS_VERIFIED = False
-"""Whether the CUDA kernels as they stand have passed their tests on a GPU; before, only ILVR_OPS=native takes them."""
-
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0+PTX"
 """Built ahead of time without TORCH_CUDA_ARCH_LIST."""
 
@@ -104,8 +101,7 @@ def status() -> Source:
     prebuilt = _HERE.parent / f"{library_name()}.so"
     if prebuilt.exists():
         # the list of CUDA kernels is known only once it is loaded; ahead of time they are built whenever torch has CUDA
-        with_cuda = torch.version.cuda is not None and _takes_cuda()
-        return Source("prebuilt", _devices(with_cuda), str(prebuilt), prebuilt, exists=True)
+        return Source("prebuilt", _devices(torch.version.cuda is not None), str(prebuilt), prebuilt, exists=True)
     if missing := _missing_tools():
         if _wish() == "native":
             raise BuildError(f"ILVR_OPS=native, but {missing}")
@@ -184,16 +180,10 @@ def _missing_tools() -> str:
     return "" if shutil.which("ninja") or (_SCRIPTS / "ninja").exists() else "ninja not found"
 
 
-def _takes_cuda() -> bool:
-    return CUDA_IS_VERIFIED or _wish() == "native"
-
-
 def _gpu_target() -> tuple[str | None, str]:
     """GPU architectures to build for, or None and why."""
     if torch.version.cuda is None:
         return None, "this torch has no CUDA"
-    if not _takes_cuda():
-        return None, "the kernels have not been verified on a GPU in this version; ILVR_OPS=native takes them"
     from torch.utils import cpp_extension
 
     if cpp_extension.CUDA_HOME is None:

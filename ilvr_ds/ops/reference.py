@@ -32,7 +32,7 @@ def pool_candidates(features: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 def segment_of_rows(offsets: Tensor, num_rows: int) -> Tensor:
     """The segment of each candidate row: [N] int64 from offsets [M + 1] (0 first, N last)."""
     rows = torch.arange(num_rows, device=offsets.device)
-    return torch.searchsorted(offsets[1:].contiguous(), rows, right=True)
+    return torch.searchsorted(offsets, rows, right=True) - 1  # of offsets[1:], torch.compile drops the "1:" on a GPU
 
 
 def candidate_cosines(query: Tensor, candidates: Tensor, offsets: Tensor) -> Tensor:

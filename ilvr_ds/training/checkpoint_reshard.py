@@ -60,6 +60,7 @@ def load_resharded(path: Path, student: Any, names: list[str], teacher: Momentum
     sizes = [shard.numel() for shard in teacher.published] if teacher else []
     slices = _teacher_slices(path, names, sizes, ranks) if teacher else []
     state = load_checkpoint(path, student, names, teacher, slices)
+    _own_step_counters(student.optimizer.optimizer)
     dist.barrier()
     if dist.is_main():
         shutil.rmtree(path / UNIVERSAL)
@@ -113,6 +114,14 @@ def _translate(folder: Path, old_stage: int, new_stage: int) -> None:
         for file in (folder / "zero" / name).glob("*.pt"):
             torch.save({PARAM: torch.load(file, weights_only=False).view(shape)}, file)
         torch.save(step, folder / "zero" / name / "step.pt")
+
+
+def _own_step_counters(optimizer: torch.optim.Optimizer) -> None:
+    """DeepSpeed hands one counter, on the CPU, to all sub-groups: each would count it up, and fused AdamW refuses it."""
+    for weight, state in optimizer.state.items():
+        if isinstance(state.get("step"), Tensor):
+            device = weight.device if optimizer.defaults.get("fused") else torch.device("cpu")
+            state["step"] = state["step"].to(device, copy=True)
 
 
 def _teacher_slices(path: Path, names: list[str], sizes: list[int], ranks: int) -> list[Tensor]:

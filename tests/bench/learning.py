@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=200_000)
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--control-steps", type=int, default=1000)
+    parser.add_argument("--control-steps", type=int, default=1000, help="0: do not train without images")
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=7e-4)
     parser.add_argument("--size", default="small")
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--control-workers", type=int, default=3)
     parser.add_argument("--draw-only", action="store_true", help="end when the data lie in the output folder")
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--deepspeed", default="ds_configs/zero3_single_gpu.json")
     parser.add_argument("--minutes", type=float, default=60.0, help="ask the runs to stop after this time")
     options = parser.parse_args()
     spec = TaskSpec(operations=tuple(options.operations), shuffled_options=not options.ordered)
@@ -55,15 +56,15 @@ def main() -> None:
     if options.draw_only:
         return
     write_demo_model(options.output / "model", spec, options.size)
-    runs = [
-        start(options, "seeing", options.steps, options.workers, blank=False),
-        start(options, "blind", options.control_steps, options.control_workers, blank=True),
-    ]
+    runs = {"seeing": start(options, "seeing", options.steps, options.workers, blank=False)}
+    if options.control_steps:
+        runs["blind"] = start(options, "blind", options.control_steps, options.control_workers, blank=True)
     deadline = time.monotonic() + 60 * options.minutes
-    codes = [finish(run, deadline) for run in runs]
-    for name in ("seeing", "blind"):
+    codes = [finish(run, deadline) for run in runs.values()]
+    if any(codes):
+        sys.exit(f"failed, see {' and '.join(str(options.output / f'{name}.log') for name in runs)}")
+    for name in runs:
         print_table(options.output / "runs" / name / "metrics.jsonl", name, options)
-    sys.exit(max(codes))
 
 
 def draw_data(output: Path, spec: TaskSpec, count: int, held_out: int, workers: int) -> None:
@@ -105,7 +106,7 @@ def start(options: argparse.Namespace, name: str, steps: int, workers: int, blan
         "evaluation": {"every_steps": 200, "max_samples": options.held_out},
         "checkpoint": {"every_steps": 0},
         "tracking": {"every_steps": 50, "experiment": "learning"},
-        "deepspeed": {"config": "ds_configs/zero3_single_gpu.json"},
+        "deepspeed": {"config": options.deepspeed},
     }  # fmt: skip
     path = output / f"{name}.yaml"
     path.write_text(yaml.safe_dump(recipe))
