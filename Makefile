@@ -15,13 +15,14 @@ RECIPE := launch/recipes/demo.yaml
 	touch $@
 
 demo: .venv/ready
-	rm -rf $(DEMO) outputs/demo
+	rm -rf $(DEMO) outputs/demo outputs/demo-stage2
 	ilvr-ds demo-data --output $(DEMO)
 	ilvr-ds pack --input $(DEMO)/task/train.jsonl --output $(DEMO)/train --config $(RECIPE)
 	ilvr-ds pack --input $(DEMO)/task/held_out.jsonl --output $(DEMO)/held_out --config $(RECIPE)
 	DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.sh --config $(RECIPE)
-	ilvr-ds export outputs/demo --to outputs/demo/model
-	ilvr-ds evaluate --model outputs/demo/model --shards $(DEMO)/held_out --benchmark comt --max-new-tokens 128
+	DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.sh --config launch/recipes/demo-stage2.yaml
+	ilvr-ds export outputs/demo-stage2 --to outputs/demo-stage2/model
+	ilvr-ds evaluate --model outputs/demo-stage2/model --shards $(DEMO)/held_out --benchmark comt --max-new-tokens 128
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -41,6 +41,7 @@ from ilvr_ds.model.student import (
     prepare_student,
 )
 from ilvr_ds.model.vision import VisionTower
+from ilvr_ds.training.build_locks import clear_stale_locks
 from ilvr_ds.training.initial import load_weights
 
 logger = logging.getLogger("ilvr_ds")
@@ -165,6 +166,7 @@ def teacher_settings(student: dict[str, Any], offload: str) -> dict[str, Any]:
 def init_process_group(timeout_s: float = 1800.0) -> None:
     """Join the job; a process without a launcher becomes a job of one. Collectives fail after `timeout_s`."""
     dist.fill_in_environment()
+    clear_stale_locks()
     if dist.device().type == "cuda":
         torch.cuda.set_device(dist.device())
     deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timedelta(seconds=timeout_s), verbose=False)

@@ -5,7 +5,7 @@
         --lr 2e-3 --samples 60000 --held-out 1024 --steps 5000 --workers 1 --control-workers 1     # 0.2 M, on a CPU
 
 Draws and packs the task, trains stage 1 twice through `launch/train.sh` (the second time with every image grey), and
-prints the accuracy of the answer on held-out samples over time. Chance is 25 %.
+shows the accuracy of the answer on held-out samples over time, as tables and as `learning.png`. Chance is 25 %.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ def main() -> None:
     codes = [finish(run, deadline) for run in runs.values()]
     if any(codes):
         sys.exit(f"failed, see {' and '.join(str(options.output / f'{name}.log') for name in runs)}")
-    for name in runs:
-        print_table(options.output / "runs" / name / "metrics.jsonl", name, options)
+    curves = {name: read_curve(options.output / "runs" / name / "metrics.jsonl", options.batch) for name in runs}
+    for name, curve in curves.items():
+        print_table(name, curve, options.operations)
+    draw_chart(options.output / "learning.png", curves, options.operations)
 
 
 def draw_data(output: Path, spec: TaskSpec, count: int, held_out: int, workers: int) -> None:
@@ -124,20 +126,49 @@ def finish(run: subprocess.Popen[bytes], deadline: float) -> int:
         return run.wait()
 
 
-def print_table(path: Path, name: str, options: argparse.Namespace) -> None:
-    """Held-out accuracy over time, by operation, in per cent."""
+def read_curve(path: Path, batch: int) -> list[tuple[int, dict[str, float]]]:
+    """Samples seen and the held-out metrics then, from a run's record."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
+    held_out = [(line["step"] * batch, line["metrics"]) for line in lines if "eval/ce" in line.get("metrics", {})]
+    return [(seen, {key: float(value) for key, value in metrics.items()}) for seen, metrics in held_out]
+
+
+def accuracies(metrics: dict[str, float], operations: list[str]) -> list[float]:
+    """Of all samples, then by operation, in per cent."""
+    keys = ["eval/answer_accuracy", *(f"eval/answer_accuracy/{operation}" for operation in operations)]
+    return [100 * metrics[key] for key in keys]
+
+
+def print_table(name: str, curve: list[tuple[int, dict[str, float]]], operations: list[str]) -> None:
+    """Held-out accuracy over time, by operation, in per cent."""
     print(f"\n{name}: held-out accuracy in per cent (chance 25)")
-    print(f"{'samples':>10} {'eval ce':>8} {'all':>6} " + " ".join(f"{op:>10}" for op in options.operations))
-    for line in lines:
-        metrics = line.get("metrics", {})
-        if "eval/answer_accuracy" in metrics:
-            by_operation = [100 * float(metrics[f"eval/answer_accuracy/{op}"]) for op in options.operations]
-            total = 100 * float(metrics["eval/answer_accuracy"])
-            print(
-                f"{line['step'] * options.batch:>10,} {float(metrics['eval/ce']):>8.4f} {total:>6.1f} "
-                + " ".join(f"{value:>10.1f}" for value in by_operation)
-            )
+    print(f"{'samples':>10} {'eval ce':>8} " + " ".join(f"{column:>10}" for column in ("all", *operations)))
+    for seen, metrics in curve:
+        values = " ".join(f"{value:>10.1f}" for value in accuracies(metrics, operations))
+        print(f"{seen:>10,} {metrics['eval/ce']:>8.4f} {values}")
+
+
+def draw_chart(path: Path, curves: dict[str, list[tuple[int, dict[str, float]]]], operations: list[str]) -> None:
+    """Accuracy over training samples: a line an operation, and all samples with grey images."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    colours = ["black", "#0072b2", "#d55e00", "#009e73", "#cc79a7"]  # told apart by colour-blind readers too
+    for column, (name, colour) in enumerate(zip(("all", *operations), colours, strict=False)):
+        points = [(seen, accuracies(metrics, operations)[column]) for seen, metrics in curves["seeing"]]
+        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, label=name)
+    if curves.get("blind"):
+        points = [(seen, accuracies(metrics, operations)[0]) for seen, metrics in curves["blind"]]
+        axes.plot(*zip(*points, strict=True), color="grey", linestyle="--", marker="x", label="all, grey images")
+    axes.axhline(25, color="grey", linewidth=1, linestyle=":", label="chance")
+    axes.set(xlabel="training samples", ylabel="right answers on held-out samples, %", xlim=(0, None), ylim=(0, 102))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from ilvr_ds.evaluation import evaluate as module
 from ilvr_ds.evaluation.evaluate import cut_batches
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import load_reasoner
+from tests.ranks import ROOT, free_port, rank_environment
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,28 @@ def test_a_killed_evaluation_goes_on_where_it_was(
     assert len(answered) == 6, "a finished evaluation answers nothing again"
     before, after = (json.loads((folder / "scores.json").read_text()) for folder in (whole, killed))
     assert before["rules"] == after["rules"] and before["ablation"] == after["ablation"]
+
+
+def test_two_ranks_answer_what_one_answers_also_after_a_kill(model: Path, demo_folder: Path, tmp_path: Path) -> None:
+    """Catches batches that no rank or two ranks answer, and answers that a kill -9 loses or doubles."""
+    assert main(arguments(model, demo_folder, tmp_path / "one")) == 0
+
+    def start() -> list[subprocess.Popen[bytes]]:
+        command = [sys.executable, "-m", "ilvr_ds.cli", *arguments(model, demo_folder, tmp_path / "two")]
+        port = free_port()
+        return [subprocess.Popen(command, cwd=ROOT, env=rank_environment(rank, 2, port)) for rank in range(2)]
+
+    part = tmp_path / "two/part-00001.jsonl"
+    ranks = start()
+    deadline = time.monotonic() + 200
+    while not (part.exists() and part.read_bytes().count(b"\n") >= 5) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for rank in ranks:
+        rank.kill()
+        rank.wait()
+    assert part.read_bytes().count(b"\n") >= 5
+    assert [rank.wait(200) for rank in start()] == [0, 0]
+    assert lines_of(tmp_path / "two") == lines_of(tmp_path / "one")
 
 
 def test_files_hold_what_is_promised(model: Path, demo_folder: Path, tmp_path: Path) -> None:
