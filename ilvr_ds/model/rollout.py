@@ -8,7 +8,7 @@ Letters: B rows, T tokens, U columns of the layout, K latent slots, C columns of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ilvr_ds.data.window import RolloutLayout, TokenBatch
-from ilvr_ds.model.cached_attention import PiecewiseCache
+from ilvr_ds.model.cached_attention import CachedCall, LayerMemory
 
 
 def roll_out(
@@ -54,8 +54,8 @@ class _Stack:
         self.norm = language_model.norm
         self.positions = positions
         self.real = real
-        self.keys: list[list[Tensor]] = [[] for _ in self.layers]
-        self.values: list[list[Tensor]] = [[] for _ in self.layers]
+        self.memories = [LayerMemory(real.shape[1]) for _ in self.layers]
+        self.done: list[Tensor | None] = [None for _ in self.layers]
         self.width = 0
         """Columns so far."""
 
@@ -64,11 +64,9 @@ class _Stack:
         first, last = self.width, self.width + hidden.shape[1]
         mask = self._mask(first, last)
         cos, sin = (x[..., first:last, :] for x in self.positions)
-        for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
-            arguments = (layer, hidden, mask, (cos, sin), tuple(keys), tuple(values))
-            hidden, key, value = _again_in_backward(_call, *arguments) if thrifty else _call(*arguments)
-            keys.append(key)
-            values.append(value)
+        for number, (layer, memory) in enumerate(zip(self.layers, self.memories, strict=True)):
+            arguments = (layer, hidden, mask, (cos, sin), memory, first, self.done[number])
+            hidden, self.done[number] = _again_in_backward(_call, *arguments) if thrifty else _call(*arguments)
         self.width = last
         return cast(Tensor, self.norm(hidden))
 
@@ -89,16 +87,17 @@ def _call(
     hidden: Tensor,
     mask: Tensor | None,
     positions: tuple[Tensor, Tensor],
-    keys: Sequence[Tensor],
-    values: Sequence[Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer on [B, C, D]: its output, and the keys and values that it adds."""
-    cache = PiecewiseCache(keys, values)
+    memory: LayerMemory,
+    first: int,
+    after: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:
+    """One layer on columns `first` and following, [B, C, D]: its output, and what its next call comes after."""
+    cache = CachedCall(memory, first, after)
     output = layer(hidden, attention_mask=mask, position_embeddings=positions, past_key_values=cache)
-    return output, cache.keys[-1], cache.values[-1]
+    return output, cache.done
 
 
-def _again_in_backward(call: Callable[..., Any], *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _again_in_backward(call: Callable[..., Any], *arguments: Any) -> tuple[Tensor, Tensor | None]:
     """`call(*arguments)`, which draws no random numbers, keeping only its arguments and results."""
-    result: tuple[Tensor, Tensor, Tensor] = checkpoint(call, *arguments, use_reentrant=False, preserve_rng_state=False)
+    result: tuple[Tensor, Tensor | None] = checkpoint(call, *arguments, use_reentrant=False, preserve_rng_state=False)
     return result

@@ -117,7 +117,7 @@ def _translate(folder: Path, old_stage: int, new_stage: int) -> None:
 
 
 def _own_step_counters(optimizer: torch.optim.Optimizer) -> None:
-    """DeepSpeed hands one counter, on the CPU, to all sub-groups: each would count it up, and fused AdamW refuses it."""
+    """DeepSpeed hands one counter, on the CPU, to all sub-groups: each would count it up, and fused AdamW refuse it."""
     for weight, state in optimizer.state.items():
         if isinstance(state.get("step"), Tensor):
             device = weight.device if optimizer.defaults.get("fused") else torch.device("cpu")
