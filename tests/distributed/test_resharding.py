@@ -78,3 +78,20 @@ def test_a_run_goes_on_from_zero2_to_zero3(tmp_path: Path, demo_folder: Path, st
     for step, values in stopped["losses"].items():
         for name, value in values.items():
             assert curve[step][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("changes", [["model.lora_rank=4"], ["train.stage=2", f"deepspeed.config={ZERO2}"]])
+def test_so_do_adapters_and_stage_2(tmp_path: Path, demo_folder: Path, changes: list[str]) -> None:
+    """2 ranks save, 1 goes on: frozen weights beside trained ones, and no teacher at all."""
+    settings = overrides(tmp_path / "whole", demo_folder, train__grad_accum_steps=1)
+    run_ranks(WORKER, 2, tmp_path / "1", recipe=RECIPE, overrides=[*settings, *changes])
+    settings = overrides(tmp_path / "part", demo_folder, train__grad_accum_steps=1)
+    run_ranks(WORKER, 2, tmp_path / "2", recipe=RECIPE, overrides=[*settings, *changes], stop_after=3)
+    settings = overrides(tmp_path / "part", demo_folder, checkpoint__resume="must")
+    run_ranks(WORKER, 1, tmp_path / "3", recipe=RECIPE, overrides=[*settings, *changes])
+    whole, part = losses(tmp_path / "whole"), losses(tmp_path / "part")
+    assert sorted(part) == sorted(whole)
+    for step, values in whole.items():
+        for name, value in values.items():
+            assert part[step][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)

@@ -40,7 +40,9 @@ def losses(folder: Path) -> dict[int, dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "demo/metrics.jsonl").read_text().splitlines()]
     names = ("loss/ce", "loss/alignment", "loss/contrastive", "grad/norm", "lr", "teacher/drift")
     return {
-        line["step"]: {n: line["metrics"][n] for n in names} for line in lines if "loss/ce" in line.get("metrics", {})
+        line["step"]: {n: line["metrics"][n] for n in names if n in line["metrics"]}
+        for line in lines
+        if "loss/ce" in line.get("metrics", {})
     }
 
 

@@ -36,6 +36,8 @@ def train(recipe: str, overrides: list[str], stop_after: int = 0) -> dict[str, A
     student = parts.step.student
     weights, moments = {}, {}
     for name, parameter in student.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         weights[name] = safe_get_full_fp32_param(parameter).clone()
         moments[name] = safe_get_full_optimizer_state(parameter, "exp_avg_sq").clone()
     return {

@@ -14,14 +14,13 @@ from tests.ranks import ROOT, run_ranks
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 
 
-def train(
-    demo: Path, folder: Path, *changes: str, worker: str = "tests.distributed.workers_run:train_unrehearsed"
-) -> Any:
+def train(demo: Path, folder: Path, *changes: str) -> Any:
     overrides = [
         f"run.output_dir={folder}", f"data.shards={demo / 'train'}", "data.eval_shards=null",
         f"model.path={demo / 'model'}", "train.max_steps=2", "train.micro_batch_size=4", "optim.warmup_steps=0",
         "checkpoint.every_steps=0", *changes,
     ]  # fmt: skip
+    worker = "tests.distributed.workers_run:train_unrehearsed"
     return run_ranks(worker, 2, folder / "ranks", recipe=RECIPE, overrides=overrides)[0]
 
 
@@ -58,7 +57,7 @@ def test_adapters_merged_or_apart(demo_folder: Path, tmp_path: Path) -> None:
     """Base with the adapters beside it, put together by peft, computes what the merged weights compute."""
     from peft import PeftModel
 
-    train(demo_folder, tmp_path, "model.lora_rank=4", "optim.lr=0.05", worker="tests.evaluation.workers:train")
+    train(demo_folder, tmp_path, "model.lora_rank=4", "optim.lr=0.05")
     for how in ("merge", "apart"):
         assert main(["export", f"{tmp_path / 'demo'}", "--to", f"{tmp_path / how}", "--adapters", how]) == 0
     merged, base, plain = load(tmp_path / "merge"), load(tmp_path / "apart"), load(demo_folder / "model")
