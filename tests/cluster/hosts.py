@@ -76,10 +76,26 @@ class Hosts:
         """Start a host, or start it again after `kill`; returns when ssh reaches it."""
         self._start_namespaces(name)
         head, init = (str(self._inits[host][1]) for host in (HEAD, name))
-        veth = ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", f"v{name}", "netns", head]
+        number = int(name[1:])
+        hardware = f"02:00:00:00:00:{number:02x}"  # the same after a reboot: others remember it
+        veth = [
+            "ip",
+            "link",
+            "add",
+            "eth0",
+            "address",
+            hardware,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            f"v{name}",
+            "netns",
+            head,
+        ]
         subprocess.run(["nsenter", "-t", init, "-n", *veth], check=True)  # `head` is this machine's process number
         self.run(HEAD, "ip", "link", "set", f"v{name}", "master", "br0", "up")
-        self.run(name, "ip", "addr", "add", f"{NETWORK}.{10 + int(name[1:])}/24", "dev", "eth0")
+        self.run(name, "ip", "addr", "add", f"{NETWORK}.{10 + number}/24", "dev", "eth0")
         self.run(name, "ip", "link", "set", "eth0", "up")
         self.run(
             name, "/usr/sbin/sshd", "-f", str(self.folder / "sshd_config"), "-E", str(self.folder / f"sshd-{name}")
