@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ilvr_ds import __version__
+from ilvr_ds import __version__, launcher
 from ilvr_ds.config import Recipe, load_recipe
 from ilvr_ds.errors import RunError, UserError
 
@@ -30,9 +30,11 @@ GRACE_S = 5.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (2: a mistake that the user can mend, said in one line)."""
     options = _parser().parse_args(arguments)
-    rank = int(os.environ.get("RANK", "0"))
-    _set_up_logging(rank)
+    rank = 0
     try:
+        if options.run in _BY_RANKS:
+            rank = launcher.find_place(os.environ).rank
+        _set_up_logging(rank)
         return int(options.run(options))
     except UserError as error:
         if rank:
@@ -290,6 +292,10 @@ def _doctor(options: argparse.Namespace) -> int:
     checks = doctor.report()
     print(doctor.render(checks))
     return int(any(check.status == "bad" for check in checks))
+
+
+_BY_RANKS = (_train, _evaluate)
+"""Commands that launchers start several times."""
 
 
 def _recipe(options: argparse.Namespace) -> Recipe:

@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as torch_dist
 
+from ilvr_ds import launcher
 from ilvr_ds.errors import UserError
 
 logger = logging.getLogger("ilvr_ds")
 T = TypeVar("T")
-_LAUNCHER_SETS = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def rank() -> int:
@@ -53,34 +53,24 @@ def backend() -> str:
     return "nccl" if device().type == "cuda" else "gloo"
 
 
-def fill_in_environment() -> None:
-    """Let a process that no launcher started be a job of one rank; raises UserError for half a launcher's variables."""
-    if "RANK" in os.environ:
-        missing = [name for name in _LAUNCHER_SETS if name not in os.environ]
-        if missing:
-            raise UserError(f"RANK is set but {', '.join(missing)} is not; start through deepspeed or torchrun")
-        return
-    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
-        if int(os.environ.get(name, "1")) > 1:
-            raise UserError(f"{name} is {os.environ[name]} but RANK is not set; start ranks by deepspeed or torchrun")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+def enter() -> launcher.Place:
+    """Take this process' place in its job, and its device, before anything is sent. Raises UserError."""
+    place = launcher.enter()
+    if device().type == "cuda":
+        if place.local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"rank {place.rank} is number {place.local_rank} on {socket.gethostname()} (from 0), but sees "
+                f"{torch.cuda.device_count()} GPU; start one rank a GPU, each seeing all GPUs of its host "
+                "(srun: --gres=gpu:N instead of --gpus-per-task=1)"
+            )
+        torch.cuda.set_device(device())
+    return place
 
 
 def join_on_host(timeout: timedelta) -> None:
     """Join the launcher's job over gloo alone, for work without device collectives; one process needs no group."""
-    fill_in_environment()
-    if int(os.environ["WORLD_SIZE"]) > 1 and not torch_dist.is_initialized():
-        if device().type == "cuda":
-            torch.cuda.set_device(device())
+    place = enter()
+    if place.world_size > 1 and not torch_dist.is_initialized():
         torch_dist.init_process_group("gloo", timeout=timeout)
 
 

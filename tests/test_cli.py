@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from ilvr_ds import cli
+from ilvr_ds.launcher import Place
 
 ROOT = Path(__file__).parent.parent
 RECIPE = str(ROOT / "launch" / "recipes" / "demo.yaml")
@@ -145,9 +146,15 @@ def test_another_kind_of_model_is_a_mistake(demo: Path, tmp_path: Path, fails: R
 
 
 def test_other_ranks_name_themselves(fails: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "3")
+    for name, value in Place(3, 1, 4, "node-1", 29500).variables().items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(cli, "GRACE_S", 0.0)
     assert "cannot read the recipe" in fails("train", "--config", "none.yaml", prefix="[rank 3] ilvr-ds: error: ")
+
+
+def test_half_a_launcher_is_a_mistake(fails: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert "RANK is set but LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not" in fails("train", "--config", "x")
 
 
 @pytest.mark.parametrize(
@@ -201,6 +208,7 @@ def test_a_process_ends_as_its_command_says_whatever_the_interpreters_end_would_
     script = """
 import atexit, os
 from ilvr_ds import cli
+from ilvr_ds.launcher import Place
 class Bomb:
     def __del__(self): os.abort()
 cli.bomb = Bomb()

@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "": set(),
     "errors": set(),
     "config": BASE,
-    "dist": BASE,
+    "launcher": BASE,
+    "dist": BASE | {"launcher"},
     "ops": {"ops"},
     "data": BASE | {"data", "config"},
     "model": BASE | {"model", "data", "config"},
@@ -24,7 +25,7 @@ MAY_IMPORT = {
     "evaluation": BASE | {"evaluation", "training", "model", "ops", "data", "config", "dist"},
     "doctor": BASE | {"ops"},
     "demo": BASE | {"model", "data"},
-    "cli": BASE | {"config", "data", "model", "training", "evaluation", "dist", "demo", "doctor"},
+    "cli": BASE | {"config", "data", "model", "training", "evaluation", "dist", "launcher", "demo", "doctor"},
 }
 DOORS = {
     "deepspeed": ("training/engine.py", "training/checkpoint", "training/initial.py"),

@@ -165,10 +165,8 @@ def teacher_settings(student: dict[str, Any], offload: str) -> dict[str, Any]:
 
 def init_process_group(timeout_s: float = 1800.0) -> None:
     """Join the job; a process without a launcher becomes a job of one. Collectives fail after `timeout_s`."""
-    dist.fill_in_environment()
+    dist.enter()
     clear_stale_locks()
-    if dist.device().type == "cuda":
-        torch.cuda.set_device(dist.device())
     deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timedelta(seconds=timeout_s), verbose=False)
     _unlink_shared_memory()
 

@@ -1,0 +1,102 @@
+"""Slurm on the hosts of `hosts.py`: the controller on `head`, on each `hN` a node that claims 128 cores and 8 GPUs."""
+
+from __future__ import annotations
+
+import time
+
+from tests.cluster.hosts import HEAD, Hosts
+
+_CONFIG = """\
+ClusterName=test
+SlurmctldHost={head}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket=/run/munge/socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile=/run/slurmctld.pid
+SlurmdPidFile=/run/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+PropagateResourceLimits=NONE
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=2,batch_sched_delay=0,sched_interval=2
+JobCompType=jobcomp/filetxt
+JobCompLoc={folder}/completed
+ReturnToService=2
+SlurmdTimeout=10
+KillWait=5
+MinJobAge=3600
+GresTypes=gpu
+SlurmdParameters=config_overrides
+SlurmctldParameters=preempt_send_user_signal
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName={nodes} CPUs=128 RealMemory=1000000 Gres=gpu:8
+PartitionName=low  Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
+"""
+
+
+class Slurm:
+    """Up when made; ends with the hosts. `environment` belongs to every command that talks to it."""
+
+    def __init__(self, hosts: Hosts) -> None:
+        self.hosts, self.folder = hosts, hosts.folder / "slurm"
+        (self.folder / "state").mkdir(parents=True)
+        config = _CONFIG.format(head=HEAD, folder=self.folder, nodes=",".join(hosts.names))
+        (self.folder / "slurm.conf").write_text(config)
+        for number in range(8):
+            (self.folder / f"gpu{number}").touch()  # stands for /dev/nvidia0 and so on
+        (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-7]\n")
+        key = self.folder / "munge.key"
+        key.touch(mode=0o600)
+        key.write_bytes(bytes(range(256)) * 4)
+        self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        self._munge(HEAD)
+        self.run("slurmctld", "-c")
+        for name in hosts.names:
+            (self.folder / f"spool-{name}").mkdir()
+            self.boot(name)
+        self.wait_for_nodes()
+
+    def boot(self, name: str) -> None:
+        """Start the node's services, or start them again after its host was killed."""
+        self._munge(name)
+        self.hosts.run(name, "env", *self._settings(), "slurmd", "-b")
+
+    def run(self, *words: str, timeout_s: float = 60) -> str:
+        """A command on the head, such as sbatch; returns what it printed."""
+        return self.hosts.run(HEAD, "env", *self._settings(), *words, timeout_s=timeout_s)
+
+    def state(self, job: str) -> str:
+        """PENDING, RUNNING, COMPLETED..."""
+        return self.field(job, "JobState")
+
+    def field(self, job: str, name: str) -> str:
+        """A field of `scontrol show job`."""
+        words = self.run("scontrol", "show", "job", job).split()
+        return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
+
+    def wait_for_nodes(self) -> None:
+        """Return when every node can take jobs."""
+        deadline = time.monotonic() + 30
+        while len(self.run("sinfo", "-h", "-N", "-t", "idle", "-p", "low", "-o", "%N").split()) < len(self.hosts.names):
+            assert time.monotonic() < deadline, self.run("sinfo", "-R") + (self.folder / "slurmctld.log").read_text()
+            time.sleep(0.2)
+
+    def _munge(self, name: str) -> None:
+        files = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        options = [f"--{option}=/run/munge/{file}" for option, file in files.items()]
+        self.hosts.run(name, "munged", f"--key-file={self.folder / 'munge.key'}", *options)
+
+    def _settings(self) -> list[str]:
+        return [f"{key}={value}" for key, value in self.environment.items()]

@@ -1,0 +1,21 @@
+"""Ranks and devices; collectives are tested in tests/distributed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ilvr_ds import dist
+from ilvr_ds.errors import UserError
+from ilvr_ds.launcher import Place
+
+
+def test_more_ranks_than_gpus_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`srun --gpus-per-task=1` hides the other GPUs: torch would say "invalid device ordinal" on each rank but one."""
+    for name, value in Place(3, 3, 8, "node-1", 29500).variables().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"rank 3 is number 3 on \S+ \(from 0\), but sees 1 GPU; .*--gres=gpu:N"):
+        dist.enter()
