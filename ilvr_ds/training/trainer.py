@@ -22,7 +22,15 @@ from ilvr_ds.training.checkpoint import load_checkpoint
 from ilvr_ds.training.checkpoint_reshard import load_resharded
 from ilvr_ds.training.checkpoint_writer import CheckpointWriter
 from ilvr_ds.training.evaluation import HeldOut
-from ilvr_ds.training.monitors import MemoryMonitor, PhaseTimer, Progress, StopSignal, Throughput
+from ilvr_ds.training.monitors import (
+    MemoryMonitor,
+    NodeMonitor,
+    PhaseTimer,
+    Progress,
+    StopSignal,
+    Throughput,
+    of_all_ranks,
+)
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.schedule import learning_rate
 from ilvr_ds.training.step import TrainingStep
@@ -68,6 +76,7 @@ class Trainer:
         self.student, self.teacher = parts.step.student, parts.step.teacher
         self.totals = Totals(parts.step.sums, dist.device())
         self.speed, self.memory, self.phases = Throughput(), MemoryMonitor(), PhaseTimer()
+        self.node = NodeMonitor()
         self.progress = Progress(parts.total_steps, dist.is_main())
         self.signal = StopSignal()
         self.writer, self.watchdog = parts.writer, parts.watchdog
@@ -189,7 +198,8 @@ class Trainer:
         metrics["optimizer/skipped_steps"] = float(self.student.skipped_steps)
         metrics |= self.quarantine.metrics()
         metrics["epoch"] = done / self.loader.steps_per_epoch
-        metrics |= self.speed.take(dist.world_size()) | self.memory.take() | self.phases.take()
+        metrics |= self.speed.take(dist.world_size()) | self.phases.take()
+        metrics |= of_all_ranks(self.memory.take(), self.node.take())
         self.tracker.log(done, metrics)
         self.progress.update(done, metrics)
 
