@@ -30,7 +30,9 @@ from ilvr_ds.training.engine import (
     read_deepspeed_json,
 )
 from ilvr_ds.training.evaluation import HeldOut
+from ilvr_ds.training.gaze import Gaze
 from ilvr_ds.training.initial import find_initial
+from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.stage2_step import StageTwoStep
 from ilvr_ds.training.step import StageOneStep, TrainingStep
@@ -111,6 +113,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         zero_stage=zero_stage,
         held_out=evaluation,
         tracker=tracker,
+        pictures=_pictures(recipe, encoding, datasets.get("evaluation", shards), step, tracker),
         writer=writer,
         watchdog=watchdog,
         quarantine=_quarantine(recipe, shards),
@@ -204,6 +207,16 @@ def _held_out_dataset(
     logger.info("evaluation on %d of %d held-out samples", steps * micro * world, len(shards))
     dataset = build_dataset(recipe, encoding, shards, SequentialNumbers(micro, dist.rank(), world), micro, types)
     return dataset, recipe.data.num_workers, steps, sorted(shards.manifest.groups)
+
+
+def _pictures(recipe: Recipe, encoding: Encoding, shards: ShardSet, step: TrainingStep, tracker: Tracker) -> Pictures:
+    """Draws samples spread over a data set; every rank looks at the same ones, for every rank has a part in it."""
+    count = min(recipe.tracking.picture_samples, len(shards))
+    if not count or not isinstance(step, StageOneStep):
+        return Pictures(tracker, recipe.run_dir)
+    numbers = np.linspace(0, len(shards) - 1, count).round().astype(np.int64)
+    dataset = build_dataset(recipe, encoding, shards, lambda _: numbers, count, step.types)
+    return Pictures(tracker, recipe.run_dir, Gaze(dataset, numbers, step))
 
 
 def _quarantine(recipe: Recipe, shards: ShardSet) -> Quarantine:

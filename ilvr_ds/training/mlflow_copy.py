@@ -85,6 +85,18 @@ class CopyState:
         return CopyState(**{name: value for name, value in asdict(self).items() if name not in progress})
 
 
+def read_state(path: Path) -> CopyState:
+    """The state in a file; a new one where there is none."""
+    return CopyState(**json.loads(path.read_text())) if path.exists() else CopyState()
+
+
+def write_state(path: Path, state: CopyState) -> None:
+    """Replace the file as a whole."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(asdict(state)))
+    temporary.replace(path)
+
+
 class MlflowCopy:
     """Sends what the server does not have yet; raises whatever MLflow or the network raises."""
 

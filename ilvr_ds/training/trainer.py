@@ -31,6 +31,7 @@ from ilvr_ds.training.monitors import (
     Throughput,
     of_all_ranks,
 )
+from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.schedule import learning_rate
 from ilvr_ds.training.step import TrainingStep
@@ -52,6 +53,7 @@ class Parts:
     zero_stage: int
     held_out: HeldOut | None
     tracker: Tracker
+    pictures: Pictures
     writer: CheckpointWriter
     watchdog: Watchdog
     total_steps: int
@@ -105,6 +107,7 @@ class Trainer:
         finished = self.done == self.parts.total_steps
         if finished:
             self._evaluate(self.done)
+            self._draw(self.done)
         self.progress.close()
         return finished
 
@@ -150,6 +153,9 @@ class Trainer:
             self._log(done)
         if every.evaluation.every_steps and done % every.evaluation.every_steps == 0 and done < self.parts.total_steps:
             self._evaluate(done)
+        pictures = every.tracking.pictures_every_steps
+        if pictures and done % pictures == 0 and done < self.parts.total_steps:
+            self._draw(done)
         if every.checkpoint.every_steps and done % every.checkpoint.every_steps == 0 and done < self.parts.total_steps:
             self._save(done)
         if self.quarantine.exceeded and self.quarantine.max_fraction:  # at 0 no step without a sample is kept
@@ -210,6 +216,11 @@ class Trainer:
             metrics = self.parts.held_out()
         self.tracker.log(done, metrics)
         logger.info("step %d  %s", done, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+    def _draw(self, done: int) -> None:
+        self.watchdog.at(done, "pictures")
+        with self.speed.paused():
+            self.parts.pictures(done)
 
     def _save(self, done: int) -> None:
         """Begin to save after `done` steps, once."""
