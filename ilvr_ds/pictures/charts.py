@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from ilvr_ds.pictures.style import COLOURS, LINES, NORMAL, SMALL, new_figure, save
+from ilvr_ds.pictures.style import COLOURS, LINES, NORMAL, SMALL, new_figure, place, save
 
 Series = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 """Steps and values by name."""
@@ -20,19 +20,20 @@ def draw_curves(panels: Mapping[str, Series], path: Path) -> None:
     columns = 2
     rows = -(-len(panels) // columns)
     figure = new_figure(2.8 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for place in axes[len(panels) :]:
-        place.set_axis_off()
-    for place, (title, series) in zip(axes, panels.items(), strict=False):
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    place(figure, 0.5, 0.15, 0.3, 0.5, 0.55, 0.75)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, series) in zip(grid, panels.items(), strict=False):
         for number, (name, (steps, values)) in enumerate(series.items()):
             style = LINES[number // len(COLOURS) % len(LINES)] if number >= len(COLOURS) else LINES[0]
             marker = "o" if len(steps) < 3 else None
             label = f"{name} {values[-1]:.3g}"
-            place.plot(
+            axes.plot(
                 steps, values, style, color=COLOURS[number % len(COLOURS)], label=label, linewidth=1.6, marker=marker
             )
-        _label(place, title, "optimizer step", "")
-        place.legend(fontsize=SMALL, frameon=False)
+        _label(axes, title, "optimizer step", "")
+        axes.legend(fontsize=SMALL, frameon=False)
     save(figure, path)
 
 
@@ -50,17 +51,18 @@ def draw_accuracy(title: str, bars: Sequence[Bar], path: Path) -> None:
     """Accuracy of each kind of task with a 95 % interval (normal approximation), chance as a line across its bar."""
     figure = new_figure(3.6)
     axes = figure.subplots()
+    place(figure, 0.7, 0.15, 0.35, 0.6, 0, 0)
     places = np.arange(len(bars))
     accuracy = np.array([bar.accuracy for bar in bars])
     half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / np.array([max(1, bar.samples) for bar in bars]))
     spread = np.stack([np.minimum(half, accuracy), np.minimum(half, 1 - accuracy)])
     axes.bar(places, accuracy, 0.6, color=COLOURS[5], yerr=spread, capsize=4, ecolor="#444444", label="accuracy")
-    known = [(place, bar.chance) for place, bar in zip(places, bars, strict=True) if bar.chance is not None]
-    for number, (place, chance) in enumerate(known):
+    known = [(x, bar.chance) for x, bar in zip(places, bars, strict=True) if bar.chance is not None]
+    for number, (x, chance) in enumerate(known):
         label = "chance" if number == 0 else ""
-        axes.hlines(chance, place - 0.4, place + 0.4, colors=COLOURS[3], linestyles="--", linewidth=2.2, label=label)
-    for place, bar in zip(places, bars, strict=True):
-        axes.text(float(place), 0.01, f"{bar.accuracy:.2f}", ha="center", va="bottom", fontsize=NORMAL)
+        axes.hlines(chance, x - 0.4, x + 0.4, colors=COLOURS[3], linestyles="--", linewidth=2.2, label=label)
+    for x, bar in zip(places, bars, strict=True):
+        axes.text(float(x), 0.01, f"{bar.accuracy:.2f}", ha="center", va="bottom", fontsize=NORMAL)
     axes.set_xticks(places, [f"{bar.name}\nn = {bar.samples}" for bar in bars], fontsize=SMALL)
     axes.set_ylim(0, 1)
     _label(axes, title, "", "accuracy")
@@ -82,6 +84,7 @@ def draw_ablation(title: str, own: float, bars: Sequence[AblationBar], path: Pat
     """Difference in accuracy of each condition to the model's own latents, with its 95 % interval."""
     figure = new_figure(0.45 * len(bars) + 1.4)
     axes = figure.subplots()
+    place(figure, 2.2, 0.3, 0.35, 0.6, 0, 0)
     places = np.arange(len(bars))
     difference = np.array([bar.accuracy - own for bar in bars])
     spread = np.abs(np.array([[bar.low for bar in bars], [bar.high for bar in bars]]) - difference)

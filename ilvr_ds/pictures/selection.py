@@ -11,7 +11,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from ilvr_ds.pictures.style import DPI, HEAT, NORMAL, SMALL, WIDTH_IN, new_figure, save, show_image, write_text
+from ilvr_ds.pictures.style import (
+    COLOURS,
+    DPI,
+    HEAT,
+    NORMAL,
+    SMALL,
+    WIDTH_IN,
+    new_figure,
+    place,
+    save,
+    show_image,
+    write_text,
+)  # fmt: skip
 from ilvr_ds.pictures.views import SampleView, SegmentView
 
 MAX_SEGMENTS = 6
@@ -23,12 +35,14 @@ def draw_selection(view: SampleView, step: int, path: Path) -> None:
     outlined and numbered, and the cosine of every patch to the teacher's query."""
     shown = view.segments[:MAX_SEGMENTS]
     figure = new_figure(2.6 * (1 + len(shown)))
-    rows = figure.subplots(1 + len(shown), 3, width_ratios=[1.5, 1, 1.25], squeeze=False)
+    rows = figure.subplots(1 + len(shown), 3, width_ratios=[1.5, 1, 1], squeeze=False)
+    place(figure, 0.05, 0.7, 0.25, 0.1, 0.2, 0.3)
     write_text(rows[0, 0], f"{view.id} · {view.kind or 'no type'} · step {step}\n\n{view.question}", 52, 14)
     for axes, number in zip(rows[0, 1:], range(2), strict=True):
-        axes.set_axis_off()
         if number < len(view.inputs):
             show_image(axes, view.inputs[number], f"input image {number + 1} of {len(view.inputs)}")
+        else:
+            axes.set_axis_off()
     text = ""
     for number, (segment, (left, middle, right)) in enumerate(zip(shown, rows[1:], strict=True)):
         text += segment.text
@@ -40,7 +54,7 @@ def draw_selection(view: SampleView, step: int, path: Path) -> None:
         heat = right.imshow(segment.cosine, cmap=HEAT, extent=extent, interpolation="nearest")
         show_ticks_off(right, "cosine to the teacher's query")
         _outline(right, segment, _cell_size(segment))
-        bar = figure.colorbar(heat, ax=right, shrink=0.9)
+        bar = figure.colorbar(heat, cax=right.inset_axes((1.04, 0.0, 0.05, 1.0)))
         bar.ax.tick_params(labelsize=SMALL)
     save(figure, path)
 
@@ -50,9 +64,12 @@ def draw_latents(view: SampleView, step: int, path: Path) -> None:
     The patch that the teacher picked for the slot is outlined. One colour scale for all."""
     shown = view.segments[:MAX_SEGMENTS]
     slots = min(MAX_SLOTS, max((len(segment.latents) for segment in shown), default=1))
-    side = WIDTH_IN / slots
-    figure = new_figure(min(2.6, side + 0.3) * len(shown) + 0.8)
+    shapes = [segment.latents.shape[1:] for segment in shown]
+    tallest = max((rows / columns for rows, columns in shapes), default=1.0)
+    side = min(2.6, (WIDTH_IN - 1.2) / slots - 0.15)
+    figure = new_figure((side * min(tallest, 1.5) + 0.3) * len(shown) + 0.7)
     rows = figure.subplots(len(shown), slots, squeeze=False)
+    place(figure, 0.35, 0.85, 0.65, 0.3, 0.15, 0.3)
     values = np.concatenate([segment.latents[:slots].ravel() for segment in shown])
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
@@ -71,9 +88,12 @@ def draw_latents(view: SampleView, step: int, path: Path) -> None:
                 axes.set_xlabel(f"latent {slot + 1}", fontsize=NORMAL)
     more = f"; the first {slots} of {len(shown[0].latents)} latents" if len(shown[0].latents) > slots else ""
     title = f"Where each latent looks: {view.id}, step {step} (cosine to the patches; outlined: its target{more})"
-    figure.suptitle(title, fontsize=NORMAL, parse_math=False)
+    figure.text(0.5, 1 - 0.25 / figure.get_size_inches()[1], title, fontsize=NORMAL, ha="center", parse_math=False)
     if heat is not None:
-        bar = figure.colorbar(heat, ax=rows, shrink=0.8, aspect=30, fraction=0.03)
+        width, height = figure.get_size_inches()
+        bar = figure.colorbar(
+            heat, cax=figure.add_axes((1 - 0.7 / width, 0.3 / height, 0.15 / width, 1 - 0.95 / height))
+        )
         bar.ax.tick_params(labelsize=SMALL)
     save(figure, path)
 
@@ -110,6 +130,6 @@ def _outline(axes: Axes, segment: SegmentView, cell: tuple[float, float]) -> Non
 
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float) -> None:
-    """An outline that shows on dark and on light: black below, white dashes on top."""
-    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="black", linewidth=3))
-    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="white", linewidth=1.5))
+    """An outline that shows on dark and on light: white below, vermilion on top."""
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="white", linewidth=3.5))
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=COLOURS[3], linewidth=2))

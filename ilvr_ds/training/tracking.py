@@ -94,10 +94,13 @@ class Tracker:
         if self._record:
             self._record.event(name, **details)
 
-    def picture(self, step: int, key: str, file: str) -> None:
-        """Record a PNG file in the folder `pictures` beside the record; `key` names its kind in MLflow."""
+    def picture(self, step: int, key: str, file: str, seconds: float) -> None:
+        """Record a PNG file in the folder `pictures` beside the record, drawn in `seconds`; `key` names it in MLflow.
+
+        Any thread may call.
+        """
         if self._record and self._shipper:
-            self._record.event("picture", step=step, key=key, file=file)
+            self._record.event("picture", step=step, key=key, file=file, seconds=seconds)
             self._shipper.wake()
 
     def close(self, status: Status, timeout_s: float = 30.0) -> int:

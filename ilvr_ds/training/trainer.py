@@ -108,6 +108,7 @@ class Trainer:
         if finished:
             self._evaluate(self.done)
             self._draw(self.done)
+        self.parts.pictures.finish()
         self.progress.close()
         return finished
 
