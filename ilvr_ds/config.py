@@ -226,7 +226,7 @@ class TrackingConfig:
     """Draw pictures every so many optimizer steps and at the end; 0: at the end only. They lie in the run's folder
     `pictures` and in MLflow: the loss curves and, in stage 1, what the teacher selected and where latents look."""
     picture_samples: int = 3
-    """Samples that are drawn, always the same, spread over `data.eval_shards` (without it `data.shards`); 0: none."""
+    """Samples that are drawn, always the same, drawn from `data.eval_shards` (without it `data.shards`); 0: none."""
 
 
 @dataclass(frozen=True)

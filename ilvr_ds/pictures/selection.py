@@ -131,5 +131,5 @@ def _outline(axes: Axes, segment: SegmentView, cell: tuple[float, float]) -> Non
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float) -> None:
     """An outline that shows on dark and on light: white below, vermilion on top."""
-    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="white", linewidth=3.5))
-    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=COLOURS[3], linewidth=2))
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="white", linewidth=3.5, clip_on=False))
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=COLOURS[3], linewidth=2, clip_on=False))

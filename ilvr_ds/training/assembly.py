@@ -210,11 +210,11 @@ def _held_out_dataset(
 
 
 def _pictures(recipe: Recipe, encoding: Encoding, shards: ShardSet, step: TrainingStep, tracker: Tracker) -> Pictures:
-    """Draws samples spread over a data set; every rank looks at the same ones, for every rank has a part in it."""
+    """Draws a few samples of a data set; every rank looks at the same ones, for every rank has a part in it."""
     count = min(recipe.tracking.picture_samples, len(shards))
     if not count or not isinstance(step, StageOneStep):
         return Pictures(tracker, recipe.run_dir)
-    numbers = np.linspace(0, len(shards) - 1, count).round().astype(np.int64)
+    numbers = np.sort(np.random.default_rng(0).choice(len(shards), count, replace=False))  # the same in every run
     dataset = build_dataset(recipe, encoding, shards, lambda _: numbers, count, step.types)
     return Pictures(tracker, recipe.run_dir, Gaze(dataset, numbers, step))
 

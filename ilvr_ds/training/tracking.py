@@ -27,16 +27,13 @@ logger = logging.getLogger("ilvr_ds")
 
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
 
-__all__ = ["Status", "Tracker", "TrackingTarget", "how_to_look"]
+__all__ = ["Status", "Tracker", "TrackingTarget", "charts_page"]
 
 
-def how_to_look(uri: str, experiment_id: str | None) -> list[str]:
-    """Lines that say how to see the charts: a command for a local store, and the page."""
+def charts_page(server: str, experiment_id: str | None) -> str:
+    """Address of the charts of an experiment; MLflow's own start page opens something else."""
     charts = f"experiments/{experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
-    page = f"#/{charts}" if experiment_id else ""
-    if uri.startswith(("http://", "https://")):
-        return [f"{uri}/{page}"]
-    return [f"mlflow ui --backend-store-uri {uri} --workers 1", f"http://127.0.0.1:5000/{page}"]
+    return f"{server}/#/{charts}" if experiment_id else f"{server}/"
 
 
 class Tracker:
@@ -78,10 +75,11 @@ class Tracker:
         """MLflow's id of this run; None until the server has given one, and on other ranks."""
         return self._shipper.copy.state.run_id if self._shipper else None
 
-    def how_to_look(self) -> list[str]:
-        """Lines that say how to see the charts of this run."""
+    def how_to_look(self) -> str:
+        """How to see the charts of this run: a command, or a page where there is a server."""
         experiment = self._shipper.copy.state.experiment_id if self._shipper else None
-        return how_to_look(self.target.resolved_uri(), experiment)
+        uri = without_password(self.target.resolved_uri())
+        return charts_page(uri, experiment) if uri.startswith("http") else f"ilvr-ds ui {self._directory}"
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of a step; returns at once."""

@@ -109,7 +109,7 @@ def test_demo_through_the_launcher(tmp_path: Path, demo_folder: Path) -> None:
     first, last = curve[min(curve)], curve[max(curve)]
     assert last["loss/ce"] < first["loss/ce"] / 2
     assert last["teacher/drift"] > 0
-    assert "mlflow ui --backend-store-uri" in run.stderr + run.stdout
+    assert f"look at it: ilvr-ds ui {tmp_path}/demo" in run.stderr + run.stdout
     assert (tmp_path / "demo/checkpoints/step-00000060/state.json").is_file()
 
 
