@@ -1,11 +1,11 @@
-# make demo | test | drill | lint | bench. Each sets up .venv by itself.
+# make demo | test | test-browser | drill | lint | bench. Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 DEMO := outputs/demo-data
 RECIPE := launch/recipes/demo.yaml
 
-.PHONY: demo test drill lint bench clean
+.PHONY: demo test test-browser drill lint bench clean
 
 .venv/ready: setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,6 +26,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest
+
+test-browser: .venv/ready
+	$(BIN)/python -m pytest -m browser -rs tests/browser
 
 drill: .venv/ready
 	$(BIN)/python -m pytest -m drill

@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         "--compare-pixels", type=int, default=0, metavar="N", help="cost against helper images as pixels, on N answers"
     )
     evaluate.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), help="MLflow for the scores")
-    evaluate.add_argument("--experiment", default="evaluation", help="MLflow experiment (default evaluation)")
+    evaluate.add_argument("--experiment", help="MLflow experiment (default: below the training run, else evaluation)")
     evaluate.set_defaults(run=_evaluate)
 
     export = commands.add_parser("export", help="a run's weights as a model that stock transformers loads")

@@ -223,10 +223,10 @@ class TrackingConfig:
     every_steps: int = 10
     """Log metrics every so many optimizer steps."""
     pictures_every_steps: int = 500
-    """Draw pictures every so many optimizer steps and at the end; 0: at the end only. They lie in the run's folder
-    `pictures` and in MLflow: the loss curves and, in stage 1, what the teacher selected and where latents look."""
+    """Draw pictures every so many optimizer steps, and at the start and the end; 0: at start and end only. They lie in
+    the run's folder `pictures` and in MLflow: the curves and, in stage 1, what is selected and where latents look."""
     picture_samples: int = 3
-    """Samples that are drawn, always the same, drawn from `data.eval_shards` (without it `data.shards`); 0: none."""
+    """So many samples of `data.eval_shards` (without it `data.shards`) are drawn, always the same; 0: no pictures."""
 
 
 @dataclass(frozen=True)

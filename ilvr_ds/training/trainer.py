@@ -96,6 +96,8 @@ class Trainer:
             logger.info("nothing to do: step %d of %d is done", self.done, self.parts.total_steps)
             return True
         self._rehearse()
+        if self.done == 0:
+            self._draw(0)
         with self.signal:
             for step, window in self.loader.windows(self.parts.total_steps):
                 self._train_step(step, window)
@@ -219,6 +221,8 @@ class Trainer:
         logger.info("step %d  %s", done, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
     def _draw(self, done: int) -> None:
+        if not self.recipe.tracking.picture_samples:
+            return
         self.watchdog.at(done, "pictures")
         with self.speed.paused():
             self.parts.pictures(done)

@@ -31,6 +31,7 @@ def overrides(folder: Path, demo: Path, **changes: Any) -> list[str]:
         "tracking.every_steps": 1,
         "evaluation.max_samples": 8,
         "checkpoint.every_steps": 0,
+        "tracking.picture_samples": 0,
         **{key.replace("__", "."): value for key, value in changes.items()},
     }
     return [f"{key}={value}" for key, value in values.items()]
