@@ -1,11 +1,11 @@
-# make demo | test | test-cluster | drill | lint | bench. Each sets up .venv by itself.
+# make demo | test | test-cluster | test-browser | drill | lint | bench. Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 DEMO := outputs/demo-data
 RECIPE := launch/recipes/demo.yaml
 
-.PHONY: demo test test-cluster drill lint bench clean
+.PHONY: demo test test-cluster test-browser drill lint bench clean
 
 .venv/ready: setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +29,9 @@ test: .venv/ready
 
 test-cluster: .venv/ready
 	$(BIN)/python -m pytest -m cluster -rs --timeout 600 tests/cluster
+
+test-browser: .venv/ready
+	$(BIN)/python -m pytest -m browser -rs tests/browser
 
 drill: .venv/ready
 	$(BIN)/python -m pytest -m drill

@@ -43,6 +43,7 @@ setup(
         "alembic",
         "pandas",
         "psutil",
+        "matplotlib>=3.8",
         "peft>=0.19",
         "accelerate",
         "packaging",
@@ -60,6 +61,7 @@ setup(
         "dev": [
             "pytest",
             "pytest-timeout",
+            "playwright",
             "ruff",
             "mypy",
             "types-PyYAML",

@@ -92,6 +92,20 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("directory", type=Path, metavar="RUN_DIR", help="folder of the run")
     sync.add_argument("--uri", help="tracking address instead of the run's own")
     sync.set_defaults(run=_mlflow_sync)
+
+    ui = commands.add_parser("ui", help="start MLflow's pages on this machine and say where the charts are")
+    ui.add_argument(
+        "directory", type=Path, nargs="?", default=Path("outputs"), metavar="FOLDER",
+        help="folder of the runs, or of one run (default outputs)",
+    )  # fmt: skip
+    ui.add_argument("--experiment", help="whose charts (default: that of the newest run)")
+    ui.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default 5000)")
+    ui.set_defaults(run=_ui)
+
+    compare = commands.add_parser("compare", help="runs side by side: settings that differ and last metrics")
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folder of a run")
+    compare.set_defaults(run=_compare)
+
     generate = commands.add_parser("generate", help="answer a question with a trained model")
     _add_generation(generate)
     generate.add_argument("--image", type=Path, action="append", default=[], help="input image; may be given again")
@@ -110,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         "--compare-pixels", type=int, default=0, metavar="N", help="cost against helper images as pixels, on N answers"
     )
     evaluate.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), help="MLflow for the scores")
-    evaluate.add_argument("--experiment", default="evaluation", help="MLflow experiment (default evaluation)")
+    evaluate.add_argument("--experiment", help="MLflow experiment (default: below the training run, else evaluation)")
     evaluate.set_defaults(run=_evaluate)
 
     export = commands.add_parser("export", help="a run's weights as a model that stock transformers loads")
@@ -204,6 +218,19 @@ def _mlflow_sync(options: argparse.Namespace) -> int:
 
     for line in sync(options.directory, options.uri):
         print(line)
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from ilvr_ds.training.ui import show
+
+    return show(options.directory, options.experiment, options.port, lambda line: print(line, flush=True))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from ilvr_ds.training.compare import compare
+
+    print("\n".join(compare(options.runs)))
     return 0
 
 

@@ -222,6 +222,11 @@ class TrackingConfig:
     """MLflow experiment."""
     every_steps: int = 10
     """Log metrics every so many optimizer steps."""
+    pictures_every_steps: int = 500
+    """Draw pictures every so many optimizer steps, and at the start and the end; 0: at start and end only. They lie in
+    the run's folder `pictures` and in MLflow: the curves and, in stage 1, what is selected and where latents look."""
+    picture_samples: int = 3
+    """So many samples of `data.eval_shards` (without it `data.shards`) are drawn, always the same; 0: no pictures."""
 
 
 @dataclass(frozen=True)
@@ -306,6 +311,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "checkpoint.keep_last": (0, 2**31),
     "checkpoint.keep_every": (0, 2**31),
     "tracking.every_steps": (1, 2**31),
+    "tracking.pictures_every_steps": (0, 2**31),
+    "tracking.picture_samples": (0, 16),
 }
 
 

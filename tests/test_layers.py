@@ -21,8 +21,10 @@ MAY_IMPORT = {
     "data": BASE | {"data", "config"},
     "model": BASE | {"model", "data", "config"},
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
-    "training": BASE | {"training", "distill", "model", "ops", "data", "config", "dist"},
-    "evaluation": BASE | {"evaluation", "training", "model", "ops", "data", "config", "dist"},
+    "training": BASE | {"training", "distill", "model", "ops", "data", "config", "dist", "provenance", "pictures"},
+    "evaluation": BASE | {"evaluation", "training", "model", "ops", "data", "config", "dist", "provenance", "pictures"},
+    "provenance": BASE,
+    "pictures": BASE | {"pictures"},
     "doctor": BASE | {"ops"},
     "demo": BASE | {"model", "data"},
     "cli": BASE | {"config", "data", "model", "training", "evaluation", "dist", "launcher", "demo", "doctor"},
@@ -143,7 +145,7 @@ def test_the_check_finds_a_bare_except() -> None:
 
 HOT = [
     "ops/noise.py", "ops/reference.py", "distill/query.py", "distill/selection.py", "distill/stage1.py",
-    "distill/stage2.py", "distill/answers.py", "distill/teacher.py", "model/rollout.py", "model/cached_attention.py",
+    "distill/stage2.py", "distill/text.py", "distill/teacher.py", "model/rollout.py", "model/cached_attention.py",
     "training/stage2_step.py", "model/injection.py", "model/vision.py", "model/attention.py", "training/step.py",
 ]  # fmt: skip
 WAITING = {"item", "tolist", "numpy", "cpu", "nonzero", "tensor", "as_tensor", "from_numpy", "masked_select", "unique"}

@@ -25,6 +25,7 @@ Int64 = NDArray[np.int64]
 class Collator:
     """Builds Windows. `padding_side`, latent size, pooling and the tower's layout are fixed for a run.
 
+    `types` names the kinds of task by which losses are split; samples of other kinds count in the whole only.
     With `free_latents` (stage 2) segments have no targets and samples no helper images (SampleEncoder); every
     micro-batch holds the layout in which the student makes its latents itself.
     """
@@ -38,6 +39,7 @@ class Collator:
         padding_side: Literal["right", "left"],
         micro_batch_size: int,
         free_latents: bool = False,
+        types: tuple[str, ...] = (),
     ) -> None:
         self.special = special
         self.layout = layout
@@ -46,6 +48,7 @@ class Collator:
         self.padding_side = padding_side
         self.micro_batch_size = micro_batch_size
         self.free_latents = free_latents
+        self.types = {name: number for number, name in enumerate(types)}
         self.merge_unit = layout.merge_size**2
 
     def __call__(self, samples: list[EncodedSample], numbers: Int64) -> Window:
@@ -168,10 +171,14 @@ class Collator:
         mine = [(w, i - members.start, m) for w, (i, m) in enumerate(order) if i in members]
         pads = [base[b] + samples[b].segments[m] + np.arange(self.latent_size) for _, b, m in mine]
         rows = [np.arange(offsets[w], offsets[w + 1]) for w, _, _ in mine]
+        kinds = [self.types.get(sample.group, len(self.types)) for sample in samples]
+        label_types = np.repeat(np.array(kinds, dtype=np.int64), [len(at) for at in supervised])
         return MicroBatch(
             tokens=tokens,
             label_rows=_join([start + at - 1 for start, at in zip(base, supervised, strict=True)]),
             label_ids=_join([s.labels[at] for s, at in zip(samples, supervised, strict=True)]),
+            label_types=torch.from_numpy(label_types),
+            supervised_by_type=torch.from_numpy(np.bincount(label_types, minlength=len(self.types) + 1)[:-1]),
             segments=torch.tensor([w for w, _, _ in mine], dtype=torch.int64),
             latent_slots=_join(pads).view(-1, self.latent_size),
             sample_of_segment=torch.tensor([b for _, b, _ in mine], dtype=torch.int64),

@@ -96,6 +96,11 @@ class ImageEncoder:
         ends = np.cumsum([height * width for height, width in grids])
         return list(zip(np.split(one_frame, ends[:-1]), grids, strict=True))
 
+    def seen(self, data: bytes) -> Image.Image:
+        """The image as the tower sees it: resized, grey where `blank` is set."""
+        image = decode_image(data)
+        return self._resize(image, self._grid(image))
+
     def _resize(self, image: Image.Image, grid: Grid) -> Image.Image:
         height, width = (side * self.processor.patch_size for side in grid)
         if self.blank:

@@ -179,6 +179,10 @@ class MicroBatch(TensorTree):
     """[L] int64 flat positions t-1 whose hidden state predicts a supervised token"""
     label_ids: torch.Tensor
     """[L] int64 the tokens"""
+    label_types: torch.Tensor
+    """[L] int64 kind of task of the sample, as a number of the collator's `types`; one past the last: another kind"""
+    supervised_by_type: torch.Tensor
+    """[types] int64 how many labels each kind of task has"""
     segments: torch.Tensor
     """[M] int64: the micro-batch's segments as segments of the window"""
     latent_slots: torch.Tensor

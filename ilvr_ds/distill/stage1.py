@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch
-from ilvr_ds.distill.answers import answers_right
 from ilvr_ds.distill.selection import Targets
+from ilvr_ds.distill.text import text_sums
 from ilvr_ds.model.injection import last_hidden, write_images, write_latents
 from ilvr_ds.ops.noise import gaussian_noise
 from ilvr_ds.ops.selective_contrastive import selective_contrastive_loss
@@ -44,7 +44,7 @@ class StageOne(nn.Module):
     def forward(
         self, micro: MicroBatch, features: Tensor, targets: Targets, step: int, foreign: Negatives | None = None
     ) -> dict[str, Tensor]:
-        """Loss sums of one micro-batch: ce, alignment, contrastive; and right [B], whether the answer is.
+        """Loss sums of one micro-batch: alignment, contrastive and text_sums; and prediction [M, K, D], detached.
 
         features [F, D]: merged image features of the window. step: optimizer step, a part of the noise's counter.
         """
@@ -53,10 +53,10 @@ class StageOne(nn.Module):
         prediction = hidden[micro.latent_slots.flatten() - 1]
         alignment, contrastive = self._feature_losses(micro, prediction, targets, step, foreign)
         return {
-            "ce": nn.functional.cross_entropy(logits.float(), micro.label_ids, reduction="sum"),
             "alignment": alignment.sum(),
             "contrastive": contrastive.sum(),
-            "right": answers_right(logits.detach(), micro),
+            "prediction": prediction.detach().view(*micro.latent_slots.shape, -1),
+            **text_sums(logits, micro),
         }
 
     def hidden(self, micro: MicroBatch, features: Tensor, targets: Targets) -> Tensor:

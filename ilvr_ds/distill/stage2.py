@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ilvr_ds.data.window import MicroBatch
-from ilvr_ds.distill.answers import answers_right
+from ilvr_ds.distill.text import text_sums
 from ilvr_ds.model.cached_attention import use_cached_attention
 from ilvr_ds.model.injection import write_images
 from ilvr_ds.model.rollout import roll_out
@@ -31,16 +31,13 @@ class StageTwo(nn.Module):
         use_cached_attention(model.model.language_model)
 
     def forward(self, micro: MicroBatch, features: Tensor) -> dict[str, Tensor]:
-        """The sum of the cross-entropy over one micro-batch, and right [B], whether the answer is.
+        """What text_sums says of one micro-batch.
 
         features [F, D]: merged input-image features of the window.
         """
         hidden = self.hidden(micro, features).flatten(0, 1)
         logits = self.model.lm_head(hidden[micro.label_rows])
-        return {
-            "ce": nn.functional.cross_entropy(logits.float(), micro.label_ids, reduction="sum"),
-            "right": answers_right(logits.detach(), micro),
-        }
+        return text_sums(logits, micro)
 
     def hidden(self, micro: MicroBatch, features: Tensor) -> Tensor:
         """Last hidden state [B, T, D] with images written in and latents fed back."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ilvr_ds import __version__
+from ilvr_ds.provenance import commit
 
 _TEXT = """\
 ---
@@ -54,7 +54,7 @@ def write_card(path: Path, state: dict[str, Any], checkpoint: Path, dtype: torch
         latent_size=recipe["model"]["latent_size"],
         dtype=str(dtype).removeprefix("torch."),
         version=__version__,
-        commit=_commit(),
+        commit=commit()[0],
         scores=_scores(checkpoint.parent.parent / "metrics.jsonl", state["step"]),
         recipe=json.dumps(recipe, indent=1),
     )
@@ -73,14 +73,3 @@ def _scores(record: Path, step: int) -> str:
         return "None known; `ilvr-ds evaluate` measures them."
     lines = [f"- {name.removeprefix('eval/')}: {value:.4g}" for name, value in sorted(best.items())]
     return "Teacher-forced, on held-out samples, during training:\n\n" + "\n".join(lines)
-
-
-def _commit() -> str:
-    """The commit of the code that exports; "unknown" outside a checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-        )
-    except OSError:
-        return "unknown"
-    return found.stdout.strip() or "unknown"

@@ -23,8 +23,11 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.ablation import CONDITIONS, latent_source
 from ilvr_ds.evaluation.answers import Answer
 from ilvr_ds.evaluation.benchmarks import Benchmark, find_benchmark
+from ilvr_ds.evaluation.charts import draw_scores
+from ilvr_ds.evaluation.examples import example, marked_text
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import Reasoner, load_reasoner
+from ilvr_ds.evaluation.origin import read_origin
 from ilvr_ds.evaluation.pixels import replay_cost
 from ilvr_ds.evaluation.report import metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results, append
@@ -52,7 +55,8 @@ class EvaluationSettings:
     """Samples of each rank on which the cost is compared with the interleaved baseline."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     tracking_uri: str | None = None
-    experiment: str = "evaluation"
+    experiment: str | None = None
+    """MLflow experiment; None: that of the model's training run, as a child of it, else "evaluation"."""
 
 
 def evaluate(settings: EvaluationSettings) -> list[str]:
@@ -84,7 +88,7 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
             append(file, [line for line in run.answer(batch) if line["number"] not in done])
             logger.info("batch %d of %d", number, len(mine))
     dist.barrier()
-    lines = dist.decided_by_main(lambda: _finish(settings, benchmark, results, identity))
+    lines = dist.decided_by_main(lambda: _finish(settings, benchmark, results, identity, reader))
     dist.close()
     return lines
 
@@ -140,6 +144,7 @@ class _Run:
             "answer": sample.answer,
             "options": len(self.benchmark.options(sample)),
             "response": answer.text,
+            "marked": marked_text(self.reasoner, answer),
             "verdicts": self.benchmark.judge(sample, answer.text),
             "new_tokens": len(answer.tokens),
             "steps": list(answer.steps),
@@ -193,17 +198,20 @@ def _identity(settings: EvaluationSettings, data: str, count: int, reasoner: Rea
 
 
 def _finish(
-    settings: EvaluationSettings, benchmark: Benchmark, results: Results, identity: dict[str, Any]
+    settings: EvaluationSettings, benchmark: Benchmark, results: Results, identity: dict[str, Any], reader: ShardReader
 ) -> list[str]:
     lines = results.lines()
     scores, text = summarize(lines, benchmark)
     results.finish(lines, {"settings": identity, **scores})
+    pictures = draw_scores(scores, benchmark.name, results.folder)
     if settings.tracking_uri:
-        examples = [
-            {key: str(line[key]) for key in ("id", "type", "question", "answer", "response", "verdicts")}
-            for line in lines[:EXAMPLES]
-        ]
+        examples = [example(line, reader.read(line["number"])) for line in lines[:EXAMPLES]]
+        origin = read_origin(settings.model)
+        experiment = settings.experiment or origin.get("experiment") or "evaluation"
+        parent = None if settings.experiment else origin.get("mlflow_run_id")
         name = f"{Path(settings.model).name}-{settings.benchmark}"
         params = {key: identity[key] for key in ("model", "data", "samples", "benchmark", "latent_size")}
-        log_scores(settings.tracking_uri, settings.experiment, name, params, metrics_of(scores), examples)
+        log_scores(
+            settings.tracking_uri, experiment, name, params, metrics_of(scores), examples, pictures, parent
+        )  # fmt: skip
     return [*text, f"answers and scores: {results.folder}"]

@@ -24,6 +24,7 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.base_weights import tower_weights
 from ilvr_ds.evaluation.card import write_card
 from ilvr_ds.evaluation.loading import DTYPES
+from ilvr_ds.evaluation.origin import write_origin
 from ilvr_ds.model.student import load_config
 from ilvr_ds.training.checkpoint import list_checkpoints, read_student_weights, saved_state
 
@@ -67,6 +68,7 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
         ImageEncoder(settings.path, 2**26).processor.save_pretrained(partial)
         _copy_side_files(settings.path, partial)
         write_card(partial / "README.md", state, checkpoint, dtype)
+        write_origin(partial, state, checkpoint)
         if to.exists():
             shutil.rmtree(to)
         partial.rename(to)

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ilvr_ds.errors import UserError
@@ -20,9 +21,11 @@ _QUIET = {
 
 def log_scores(
     uri: str, experiment: str, name: str, params: Mapping[str, Any], metrics: Mapping[str, float],
-    examples: Sequence[Mapping[str, Any]],
+    examples: Sequence[Mapping[str, Any]], pictures: Sequence[Path] = (), parent: str | None = None,
 ) -> str | None:  # fmt: skip
     """Write a finished run; returns its id, or None where the server failed (the files on disk are the record).
+
+    parent: id of the training run; where this server has it, the new run is its child, in its experiment.
 
     Raises UserError where MLflow is not installed.
     """
@@ -36,9 +39,13 @@ def log_scores(
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     try:
         client: Any = MlflowClient(tracking_uri=uri)
-        known = client.get_experiment_by_name(experiment)
-        experiment_id = known.experiment_id if known else client.create_experiment(experiment)
-        run_id = str(client.create_run(experiment_id, run_name=name, tags={"kind": "evaluation"}).info.run_id)
+        tags = {"kind": "evaluation"}
+        experiment_id = _experiment_of(client, parent)
+        if experiment_id is not None:
+            tags["mlflow.parentRunId"] = str(parent)
+        else:
+            experiment_id = _experiment(client, uri, experiment)
+        run_id = str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
         for key, value in params.items():
             client.log_param(run_id, key, str(value))
         for key, number in metrics.items():
@@ -46,8 +53,33 @@ def log_scores(
         if examples:
             columns = {key: [example[key] for example in examples] for key in examples[0]}
             client.log_table(run_id, columns, "examples.json")
+        for picture in pictures:
+            client.log_artifact(run_id, str(picture), "pictures")
         client.set_terminated(run_id)
     except (MlflowException, OSError) as error:
         logger.warning("MLflow at %s: %s; the scores are on disk", uri, str(error).strip().splitlines()[0])
         return None
     return run_id
+
+
+def _experiment_of(client: Any, run_id: str | None) -> str | None:
+    """The experiment of a run; None where the server does not know the run."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        return str(client.get_run(run_id).info.experiment_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+
+
+def _experiment(client: Any, uri: str, name: str) -> str:
+    """The experiment of a name, made where it is missing; a SQLite store keeps its files beside it."""
+    if known := client.get_experiment_by_name(name):
+        return str(known.experiment_id)
+    database = Path(uri.removeprefix("sqlite:///")).absolute()
+    place = (database.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
+    return str(client.create_experiment(name, artifact_location=place))

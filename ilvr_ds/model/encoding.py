@@ -38,9 +38,14 @@ def build_encoding(recipe: Recipe) -> Encoding:
 
 
 def build_dataset(
-    recipe: Recipe, encoding: Encoding, shards: ShardSet, numbers_of: Callable[[int], Any], micro: int
+    recipe: Recipe,
+    encoding: Encoding,
+    shards: ShardSet,
+    numbers_of: Callable[[int], Any],
+    micro: int,
+    types: tuple[str, ...] = (),
 ) -> WindowDataset:
-    """Windows of a packed data set under a recipe."""
+    """Windows of a packed data set under a recipe; `types` are the kinds of task by which losses are split."""
     collator = Collator(
         encoding.special,
         encoding.layout,
@@ -49,5 +54,6 @@ def build_dataset(
         recipe.data.padding_side,
         micro,
         recipe.train.has_free_latents,
+        types,
     )
     return WindowDataset(ShardReader(shards), encoding.encoder, collator, numbers_of)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from ilvr_ds.distill.momentum import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
-from ilvr_ds.training.checkpoint import check_fits, find_checkpoint
+from ilvr_ds.provenance import environment, machine
+from ilvr_ds.training.checkpoint import check_fits, find_checkpoint, saved_state
 from ilvr_ds.training.checkpoint_reshard import needs_resharding, reshard
 from ilvr_ds.training.checkpoint_writer import CheckpointWriter
 from ilvr_ds.training.engine import (
@@ -30,7 +30,9 @@ from ilvr_ds.training.engine import (
     read_deepspeed_json,
 )
 from ilvr_ds.training.evaluation import HeldOut
+from ilvr_ds.training.gaze import Gaze
 from ilvr_ds.training.initial import find_initial
+from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.stage2_step import StageTwoStep
 from ilvr_ds.training.step import StageOneStep, TrainingStep
@@ -39,6 +41,7 @@ from ilvr_ds.training.trainer import Parts
 from ilvr_ds.training.watchdog import Watchdog
 
 logger = logging.getLogger("ilvr_ds")
+MAX_TYPES = 32
 
 
 def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
@@ -46,6 +49,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     checkpoint = find_checkpoint(recipe)
     check_optimizer(recipe.optim.name)
     initial = None if checkpoint else dist.decided_by_main(lambda: find_initial(recipe))
+    parent = saved_state(initial).get("mlflow_run_id") if initial else None
     file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
     encoding = build_encoding(recipe)
     shards = open_dataset(recipe.data.shards)
@@ -65,7 +69,9 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         "%d samples, %d a step on %d ranks, %d steps an epoch, %d samples left out of each epoch, %d steps in all",
         len(shards), plan.global_batch, world, plan.steps_per_epoch, plan.remainder, total,
     )  # fmt: skip
-    dataset = build_dataset(recipe, encoding, shards, PlannedNumbers(plan, dist.rank(), world), train.micro_batch_size)
+    types = _types(shards)
+    numbers = PlannedNumbers(plan, dist.rank(), world)
+    dataset = build_dataset(recipe, encoding, shards, numbers, train.micro_batch_size, types)
     identity = {
         "data": shards.fingerprint,
         "run.seed": recipe.run.seed,
@@ -77,16 +83,19 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     loader = WindowLoader(dataset, plan, identity, recipe.data.num_workers, dist.device().type == "cuda")
     if state:
         loader.check(state["loader"])
-    held_out = _held_out_dataset(recipe, encoding)
+    held_out = _held_out_dataset(recipe, encoding, types)
     zero_stage = int(file_settings.get("zero_optimization", {}).get("stage", 0))
     is_resharded = checkpoint is not None and needs_resharding(state, zero_stage)
     if checkpoint and is_resharded:
         reshard(checkpoint, state, zero_stage, recipe)
         file_settings = {**file_settings, "checkpoint": {"load_universal": True}}
-    step, networks = build_step(recipe, file_settings, encoding, initial)
+    step, networks = build_step(recipe, file_settings, encoding, initial, types)
     longest = int(np.argmax(shards.tokens)) if are_measured else None
-    evaluation = HeldOut(*held_out, step, _quarantine(recipe, held_out[0].reader.shard_set)) if held_out else None
-    tracker = _tracker(recipe, file_settings, shards, checkpoint is not None, state.get("mlflow_run_id"))
+    datasets, evaluation = {"training": shards}, None
+    if held_out:
+        datasets["evaluation"] = held_out[0].reader.shard_set
+        evaluation = HeldOut(*held_out, step, _quarantine(recipe, datasets["evaluation"]))
+    tracker = _tracker(recipe, file_settings, datasets, checkpoint is not None, state.get("mlflow_run_id"), parent)
     save = recipe.checkpoint
     writer = CheckpointWriter(
         recipe.run_dir / "checkpoints", networks.student, networks.trained,
@@ -104,6 +113,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         zero_stage=zero_stage,
         held_out=evaluation,
         tracker=tracker,
+        pictures=_pictures(recipe, encoding, datasets.get("evaluation", shards), step, tracker),
         writer=writer,
         watchdog=watchdog,
         quarantine=_quarantine(recipe, shards),
@@ -115,11 +125,16 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
 
 
 def build_step(
-    recipe: Recipe, file_settings: dict[str, Any], encoding: Encoding, initial: Path | None = None
+    recipe: Recipe,
+    file_settings: dict[str, Any],
+    encoding: Encoding,
+    initial: Path | None = None,
+    types: tuple[str, ...] = (),
 ) -> tuple[TrainingStep, Networks]:
     """Student, tower and, in stage 1, teacher of a recipe, ready to compute optimizer steps (collective).
 
-    initial: the checkpoint whose weights the student starts from, where it is not `model.path`.
+    initial: the checkpoint whose weights the student starts from, where it is not `model.path`. types: the kinds of
+    task by which losses are split.
     """
     images = encoding.encoder.images
     networks = build_networks(
@@ -133,14 +148,14 @@ def build_step(
     attention = networks.student.module.model.model.language_model.config._attn_implementation
     logger.info("attention: %s; ZeRO stage %d", attention, networks.zero_stage)
     if networks.teacher is None:
-        return StageTwoStep(networks.student, networks.tower, recipe.model.latent_size), networks
+        return StageTwoStep(networks.student, networks.tower, recipe.model.latent_size, types), networks
     shards = MomentumShards(
         networks.teacher_shards(), networks.student_shards(), recipe.teacher.momentum, dist.device()
     )
     teacher = MomentumTeacher(
         networks.teacher, shards, networks.student_shards, recipe.selection, recipe.model.latent_size
     )
-    return StageOneStep(networks.student, networks.tower, teacher, recipe.loss), networks
+    return StageOneStep(networks.student, networks.tower, teacher, recipe.loss, types), networks
 
 
 def _check_lengths(recipe: Recipe, shards: ShardSet) -> bool:
@@ -165,7 +180,18 @@ def _check_lengths(recipe: Recipe, shards: ShardSet) -> bool:
     return longest > 0
 
 
-def _held_out_dataset(recipe: Recipe, encoding: Encoding) -> tuple[WindowDataset, int, int, list[str]] | None:
+def _types(shards: ShardSet) -> tuple[str, ...]:
+    """The kinds of task by which losses are split: the largest MAX_TYPES of the training data, in order."""
+    groups = {name: count for name, count in shards.manifest.groups.items() if name}
+    largest = sorted(groups, key=lambda name: (-groups[name], name))[:MAX_TYPES]
+    if len(largest) < len(groups):
+        logger.info("loss/ce_by_type: the %d largest of %d kinds of task", MAX_TYPES, len(groups))
+    return tuple(sorted(largest))
+
+
+def _held_out_dataset(
+    recipe: Recipe, encoding: Encoding, types: tuple[str, ...]
+) -> tuple[WindowDataset, int, int, list[str]] | None:
     """The evaluation data, loader workers, the number of windows of each rank, and the kinds of task."""
     if recipe.data.eval_shards is None:
         return None
@@ -179,8 +205,18 @@ def _held_out_dataset(recipe: Recipe, encoding: Encoding) -> tuple[WindowDataset
             f"samples for each of {world} ranks"
         )
     logger.info("evaluation on %d of %d held-out samples", steps * micro * world, len(shards))
-    dataset = build_dataset(recipe, encoding, shards, SequentialNumbers(micro, dist.rank(), world), micro)
+    dataset = build_dataset(recipe, encoding, shards, SequentialNumbers(micro, dist.rank(), world), micro, types)
     return dataset, recipe.data.num_workers, steps, sorted(shards.manifest.groups)
+
+
+def _pictures(recipe: Recipe, encoding: Encoding, shards: ShardSet, step: TrainingStep, tracker: Tracker) -> Pictures:
+    """Draws a few samples of a data set; every rank looks at the same ones, for every rank has a part in it."""
+    count = min(recipe.tracking.picture_samples, len(shards))
+    if not count or not isinstance(step, StageOneStep):
+        return Pictures(tracker, recipe.run_dir)
+    numbers = np.sort(np.random.default_rng(0).choice(len(shards), count, replace=False))  # the same in every run
+    dataset = build_dataset(recipe, encoding, shards, lambda _: numbers, count, step.types)
+    return Pictures(tracker, recipe.run_dir, Gaze(dataset, numbers, step))
 
 
 def _quarantine(recipe: Recipe, shards: ShardSet) -> Quarantine:
@@ -188,29 +224,74 @@ def _quarantine(recipe: Recipe, shards: ShardSet) -> Quarantine:
 
 
 def _tracker(
-    recipe: Recipe, file_settings: dict[str, Any], shards: ShardSet, goes_on: bool, mlflow_run_id: str | None
+    recipe: Recipe,
+    file_settings: dict[str, Any],
+    datasets: dict[str, ShardSet],
+    goes_on: bool,
+    mlflow_run_id: str | None,
+    parent: str | None,
 ) -> Tracker:
-    """The run's record; on the main rank the resolved settings are written beside it."""
+    """The run's record; on the main rank the resolved settings and where it runs are written beside it (collective).
+
+    parent: MLflow's id of the run whose weights this one starts from.
+    """
     directory = recipe.run_dir
-    settings = {"recipe.json": recipe.to_dict(), "deepspeed.json": deepspeed_settings(recipe, file_settings)}
+    here = environment(dist.gather_on_host(machine(dist.device())))
+    deepspeed_json = deepspeed_settings(recipe, file_settings)
+    settings = {"recipe.json": recipe.to_dict(), "deepspeed.json": deepspeed_json, "environment.json": here}
+    shards = datasets["training"]
     dist.decided_by_main(lambda: _write_settings(directory, settings))
     return Tracker(
         directory,
         TrackingTarget(recipe.tracking.uri, recipe.tracking.experiment, recipe.run.name, Path(recipe.run.output_dir)),
-        params=recipe.flat(),
+        params={**recipe.flat(), **_flat("ds", deepspeed_json)},
         tags={
             "stage": str(recipe.train.stage),
             "base_model": recipe.model.path,
             "world_size": str(dist.world_size()),
             "data": shards.location,
             "data.fingerprint": shards.fingerprint,
-            "host": os.uname().nodename,
+            "host": here["ranks"][0]["host"],
+            "hosts": ", ".join(sorted({rank["host"] for rank in here["ranks"]})),
+            "device": here["ranks"][0]["device"],
+            "command": here["command"],
+            "git.commit": here["git_commit"],
+            "git.dirty": str(here["git_dirty"]).lower(),
+            **{f"version.{name}": found for name, found in here["versions"].items()},
+            **({"mlflow.parentRunId": parent} if parent else {}),
         },
+        datasets=[_dataset_entry(context, data) for context, data in datasets.items()],
         artifacts=[directory / name for name in settings],
         is_writer=dist.is_main(),
         goes_on=goes_on,
         run_id=mlflow_run_id,
     )
+
+
+def _dataset_entry(context: str, shards: ShardSet) -> dict[str, Any]:
+    """What MLflow is told of a data set; its digest is short: the whole fingerprint stands in the profile."""
+    manifest = shards.manifest
+    return {
+        "name": manifest.name,
+        "digest": shards.fingerprint[:12],
+        "source": shards.location,
+        "context": context,
+        "profile": {
+            "samples": manifest.samples,
+            "groups": manifest.groups,
+            "size_bytes": manifest.size_bytes,
+            "rejected": manifest.rejected,
+            "longest_tokens": manifest.longest_tokens,
+            "fingerprint": shards.fingerprint,
+        },
+    }
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    """Nested settings as dotted names."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {name: leaf for key, inner in value.items() for name, leaf in _flat(f"{prefix}.{key}", inner).items()}
 
 
 def _write_settings(directory: Path, settings: dict[str, Any]) -> None:

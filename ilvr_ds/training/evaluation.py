@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ from ilvr_ds import dist
 from ilvr_ds.data.loader import WindowDataset, iterate_windows
 from ilvr_ds.data.window import BadSample, Window
 from ilvr_ds.training.quarantine import Quarantine
-from ilvr_ds.training.step import TrainingStep, answer_accuracy
+from ilvr_ds.training.step import TrainingStep, answer_accuracy, metric_name
 from ilvr_ds.training.totals import Totals
 
 
@@ -80,7 +79,5 @@ def _accuracies(sums: dict[str, float], groups: dict[str, float], names: list[st
     metrics |= answer_accuracy(sums, "eval")
     for name in names:
         if name and groups[f"answers/{name}"]:
-            # groups are free text, names of MLflow metrics are not
-            metric = "eval/answer_accuracy/" + re.sub(r"[^\w\-. :]", "_", name, flags=re.ASCII)
-            metrics[metric] = groups[f"right/{name}"] / groups[f"answers/{name}"]
+            metrics[metric_name("eval/answer_accuracy", name)] = groups[f"right/{name}"] / groups[f"answers/{name}"]
     return metrics

@@ -62,18 +62,27 @@ class CopyState:
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
     """Names of files beside the record, or paths."""
+    datasets: list[dict[str, Any]] = field(default_factory=list)
+    """Of each data set: name, digest, source, context (training or evaluation) and profile (counts)."""
+    attempt: int = 0
+    """How often the run was started."""
     run_id: str | None = None
     experiment_id: str | None = None
     described: bool = False
-    """Parameters and artifacts are there."""
+    """Parameters, data sets and artifacts are there."""
+    tagged: bool = False
+    """The tags of the last start are there."""
     offset: int = 0
     last_steps: dict[str, int] = field(default_factory=dict)
     """The last step sent of each metric: steps that are trained again after a crash are not sent again."""
+    picture_offset: int = 0
+    last_pictures: dict[str, int] = field(default_factory=dict)
+    """The last step sent of each picture."""
 
     def restarted(self) -> CopyState:
         """The same run with nothing sent yet."""
-        kept = ("key", "uri", "experiment", "run_name", "params", "tags", "artifacts", "experiment_id")
-        return CopyState(**{name: getattr(self, name) for name in kept})
+        progress = ("run_id", "described", "tagged", "offset", "last_steps", "picture_offset", "last_pictures")
+        return CopyState(**{name: value for name, value in asdict(self).items() if name not in progress})
 
 
 def read_state(path: Path) -> CopyState:
@@ -103,8 +112,10 @@ class MlflowCopy:
             if self._client is None:
                 self._client = self._connect()
             self._send_params()
+            self._send_tags()
             sent = self._send_lines()
             self._send_artifacts()
+            self._send_pictures()
         return sent
 
     def unsent(self) -> int:
@@ -207,6 +218,22 @@ class MlflowCopy:
         for start in range(0, len(params), 100):
             self._client.log_batch(self.state.run_id, params=params[start : start + 100])
 
+        if self.state.datasets:
+            self._client.log_inputs(
+                self.state.run_id, datasets=[_dataset_input(entry) for entry in self.state.datasets]
+            )
+
+    def _send_tags(self) -> None:
+        """Tags are of the last start: the number of ranks, say, may be another."""
+        from mlflow.entities import RunTag
+
+        if self.state.tagged:
+            return
+        tags = {**self.state.tags, "attempt": str(self.state.attempt)}
+        self._client.log_batch(self.state.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        self.state.tagged = True
+        write_state(self.state_file, self.state)
+
     def _send_artifacts(self) -> None:
         """Files come last: a store for files that is out of order does not hold up the curves."""
         if self.state.described:
@@ -216,6 +243,28 @@ class MlflowCopy:
         self.state.described = True
         write_state(self.state_file, self.state)
 
+    def _send_pictures(self) -> None:
+        """Like artifacts, each once: one whose answer got lost is found by its name in the store."""
+        from PIL import Image
+
+        folder = self.record.with_name(self.record.stem.replace("metrics", "pictures", 1))
+        there: list[str] | None = None
+        for line, behind in read_record(self.record, self.state.picture_offset):
+            if line.get("event") != "picture" or line["step"] <= self.state.last_pictures.get(line["key"], -1):
+                continue
+            key, step, time_ms = line["key"], line["step"], int(line["time"] * 1000)
+            if there is None:
+                there = [file.path for file in self._client.list_artifacts(self.state.run_id, "images")]
+            name = f"images/{key.replace('/', '~')}+step+{step}+timestamp+{time_ms}+"
+            if not (folder / line["file"]).is_file():
+                logger.warning("%s is gone: not sent to MLflow", folder / line["file"])
+            elif not any(path.startswith(name) for path in there):
+                with Image.open(folder / line["file"]) as image:
+                    self._client.log_image(self.state.run_id, image, key=key, step=step, timestamp=time_ms)
+            self.state.picture_offset = behind
+            self.state.last_pictures[key] = step
+            write_state(self.state_file, self.state)
+
 
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -223,6 +272,14 @@ _QUIET = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # who sends tries again by itself
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
+
+
+def _dataset_input(entry: dict[str, Any]) -> Any:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source, profile = json.dumps({"uri": entry["source"]}), json.dumps(entry["profile"])
+    dataset = Dataset(entry["name"], entry["digest"], "local", source, profile=profile)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", entry["context"])])
 
 
 def _run_exists(client: Any, run_id: str) -> bool:

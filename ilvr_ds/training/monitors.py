@@ -88,6 +88,47 @@ def available_host_bytes() -> int:
     return free if limit == "max" else min(free, int(limit) - used)
 
 
+class NodeMonitor:
+    """How busy this process' host and its GPUs are."""
+
+    def __init__(self) -> None:
+        psutil.cpu_percent()  # it counts from the call before
+
+    def take(self) -> dict[str, float]:
+        """CPU load since the last call in percent, memory in use in GiB, network traffic since boot in GiB.
+
+        Memory of a GPU is what all its processes use.
+        """
+        network = psutil.net_io_counters()
+        metrics = {
+            "cpu_percent": psutil.cpu_percent(),
+            "host_memory_gib": psutil.virtual_memory().used / GIB,
+            "network_sent_gib": network.bytes_sent / GIB,
+            "network_received_gib": network.bytes_recv / GIB,
+        }
+        if dist.device().type == "cuda":
+            for number in range(torch.cuda.device_count()):
+                free, total = torch.cuda.mem_get_info(number)
+                metrics[f"gpu{number}_memory_gib"] = (total - free) / GIB
+        return metrics
+
+
+def of_all_ranks(memory: Mapping[str, float], node: Mapping[str, float]) -> dict[str, float]:
+    """Peaks of the rank that needs most, and `system/HOST/...` of every host (collective, through host memory)."""
+    mine = (os.uname().nodename, dist.local_rank(), dict(memory), dict(node))
+    metrics: dict[str, float] = {}
+    for host, local_rank, peaks, load in dist.gather_on_host(mine):
+        metrics |= {name: max(value, metrics.get(name, 0.0)) for name, value in peaks.items()}
+        if local_rank == 0:
+            metrics |= {f"system/{host}/{name}": value for name, value in load.items()}
+    return metrics
+
+
+def _memory(metrics: Mapping[str, float]) -> float:
+    """Peak memory that the progress shows: the device's, where there is one."""
+    return metrics.get("memory/peak_device_gib", metrics.get("memory/peak_host_gib", 0.0))
+
+
 class PhaseTimer:
     """Wall seconds of named phases. On a GPU these are the times to enqueue the work, not to do it."""
 
@@ -157,11 +198,15 @@ class Progress:
         names = {"loss": "loss/total", "ce": "loss/ce", "align": "loss/alignment"}
         shown = {short: metrics[name] for short, name in names.items() if name in metrics}
         if self._bar is not None:
-            self._bar.set_postfix({**{k: f"{v:.3f}" for k, v in shown.items()}, "tok/s": f"{speed:.0f}"}, refresh=False)
+            rest = {"tok/s": f"{speed:.0f}", "GiB": f"{_memory(metrics):.1f}"}
+            self._bar.set_postfix({**{k: f"{v:.3f}" for k, v in shown.items()}, **rest}, refresh=False)
             self._bar.update(done - self._bar.n)
             return
         losses = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        logger.info("step %d/%d  %s  %.0f tokens/s%s", done, self.total, losses, speed, self._eta(done))
+        memory = _memory(metrics)
+        logger.info(
+            "step %d/%d  %s  %.0f tokens/s  %.1f GiB%s", done, self.total, losses, speed, memory, self._eta(done)
+        )
 
     def close(self) -> None:
         """Leave the bar as it is."""

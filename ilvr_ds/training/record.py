@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ logger = logging.getLogger("ilvr_ds")
 
 
 class Record:
-    """Appends lines to a JSON Lines file; each is on its way to the disk when the call returns.
+    """Appends lines to a JSON Lines file; each is on its way to the disk when the call returns. Any thread may call.
 
     Metrics: {"step": int, "time": seconds, "metrics": {name: number}}; events: {"event": name, "time": seconds, ...}.
     Numbers that JSON lacks are the strings "nan", "inf" and "-inf".
@@ -24,6 +25,7 @@ class Record:
         self.path = path
         drop_torn_line(path)
         self._file = path.open("a", encoding="utf-8")
+        self._lock = threading.Lock()
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append the metrics of a step."""
@@ -39,8 +41,9 @@ class Record:
         self._file.close()
 
     def _write(self, content: dict[str, Any]) -> None:
-        self._file.write(json.dumps(content) + "\n")
-        self._file.flush()
+        with self._lock:
+            self._file.write(json.dumps(content) + "\n")
+            self._file.flush()
 
 
 def read_record(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:

@@ -42,7 +42,7 @@ def train(recipe: Recipe, recipe_path: Path) -> int:
         for line in summary_lines(recipe.run_dir / "metrics.jsonl"):
             logger.info(line)
         logger.info("%s; record and checkpoints: %s", _WORDS[status], recipe.run_dir)
-        logger.info("look at it: %s", "\n            ".join(parts.tracker.how_to_look()))
+        logger.info("look at it: %s", parts.tracker.how_to_look())
     dist.barrier()  # a scheduler that sees the exit code of one rank may kill the others: leave together
     dist.close()
     return recipe.run.stop_exit_code if status == "KILLED" else 0

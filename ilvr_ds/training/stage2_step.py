@@ -11,7 +11,7 @@ from torch import Tensor
 from ilvr_ds import dist
 from ilvr_ds.data.window import MicroBatch, Window
 from ilvr_ds.model.vision import VisionTower
-from ilvr_ds.training.step import answer_accuracy
+from ilvr_ds.training.step import answer_accuracy, by_type, ce_by_type, type_sums
 from ilvr_ds.training.totals import Totals, ratio
 
 
@@ -32,11 +32,12 @@ class StageTwoStep:
 
     teacher = None
 
-    def __init__(self, student: Any, tower: VisionTower, latent_size: int) -> None:
+    def __init__(self, student: Any, tower: VisionTower, latent_size: int, types: tuple[str, ...] = ()) -> None:
         self.student = student
         self.tower = tower
         self.latent_size = latent_size
-        self.sums = ["ce", "supervised", "right", "answers"]
+        self.types = types
+        self.sums = ["ce", "supervised", "right", "answers", *type_sums(types)]
 
     @torch.no_grad()
     def prepare(self, window: Window) -> Prepared:
@@ -71,11 +72,12 @@ class StageTwoStep:
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Means over the logged interval and all ranks."""
         ce = self.losses(sums)["ce"]
-        return {"loss/total": ce, "loss/ce": ce} | answer_accuracy(sums, "train")
+        return {"loss/total": ce, "loss/ce": ce} | ce_by_type(sums, self.types) | answer_accuracy(sums, "train")
 
     def _sums(self, micro: MicroBatch, prepared: Prepared, totals: Totals) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = self.student(micro, prepared.features)
         answers = micro.has_answer.sum()
         counts = {"supervised": torch.full_like(answers, len(micro.label_ids)), "answers": answers}
-        totals.add({**counts, **{name: value.detach().sum() for name, value in sums.items()}})
+        shown = {name: sums[name].detach().sum() for name in ("ce", "right")}
+        totals.add({**counts, **shown, **by_type(micro, sums, self.types)})
         return sums

@@ -6,6 +6,7 @@ The loop in trainer.py knows *when*; a step knows *how*. Nothing here waits for 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,12 +73,20 @@ class Prepared:
 class StageOneStep:
     """Vision, teacher and student of stage 1, put together. `student` is the engine around a StageOne."""
 
-    def __init__(self, student: Any, tower: VisionTower, teacher: MomentumTeacher, settings: LossConfig) -> None:
+    def __init__(
+        self,
+        student: Any,
+        tower: VisionTower,
+        teacher: MomentumTeacher,
+        settings: LossConfig,
+        types: tuple[str, ...] = (),
+    ) -> None:
         self.student = student
         self.tower = tower
         self.teacher = teacher
         self.settings = settings
-        self.sums = SUMS
+        self.types = types
+        self.sums = SUMS + type_sums(types)
 
     @torch.no_grad()
     def prepare(self, window: Window) -> Prepared:
@@ -118,12 +127,18 @@ class StageOneStep:
             "teacher/drift": math.sqrt(ratio(sums["drift"], sums["weight"])),
             "teacher/momentum": self.teacher.shards.momentum,
         }
-        return metrics | answer_accuracy(sums, "train")
+        return metrics | ce_by_type(sums, self.types) | answer_accuracy(sums, "train")
+
+    def look(self, micro: MicroBatch, prepared: Prepared) -> tuple[Targets, Tensor]:
+        """The micro-batch's targets, and what the student foresees in their place: [M, K, D]."""
+        targets = prepared.targets.of(micro)
+        return targets, self.student(micro, prepared.features, targets, 0, self._foreign(targets))["prediction"]
 
     def _sums(self, micro: MicroBatch, prepared: Prepared, step: int, totals: Totals) -> dict[str, Tensor]:
         targets = prepared.targets.of(micro)
         sums: dict[str, Tensor] = self.student(micro, prepared.features, targets, step, self._foreign(targets))
-        totals.add({**_counts(micro, targets), **{name: sums[name].detach().sum() for name in sums}})
+        shown = {name: sums[name].detach().sum() for name in ("ce", "alignment", "contrastive", "right")}
+        totals.add({**_counts(micro, targets), **shown, **by_type(micro, sums, self.types)})
         return sums
 
     def _foreign(self, targets: Targets) -> Negatives | None:
@@ -146,6 +161,28 @@ def _counts(micro: MicroBatch, targets: Targets) -> dict[str, Tensor]:
         "cosine_top1": torch.nn.functional.cosine_similarity(best.float(), targets.query.float(), dim=-1).sum(),
         "answers": micro.has_answer.sum(),
     }
+
+
+def type_sums(types: tuple[str, ...]) -> list[str]:
+    """Names of the sums that are kept for each kind of task."""
+    return [f"{kind}/{name}" for kind in ("ce", "supervised") for name in types]
+
+
+def by_type(micro: MicroBatch, sums: dict[str, Tensor], types: tuple[str, ...]) -> dict[str, Tensor]:
+    """The sums of `type_sums` of one micro-batch, 0-dimensional."""
+    parts = [*sums["ce_by_type"].unbind(), *micro.supervised_by_type.unbind()]
+    return dict(zip(type_sums(types), parts, strict=True))
+
+
+def ce_by_type(sums: dict[str, float], types: tuple[str, ...]) -> dict[str, float]:
+    """Mean cross-entropy of each kind of task that had labels, as metrics."""
+    seen = [name for name in types if sums[f"supervised/{name}"]]
+    return {metric_name("loss/ce_by_type", name): sums[f"ce/{name}"] / sums[f"supervised/{name}"] for name in seen}
+
+
+def metric_name(prefix: str, kind: str) -> str:
+    """A metric of one kind of task; kinds are free text, names of MLflow metrics are not."""
+    return f"{prefix}/" + re.sub(r"[^\w\-. :]", "_", kind, flags=re.ASCII)
 
 
 def answer_accuracy(sums: dict[str, float], prefix: str) -> dict[str, float]:

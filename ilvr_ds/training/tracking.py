@@ -27,16 +27,13 @@ logger = logging.getLogger("ilvr_ds")
 
 FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
 
-__all__ = ["Status", "Tracker", "TrackingTarget", "how_to_look"]
+__all__ = ["Status", "Tracker", "TrackingTarget", "charts_page"]
 
 
-def how_to_look(uri: str, experiment_id: str | None) -> list[str]:
-    """Lines that say how to see the charts: a command for a local store, and the page."""
+def charts_page(server: str, experiment_id: str | None) -> str:
+    """Address of the charts of an experiment; MLflow's own start page opens something else."""
     charts = f"experiments/{experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
-    page = f"#/{charts}" if experiment_id else ""
-    if uri.startswith(("http://", "https://")):
-        return [f"{uri}/{page}"]
-    return [f"mlflow ui --backend-store-uri {uri} --workers 1", f"http://127.0.0.1:5000/{page}"]
+    return f"{server}/#/{charts}" if experiment_id else f"{server}/"
 
 
 class Tracker:
@@ -50,13 +47,15 @@ class Tracker:
         params: Mapping[str, object],
         tags: Mapping[str, str],
         artifacts: Sequence[Path] = (),
+        datasets: Sequence[dict[str, Any]] = (),
         is_writer: bool = True,
         goes_on: bool = True,
         run_id: str | None = None,
     ) -> None:
         """`goes_on` False: a run from step 0; the record of an earlier try in `directory` is set aside.
 
-        `run_id`: MLflow's id of the run that goes on, for when `directory` does not know it any more.
+        `datasets`: as CopyState has them. `run_id`: MLflow's id of the run that goes on, for when `directory` does not
+        know it any more.
         """
         self.target = target
         self._directory = directory
@@ -67,7 +66,7 @@ class Tracker:
             if not goes_on:
                 _set_aside(directory)
             self._record = Record(directory / "metrics.jsonl")
-            _describe(directory, target, params, tags, artifacts, run_id)
+            _describe(directory, target, params, tags, artifacts, datasets, run_id)
             self._shipper = _Shipper(MlflowCopy(directory / "metrics.jsonl", directory / "mlflow.json", target))
             self._shipper.start()
 
@@ -76,10 +75,11 @@ class Tracker:
         """MLflow's id of this run; None until the server has given one, and on other ranks."""
         return self._shipper.copy.state.run_id if self._shipper else None
 
-    def how_to_look(self) -> list[str]:
-        """Lines that say how to see the charts of this run."""
+    def how_to_look(self) -> str:
+        """How to see the charts of this run: a command, or a page where there is a server."""
         experiment = self._shipper.copy.state.experiment_id if self._shipper else None
-        return how_to_look(self.target.resolved_uri(), experiment)
+        uri = without_password(self.target.resolved_uri())
+        return charts_page(uri, experiment) if uri.startswith("http") else f"ilvr-ds ui {self._directory}"
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of a step; returns at once."""
@@ -88,9 +88,18 @@ class Tracker:
             self._shipper.wake()
 
     def event(self, name: str, **details: Any) -> None:
-        """Record an event; events stay in the record and are not sent."""
+        """Record an event; events other than pictures stay in the record and are not sent."""
         if self._record:
             self._record.event(name, **details)
+
+    def picture(self, step: int, key: str, file: str, seconds: float) -> None:
+        """Record a PNG file in the folder `pictures` beside the record, drawn in `seconds`; `key` names it in MLflow.
+
+        Any thread may call.
+        """
+        if self._record and self._shipper:
+            self._record.event("picture", step=step, key=key, file=file, seconds=seconds)
+            self._shipper.wake()
 
     def close(self, status: Status, timeout_s: float = 30.0) -> int:
         """Send what is left for at most `timeout_s`; returns the number of lines that stay unsent."""
@@ -168,15 +177,18 @@ def _describe(
     params: Mapping[str, object],
     tags: Mapping[str, str],
     artifacts: Sequence[Path],
+    datasets: Sequence[dict[str, Any]],
     run_id: str | None,
 ) -> None:
     """Write down what the run is, so that it can be sent later without its recipe."""
     state = read_state(directory / "mlflow.json")
     state.uri = without_password(target.resolved_uri())
     state.experiment, state.run_name = target.experiment, target.run_name
-    state.params = {name: str(value) for name, value in params.items()}
-    state.tags = dict(tags)
+    state.params = {name: without_password(str(value)) for name, value in params.items()}
+    state.tags = {name: without_password(value) for name, value in tags.items()}
     state.artifacts = [path.name if path.parent == directory else str(path.absolute()) for path in artifacts]
+    state.datasets = list(datasets)
+    state.attempt, state.tagged = state.attempt + 1, False
     state.run_id = state.run_id or run_id
     write_state(directory / "mlflow.json", state)
 
@@ -189,3 +201,5 @@ def _set_aside(directory: Path) -> None:
     for name, ending in (("metrics", "jsonl"), ("mlflow", "json")):
         if (directory / f"{name}.{ending}").exists():
             (directory / f"{name}.{ending}").rename(directory / f"{name}.{number}.{ending}")
+    if (directory / "pictures").exists():
+        (directory / "pictures").rename(directory / f"pictures.{number}")

@@ -22,7 +22,16 @@ from ilvr_ds.training.checkpoint import load_checkpoint
 from ilvr_ds.training.checkpoint_reshard import load_resharded
 from ilvr_ds.training.checkpoint_writer import CheckpointWriter
 from ilvr_ds.training.evaluation import HeldOut
-from ilvr_ds.training.monitors import MemoryMonitor, PhaseTimer, Progress, StopSignal, Throughput
+from ilvr_ds.training.monitors import (
+    MemoryMonitor,
+    NodeMonitor,
+    PhaseTimer,
+    Progress,
+    StopSignal,
+    Throughput,
+    of_all_ranks,
+)
+from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.schedule import learning_rate
 from ilvr_ds.training.step import TrainingStep
@@ -44,6 +53,7 @@ class Parts:
     zero_stage: int
     held_out: HeldOut | None
     tracker: Tracker
+    pictures: Pictures
     writer: CheckpointWriter
     watchdog: Watchdog
     total_steps: int
@@ -68,6 +78,7 @@ class Trainer:
         self.student, self.teacher = parts.step.student, parts.step.teacher
         self.totals = Totals(parts.step.sums, dist.device())
         self.speed, self.memory, self.phases = Throughput(), MemoryMonitor(), PhaseTimer()
+        self.node = NodeMonitor()
         self.progress = Progress(parts.total_steps, dist.is_main())
         self.signal = StopSignal()
         self.writer, self.watchdog = parts.writer, parts.watchdog
@@ -85,6 +96,8 @@ class Trainer:
             logger.info("nothing to do: step %d of %d is done", self.done, self.parts.total_steps)
             return True
         self._rehearse()
+        if self.done == 0:
+            self._draw(0)
         with self.signal:
             for step, window in self.loader.windows(self.parts.total_steps):
                 self._train_step(step, window)
@@ -96,6 +109,8 @@ class Trainer:
         finished = self.done == self.parts.total_steps
         if finished:
             self._evaluate(self.done)
+            self._draw(self.done)
+        self.parts.pictures.finish()
         self.progress.close()
         return finished
 
@@ -141,6 +156,9 @@ class Trainer:
             self._log(done)
         if every.evaluation.every_steps and done % every.evaluation.every_steps == 0 and done < self.parts.total_steps:
             self._evaluate(done)
+        pictures = every.tracking.pictures_every_steps
+        if pictures and done % pictures == 0 and done < self.parts.total_steps:
+            self._draw(done)
         if every.checkpoint.every_steps and done % every.checkpoint.every_steps == 0 and done < self.parts.total_steps:
             self._save(done)
         if self.quarantine.exceeded and self.quarantine.max_fraction:  # at 0 no step without a sample is kept
@@ -189,7 +207,8 @@ class Trainer:
         metrics["optimizer/skipped_steps"] = float(self.student.skipped_steps)
         metrics |= self.quarantine.metrics()
         metrics["epoch"] = done / self.loader.steps_per_epoch
-        metrics |= self.speed.take(dist.world_size()) | self.memory.take() | self.phases.take()
+        metrics |= self.speed.take(dist.world_size()) | self.phases.take()
+        metrics |= of_all_ranks(self.memory.take(), self.node.take())
         self.tracker.log(done, metrics)
         self.progress.update(done, metrics)
 
@@ -200,6 +219,13 @@ class Trainer:
             metrics = self.parts.held_out()
         self.tracker.log(done, metrics)
         logger.info("step %d  %s", done, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+    def _draw(self, done: int) -> None:
+        if not self.recipe.tracking.picture_samples:
+            return
+        self.watchdog.at(done, "pictures")
+        with self.speed.paused():
+            self.parts.pictures(done)
 
     def _save(self, done: int) -> None:
         """Begin to save after `done` steps, once."""

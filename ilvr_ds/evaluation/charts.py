@@ -1,0 +1,23 @@
+"""Scores as pictures: accuracy by kind of task against chance, and what other latents do to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ilvr_ds.pictures.charts import AblationBar, Bar, draw_ablation, draw_accuracy
+
+
+def draw_scores(scores: dict[str, Any], benchmark: str, folder: Path) -> list[Path]:
+    """Draw what scores.json holds into `folder`; returns the PNG files."""
+    files = []
+    for rule, part in scores["rules"].items():
+        bars = [Bar(name or "(no type)", s["accuracy"], s["samples"], s["chance"]) for name, s in part["types"].items()]
+        files.append(folder / f"accuracy-{rule}.png")
+        draw_accuracy(f"{benchmark}, rules {rule}: accuracy {part['accuracy']:.3f} (95 % interval)", bars, files[-1])
+    for rule, effects in scores.get("ablation", {}).items():
+        changes = [AblationBar(name, e["accuracy"], *e["interval_95"]) for name, e in effects.items()]
+        files.append(folder / f"ablation-{rule}.png")
+        title = f"{benchmark}, rules {rule}: do the latents matter?"
+        draw_ablation(title, scores["rules"][rule]["accuracy"], changes, files[-1])
+    return files

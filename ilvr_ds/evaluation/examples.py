@@ -1,0 +1,59 @@
+"""Answers for a table: the text with its latent segments marked, and the images of the question."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+from ilvr_ds.data.sample import Sample, decode_image
+from ilvr_ds.evaluation.answers import Answer
+from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.evaluation.results import Line
+
+HEIGHT = 224
+"""Of the image in a row, in pixels."""
+
+
+def marked_text(reasoner: Reasoner, answer: Answer) -> str:
+    """The answer with `[segment 1: 8 latents]` where the latents were."""
+    special, tokenizer = reasoner.special, reasoner.encoder.tokenizer
+    pieces: list[str] = []
+    text: list[int] = []
+    segments = 0
+    for token in [*answer.tokens, special.latent_start]:  # the one at the end closes the last text
+        if token == special.latent_start:
+            pieces.append(str(tokenizer.decode(text, skip_special_tokens=True)))
+            text = []
+            if segments < len(answer.steps):
+                pieces.append(f" [segment {segments + 1}: {answer.steps[segments]} latents] ")
+            segments += 1
+        elif token not in (special.latent_pad, special.latent_end):
+            text.append(token)
+    return "".join(pieces).strip()
+
+
+def example(line: Line, sample: Sample) -> dict[str, Any]:
+    """A row of the table."""
+    verdicts = {rule: verdict for rule, verdict in line["verdicts"].items() if isinstance(verdict, bool)}
+    return {
+        "id": line["id"],
+        "type": line["type"],
+        "question": line["question"],
+        "images": side_by_side(sample),
+        "generated": line.get("marked", line["response"]),
+        "gold": str(line["answer"]),
+        "right": ", ".join(f"{rule}: {'yes' if right else 'no'}" for rule, right in verdicts.items()),
+    }
+
+
+def side_by_side(sample: Sample) -> Image.Image:
+    """The input images in one row, HEIGHT high; a thin white strip where there are none."""
+    images = [decode_image(data) for data in sample.input_images]
+    sized = [image.resize((max(1, round(image.width * HEIGHT / image.height)), HEIGHT)) for image in images]
+    row = Image.new("RGB", (max(8, sum(image.width + 8 for image in sized)), HEIGHT), "white")
+    left = 0
+    for image in sized:
+        row.paste(image, (left, 0))
+        left += image.width + 8
+    return row

@@ -1,0 +1,110 @@
+"""Charts of numbers: the course of a run, accuracy by kind of task, what other latents do to accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ilvr_ds.pictures.style import COLOURS, LINES, NORMAL, SMALL, new_figure, place, save
+
+Series = Mapping[str, tuple[Sequence[int], Sequence[float]]]
+"""Steps and values by name."""
+
+
+def draw_curves(panels: Mapping[str, Series], path: Path) -> None:
+    """One panel for each entry, two in a row: its lines over optimizer steps, each with its name and last value."""
+    columns = 2
+    rows = -(-len(panels) // columns)
+    figure = new_figure(2.8 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    place(figure, 0.5, 0.15, 0.3, 0.5, 0.55, 0.75)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, series) in zip(grid, panels.items(), strict=False):
+        for number, (name, (steps, values)) in enumerate(series.items()):
+            style = LINES[number // len(COLOURS) % len(LINES)] if number >= len(COLOURS) else LINES[0]
+            marker = "o" if len(steps) < 3 else None
+            label = f"{name} {values[-1]:.3g}"
+            axes.plot(
+                steps, values, style, color=COLOURS[number % len(COLOURS)], label=label, linewidth=1.6, marker=marker
+            )
+        _label(axes, title, "optimizer step", "")
+        axes.legend(fontsize=SMALL, frameon=False)
+    save(figure, path)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A group's accuracy, its number of samples, and the accuracy of guessing where it is known."""
+
+    name: str
+    accuracy: float
+    samples: int
+    chance: float | None
+
+
+def draw_accuracy(title: str, bars: Sequence[Bar], path: Path) -> None:
+    """Accuracy of each kind of task with a 95 % interval (normal approximation), chance as a line across its bar."""
+    figure = new_figure(3.6)
+    axes = figure.subplots()
+    place(figure, 0.7, 0.15, 0.35, 0.6, 0, 0)
+    places = np.arange(len(bars))
+    accuracy = np.array([bar.accuracy for bar in bars])
+    half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / np.array([max(1, bar.samples) for bar in bars]))
+    spread = np.stack([np.minimum(half, accuracy), np.minimum(half, 1 - accuracy)])
+    axes.bar(places, accuracy, 0.6, color=COLOURS[5], yerr=spread, capsize=4, ecolor="#444444", label="accuracy")
+    known = [(x, bar.chance) for x, bar in zip(places, bars, strict=True) if bar.chance is not None]
+    for number, (x, chance) in enumerate(known):
+        label = "chance" if number == 0 else ""
+        axes.hlines(chance, x - 0.4, x + 0.4, colors=COLOURS[3], linestyles="--", linewidth=2.2, label=label)
+    for x, bar in zip(places, bars, strict=True):
+        axes.text(float(x), 0.01, f"{bar.accuracy:.2f}", ha="center", va="bottom", fontsize=NORMAL)
+    axes.set_xticks(places, [f"{bar.name}\nn = {bar.samples}" for bar in bars], fontsize=SMALL)
+    axes.set_ylim(0, 1)
+    _label(axes, title, "", "accuracy")
+    axes.legend(fontsize=SMALL, frameon=False, loc="upper right")
+    save(figure, path)
+
+
+@dataclass(frozen=True)
+class AblationBar:
+    """A condition's accuracy and the 95 % interval of its difference to the model's own latents."""
+
+    name: str
+    accuracy: float
+    low: float
+    high: float
+
+
+def draw_ablation(title: str, own: float, bars: Sequence[AblationBar], path: Path) -> None:
+    """Difference in accuracy of each condition to the model's own latents, with its 95 % interval."""
+    figure = new_figure(0.45 * len(bars) + 1.4)
+    axes = figure.subplots()
+    place(figure, 2.2, 0.3, 0.35, 0.6, 0, 0)
+    places = np.arange(len(bars))
+    difference = np.array([bar.accuracy - own for bar in bars])
+    spread = np.abs(np.array([[bar.low for bar in bars], [bar.high for bar in bars]]) - difference)
+    axes.errorbar(
+        difference, places, xerr=spread, fmt="o", color=COLOURS[0], ecolor=COLOURS[0], capsize=4, markersize=7
+    )
+    axes.axvline(0, color=COLOURS[3], linestyle="--", linewidth=1.6)
+    axes.set_yticks(places, [f"{bar.name.replace('_', ' ')} ({bar.accuracy:.2f})" for bar in bars], fontsize=NORMAL)
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    text = f"accuracy minus that with the model's own latents ({own:.2f}); bars: 95 % interval"
+    _label(axes, title, text, "latents replaced by")
+    save(figure, path)
+
+
+def _label(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=NORMAL, loc="left", parse_math=False)
+    axes.set_xlabel(x, fontsize=SMALL)
+    axes.set_ylabel(y, fontsize=SMALL)
+    axes.tick_params(labelsize=SMALL)
+    axes.grid(axis="both", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

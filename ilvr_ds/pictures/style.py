@@ -1,0 +1,72 @@
+"""How all pictures look: headless, notebook width, colours that colour-blind readers tell apart."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+WIDTH_IN, DPI = 10.0, 100
+"""1,000 pixels: the width of a notebook's cell."""
+HEAT = "cividis"
+"""Even in lightness, the same to colour-blind readers."""
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+"""Okabe and Ito's, without yellow, which is faint on white."""
+LINES = ("-", "--", "-.", ":")
+SMALL, NORMAL = 8.0, 9.5
+"""Points."""
+
+
+def new_figure(height_in: float) -> Figure:
+    """A figure of the common width; without pyplot, so that any thread may draw.
+
+    Who draws places the panels: a layout engine draws everything several times to find out, which takes most of the
+    time.
+    """
+    return Figure(figsize=(WIDTH_IN, height_in), dpi=DPI)
+
+
+def place(figure: Figure, left: float, right: float, top: float, bottom: float, across: float, down: float) -> None:
+    """Margins and gaps in inches; the gaps are between panels that share the room evenly."""
+    width, height = (float(side) for side in figure.get_size_inches())
+    grid = figure.axes[0].get_subplotspec()
+    rows, columns = grid.get_gridspec().get_geometry() if grid else (1, 1)
+    inner_width = (width - left - right - across * (columns - 1)) / columns
+    inner_height = (height - top - bottom - down * (rows - 1)) / rows
+    figure.subplots_adjust(
+        left=left / width, right=1 - right / width, top=1 - top / height, bottom=bottom / height,
+        wspace=across / inner_width, hspace=down / inner_height,
+    )  # fmt: skip
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG as a whole. Characters that the font lacks become boxes without a word."""
+    temporary = path.with_name(path.name + ".partial")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(temporary, format="png", pil_kwargs={"compress_level": 3})
+    temporary.replace(path)
+
+
+def write_text(axes: Axes, text: str, columns: int, lines: int) -> None:
+    """Wrapped text in an empty panel; what is longer than `lines` lines loses its beginning, where it is least news."""
+    axes.set_axis_off()
+    wrapped = [row for part in text.splitlines() for row in textwrap.wrap(part, columns) or [""]]
+    if len(wrapped) > lines:
+        wrapped = ["[...]", *wrapped[len(wrapped) - lines + 1 :]]
+    axes.text(
+        0, 1, "\n".join(wrapped), va="top", ha="left", fontsize=NORMAL, transform=axes.transAxes, parse_math=False
+    )
+
+
+def show_image(axes: Axes, image: NDArray[np.uint8], title: str) -> None:
+    """An image [H, W, 3] without ticks."""
+    axes.imshow(image, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title, fontsize=NORMAL, parse_math=False)

@@ -1,0 +1,72 @@
+"""Where numbers come from: the state of the code, the packages, the machine, the command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ilvr_ds import __version__
+
+PACKAGES = ("torch", "transformers", "deepspeed", "webdataset", "mlflow-skinny", "peft", "bitsandbytes", "flash-attn")
+_GIT_TIMEOUT_S = 10
+UNKNOWN = "unknown"
+
+
+def commit() -> tuple[str, bool]:
+    """The commit of the code that runs, and whether files differ from it; ("unknown", False) outside a checkout."""
+    found = _git("rev-parse", "HEAD")
+    return (found, bool(_git("status", "--porcelain", "--untracked-files=no"))) if found else (UNKNOWN, False)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of the packages that decide results, where they are installed."""
+    found = {"python": platform.python_version(), "ilvr_ds": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def command_line() -> str:
+    """The command of this process, as a shell would take it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Names of this process' host and device."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
+    return {"host": platform.node(), "device": name}
+
+
+def environment(machines: list[dict[str, str]]) -> dict[str, Any]:
+    """All of the above as plain values; `machines`: what `machine` says on each rank."""
+    found, is_dirty = commit()
+    return {
+        "git_commit": found,
+        "git_dirty": is_dirty,
+        "versions": versions(),
+        "cuda": torch.version.cuda,
+        "ranks": machines,
+        "command": command_line(),
+    }
+
+
+def _git(*arguments: str) -> str:
+    try:
+        found = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+            timeout=_GIT_TIMEOUT_S,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

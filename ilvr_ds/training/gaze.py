@@ -1,0 +1,121 @@
+"""What teacher and student look at in a few fixed samples, as plain arrays for pictures.
+
+Letters: M segments, K latent slots, N candidates, D features, R x C merged patches of a helper image.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from ilvr_ds import dist
+from ilvr_ds.data.loader import WindowDataset
+from ilvr_ds.data.sample import LatentStep, Sample, TextStep
+from ilvr_ds.data.window import Window
+from ilvr_ds.distill.selection import Targets
+from ilvr_ds.pictures.views import SampleView, SegmentView
+from ilvr_ds.training.step import StageOneStep
+
+LONGEST_SIDE = 448
+"""Images are shown at most this large, in pixels."""
+
+
+class Gaze:
+    """Looks at samples `numbers` of `dataset`, whose windows are one micro-batch of so many samples."""
+
+    def __init__(self, dataset: WindowDataset, numbers: NDArray[np.int64], step: StageOneStep) -> None:
+        self.dataset = dataset
+        self.numbers = numbers
+        self.step = step
+        self._window: Window | None = None
+
+    @torch.no_grad()
+    def __call__(self) -> list[SampleView]:
+        """The samples as they are seen now (collective); the main rank gets them, the others an empty list.
+
+        Samples that cannot be read, and those without a segment, are left out.
+        """
+        self._window = self._window or self.dataset.window(self.numbers)
+        student: Any = self.step.student
+        student.eval()
+        prepared = self.step.prepare(self._window.to(dist.device()))
+        targets, prediction = self.step.look(prepared.window.micro_batches[0], prepared)
+        student.train()
+        if not dist.is_main():
+            return []
+        bad = {sample.number for sample in self._window.bad}
+        segments = _Segments(self._window, targets, prediction)
+        rows = [row for row, number in enumerate(self.numbers) if number not in bad]
+        views = [self._view(row, segments) for row in rows]
+        return [view for view in views if view.segments]
+
+    def _view(self, row: int, segments: _Segments) -> SampleView:
+        sample = self.dataset.reader.read(int(self.numbers[row]))
+        texts = _texts_before(sample)
+        helpers = [self.dataset.encoder.images.seen(data) for data in sample.helper_images]
+        cell = self.dataset.encoder.images.cell
+        views = [
+            segments.view(number, texts[m], helpers[m], (helpers[m].height // cell, helpers[m].width // cell))
+            for m, number in enumerate(segments.of_sample(row))
+        ]
+        inputs = tuple(_pixels(Image.open(io.BytesIO(data))) for data in sample.input_images)
+        return SampleView(sample.id, sample.group, sample.question, sample.answer, inputs, tuple(views))
+
+
+class _Segments:
+    """Segments of a window that is one micro-batch, on the host."""
+
+    def __init__(self, window: Window, targets: Targets, prediction: Tensor) -> None:
+        [micro] = window.micro_batches
+        self.owner = list(zip(micro.sample_of_segment.tolist(), micro.noise_keys[:, 1].tolist(), strict=True))
+        self.offsets = window.candidates.offsets.tolist()
+        self.rows, self.weights = window.candidates.rows.numpy(), window.candidates.weights.numpy()
+        self.indices = targets.indices.cpu().tolist()
+        self.candidates = torch.nn.functional.normalize(targets.candidates.float(), dim=-1)
+        self.query = torch.nn.functional.normalize(targets.query.float(), dim=-1)
+        self.prediction = torch.nn.functional.normalize(prediction.float(), dim=-1)
+
+    def of_sample(self, row: int) -> list[int]:
+        """Numbers of a sample's segments in their order."""
+        mine = [(m, number) for number, (owner, m) in enumerate(self.owner) if owner == row]
+        return [number for _, number in sorted(mine)]
+
+    def view(self, number: int, text: str, helper: Image.Image, grid: tuple[int, int]) -> SegmentView:
+        """A segment whose helper image has `grid` rows and columns of merged patches."""
+        first, last = self.offsets[number], self.offsets[number + 1]
+        start = self.rows[first, 0]
+        patches = [self.rows[n][self.weights[n] > 0] - start for n in range(first, last)]
+        candidates = self.candidates[first:last]
+        seen = torch.cat([self.query[number][None], self.prediction[number]]) @ candidates.T
+        flat = np.full((len(seen), grid[0] * grid[1]), np.nan, dtype=np.float32)
+        for n, values in enumerate(seen.T.cpu().numpy()):
+            flat[:, patches[n]] = values[:, None]
+        maps = flat.reshape(len(seen), *grid)
+        kept = [index - first for index in self.indices[number] if index >= 0]
+        cells = tuple(tuple((int(p) // grid[1], int(p) % grid[1]) for p in patches[n]) for n in kept)
+        return SegmentView(text, _pixels(helper), maps[0], cells, maps[1:])
+
+
+def _texts_before(sample: Sample) -> list[str]:
+    """The text between each latent step and the one before it."""
+    texts, pending = [], ""
+    for step in sample.steps:
+        if isinstance(step, TextStep):
+            pending += step.content
+        elif isinstance(step, LatentStep):
+            texts.append(pending)
+            pending = ""
+    return texts
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """[H, W, 3], at most LONGEST_SIDE long."""
+    image = image.convert("RGB")
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return np.asarray(image)
