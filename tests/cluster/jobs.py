@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -91,25 +90,19 @@ class Job:
             process.wait()
 
 
-def forms(hosts: Hosts, folder: Path, words: list[str], port: int) -> dict[str, dict[str, list[str]]]:
-    """The ways to start two ranks: a name, and what is typed on which host."""
-    deepspeed = ["deepspeed", "--hostfile", str(folder / "hosts"), "--master_port", str(port)]
-    torchrun = ["torchrun", "--nnodes=2", "--nproc-per-node=1", "--master-addr=h1", f"--master-port={port}"]
-    one_host = ["--num_gpus", "2", "--master_port", str(port)]
-    srun = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--unbuffered"]
-    script = "launch/train.sh"
-    return {
-        "one host": {"h1": ["deepspeed", *one_host, script, *words]},
-        "no_python": {"h1": ["deepspeed", "--no_python", *one_host, script, *words]},
-        "hostfile": {"h1": [*deepspeed, script, *words]},
-        "torchrun": {
-            name: [*torchrun, f"--node-rank={rank}", "-m", "ilvr_ds.cli", "train", *words]
-            for rank, name in enumerate(hosts.names)
-        },
-        "srun": {"head": [*srun, "bash", script, *words]},
-        "srun ilvr-ds": {"head": [*srun, "ilvr-ds", "train", *words]},
-    }
+def by_pdsh(folder: Path, port: int, program: list[str]) -> dict[str, list[str]]:
+    """DeepSpeed's launcher on h1, which starts the other host's through pdsh."""
+    return {"h1": ["deepspeed", "--hostfile", str(folder / "hosts"), "--master_port", str(port), *program]}
 
 
-def shown(command: dict[str, list[str]]) -> str:
-    return "\n".join(f"{host}$ {shlex.join(words)}" for host, words in command.items())
+def by_torchrun(hosts: Hosts, port: int, program: list[str]) -> dict[str, list[str]]:
+    """One torchrun a host."""
+    torchrun = ["torchrun", f"--nnodes={len(hosts.names)}", "--nproc-per-node=1"]
+    master = ["--master-addr=h1", f"--master-port={port}"]
+    return {name: [*torchrun, *master, f"--node-rank={rank}", *program] for rank, name in enumerate(hosts.names)}
+
+
+def by_srun(program: list[str]) -> dict[str, list[str]]:
+    """One task a host."""
+    options = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--kill-on-bad-exit=1", "--unbuffered"]
+    return {"head": ["srun", *options, *program]}

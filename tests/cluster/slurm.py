@@ -73,6 +73,14 @@ class Slurm:
         self._munge(name)
         self.hosts.run(name, "env", *self._settings(), "slurmd", "-b")
 
+    def rejoin(self) -> None:
+        """Bring back nodes that the controller gave up while their link was cut."""
+        for name in self.hosts.names:
+            for process in self.hosts.processes(name, "slurmd -b"):
+                self.hosts.run(name, "kill", str(process))
+            self.hosts.run(name, "env", *self._settings(), "slurmd", "-b")
+        self.wait_for_nodes()
+
     def run(self, *words: str, timeout_s: float = 60) -> str:
         """A command on the head, such as sbatch; returns what it printed."""
         return self.hosts.run(HEAD, "env", *self._settings(), *words, timeout_s=timeout_s)

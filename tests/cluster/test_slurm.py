@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -136,7 +137,7 @@ def test_the_death_of_a_node_requeues(
     finally:
         hosts.boot("h2")
         slurm.boot("h2")
-    job.wait_for(lambda: "going on from " in job.log)
+    job.wait_for(lambda: re.search(r"going on from .*step \d+/", job.log, re.DOTALL) is not None)
     print(f"death of a node to the first step after the restart: {time.monotonic() - died:.1f} s")
     job.completes(restarts=1)
     assert_same_end(tmp_path, undisturbed)
@@ -156,8 +157,12 @@ def test_scancel_leaves_nothing_behind(slurm: Slurm, hosts: Hosts, demo_folder: 
 
 @pytest.mark.parametrize("script", ["train", "evaluate", "sweep"])
 def test_the_scripts_are_accepted_as_they_are(script: str, slurm: Slurm, tmp_path: Path) -> None:
-    """Two nodes of 8 GPUs by --test-only; catches options that contradict each other or do not exist."""
+    """Nodes of 8 GPUs, by --test-only and for good: catches options that contradict each other or do not exist."""
     command = slurm.hosts.command(HEAD, "sbatch", "--test-only", f"launch/slurm/{script}.sbatch")
     done = subprocess.run(command, cwd=ROOT, env=environment(**slurm.environment), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "to start at" in done.stderr
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
+    job = sbatch(slurm, tmp_path, "--hold", f"launch/slurm/{script}.sbatch")
+    assert slurm.field(job, "TresPerNode") == "gres:gpu:8"
+    slurm.run("scancel", job)

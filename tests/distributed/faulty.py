@@ -1,4 +1,7 @@
-"""`ilvr-ds train` with one fault on one rank: python -m tests.distributed.faulty FAULT RANK STEP train --config ..."""
+"""`ilvr-ds train` with one fault on one rank, or on "all":
+
+python -m tests.distributed.faulty FAULT RANK STEP train --config ...
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,11 @@ def stopped(_: Any) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def killed_alone(_: Any) -> None:
+    """Rank 1 is killed while the others compute, far from any collective."""
+    killed(_) if os.environ["RANK"] == "1" else hanging(_)
+
+
 def hanging(_: Any) -> None:
     time.sleep(3600)
 
@@ -57,7 +65,9 @@ def not_a_number(loss: Any) -> Any:
     return loss * float("nan")
 
 
-FAULTS = {f.__name__: f for f in (killed, killed_late, stopped, hanging, out_of_memory, no_worker, not_a_number)}
+FAULTS = {
+    f.__name__: f for f in (killed, killed_late, killed_alone, stopped, hanging, out_of_memory, no_worker, not_a_number)
+}
 
 
 def main() -> None:
@@ -66,7 +76,7 @@ def main() -> None:
 
     def loss(self: StageOneStep, micro: Any, prepared: Any, step: int, totals: Any) -> Any:
         value = true_loss(self, micro, prepared, step, totals)
-        if os.environ["RANK"] != rank or step + 1 < at:
+        if rank not in (os.environ["RANK"], "all") or step + 1 < at:
             return value
         changed = fault(value)
         return value if changed is None else changed
