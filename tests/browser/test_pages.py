@@ -169,9 +169,7 @@ def test_run_page_shows_pictures_with_their_step(pages: Pages) -> None:
     picture = pages.page.locator("img[src*='selection~sample']").first
     picture.wait_for(state="attached")
     picture.scroll_into_view_if_needed()
-    pages.page.wait_for_function(
-        "() => [...document.images].some(i => /selection~sample/.test(i.src) && i.naturalWidth)"
-    )
+    pages.page.wait_for_function(LOADED, arg="selection~sample")
     assert "step%2B0%2B" in picture.get_attribute("src")
     picture.click()
     time.sleep(2)  # it grows
@@ -188,6 +186,7 @@ def test_examples_and_score_pictures_belong_to_the_training_run(pages: Pages, ou
     files = [file.path for file in client.list_artifacts(run.info.run_id, "pictures")]
     assert "pictures/accuracy-comt-official.png" in files and "pictures/ablation-comt-official.png" in files
     pages.open(f"/runs/{run.info.run_id}/artifacts/examples.json")
+    pages.page.get_by_role("button", name="Close", exact=True).click()
     pages.page.get_by_text("generated", exact=True).first.wait_for()
     pages.page.wait_for_function(LOADED, arg="table_images")
     pages.page.get_by_text("held_out-0-0000000").first.wait_for()
