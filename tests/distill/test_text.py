@@ -19,9 +19,8 @@ def test_the_kinds_of_task_share_out_the_cross_entropy() -> None:
     logits = torch.randn(len(micro.label_ids), 400, generator=torch.Generator().manual_seed(0))
     micro = replace(micro, label_ids=micro.label_ids % 400)
     sums = text_sums(logits.requires_grad_(), micro)
-    losses = cross_entropy(logits, micro.label_ids, reduction="none").split(
-        [int((s.labels != -100).sum()) for s in samples]
-    )
+    lengths = [int((sample.labels != -100).sum()) for sample in samples]
+    losses = cross_entropy(logits, micro.label_ids, reduction="none").split(lengths)
     wanted = [losses[2].sum(), losses[0].sum() + losses[3].sum(), torch.zeros(())]
     torch.testing.assert_close(sums["ce_by_type"], torch.stack(wanted).detach())
     assert not sums["ce_by_type"].requires_grad
