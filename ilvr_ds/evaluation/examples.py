@@ -37,13 +37,13 @@ def example(line: Line, sample: Sample) -> dict[str, Any]:
     """A row of the table."""
     verdicts = {rule: verdict for rule, verdict in line["verdicts"].items() if isinstance(verdict, bool)}
     return {
-        "id": line["id"],
-        "type": line["type"],
-        "question": line["question"],
         "images": side_by_side(sample),
+        "question": line["question"],
         "generated": line.get("marked", line["response"]),
         "gold": str(line["answer"]),
         "right": ", ".join(f"{rule}: {'yes' if right else 'no'}" for rule, right in verdicts.items()),
+        "type": line["type"],
+        "id": line["id"],
     }
 
 

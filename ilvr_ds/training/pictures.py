@@ -64,7 +64,7 @@ class Pictures:
             for number, view in enumerate(views, start=1):
                 self._picture(done, f"selection/sample {number}", partial(draw_selection, view, done))
                 self._picture(done, f"latents/sample {number}", partial(draw_latents, view, done))
-            if panels := panels_of(self.record):
+            if panels := panels_of(self.record, done):
                 self._picture(done, "curves", partial(draw_curves, panels))
         except OSError as error:
             logger.warning("step %d: no pictures in %s: %s", done, self.folder, error.strerror or error)
@@ -77,12 +77,13 @@ class Pictures:
         self.tracker.picture(done, key, path.name, time.monotonic() - start)
 
 
-def panels_of(record: Path) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
-    """Steps and values of what PANELS names, in the order of the record; steps trained again replace the first."""
+def panels_of(record: Path, last_step: int) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+    """Steps and values of what PANELS names up to `last_step`; steps trained again replace the first."""
     points: dict[str, dict[int, float]] = {}
     for line, _ in read_record(record):
         for name, value in line.get("metrics", {}).items():
-            points.setdefault(name, {})[line["step"]] = float(value)
+            if line["step"] <= last_step:
+                points.setdefault(name, {})[line["step"]] = float(value)
     panels = {}
     for title, wanted in PANELS.items():
         starts = tuple(name for name in wanted if name.endswith("/"))

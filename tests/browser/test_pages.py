@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +44,8 @@ def command(*arguments: object) -> str:
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
     """Three runs of 8 steps in one store, and an evaluation of the first."""
+    if not Path(CHROMIUM).exists():
+        pytest.skip(f"{CHROMIUM} is not installed: apt-get install chromium")
     root = tmp_path_factory.mktemp("browser") / "outputs"
     for name, changes in RUNS.items():
         settings = {
@@ -113,8 +114,6 @@ def server(outputs: Path) -> Iterator[str]:
 
 @pytest.fixture
 def pages(outputs: Path, server: str) -> Iterator[Pages]:
-    if shutil.which("chromium") is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     states = {name: json.loads((outputs / name / "mlflow.json").read_text()) for name in RUNS}
@@ -127,6 +126,7 @@ def pages(outputs: Path, server: str) -> Iterator[Pages]:
         browser.close()
 
 
+LOADED = "part => [...document.images].some(image => image.src.includes(part) && image.naturalWidth)"
 LINES = """() => [...document.querySelectorAll('.js-plotly-plot')].map(
     plot => Object.fromEntries((plot.data || []).map(line => [line.name, (line.x || []).length])))"""
 
@@ -140,8 +140,9 @@ def test_charts_draw_a_line_per_run_with_all_steps(pages: Pages) -> None:
     while wanted not in (lines := pages.page.evaluate(LINES)):
         assert time.monotonic() < deadline, f"{wanted} is not among {lines}"
         time.sleep(0.5)
-    pages.page.get_by_role("button", name="Close").click()  # a panel that wants to chat
+    pages.page.get_by_role("button", name="Close", exact=True).click()  # a panel that wants to chat
     pages.filter("loss/")
+    pages.page.get_by_text("loss/total", exact=True).first.scroll_into_view_if_needed()
     time.sleep(3)  # for the picture only
     pages.shot("charts")
 
@@ -169,9 +170,7 @@ def test_run_page_shows_pictures_with_their_step(pages: Pages) -> None:
     picture = pages.page.locator("img[src*='selection~sample']").first
     picture.wait_for(state="attached")
     picture.scroll_into_view_if_needed()
-    pages.page.wait_for_function(
-        "() => [...document.images].some(i => /selection~sample/.test(i.src) && i.naturalWidth)"
-    )
+    pages.page.wait_for_function(LOADED, arg="selection~sample")
     assert "step%2B0%2B" in picture.get_attribute("src")
     picture.click()
     time.sleep(2)  # it grows
@@ -188,7 +187,8 @@ def test_examples_and_score_pictures_belong_to_the_training_run(pages: Pages, ou
     files = [file.path for file in client.list_artifacts(run.info.run_id, "pictures")]
     assert "pictures/accuracy-comt-official.png" in files and "pictures/ablation-comt-official.png" in files
     pages.open(f"/runs/{run.info.run_id}/artifacts/examples.json")
+    pages.page.get_by_role("button", name="Close", exact=True).click()
     pages.page.get_by_text("generated", exact=True).first.wait_for()
-    pages.page.wait_for_function("() => [...document.images].some(i => /table_images/.test(i.src) && i.naturalWidth)")
+    pages.page.wait_for_function(LOADED, arg="table_images")
     pages.page.get_by_text("held_out-0-0000000").first.wait_for()
     pages.shot("examples")

@@ -299,3 +299,58 @@ def test_a_metric_that_mlflow_refuses_does_not_hold_up_the_others(
         assert tracker.close("FINISHED", START_S) == 0
     assert history(folder, "loss/ce") == [(1, 2.0)] and history(folder, "lr") == [(1, 0.5)]
     assert "MLflow refuses bad (name): only in" in caplog.text
+
+
+def draw(folder: Path, name: str) -> None:
+    from PIL import Image
+
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 10), "red").save(folder / "pictures" / name)
+
+
+def stored_pictures(folder: Path) -> list[str]:
+    [run] = runs_of(folder)
+    files = client(folder.parent).list_artifacts(run.info.run_id, "images")
+    return sorted(file.path.split("+timestamp")[0] for file in files if file.path.endswith(".png"))
+
+
+def test_pictures_arrive_once_with_their_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches pictures that are sent again after a restart, or after an answer that got lost."""
+    from mlflow import MlflowClient
+
+    log_image, calls = MlflowClient.log_image, []
+
+    def losing_the_answer(self: Any, *args: Any, **more: Any) -> None:
+        log_image(self, *args, **more)
+        calls.append(more["step"])
+        if len(calls) == 1:
+            raise OSError("the answer got lost")
+
+    monkeypatch.setattr(MlflowClient, "log_image", losing_the_answer)
+    tracker = start(folder)
+    for step in (0, 5):
+        draw(folder, f"a-{step}.png")
+        tracker.picture(step, "selection/sample 1", f"a-{step}.png", 0.1)
+    tracker.picture(5, "selection/sample 2", "gone.png", 0.1)
+    assert tracker.close("KILLED", START_S) == 0
+    again = start(folder)
+    again.picture(5, "selection/sample 1", "a-5.png", 0.1)  # trained again
+    draw(folder, "a-9.png")
+    again.picture(9, "selection/sample 1", "a-9.png", 0.1)
+    assert again.close("FINISHED", START_S) == 0
+    assert stored_pictures(folder) == [f"images/selection~sample 1+step+{step}" for step in (0, 5, 9)]
+    assert calls == [0, 5, 9]
+
+
+def test_data_sets_and_the_tags_of_the_last_start_arrive(folder: Path) -> None:
+    """Catches tags that stay those of the first start: the number of ranks may change."""
+    data = {"name": "train", "digest": "abc", "source": "/data", "context": "training", "profile": {"samples": 7}}
+    for world in ("1", "2"):
+        tracker = start(folder, tags={"world_size": world, "uri": "http://me:secret@host/"}, datasets=[data])
+        assert tracker.close("KILLED", START_S) == 0
+    [run] = runs_of(folder)
+    assert (run.data.tags["world_size"], run.data.tags["attempt"]) == ("2", "2")
+    assert run.data.tags["uri"] == "http://host/", "no password reaches the store"
+    [found] = run.inputs.dataset_inputs
+    assert (found.dataset.name, found.dataset.digest, found.tags[0].value) == ("train", "abc", "training")
+    assert json.loads(found.dataset.profile) == {"samples": 7}

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from ilvr_ds.distill.text import text_sums
+from tests.golden_set import golden_set
+
+
+def test_the_kinds_of_task_share_out_the_cross_entropy() -> None:
+    """Catches labels that are counted for the wrong sample, and a kind that nobody asked for in another's sum."""
+    golden = golden_set()
+    samples = [replace(golden.encoded[i], group=group) for i, group in enumerate(["b", "other", "a", "b"])]
+    collator = golden.collator(4)
+    collator.types = {"a": 0, "b": 1, "empty": 2}
+    [micro] = collator(samples, torch.arange(4).numpy()).micro_batches
+    logits = torch.randn(len(micro.label_ids), 400, generator=torch.Generator().manual_seed(0))
+    micro = replace(micro, label_ids=micro.label_ids % 400)
+    sums = text_sums(logits.requires_grad_(), micro)
+    lengths = [int((sample.labels != -100).sum()) for sample in samples]
+    losses = cross_entropy(logits, micro.label_ids, reduction="none").split(lengths)
+    wanted = [losses[2].sum(), losses[0].sum() + losses[3].sum(), torch.zeros(())]
+    torch.testing.assert_close(sums["ce_by_type"], torch.stack(wanted).detach())
+    assert not sums["ce_by_type"].requires_grad
+    torch.testing.assert_close(sums["ce"], sum(part.sum() for part in losses))
+    counts = [len(losses[2]), len(losses[0]) + len(losses[3]), 0]
+    assert micro.supervised_by_type.tolist() == counts
+
+
+def test_without_kinds_nothing_is_split() -> None:
+    golden = golden_set()
+    [micro] = golden.window([0], 1).micro_batches
+    sums = text_sums(torch.zeros(len(micro.label_ids), int(micro.label_ids.max()) + 1), micro)
+    assert sums["ce_by_type"].shape == (0,) and micro.supervised_by_type.shape == (0,)

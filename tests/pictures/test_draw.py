@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ilvr_ds.pictures.charts import AblationBar, Bar, draw_ablation, draw_accuracy, draw_curves
+from ilvr_ds.pictures.selection import draw_latents, draw_selection
+from ilvr_ds.pictures.style import COLOURS, DPI, WIDTH_IN
+from ilvr_ds.pictures.views import SampleView, SegmentView
+
+HELPER = (10, 200, 90)
+WIDTH = int(WIDTH_IN * DPI)
+VERMILION = tuple(int(COLOURS[3][start : start + 2], 16) for start in (1, 3, 5))
+
+
+def segment(rows: int, columns: int, slots: int, selected: list[int]) -> SegmentView:
+    rng = np.random.default_rng(0)
+    cosine = rng.random((rows, columns)).astype(np.float32)
+    return SegmentView(
+        text="It costs $5 and $6, or {x}_1 \\frac: ",
+        helper=np.full((rows * 28, columns * 28, 3), HELPER, dtype=np.uint8),
+        cosine=cosine,
+        selected=tuple(((cell // columns, cell % columns),) for cell in selected),
+        latents=rng.random((slots, rows, columns)).astype(np.float32),
+    )
+
+
+def sample(*segments: SegmentView, images: int = 1) -> SampleView:
+    inputs = tuple(np.zeros((40, 60, 3), dtype=np.uint8) for _ in range(images))
+    return SampleView("id-1", "", "Which one?\n" + "A long question. " * 60, "B", inputs, segments)
+
+
+def opened(path: Path) -> Image.Image:
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "no half-written file stays"
+    return Image.open(path).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        sample(segment(4, 4, 4, [0, 5, 15])),
+        sample(segment(1, 1, 1, [0]), images=0),
+        sample(*[segment(3, 16, 12, [7, 8])] * 9, images=3),
+        sample(segment(2, 2, 2, [])),
+    ],
+)
+def test_any_number_of_segments_slots_and_images_is_drawn(view: SampleView, tmp_path: Path) -> None:
+    """Catches text that is read as a formula, and panels that do not fit their grid."""
+    for name, draw in (("selection", draw_selection), ("latents", draw_latents)):
+        (tmp_path / name).mkdir()
+        draw(view, 7, tmp_path / name / "a.png")
+        assert opened(tmp_path / name / "a.png").width == WIDTH
+
+
+def test_selected_patches_are_outlined(tmp_path: Path) -> None:
+    """Catches outlines that are missing, or stand where rows and columns are mixed up."""
+    view = sample(segment(2, 4, 2, [3]))
+    draw_selection(view, 0, tmp_path / "a.png")
+    pixels = np.asarray(opened(tmp_path / "a.png")).astype(int)
+    rows, columns = np.nonzero(np.abs(pixels - VERMILION).sum(2) < 30)
+    assert len(rows), "there is an outline"
+    left, right = columns.min(), columns[columns < WIDTH * 0.66].max()
+    height, width = rows.max() - rows.min(), right - left
+    assert abs(height - width) < 6, "one square patch"
+    helper = np.nonzero((pixels == HELPER).all(2).any(0))[0]
+    assert right >= helper.max() - 4, "in the last column"
+
+
+def test_predictions_that_are_not_finite_are_drawn(tmp_path: Path) -> None:
+    """Catches a run that ends because of a picture."""
+    view = segment(2, 2, 2, [1])
+    draw_latents(sample(SegmentView(view.text, view.helper, view.cosine, view.selected, view.latents * np.nan)), 0,
+                 tmp_path / "a.png")  # fmt: skip
+    assert opened(tmp_path / "a.png").width == WIDTH
+
+
+def test_charts_are_drawn(tmp_path: Path) -> None:
+    drawings = {
+        "curves": lambda path: draw_curves({"a": {"x": ([1, 2], [0.5, 0.25])}, "b": {"y": ([1], [2.0])}}, path),
+        "accuracy": lambda path: draw_accuracy("t", [Bar("a", 0.5, 4, 0.25), Bar("b", 1.0, 1, None)], path),
+        "ablation": lambda path: draw_ablation("t", 0.5, [AblationBar("zeros", 0.25, -0.5, 0.1)], path),
+    }
+    for name, draw in drawings.items():
+        (tmp_path / name).mkdir()
+        draw(tmp_path / name / "a.png")
+        picture = opened(tmp_path / name / "a.png")
+        assert picture.width == WIDTH and len(picture.getcolors(10**6) or []) > 10
