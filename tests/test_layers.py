@@ -24,8 +24,10 @@ MAY_IMPORT = {
     "training": BASE | {"training", "distill", "model", "ops", "data", "config", "dist"},
     "evaluation": BASE | {"evaluation", "training", "model", "ops", "data", "config", "dist"},
     "doctor": BASE | {"ops"},
+    "cluster": BASE | {"doctor", "dist", "ops"},
     "demo": BASE | {"model", "data"},
-    "cli": BASE | {"config", "data", "model", "training", "evaluation", "dist", "launcher", "demo", "doctor"},
+    "cli": BASE
+    | {"config", "data", "model", "training", "evaluation", "dist", "launcher", "demo", "doctor", "cluster"},
 }
 DOORS = {
     "deepspeed": ("training/engine.py", "training/checkpoint", "training/initial.py"),
