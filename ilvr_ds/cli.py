@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     rank = 0
     try:
-        if options.run in _BY_RANKS:
+        if options.run in _BY_RANKS or getattr(options, "cluster", False):
             rank = launcher.find_place(os.environ).rank
         _set_up_logging(rank)
         return int(options.run(options))
@@ -146,6 +146,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo_data)
 
     doctor = commands.add_parser("doctor", help="what this machine has, what is missing, how to get it")
+    doctor.add_argument("--cluster", action="store_true", help="compare all ranks; start it as you start train")
+    doctor.add_argument("--shards", type=Path, help="with --cluster: data set that every rank tries to read")
     doctor.set_defaults(run=_doctor)
     return parser
 
@@ -316,8 +318,18 @@ def _demo_data(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from ilvr_ds import doctor
 
-    checks = doctor.report()
-    print(doctor.render(checks))
+    if options.cluster:
+        from ilvr_ds import cluster, dist
+
+        rows, checks = cluster.examine(options.shards)
+        if dist.is_main():
+            print("\n".join(rows))
+            print(doctor.render(checks))
+        dist.barrier()
+        dist.close()
+    else:
+        checks = doctor.report()
+        print(doctor.render(checks))
     return int(any(check.status == "bad" for check in checks))
 
 

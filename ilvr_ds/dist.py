@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -72,6 +73,44 @@ def join_on_host(timeout: timedelta) -> None:
     place = enter()
     if place.world_size > 1 and not torch_dist.is_initialized():
         torch_dist.init_process_group("gloo", timeout=timeout)
+
+
+def join(timeout: timedelta) -> None:
+    """Join the launcher's job over the devices' own library; one process needs no group."""
+    if enter().world_size > 1 and not torch_dist.is_initialized():
+        torch_dist.init_process_group(backend(), timeout=timeout)
+
+
+def speeds(groups: list[list[int]], num_bytes: int, repeats: int = 5) -> tuple[float, float]:
+    """GB/s of all-reduce and all-gather of `num_bytes` in this rank's group, all groups at once (collective).
+
+    Counted as nccl-tests does (bus bandwidth): comparable to the wire's, whatever the number of ranks. 0 for a rank
+    without a group. Raises RuntimeError where a sum is wrong.
+    """
+    made = [torch_dist.new_group(ranks) for ranks in groups]
+    mine = next((number for number, ranks in enumerate(groups) if rank() in ranks), None)
+    if mine is None:
+        return 0.0, 0.0
+    size, group = len(groups[mine]), made[mine]
+    sent = torch.ones(num_bytes // 4 // size * size, device=device())
+    torch_dist.all_reduce(sent, group=group)  # also opens the connections
+    if not bool((sent == size).all()):
+        raise RuntimeError(f"an all-reduce of ones over {size} ranks gave {float(sent.min())} to {float(sent.max())}")
+    part = sent[: len(sent) // size].clone()
+
+    def seconds(call: Callable[[], Any]) -> float:
+        torch_dist.barrier(group=group)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        if device().type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - start) / repeats
+
+    share = sent.nbytes * (size - 1) / size / 1e9
+    reduced = seconds(lambda: torch_dist.all_reduce(sent, group=group))
+    gathered = seconds(lambda: torch_dist.all_gather_into_tensor(sent, part, group=group))
+    return 2 * share / reduced, share / gathered
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:

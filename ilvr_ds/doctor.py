@@ -69,17 +69,17 @@ def _python() -> Iterator[Check]:
 
 def _packages() -> Iterator[Check]:
     for name, wanted in _REQUIRED.items():
-        found = _version(name)
+        found = installed(name)
         if found is None:
             yield Check(name, "bad", "not installed", "pip install -c constraints.txt .")
         elif SpecifierSet(wanted).contains(found.split("+")[0], prereleases=True):
             yield Check(name, "ok", found)
         else:
             yield Check(name, "note", f"{found}; tested with {wanted}", "pip install -c constraints.txt .")
-    if _version("mlflow-skinny") is None and _version("mlflow") is None:
+    if installed("mlflow-skinny") is None and installed("mlflow") is None:
         yield Check("mlflow-skinny", "bad", "not installed", "pip install -c constraints.txt .")
     for name, purpose in _OPTIONAL.items():
-        found = _version(name)
+        found = installed(name)
         yield Check(name, "ok", found) if found else Check(name, "missing", "not installed", f"for {purpose}")
 
 
@@ -94,7 +94,7 @@ def _accelerators() -> Iterator[Check]:
 
 
 def _attention() -> Iterator[Check]:
-    found = _version("flash-attn")
+    found = installed("flash-attn")
     if found:
         yield Check("attention", "ok", f"flash-attn {found}")
     elif torch.cuda.is_available():
@@ -144,7 +144,8 @@ def _space() -> Iterator[Check]:
         yield Check("shared memory", "note" if few else "ok", f"{size:.1f} GiB", remedy)
 
 
-def _version(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """Version of a package; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -26,8 +26,10 @@ MAY_IMPORT = {
     "provenance": BASE,
     "pictures": BASE | {"pictures"},
     "doctor": BASE | {"ops"},
+    "cluster": BASE | {"doctor", "dist", "ops"},
     "demo": BASE | {"model", "data"},
-    "cli": BASE | {"config", "data", "model", "training", "evaluation", "dist", "launcher", "demo", "doctor"},
+    "cli": BASE
+    | {"config", "data", "model", "training", "evaluation", "dist", "launcher", "demo", "doctor", "cluster"},
 }
 DOORS = {
     "deepspeed": ("training/engine.py", "training/checkpoint", "training/initial.py"),

@@ -23,5 +23,5 @@ prepare_nodes() {
 
 # Whether every node of the job can still start a process.
 nodes_answer() {
-  timeout 30 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true
+  timeout 30 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true
 }

@@ -143,6 +143,19 @@ def test_the_death_of_a_node_requeues(
     assert_same_end(tmp_path, undisturbed)
 
 
+def test_a_killed_rank_fails_the_job(slurm: Slurm, hosts: Hosts, demo_folder: Path, tmp_path: Path) -> None:
+    """Catches a script that waits for a dead node where none is, or starts a faulty run again and again."""
+    job = Submitted(slurm, tmp_path, demo_folder, steps=5000)
+    job.wait_for_step(5)
+    hosts.run("h2", "kill", "-9", *map(str, ranks(hosts, job)["h2"]))
+    deadline = time.monotonic() + 60
+    while slurm.state(job.id) == "RUNNING":
+        assert time.monotonic() < deadline, job.log[-4000:]
+        time.sleep(0.2)
+    assert slurm.state(job.id) == "FAILED"
+    assert "h2: task 1: Killed" in job.log
+
+
 def test_scancel_leaves_nothing_behind(slurm: Slurm, hosts: Hosts, demo_folder: Path, tmp_path: Path) -> None:
     """No process on any host, and no requeue: the ranks' exit code looks like that of a preemption."""
     job = Submitted(slurm, tmp_path, demo_folder, steps=5000)
