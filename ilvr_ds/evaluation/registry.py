@@ -28,7 +28,7 @@ def is_reference(model: str) -> bool:
 def register(folder: Path, name: str, uri: str | None) -> str:
     """Make the next version of model `name` from an exported folder; returns its reference, `models:/NAME/VERSION`.
 
-    uri: the tracking address; None: that of the training run. Raises UserError where the folder does not know its run or
+    uri: the tracking address; None: that of the training run. Raises UserError where the folder knows no run, or
     the server does not take it.
     """
     origin = read_origin(str(folder))
