@@ -132,6 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--to", type=Path, required=True, help="folder to write")
     export.add_argument("--adapters", choices=["merge", "apart"], default="merge", help="LoRA (default merge)")
     export.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help="of the weights (default: the run's)")
+    export.add_argument("--register", metavar="NAME", help="make it the next version of this model in MLflow")
+    export.add_argument("--tracking-uri", help="MLflow for --register (default: the run's)")
     export.add_argument("--overwrite", action="store_true", help="replace a model at --to")
     export.set_defaults(run=_export)
 
@@ -280,7 +282,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         model=options.model,
         shards=options.shards,
         benchmark=options.benchmark,
-        output=options.output or Path(options.model) / "evaluation" / options.benchmark,
+        output=options.output,
         batch_size=options.batch_size,
         max_samples=options.max_samples,
         latent_size=options.latent_size,
@@ -301,6 +303,10 @@ def _export(options: argparse.Namespace) -> int:
     from ilvr_ds.evaluation.export import export
 
     lines = export(options.source, options.to, options.adapters, options.precision, options.overwrite)
+    if options.register:
+        from ilvr_ds.evaluation.registry import register
+
+        lines.append(f"registered as {register(options.to, options.register, options.tracking_uri)}")
     print("\n".join(lines))
     return 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import Reasoner, load_reasoner
 from ilvr_ds.evaluation.origin import read_origin
 from ilvr_ds.evaluation.pixels import replay_cost
+from ilvr_ds.evaluation.registry import attach, is_reference, resolve
 from ilvr_ds.evaluation.report import metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results, append
 from ilvr_ds.evaluation.tracking import log_scores
@@ -45,7 +46,8 @@ class EvaluationSettings:
     model: str
     shards: str
     benchmark: str
-    output: Path
+    output: Path | None = None
+    """None: MODEL/evaluation/BENCHMARK."""
     batch_size: int = 16
     max_samples: int | None = None
     latent_size: int | None = None
@@ -68,6 +70,10 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
     if settings.batch_size < 2 and settings.ablate_latents:
         raise UserError("--batch-size: --ablate-latents takes latents from other samples of a batch; give 2 or more")
     dist.join_on_host(timedelta(days=2))
+    reference = settings.model if is_reference(settings.model) else None
+    if reference:
+        folder = dist.decided_by_main(lambda: resolve(reference, settings.tracking_uri))
+        settings = replace(settings, model=folder, output=settings.output or default_output(folder, settings.benchmark))
     shards = open_dataset(settings.shards)
     reader = ShardReader(shards)
     count = min(len(reader), settings.max_samples or len(reader))
@@ -75,7 +81,7 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
     reasoner = load_reasoner(
         settings.model, dist.device(), precision=settings.precision, latent_size=settings.latent_size
     )
-    results = Results(settings.output)
+    results = Results(settings.output or default_output(settings.model, settings.benchmark))
     identity = _identity(settings, shards.fingerprint, count, reasoner)
     dist.decided_by_main(lambda: results.open(identity))
     done = dist.decided_by_main(lambda: {line["number"] for line in results.lines()})
@@ -88,9 +94,14 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
             append(file, [line for line in run.answer(batch) if line["number"] not in done])
             logger.info("batch %d of %d", number, len(mine))
     dist.barrier()
-    lines = dist.decided_by_main(lambda: _finish(settings, benchmark, results, identity, reader))
+    lines = dist.decided_by_main(lambda: _finish(settings, benchmark, results, identity, reader, reference))
     dist.close()
     return lines
+
+
+def default_output(model: str, benchmark: str) -> Path:
+    """Where results go unless told otherwise."""
+    return Path(model) / "evaluation" / benchmark
 
 
 def cut_batches(count: int, size: int) -> list[range]:
@@ -198,8 +209,14 @@ def _identity(settings: EvaluationSettings, data: str, count: int, reasoner: Rea
 
 
 def _finish(
-    settings: EvaluationSettings, benchmark: Benchmark, results: Results, identity: dict[str, Any], reader: ShardReader
+    settings: EvaluationSettings,
+    benchmark: Benchmark,
+    results: Results,
+    identity: dict[str, Any],
+    reader: ShardReader,
+    reference: str | None,
 ) -> list[str]:
+    """Scores, pictures and, where they go to MLflow, that too; `reference`: the registered model that was named."""
     lines = results.lines()
     scores, text = summarize(lines, benchmark)
     results.finish(lines, {"settings": identity, **scores})
@@ -214,4 +231,6 @@ def _finish(
         log_scores(
             settings.tracking_uri, experiment, name, params, metrics_of(scores), examples, pictures, parent
         )  # fmt: skip
+    if reference:
+        attach(reference, settings.tracking_uri, benchmark.name, metrics_of(scores))
     return [*text, f"answers and scores: {results.folder}"]

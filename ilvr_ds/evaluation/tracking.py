@@ -29,16 +29,8 @@ def log_scores(
 
     Raises UserError where MLflow is not installed.
     """
-    for key, value in _QUIET.items():
-        os.environ.setdefault(key, value)
+    client, failure = connect(uri, "--tracking-uri")
     try:
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-    except ImportError as error:
-        raise UserError("--tracking-uri: MLflow is not installed; pip install mlflow") from error
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    try:
-        client: Any = MlflowClient(tracking_uri=uri)
         tags = {"kind": "evaluation"}
         experiment_id = _experiment_of(client, parent)
         if experiment_id is not None:
@@ -56,10 +48,26 @@ def log_scores(
         for picture in pictures:
             client.log_artifact(run_id, str(picture), "pictures")
         client.set_terminated(run_id)
-    except (MlflowException, OSError) as error:
+    except failure as error:
         logger.warning("MLflow at %s: %s; the scores are on disk", uri, str(error).strip().splitlines()[0])
         return None
     return run_id
+
+
+def connect(uri: str, option: str) -> tuple[Any, tuple[type[Exception], ...]]:
+    """A client of the store and its registry, and what it raises where the server fails.
+
+    Raises UserError, as a mistake of `option`, where MLflow is not installed.
+    """
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    try:
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+    except ImportError as error:
+        raise UserError(f"{option}: MLflow is not installed; pip install -c constraints.txt .") from error
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri), (MlflowException, OSError)
 
 
 def _experiment_of(client: Any, run_id: str | None) -> str | None:
