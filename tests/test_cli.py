@@ -16,7 +16,9 @@ from ilvr_ds import cli
 
 ROOT = Path(__file__).parent.parent
 RECIPE = str(ROOT / "launch" / "recipes" / "demo.yaml")
-COMMANDS = ["pack", "inspect", "train", "mlflow-sync", "generate", "evaluate", "export", "demo-data", "doctor"]
+COMMANDS = [
+    "pack", "encode", "inspect", "train", "mlflow-sync", "generate", "evaluate", "export", "demo-data", "doctor",
+]  # fmt: skip
 TEXTS = [ROOT / "README.md", ROOT / "Makefile", ROOT / "CONTRIBUTING.md"]
 TEXTS += [path for folder in ("docs", "ilvr_ds", "launch") for path in sorted((ROOT / folder).rglob("*.*"))]
 TEXTS = [path for path in TEXTS if path.suffix in ("", ".md", ".py", ".sh", ".yaml", ".example")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
+from ilvr_ds.data.features import FeatureSet, open_features
 from ilvr_ds.data.loader import PlannedNumbers, SequentialNumbers, WindowDataset, WindowLoader
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import ShardSet, open_dataset
@@ -19,6 +21,7 @@ from ilvr_ds.distill.momentum import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
+from ilvr_ds.model.tower import tower_identity
 from ilvr_ds.training.checkpoint import check_fits, find_checkpoint
 from ilvr_ds.training.checkpoint_reshard import needs_resharding, reshard
 from ilvr_ds.training.checkpoint_writer import CheckpointWriter
@@ -65,7 +68,11 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         "%d samples, %d a step on %d ranks, %d steps an epoch, %d samples left out of each epoch, %d steps in all",
         len(shards), plan.global_batch, world, plan.steps_per_epoch, plan.remainder, total,
     )  # fmt: skip
-    dataset = build_dataset(recipe, encoding, shards, PlannedNumbers(plan, dist.rank(), world), train.micro_batch_size)
+    stored = _StoredFeatures.of(recipe, recipe_path, encoding)
+    features = stored.open(shards, "data.features") if stored else None
+    dataset = build_dataset(
+        recipe, encoding, shards, PlannedNumbers(plan, dist.rank(), world), train.micro_batch_size, features
+    )
     identity = {
         "data": shards.fingerprint,
         "run.seed": recipe.run.seed,
@@ -77,7 +84,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     loader = WindowLoader(dataset, plan, identity, recipe.data.num_workers, dist.device().type == "cuda")
     if state:
         loader.check(state["loader"])
-    held_out = _held_out_dataset(recipe, encoding)
+    held_out = _held_out_dataset(recipe, encoding, stored)
     zero_stage = int(file_settings.get("zero_optimization", {}).get("stage", 0))
     is_resharded = checkpoint is not None and needs_resharding(state, zero_stage)
     if checkpoint and is_resharded:
@@ -117,7 +124,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
 def build_step(
     recipe: Recipe, file_settings: dict[str, Any], encoding: Encoding, initial: Path | None = None
 ) -> tuple[TrainingStep, Networks]:
-    """Student, tower and, in stage 1, teacher of a recipe, ready to compute optimizer steps (collective).
+    """Student, tower (or what stands for it) and, in stage 1, teacher, ready to compute optimizer steps (collective).
 
     initial: the checkpoint whose weights the student starts from, where it is not `model.path`.
     """
@@ -133,14 +140,14 @@ def build_step(
     attention = networks.student.module.model.model.language_model.config._attn_implementation
     logger.info("attention: %s; ZeRO stage %d", attention, networks.zero_stage)
     if networks.teacher is None:
-        return StageTwoStep(networks.student, networks.tower, recipe.model.latent_size), networks
+        return StageTwoStep(networks.student, networks.vision, recipe.model.latent_size), networks
     shards = MomentumShards(
         networks.teacher_shards(), networks.student_shards(), recipe.teacher.momentum, dist.device()
     )
     teacher = MomentumTeacher(
         networks.teacher, shards, networks.student_shards, recipe.selection, recipe.model.latent_size
     )
-    return StageOneStep(networks.student, networks.tower, teacher, recipe.loss), networks
+    return StageOneStep(networks.student, networks.vision, teacher, recipe.loss), networks
 
 
 def _check_lengths(recipe: Recipe, shards: ShardSet) -> bool:
@@ -165,7 +172,35 @@ def _check_lengths(recipe: Recipe, shards: ShardSet) -> bool:
     return longest > 0
 
 
-def _held_out_dataset(recipe: Recipe, encoding: Encoding) -> tuple[WindowDataset, int, int, list[str]] | None:
+@dataclass(frozen=True)
+class _StoredFeatures:
+    """Opens the recipe's stored features: those of its tower and image settings, and no others."""
+
+    recipe: Recipe
+    recipe_path: Path
+    tower: dict[str, Any]
+
+    @staticmethod
+    def of(recipe: Recipe, recipe_path: Path, encoding: Encoding) -> _StoredFeatures | None:
+        """None where images go through the tower. Collective: the main rank reads the tower's weights for all."""
+        if recipe.data.features is None:
+            return None
+        tower = dist.decided_by_main(lambda: tower_identity(recipe.model, encoding.encoder.images))
+        return _StoredFeatures(recipe, recipe_path, tower)
+
+    def open(self, shards: ShardSet, key: str) -> FeatureSet:
+        """The features of `shards`, at the place that the recipe's `key` names."""
+        mend = f"ilvr-ds encode --config {self.recipe_path} --shards {shards.location} --output FOLDER"
+        made_of = {"data": shards.fingerprint, **self.tower}
+        features = open_features(self.recipe.flat()[key], shards, made_of, key, mend)
+        precision = features.manifest.made_of.get("precision")
+        logger.info("%s: %s, from a tower in %s; none is loaded", key, features.storage.label, precision)
+        return features
+
+
+def _held_out_dataset(
+    recipe: Recipe, encoding: Encoding, stored: _StoredFeatures | None
+) -> tuple[WindowDataset, int, int, list[str]] | None:
     """The evaluation data, loader workers, the number of windows of each rank, and the kinds of task."""
     if recipe.data.eval_shards is None:
         return None
@@ -179,7 +214,8 @@ def _held_out_dataset(recipe: Recipe, encoding: Encoding) -> tuple[WindowDataset
             f"samples for each of {world} ranks"
         )
     logger.info("evaluation on %d of %d held-out samples", steps * micro * world, len(shards))
-    dataset = build_dataset(recipe, encoding, shards, SequentialNumbers(micro, dist.rank(), world), micro)
+    features = stored.open(shards, "data.eval_features") if stored else None
+    dataset = build_dataset(recipe, encoding, shards, SequentialNumbers(micro, dist.rank(), world), micro, features)
     return dataset, recipe.data.num_workers, steps, sorted(shards.manifest.groups)
 
 
