@@ -10,11 +10,12 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ilvr_ds import __version__, launcher
-from ilvr_ds.config import Recipe, load_recipe
+from ilvr_ds.config import REQUIRED, Recipe, load_recipe
 from ilvr_ds.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -74,6 +75,19 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     pack.add_argument("--overwrite", action="store_true", help="replace a data set at --output")
     pack.set_defaults(run=_pack)
+
+    encode = commands.add_parser("encode", help="store a data set's vision features; goes on where it was killed")
+    encode.add_argument("--config", type=Path, help="recipe whose data, model, image settings and precision are used")
+    encode.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    encode.add_argument("--shards", help="data set that `pack` wrote (default: the recipe's data.shards)")
+    encode.add_argument("--model", help="folder or hub name (default: the recipe's model.path)")
+    encode.add_argument("--output", type=Path, help="folder to write (default: SHARDS/features)")
+    encode.add_argument("--precision", choices=["bf16", "fp32", "fp16"], help="of the tower (default: train.precision)")
+    encode.add_argument("--max-image-pixels", type=int, help="(default: data.max_image_pixels)")
+    encode.add_argument("--part", default="0/1", metavar="I/N", help="every N-th shard from I on, I from 0 to N-1")
+    encode.add_argument("--workers", type=int, default=2, help="processes that decode images (default 2)")
+    encode.add_argument("--batch-patches", type=int, default=16384, help="patches at a time (default 16384)")
+    encode.set_defaults(run=_encode)
 
     inspect = commands.add_parser("inspect", help="print a sample as the model sees it")
     inspect.add_argument("--config", type=Path, required=True, help="recipe whose model and data.shards are used")
@@ -185,6 +199,38 @@ def _pack(options: argparse.Namespace) -> int:
             progress=progress,
         )
     print("\n".join(report.lines()))
+    return 0
+
+
+def _encode(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ilvr_ds import dist
+    from ilvr_ds.model.feature_pass import EncodeSettings, encode, parse_part
+
+    recipe = _recipe(options) if options.config else Recipe()
+    settings = EncodeSettings(
+        shards=options.shards or recipe.data.shards,
+        model=replace(recipe.model, path=options.model or recipe.model.path),
+        precision=options.precision or recipe.train.precision,
+        max_image_pixels=options.max_image_pixels or recipe.data.max_image_pixels,
+        blank_images=recipe.data.blank_images,
+        output=options.output,
+        part=parse_part(options.part),
+        workers=options.workers,
+        batch_patches=options.batch_patches,
+    )
+    if REQUIRED in (settings.shards, settings.model.path):
+        raise UserError("encode: give --shards and --model, or a recipe by --config")
+    with tqdm(unit=" samples", disable=None, desc="encoding") as bar:
+
+        def progress(done: int, total: int, size: int) -> None:
+            bar.total = total
+            bar.set_postfix(MB=size // 10**6, refresh=False)
+            bar.update(done - bar.n)
+
+        lines = encode(settings, dist.device(), progress)
+    print("\n".join(lines))
     return 0
 
 

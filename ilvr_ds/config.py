@@ -47,6 +47,11 @@ class DataConfig:
     """Folder or http(s) address that `ilvr-ds pack` wrote."""
     eval_shards: str | None = None
     """Held-out data of the same form; null: no evaluation during training."""
+    features: str | None = None
+    """Folder or http(s) address of the vision features of `shards` that `ilvr-ds encode` stored: they are read instead
+    of pixels, and the vision tower is not loaded. null: images go through the tower in every step."""
+    eval_features: str | None = None
+    """The same for `eval_shards`; given where `features` and `eval_shards` are, and nowhere else."""
     lanes: int = 8
     """Independent streams of the sample order. World size must divide it, and it must divide the global batch."""
     shuffle_window: int = 4096
@@ -370,6 +375,14 @@ def build_recipe(values: Mapping[str, _Value], missing_at: str) -> Recipe:
 def _check_combinations(recipe: Recipe, where: str) -> None:
     if "/" in recipe.run.name or recipe.run.name in ("", ".", ".."):
         raise UserError(f"{where}: run.name '{recipe.run.name}' is not a plain folder name")
+    data = recipe.data
+    if (data.features is None or data.eval_shards is None) and data.eval_features is not None:
+        raise UserError(f"{where}: data.eval_features needs data.features and data.eval_shards beside it; remove it")
+    if data.features is not None and data.eval_shards is not None and data.eval_features is None:
+        raise UserError(
+            f"{where}: data.features is set, so there is no vision tower to evaluate with: set data.eval_features too "
+            f"(ilvr-ds encode --shards {data.eval_shards} writes them), or data.eval_shards to null"
+        )
     loss = recipe.loss
     if loss.ce_weight == loss.align_weight == loss.contrastive_weight == 0:
         raise UserError(f"{where}: loss.ce_weight, loss.align_weight and loss.contrastive_weight are all 0")

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 RECIPE = str(ROOT / "launch" / "recipes" / "demo.yaml")
 COMMANDS = [
     "pack",
+    "encode",
     "inspect",
     "train",
     "mlflow-sync",
@@ -132,6 +133,11 @@ def test_samples_that_are_too_long_are_rejected(demo: Path, tmp_path: Path, fail
         ("inspect {recipe} --set data.shards={tmp}/no", "expected a folder that `ilvr-ds pack` wrote"),
         ("inspect {recipe} --set model.path={tmp}/no", "model.path: no model at '{tmp}/no' ("),
         ("inspect {recipe} --set model.path={tmp}", "model.path: no model at '{tmp}' ("),
+        ("encode --shards {demo}/train", "encode: give --shards and --model, or a recipe by --config"),
+        ("encode {recipe} --output {tmp} --part 2/2", "--part 2/2: expected I/N with I from 0 to N-1"),
+        ("encode {recipe} --output {tmp} --shards {tmp}", "expected a folder that `ilvr-ds pack` wrote"),
+        ("encode {recipe} --output {tmp} --model {tmp}/no", "model.path: no image processor at '{tmp}/no' ("),
+        ("encode {recipe} --set model.random_init=true", "model.random_init: the vision tower is drawn at random"),
         ("mlflow-sync {tmp}", "{tmp}: holds no mlflow.json; give the folder of a run"),
         ("demo-data --output {demo}", "demo/task: exists already"),
         ("demo-data --output {tmp}/d --grid 5", "grid: 5 cells a side; choose 4, 6 or 8"),

@@ -149,6 +149,20 @@ def test_weights_that_are_all_zero_are_refused(load: Load) -> None:
     assert message.endswith("loss.ce_weight, loss.align_weight and loss.contrastive_weight are all 0")
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("features: f, eval_shards: held", "so there is no vision tower to evaluate with: set data.eval_features too"),
+        ("features: f, eval_features: e", "data.eval_features needs data.features and data.eval_shards beside it"),
+        ("eval_shards: held, eval_features: e", "data.eval_features needs data.features and data.eval_shards beside"),
+    ],
+)
+def test_stored_features_come_for_all_data_or_for_none(load: Load, data: str, words: str) -> None:
+    """Catches an evaluation that would have no tower, and features that nobody reads."""
+    message = mistake(load, "", *(f"data.{pair.replace(': ', '=')}" for pair in data.split(", ")))
+    assert words in message
+
+
 def test_overrides_beat_the_file_and_the_last_one_wins(load: Load) -> None:
     recipe = load("optim: {lr: 1, beta1: 0.5}", "optim.lr=2", "optim.lr=3")
     assert (recipe.optim.lr, recipe.optim.beta1) == (3.0, 0.5)

@@ -55,7 +55,11 @@ class Collator:
         """The window of `samples` (a whole number of micro-batches); `numbers` [W] are their data-set numbers."""
         size = self.micro_batch_size
         groups = [range(start, start + size) for start in range(0, len(samples), size)]
-        feature_starts, images = self._images(samples, groups)
+        features = _stored_features(samples)
+        if features is None:
+            feature_starts, images = self._images(samples, groups)
+        else:
+            feature_starts, images = self._stored_starts(samples), ()
         rounds = 0 if self.free_latents else max(map(_num_segments, samples))
         order = [(i, m) for m in range(rounds) for i, s in enumerate(samples) if m < _num_segments(s)]
         offsets, candidates = self._candidates(samples, order, feature_starts)
@@ -74,6 +78,7 @@ class Collator:
             candidates=candidates,
             micro_batches=micro_batches,
             supervised=torch.tensor([sum(len(m.label_ids) for m in micro_batches)]),
+            features=features,
             num_tokens=real,
             num_padding=sum((m.rollout or m.tokens).real.numel() for m in micro_batches) - real,
         )
@@ -106,6 +111,16 @@ class Collator:
                 ImageBatch(torch.from_numpy(np.concatenate(patches)), **attention_bookkeeping(grids, self.layout))
             )
         return starts, tuple(batches)
+
+    def _stored_starts(self, samples: list[EncodedSample]) -> list[tuple[Int64, Int64]]:
+        """The same first rows where features are stored: they stand sample by sample, in the order of its images."""
+        starts = []
+        next_row = 0
+        for s in samples:
+            rows = next_row + np.cumsum([0, *map(self._merged, s.grids)])
+            next_row = int(rows[-1])
+            starts.append((rows[: s.num_input_images], rows[s.num_input_images : -1]))
+        return starts
 
     def _candidates(
         self, samples: list[EncodedSample], order: list[tuple[int, int]], starts: list[tuple[Int64, Int64]]
@@ -235,6 +250,15 @@ class Collator:
 
     def _merged(self, grid: Grid) -> int:
         return grid[0] * grid[1] // self.merge_unit
+
+
+def _stored_features(samples: list[EncodedSample]) -> torch.Tensor | None:
+    """[F, D] bfloat16: the stored features of all samples; None where images go to the tower instead."""
+    rows = [sample.features for sample in samples if sample.features is not None]
+    if len(rows) != len(samples):
+        assert not rows, "features are stored for all samples or for none"
+        return None
+    return torch.from_numpy(np.concatenate(rows).view(np.int16)).view(torch.bfloat16)
 
 
 _EMPTY: Int64 = np.empty(0, dtype=np.int64)

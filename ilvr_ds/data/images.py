@@ -18,7 +18,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from ilvr_ds.data.sample import SampleError, decode_image
+from ilvr_ds.data.sample import SampleError, decode_image, image_size
 from ilvr_ds.errors import UserError
 
 GREY = (128, 128, 128)
@@ -73,11 +73,29 @@ class ImageEncoder:
 
     def grid(self, data: bytes) -> Grid:
         """(height, width) in patches after resizing; reads the image to be sure that it is whole."""
-        return self._grid(decode_image(data))
+        return self._grid(decode_image(data).size)
 
-    def _grid(self, image: Image.Image) -> Grid:
+    def grid_by_header(self, data: bytes) -> Grid:
+        """The same from the image's header alone, where its pixels are not needed."""
+        return self._grid(image_size(data))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides, besides the tower, what features an image gets."""
+        return {
+            "patch_size": self.processor.patch_size,
+            "merge_size": self.processor.merge_size,
+            "min_pixels": self.min_pixels,
+            "max_pixels": self.max_pixels,
+            "mean": self.mean,
+            "std": self.std,
+            "blank": self.blank,
+        }
+
+    def _grid(self, size: tuple[int, int]) -> Grid:
+        """size: width and height in pixels."""
         try:
-            height, width = smart_resize(image.height, image.width, self.cell, self.min_pixels, self.max_pixels)
+            height, width = smart_resize(size[1], size[0], self.cell, self.min_pixels, self.max_pixels)
         except ValueError as error:
             raise SampleError(str(error)) from error
         return height // self.processor.patch_size, width // self.processor.patch_size
@@ -87,7 +105,7 @@ class ImageEncoder:
         if not files:
             return []
         images = [decode_image(data) for data in files]
-        grids = [self._grid(image) for image in images]
+        grids = [self._grid(image.size) for image in images]
         resized = [self._resize(image, grid) for image, grid in zip(images, grids, strict=True)]
         raw = self.processor.preprocess(
             resized, do_resize=False, do_rescale=False, do_normalize=False, return_tensors="np"
@@ -99,7 +117,7 @@ class ImageEncoder:
     def seen(self, data: bytes) -> Image.Image:
         """The image as the tower sees it: resized, grey where `blank` is set."""
         image = decode_image(data)
-        return self._resize(image, self._grid(image))
+        return self._resize(image, self._grid(image.size))
 
     def _resize(self, image: Image.Image, grid: Grid) -> Image.Image:
         height, width = (side * self.processor.patch_size for side in grid)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from ilvr_ds.data.collate import Collator
+from ilvr_ds.data.features import FeatureSet
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import SampleError
@@ -39,6 +40,8 @@ class WindowDataset(Dataset[Window]):
     collator: Collator
     numbers_of: Callable[[int], Numbers]
     """Sample numbers of this rank for a step."""
+    features: FeatureSet | None = None
+    """Stored features, read instead of pixels; the encoder then has none."""
 
     def __getitem__(self, step: int) -> Window:
         """Read, decode, encode, collate."""
@@ -46,10 +49,14 @@ class WindowDataset(Dataset[Window]):
 
     def window(self, numbers: Numbers) -> Window:
         """The window of given sample numbers, with stand-ins for samples that cannot be had."""
-        before = self.reader.retries
+        before = self._retries
         bad: list[BadSample] = []
         samples = [self._encode(int(number), bad) for number in numbers]
-        return replace(self.collator(samples, numbers), bad=tuple(bad), retries=self.reader.retries - before)
+        return replace(self.collator(samples, numbers), bad=tuple(bad), retries=self._retries - before)
+
+    @property
+    def _retries(self) -> int:
+        return self.reader.retries + (self.features.retries if self.features else 0)
 
     def _encode(self, number: int, bad: list[BadSample]) -> EncodedSample:
         """The sample, or a stand-in that is then added to `bad`."""
@@ -59,10 +66,19 @@ class WindowDataset(Dataset[Window]):
             name = sample.id
             if not sample.steps:
                 raise SampleError("it has no reasoning steps to learn from")
-            return self.encoder(sample)
+            encoded = self.encoder(sample)
+            return self._with_features(encoded, number) if self.features else encoded
         except (UserError, SampleError) as error:
             bad.append(BadSample(number, name, *self.reader.place(number), str(error)))
-            return self.encoder.stand_in(name or f"sample {number}")
+            stand_in = self.encoder.stand_in(name or f"sample {number}")
+            return replace(stand_in, features=self.features.empty()) if self.features else stand_in
+
+    def _with_features(self, sample: EncodedSample, number: int) -> EncodedSample:
+        """The sample with its stored rows."""
+        assert self.features is not None
+        merged = [height * width // self.encoder.merge_size**2 for height, width in sample.grids]
+        inputs, helpers = sum(merged[: sample.num_input_images]), sum(merged[sample.num_input_images :])
+        return replace(sample, features=self.features.read(number, inputs, helpers))
 
 
 @dataclass

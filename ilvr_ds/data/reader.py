@@ -12,6 +12,10 @@ from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.errors import UserError
 
 
+class DamagedSampleError(UserError):
+    """The bytes of a sample were read, and are not those of the sample that was packed."""
+
+
 class ShardReader:
     """Random access to the samples of `shard_set` by one range read each.
 
@@ -33,7 +37,8 @@ class ShardReader:
     def read(self, sample_number: int) -> Sample:
         """The sample with this number (0 to len - 1, in packed order); its images are not decoded.
 
-        Raises UserError with the shard and the key where the bytes are missing or damaged.
+        Raises UserError with the shard and the key where the bytes are missing, DamagedSampleError where they are
+        damaged.
         """
         shard, offset = self.place(sample_number)
         entry = self.shard_set.index[sample_number]
@@ -44,7 +49,9 @@ class ShardReader:
             if zlib.crc32(data) != entry["crc32"]:
                 raise MemberError("its bytes are not those that were packed")
         except MemberError as error:
-            raise UserError(f"{self.location}/{shard}: sample {key}: {error}; copy or pack the data again") from error
+            raise DamagedSampleError(
+                f"{self.location}/{shard}: sample {key}: {error}; copy or pack the data again"
+            ) from error
         return sample
 
     def place(self, sample_number: int) -> tuple[str, int]:

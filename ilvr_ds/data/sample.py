@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from PIL import Image, UnidentifiedImageError
@@ -82,14 +84,31 @@ def decode_image(data: bytes, pixel_limit: int = DECODE_PIXEL_LIMIT) -> Image.Im
 
     Raises SampleError for other formats, damaged files and images above `pixel_limit` pixels.
     """
+    with _errors_in_one_line(pixel_limit):
+        return _open_image(data, pixel_limit).convert("RGB")
+
+
+def image_size(data: bytes, pixel_limit: int = DECODE_PIXEL_LIMIT) -> tuple[int, int]:
+    """Width and height of an image by its header, without decoding a pixel; raises SampleError like decode_image."""
+    with _errors_in_one_line(pixel_limit):
+        return _open_image(data, pixel_limit).size
+
+
+def _open_image(data: bytes, pixel_limit: int) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    width, height = image.size
+    if width * height > pixel_limit:
+        raise SampleError(f"image of {width}x{height} pixels is above the limit of {pixel_limit} pixels")
+    return image
+
+
+@contextmanager
+def _errors_in_one_line(pixel_limit: int) -> Iterator[None]:
+    """Whatever Pillow raises, as a SampleError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        width, height = image.size
-        if width * height > pixel_limit:
-            raise SampleError(f"image of {width}x{height} pixels is above the limit of {pixel_limit} pixels")
-        return image.convert("RGB")
+        yield
     except UnidentifiedImageError as error:  # its text holds the address of an object
         raise SampleError(f"not a {', '.join(IMAGE_FORMATS)} image") from error
     except Image.DecompressionBombError as error:

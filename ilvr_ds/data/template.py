@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ilvr_ds.data.features import Rows
 from ilvr_ds.data.images import Grid, ImageEncoder
 from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Sample, SampleError, TextStep
 from ilvr_ds.data.tokens import LATENT_TOKENS, SpecialTokens
@@ -44,13 +45,16 @@ class EncodedSample:
     grids: tuple[Grid, ...]
     """Per image (height, width) in patches."""
     num_input_images: int
+    features: Rows | None = None
+    """[merged patches, D] bf16 as uint16: rows of all images where they are stored; then there are no `patches`."""
 
 
 class SampleEncoder:
     """Turns samples into EncodedSamples with one tokenizer, one image encoder and one latent size.
 
     Picklable, without random numbers: the same sample always gives the same numbers. `with_helpers`: helper images
-    are encoded too (stage 2 does not look at them).
+    are encoded too (stage 2 does not look at them). `with_pixels`: images are decoded to patches; else only their
+    headers are read, for their sizes (features are stored).
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class SampleEncoder:
         latent_size: int,
         max_tokens: int,
         with_helpers: bool = True,
+        with_pixels: bool = True,
     ) -> None:
         self.tokenizer = tokenizer
         self.special = special
@@ -68,6 +73,7 @@ class SampleEncoder:
         self.latent_size = latent_size
         self.max_tokens = max_tokens
         self.with_helpers = with_helpers
+        self.with_pixels = with_pixels
         self.merge_size: int = images.processor.merge_size
         self._opening = 1 + len(tokenizer("assistant", add_special_tokens=False)["input_ids"])
         reserved = [*tokenizer.all_special_tokens, *LATENT_TOKENS, *_vision_words()]
@@ -75,8 +81,9 @@ class SampleEncoder:
 
     def __call__(self, sample: Sample) -> EncodedSample:
         """Encode one sample; raises SampleError where it is too long or holds reserved tokens as text."""
-        encoded = self.images((*sample.input_images, *(sample.helper_images if self.with_helpers else ())))
-        grids = tuple(grid for _, grid in encoded)
+        files = (*sample.input_images, *(sample.helper_images if self.with_helpers else ()))
+        encoded = self.images(files) if self.with_pixels else []
+        grids = tuple(grid for _, grid in encoded) or tuple(map(self.images.grid_by_header, files))
         ids, answer = self._tokens(sample, list(grids[: len(sample.input_images)]))
         if len(ids) > self.max_tokens:
             raise SampleError(f"{len(ids)} tokens, data.max_tokens allows {self.max_tokens}")

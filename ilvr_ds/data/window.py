@@ -228,7 +228,8 @@ class Window(TensorTree):
     """Everything of one optimizer step on one rank."""
 
     images: tuple[ImageBatch, ...]
-    """One per micro-batch; features of the window are their merged features, one after the other."""
+    """One per micro-batch; features of the window are their merged features, one after the other. None where
+    `features` are."""
     tokens: TokenBatch
     """All samples of the window: what the teacher reads."""
     context: QueryContext
@@ -236,6 +237,8 @@ class Window(TensorTree):
     micro_batches: tuple[MicroBatch, ...]
     supervised: torch.Tensor
     """[1] int64 supervised tokens of the window on this rank"""
+    features: torch.Tensor | None = None
+    """[F, D] bfloat16: the window's features where they are stored with the data."""
     num_tokens: int = 0
     num_padding: int = 0
     bad: tuple[BadSample, ...] = ()

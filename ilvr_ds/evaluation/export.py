@@ -21,10 +21,10 @@ from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
 from ilvr_ds.errors import UserError
-from ilvr_ds.evaluation.base_weights import tower_weights
 from ilvr_ds.evaluation.card import write_card
 from ilvr_ds.evaluation.loading import DTYPES
 from ilvr_ds.evaluation.origin import write_origin
+from ilvr_ds.model.base_weights import tower_weights
 from ilvr_ds.model.student import load_config
 from ilvr_ds.training.checkpoint import list_checkpoints, read_student_weights, saved_state
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.collate import Collator
+from ilvr_ds.data.features import FeatureSet
 from ilvr_ds.data.images import ImageEncoder, VisionLayout
 from ilvr_ds.data.loader import WindowDataset
 from ilvr_ds.data.reader import ShardReader
@@ -33,7 +34,10 @@ def build_encoding(recipe: Recipe) -> Encoding:
     tokenizer, special = load_tokenizer(recipe.model.path)
     images = ImageEncoder(recipe.model.path, recipe.data.max_image_pixels, recipe.data.blank_images)
     size, longest = recipe.model.latent_size, recipe.data.max_tokens
-    encoder = SampleEncoder(tokenizer, special, images, size, longest, with_helpers=not recipe.train.has_free_latents)
+    encoder = SampleEncoder(
+        tokenizer, special, images, size, longest,
+        with_helpers=not recipe.train.has_free_latents, with_pixels=recipe.data.features is None,
+    )  # fmt: skip
     return Encoding(encoder, special, vision_layout(config), config)
 
 
@@ -44,8 +48,12 @@ def build_dataset(
     numbers_of: Callable[[int], Any],
     micro: int,
     types: tuple[str, ...] = (),
+    features: FeatureSet | None = None,
 ) -> WindowDataset:
-    """Windows of a packed data set under a recipe; `types` are the kinds of task by which losses are split."""
+    """Windows of a packed data set under a recipe, with stored features where the recipe has them.
+
+    types: the kinds of task by which losses are split.
+    """
     collator = Collator(
         encoding.special,
         encoding.layout,
@@ -56,4 +64,4 @@ def build_dataset(
         recipe.train.has_free_latents,
         types,
     )
-    return WindowDataset(ShardReader(shards), encoding.encoder, collator, numbers_of)
+    return WindowDataset(ShardReader(shards), encoding.encoder, collator, numbers_of, features)

@@ -65,20 +65,25 @@ def vision_layout(config: Any) -> VisionLayout:
     return VisionLayout(vision.patch_size, vision.spatial_merge_size, vision.window_size)
 
 
-def load_student(settings: ModelConfig, dtype: torch.dtype, num_tokens: int) -> Any:
+def load_student(settings: ModelConfig, dtype: torch.dtype, num_tokens: int, with_tower: bool = True) -> Any:
     """The stock model with weights read or drawn; born sharded where a ZeRO-3 configuration is active.
 
     The embedding keeps its padded row count and grows only where the tokenizer has more than that (`num_tokens`).
+    with_tower False: `model.visual` is None, and its blocks are neither built nor read.
     """
     config = load_config(settings.path)
+    if not with_tower:
+        config.vision_config.depth = 0  # the stock model cannot be built without a tower, but with one of no blocks
     attention = attention_backend(settings.attention, dtype)
     if settings.random_init:
         with _default_dtype(dtype):
             model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=attention)
     else:
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            settings.path, dtype=dtype, attn_implementation=attention
+            settings.path, config=config, dtype=dtype, attn_implementation=attention
         )
+    if not with_tower:
+        model.model.visual = None
     if num_tokens > config.text_config.vocab_size:
         model.resize_token_embeddings(num_tokens, pad_to_multiple_of=ROW_MULTIPLE, mean_resizing=False)
     model.config.use_cache = False

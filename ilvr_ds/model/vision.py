@@ -1,13 +1,14 @@
-"""The frozen vision tower: bytes of patches in, merged patch features out."""
+"""Where a window's vision features come from: the frozen tower, or what it wrote once (`ilvr-ds encode`)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from ilvr_ds.data.window import ImageBatch
+from ilvr_ds.data.window import ImageBatch, Window
 
 
 class VisionTower(nn.Module):
@@ -26,6 +27,10 @@ class VisionTower(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
+    def features(self, window: Window) -> Tensor:
+        """Merged features [F, D] of a window's images."""
+        return torch.cat([self(images) for images in window.images])
+
     @torch.no_grad()
     def forward(self, images: ImageBatch) -> Tensor:
         """Merged features [merged patches, D] in the tower's dtype, image after image, without a host sync."""
@@ -43,3 +48,16 @@ class VisionTower(nn.Module):
         longest = {"max_seqlen": "cu_seqlens", "max_window_seqlen": "cu_window_seqlens"}
         known |= {name: int(lengths[of].diff().max()) for name, of in longest.items()}
         return known | {name: tensor.to(device, non_blocking=True) for name, tensor in lengths.items()}
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """Features that the loader has read with the samples; stands where the tower would."""
+
+    dtype: torch.dtype
+    """What the networks compute in."""
+
+    def features(self, window: Window) -> Tensor:
+        """Merged features [F, D] of a window's images."""
+        assert window.features is not None
+        return window.features.to(self.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
+from ilvr_ds.data.features import FeatureSet, open_features
 from ilvr_ds.data.loader import PlannedNumbers, SequentialNumbers, WindowDataset, WindowLoader
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import ShardSet, open_dataset
@@ -18,6 +20,7 @@ from ilvr_ds.distill.momentum import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
+from ilvr_ds.model.tower import tower_identity
 from ilvr_ds.provenance import environment, machine
 from ilvr_ds.training.checkpoint import check_fits, find_checkpoint, saved_state
 from ilvr_ds.training.checkpoint_reshard import needs_resharding, reshard
@@ -70,8 +73,10 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         len(shards), plan.global_batch, world, plan.steps_per_epoch, plan.remainder, total,
     )  # fmt: skip
     types = _types(shards)
+    stored = _StoredFeatures.of(recipe, recipe_path, encoding)
+    features = stored.open(shards, "data.features") if stored else None
     numbers = PlannedNumbers(plan, dist.rank(), world)
-    dataset = build_dataset(recipe, encoding, shards, numbers, train.micro_batch_size, types)
+    dataset = build_dataset(recipe, encoding, shards, numbers, train.micro_batch_size, types, features)
     identity = {
         "data": shards.fingerprint,
         "run.seed": recipe.run.seed,
@@ -83,7 +88,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     loader = WindowLoader(dataset, plan, identity, recipe.data.num_workers, dist.device().type == "cuda")
     if state:
         loader.check(state["loader"])
-    held_out = _held_out_dataset(recipe, encoding, types)
+    held_out = _held_out_dataset(recipe, encoding, types, stored)
     zero_stage = int(file_settings.get("zero_optimization", {}).get("stage", 0))
     is_resharded = checkpoint is not None and needs_resharding(state, zero_stage)
     if checkpoint and is_resharded:
@@ -113,7 +118,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         zero_stage=zero_stage,
         held_out=evaluation,
         tracker=tracker,
-        pictures=_pictures(recipe, encoding, datasets.get("evaluation", shards), step, tracker),
+        pictures=_pictures(recipe, encoding, held_out[0] if held_out else dataset, step, tracker),
         writer=writer,
         watchdog=watchdog,
         quarantine=_quarantine(recipe, shards),
@@ -131,7 +136,7 @@ def build_step(
     initial: Path | None = None,
     types: tuple[str, ...] = (),
 ) -> tuple[TrainingStep, Networks]:
-    """Student, tower and, in stage 1, teacher of a recipe, ready to compute optimizer steps (collective).
+    """Student, tower (or what stands for it) and, in stage 1, teacher, ready to compute optimizer steps (collective).
 
     initial: the checkpoint whose weights the student starts from, where it is not `model.path`. types: the kinds of
     task by which losses are split.
@@ -148,14 +153,14 @@ def build_step(
     attention = networks.student.module.model.model.language_model.config._attn_implementation
     logger.info("attention: %s; ZeRO stage %d", attention, networks.zero_stage)
     if networks.teacher is None:
-        return StageTwoStep(networks.student, networks.tower, recipe.model.latent_size, types), networks
+        return StageTwoStep(networks.student, networks.vision, recipe.model.latent_size, types), networks
     shards = MomentumShards(
         networks.teacher_shards(), networks.student_shards(), recipe.teacher.momentum, dist.device()
     )
     teacher = MomentumTeacher(
         networks.teacher, shards, networks.student_shards, recipe.selection, recipe.model.latent_size
     )
-    return StageOneStep(networks.student, networks.tower, teacher, recipe.loss, types), networks
+    return StageOneStep(networks.student, networks.vision, teacher, recipe.loss, types), networks
 
 
 def _check_lengths(recipe: Recipe, shards: ShardSet) -> bool:
@@ -189,8 +194,34 @@ def _types(shards: ShardSet) -> tuple[str, ...]:
     return tuple(sorted(largest))
 
 
+@dataclass(frozen=True)
+class _StoredFeatures:
+    """Opens the recipe's stored features: those of its tower and image settings, and no others."""
+
+    recipe: Recipe
+    recipe_path: Path
+    tower: dict[str, Any]
+
+    @staticmethod
+    def of(recipe: Recipe, recipe_path: Path, encoding: Encoding) -> _StoredFeatures | None:
+        """None where images go through the tower. Collective: the main rank reads the tower's weights for all."""
+        if recipe.data.features is None:
+            return None
+        tower = dist.decided_by_main(lambda: tower_identity(recipe.model, encoding.encoder.images))
+        return _StoredFeatures(recipe, recipe_path, tower)
+
+    def open(self, shards: ShardSet, key: str) -> FeatureSet:
+        """The features of `shards`, at the place that the recipe's `key` names."""
+        mend = f"ilvr-ds encode --config {self.recipe_path} --shards {shards.location} --output FOLDER"
+        made_of = {"data": shards.fingerprint, **self.tower}
+        features = open_features(self.recipe.flat()[key], shards, made_of, key, mend)
+        precision = features.manifest.made_of.get("precision")
+        logger.info("%s: %s, from a tower in %s; none is loaded", key, features.storage.label, precision)
+        return features
+
+
 def _held_out_dataset(
-    recipe: Recipe, encoding: Encoding, types: tuple[str, ...]
+    recipe: Recipe, encoding: Encoding, types: tuple[str, ...], stored: _StoredFeatures | None
 ) -> tuple[WindowDataset, int, int, list[str]] | None:
     """The evaluation data, loader workers, the number of windows of each rank, and the kinds of task."""
     if recipe.data.eval_shards is None:
@@ -205,17 +236,22 @@ def _held_out_dataset(
             f"samples for each of {world} ranks"
         )
     logger.info("evaluation on %d of %d held-out samples", steps * micro * world, len(shards))
-    dataset = build_dataset(recipe, encoding, shards, SequentialNumbers(micro, dist.rank(), world), micro, types)
+    features = stored.open(shards, "data.eval_features") if stored else None
+    numbers = SequentialNumbers(micro, dist.rank(), world)
+    dataset = build_dataset(recipe, encoding, shards, numbers, micro, types, features)
     return dataset, recipe.data.num_workers, steps, sorted(shards.manifest.groups)
 
 
-def _pictures(recipe: Recipe, encoding: Encoding, shards: ShardSet, step: TrainingStep, tracker: Tracker) -> Pictures:
-    """Draws a few samples of a data set; every rank looks at the same ones, for every rank has a part in it."""
+def _pictures(
+    recipe: Recipe, encoding: Encoding, source: WindowDataset, step: TrainingStep, tracker: Tracker
+) -> Pictures:
+    """Draws a few samples of `source`; every rank looks at the same ones, for every rank has a part in it."""
+    shards = source.reader.shard_set
     count = min(recipe.tracking.picture_samples, len(shards))
     if not count or not isinstance(step, StageOneStep):
         return Pictures(tracker, recipe.run_dir)
     numbers = np.sort(np.random.default_rng(0).choice(len(shards), count, replace=False))  # the same in every run
-    dataset = build_dataset(recipe, encoding, shards, lambda _: numbers, count, step.types)
+    dataset = build_dataset(recipe, encoding, shards, lambda _: numbers, count, step.types, source.features)
     return Pictures(tracker, recipe.run_dir, Gaze(dataset, numbers, step))
 
 

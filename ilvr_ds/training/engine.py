@@ -1,8 +1,8 @@
 """DeepSpeed's door: its settings, the student's engine, the teacher's engine, and the shards of their weights.
 
 Three networks stand here: the student (ZeRO engine with optimizer), the frozen vision tower (one plain copy per
-device, outside any engine) and, in stage 1, the teacher's language model (an engine without an optimizer, always
-ZeRO-3, with its shards in host memory unless `teacher.offload` is none).
+device, outside any engine; none where its features are stored) and, in stage 1, the teacher's language model (an
+engine without an optimizer, always ZeRO-3, with its shards in host memory unless `teacher.offload` is none).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ilvr_ds.model.student import (
     load_student,
     prepare_student,
 )
-from ilvr_ds.model.vision import VisionTower
+from ilvr_ds.model.vision import StoredFeatures, VisionTower
 from ilvr_ds.training.build_locks import clear_stale_locks
 from ilvr_ds.training.initial import load_weights
 
@@ -190,7 +190,7 @@ class Networks:
     """DeepSpeed engine around a StageOne or a StageTwo."""
     teacher: Any
     """DeepSpeed engine around a ContextEncoder; None in stage 2."""
-    tower: VisionTower
+    vision: VisionTower | StoredFeatures
     zero_stage: int
     trained: list[str]
     """Names of the language model's trained parameters, in order; the teacher follows these."""
@@ -233,10 +233,9 @@ def build_networks(
     # transformers holds the configuration by a weak reference: it lives as long as this variable
     birth = HfDeepSpeedConfig(settings) if zero_stage == 3 else None
     torch.manual_seed(recipe.run.seed)  # weights that are drawn are the same on every rank
-    model = load_student(recipe.model, dtype, num_tokens)
-    plain_tower = detach_tower(model, _gather)
-    use_varlen_attention(plain_tower, device, dtype)
-    tower = VisionTower(plain_tower, *pixel_stats).to(device)
+    is_stored = recipe.data.features is not None
+    model = load_student(recipe.model, dtype, num_tokens, with_tower=not is_stored)
+    vision = StoredFeatures(dtype) if is_stored else _detached_tower(model, pixel_stats, device, dtype)
     root = _root_module(model, recipe)
     if initial is not None:
         load_weights(initial, root)
@@ -247,10 +246,18 @@ def build_networks(
     del birth
     teacher = None if recipe.train.has_free_latents else _build_teacher(recipe, settings, config, model)
     names = [n for n, p in model.model.language_model.named_parameters() if p.requires_grad]
-    networks = Networks(student, teacher, tower, zero_stage, names)
+    networks = Networks(student, teacher, vision, zero_stage, names)
     if teacher is not None:
         _copy_to_teacher(networks)
     return networks
+
+
+def _detached_tower(
+    model: Any, pixel_stats: tuple[list[float], list[float]], device: torch.device, dtype: torch.dtype
+) -> VisionTower:
+    tower = detach_tower(model, _gather)
+    use_varlen_attention(tower, device, dtype)
+    return VisionTower(tower, *pixel_stats).to(device)
 
 
 def _root_module(model: Any, recipe: Recipe) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ilvr_ds import dist
 from ilvr_ds.data.window import MicroBatch, Window
-from ilvr_ds.model.vision import VisionTower
+from ilvr_ds.model.vision import StoredFeatures, VisionTower
 from ilvr_ds.training.step import answer_accuracy, by_type, ce_by_type, type_sums
 from ilvr_ds.training.totals import Totals, ratio
 
@@ -32,9 +32,11 @@ class StageTwoStep:
 
     teacher = None
 
-    def __init__(self, student: Any, tower: VisionTower, latent_size: int, types: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, student: Any, vision: VisionTower | StoredFeatures, latent_size: int, types: tuple[str, ...] = ()
+    ) -> None:
         self.student = student
-        self.tower = tower
+        self.vision = vision
         self.latent_size = latent_size
         self.types = types
         self.sums = ["ce", "supervised", "right", "answers", *type_sums(types)]
@@ -46,7 +48,7 @@ class StageTwoStep:
         Under ZeRO-3 every layer call is collective, so ranks whose samples have fewer segments add empty rounds. How
         many, they tell each other through host memory, once a step.
         """
-        features = torch.cat([self.tower(images) for images in window.images])
+        features = self.vision.features(window)
         supervised = dist.sum_over_ranks(window.supervised.float()).clamp(min=1).squeeze(0)
         layouts = [micro.rollout for micro in window.micro_batches if micro.rollout]
         rounds = map(max, zip(*dist.gather_on_host([layout.rounds for layout in layouts]), strict=True))

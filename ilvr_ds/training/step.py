@@ -19,7 +19,7 @@ from ilvr_ds.data.window import MicroBatch, Window
 from ilvr_ds.distill.selection import Targets
 from ilvr_ds.distill.stage1 import Negatives
 from ilvr_ds.distill.teacher import MomentumTeacher
-from ilvr_ds.model.vision import VisionTower
+from ilvr_ds.model.vision import StoredFeatures, VisionTower
 from ilvr_ds.training.totals import Totals, ratio
 
 SUMS = [
@@ -76,13 +76,13 @@ class StageOneStep:
     def __init__(
         self,
         student: Any,
-        tower: VisionTower,
+        vision: VisionTower | StoredFeatures,
         teacher: MomentumTeacher,
         settings: LossConfig,
         types: tuple[str, ...] = (),
     ) -> None:
         self.student = student
-        self.tower = tower
+        self.vision = vision
         self.teacher = teacher
         self.settings = settings
         self.types = types
@@ -91,7 +91,7 @@ class StageOneStep:
     @torch.no_grad()
     def prepare(self, window: Window) -> Prepared:
         """Features, targets and global counts of a window that is on the device already."""
-        features = torch.cat([self.tower(images) for images in window.images])
+        features = self.vision.features(window)
         targets = self.teacher.targets(window, features)
         counts = torch.cat([window.supervised.float(), targets.kept.sum(0, keepdim=True).float()])
         supervised, slots = dist.sum_over_ranks(counts).clamp(min=1).unbind()

@@ -1,4 +1,4 @@
-"""The frozen vision tower out of a base model's files, tensor by tensor."""
+"""The weights of the frozen vision tower out of a base model's files, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tower_weights(settings: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     Raises UserError where the base has none: weights that a run drew at random are not in its checkpoints.
     """
     if settings.random_init:
-        raise UserError("model.random_init: the vision tower was drawn at random and is not in the checkpoint")
+        raise UserError("model.random_init: the vision tower is drawn at random and stored nowhere")
     count = 0
     for name, tensor in _tensors(_folder(settings.path)):
         yield name, tensor

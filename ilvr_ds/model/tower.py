@@ -1,0 +1,65 @@
+"""The vision tower by itself: loaded without the language model, and identified by what its features depend on."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+from ilvr_ds.config import ModelConfig
+from ilvr_ds.data.images import ImageEncoder
+from ilvr_ds.errors import UserError
+from ilvr_ds.model.attention import use_varlen_attention
+from ilvr_ds.model.base_weights import tower_weights
+from ilvr_ds.model.student import attention_backend, load_config
+from ilvr_ds.model.vision import VisionTower
+
+_ARCHITECTURE = (
+    "depth", "hidden_size", "num_heads", "hidden_act", "window_size", "fullatt_block_indexes", "out_hidden_size",
+)  # fmt: skip
+"""Of the tower's configuration, what the shapes of its weights and the image settings do not say."""
+
+
+def tower_identity(settings: ModelConfig, images: ImageEncoder) -> dict[str, Any]:
+    """All that an image's features depend on, by name; reads the tower's weights (1.3 GB at 7B).
+
+    Raises UserError where the model has no stored weights.
+    """
+    config = load_config(settings.path).vision_config
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_weights(settings).items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        # as float32, so that an exact copy in another precision counts as the same
+        digest.update(tensor.detach().float().numpy().astype("<f4", copy=False).tobytes())
+    return {
+        "tower": digest.hexdigest(),
+        **{f"tower.{key}": getattr(config, key) for key in _ARCHITECTURE},
+        **{f"images.{key}": value for key, value in images.settings.items()},
+    }
+
+
+def load_tower(settings: ModelConfig, images: ImageEncoder, dtype: torch.dtype, device: torch.device) -> VisionTower:
+    """The tower of the model at `settings.path`, frozen, in `dtype` on `device`; no other weights are read.
+
+    Raises UserError where the weights do not fit the configuration.
+    """
+    config = load_config(settings.path).vision_config
+    attention = attention_backend(settings.attention, dtype)
+    tower: Any = Qwen2_5_VisionTransformerPretrainedModel._from_config(config, attn_implementation=attention)
+    try:
+        tower.load_state_dict({name.removeprefix("visual."): tensor for name, tensor in _weights(settings).items()})
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"model.path: the vision tower at '{settings.path}' does not load ({reason[:300]})") from error
+    tower.requires_grad_(False).eval()
+    for parameter in tower.parameters():  # not the buffers: rotary frequencies stay float32, as they do in training
+        parameter.data = parameter.data.to(dtype)
+    use_varlen_attention(tower, device, dtype)
+    return VisionTower(tower, images.mean, images.std).to(device)
+
+
+def _weights(settings: ModelConfig) -> dict[str, Tensor]:
+    return dict(tower_weights(settings))
