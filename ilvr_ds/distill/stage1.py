@@ -55,7 +55,7 @@ class StageOne(nn.Module):
         return {
             "alignment": alignment.sum(),
             "contrastive": contrastive.sum(),
-            "prediction": prediction.detach().view(*micro.latent_slots.shape, prediction.shape[1]),
+            "prediction": prediction.detach().view(*micro.latent_slots.shape, hidden.shape[1]),
             **text_sums(logits, micro),
         }
 

@@ -140,7 +140,8 @@ def test_files_hold_what_is_promised(model: Path, demo_folder: Path, tmp_path: P
     client = MlflowClient(tracking_uri=uri)
     [run] = client.search_runs([client.get_experiment_by_name("evaluation").experiment_id])
     assert run.data.metrics["comt-official/macro_mean"] == scores["rules"]["comt-official"]["macro_mean"]
-    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["examples.json"]
+    files = [file.path for file in client.list_artifacts(run.info.run_id)]
+    assert files == ["examples.json", "pictures", "table_images"]
 
 
 def test_batches_are_fixed_and_none_has_one_sample() -> None:

@@ -128,7 +128,7 @@ def test_progress_is_a_line_for_each_interval_with_the_time_left(
         clock.now += seconds
         progress.update(done, METRICS)
     progress.close()
-    shown = "loss 3.0000  ce 2.0000  align 1.0000  1234 tokens/s"
+    shown = "loss 3.0000  ce 2.0000  align 1.0000  1234 tokens/s  0.0 GiB"
     assert caplog.messages == [
         f"step 10/1000  {shown}",
         f"step 20/1000  {shown}  1:21:40 left",  # 50 s for 10 steps, 980 to go
