@@ -142,7 +142,7 @@ def test_charts_draw_a_line_per_run_with_all_steps(pages: Pages) -> None:
         time.sleep(0.5)
     pages.page.get_by_role("button", name="Close", exact=True).click()  # a panel that wants to chat
     pages.filter("loss/")
-    pages.page.get_by_text("loss/total", exact=True).first.scroll_into_view_if_needed()
+    pages.page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
     time.sleep(3)  # for the picture only
     pages.shot("charts")
 
