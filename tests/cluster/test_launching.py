@@ -25,7 +25,6 @@ def commands(form: str, hosts: Hosts, folder: Path, words: list[str], port: int)
         "hostfile": by_pdsh(folder, port, script),
         "torchrun": by_torchrun(hosts, port, ["-m", "ilvr_ds.cli", "train", *words]),
         "srun bash": by_srun(["bash", *script]),
-        "srun ilvr-ds": by_srun(["ilvr-ds", "train", *words]),
     }[form]
 
 
@@ -59,7 +58,7 @@ def expected(
     return curve(start("one host", hosts, slurm, folder, demo_folder), folder)
 
 
-@pytest.mark.parametrize("form", ["no_python", "hostfile", "torchrun", "srun bash", "srun ilvr-ds"])
+@pytest.mark.parametrize("form", ["no_python", "hostfile", "torchrun", "srun bash"])
 def test_a_launch_form_trains_the_same(
     form: str, hosts: Hosts, slurm: Slurm, demo_folder: Path, tmp_path: Path, expected: dict[int, dict[str, float]]
 ) -> None:
