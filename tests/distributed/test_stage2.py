@@ -153,6 +153,6 @@ def metrics(folder: Path) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for line in (folder / "demo-stage2/metrics.jsonl").read_text().splitlines():
         for name, value in json.loads(line).get("metrics", {}).items():
-            if not name.startswith(("speed/", "memory/", "checkpoint/")):
+            if not name.startswith(("speed/", "memory/", "checkpoint/", "system/", "pictures/")):
                 found.setdefault(name, []).append(value)
     return found
