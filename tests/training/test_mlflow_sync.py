@@ -85,7 +85,7 @@ def door(server: Server) -> Iterator[Door]:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # a busy machine needs seconds
     monkeypatch.setattr(tracking, "FIRST_RETRY_S", 0.1)
     monkeypatch.setattr(tracking, "LAST_RETRY_S", 0.4)
     monkeypatch.setattr(mlflow_sync, "PAUSES_S", (0.1, 1.0, 2.0))
