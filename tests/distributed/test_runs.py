@@ -29,6 +29,7 @@ def overrides(folder: Path, demo: Path, **changes: Any) -> list[str]:
         "train.micro_batch_size": 4,
         "train.grad_accum_steps": 2,
         "tracking.every_steps": 1,
+        "tracking.picture_samples": 0,
         "evaluation.max_samples": 8,
         "checkpoint.every_steps": 0,
         "tracking.picture_samples": 0,
@@ -104,7 +105,12 @@ def test_rehearsal_changes_nothing(tmp_path: Path, demo_folder: Path) -> None:
 @pytest.mark.timeout(600)
 def test_demo_through_the_launcher(tmp_path: Path, demo_folder: Path) -> None:
     """`deepspeed --num_gpus 2 launch/train.sh` as the README has it: CE falls to half, the teacher moves."""
-    changes = {"train__max_steps": 60, "train__grad_accum_steps": 1, "tracking__every_steps": 10}
+    changes = {
+        "train__max_steps": 60,
+        "train__grad_accum_steps": 1,
+        "tracking__every_steps": 10,
+        "tracking__picture_samples": 1,
+    }
     command, environment = launcher(overrides(tmp_path, demo_folder, **changes))
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=540)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]

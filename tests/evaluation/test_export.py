@@ -18,7 +18,7 @@ def train(demo: Path, folder: Path, *changes: str) -> Any:
     overrides = [
         f"run.output_dir={folder}", f"data.shards={demo / 'train'}", "data.eval_shards=null",
         f"model.path={demo / 'model'}", "train.max_steps=2", "train.micro_batch_size=4", "optim.warmup_steps=0",
-        "checkpoint.every_steps=0", *changes,
+        "checkpoint.every_steps=0", "tracking.picture_samples=0", *changes,
     ]  # fmt: skip
     worker = "tests.distributed.workers_run:train_unrehearsed"
     return run_ranks(worker, 2, folder / "ranks", recipe=RECIPE, overrides=overrides)[0]
