@@ -29,7 +29,6 @@ def overrides(folder: Path, demo: Path, **changes: Any) -> list[str]:
         "train.micro_batch_size": 4,
         "train.grad_accum_steps": 2,
         "tracking.every_steps": 1,
-        "tracking.picture_samples": 0,
         "evaluation.max_samples": 8,
         "checkpoint.every_steps": 0,
         "tracking.picture_samples": 0,
