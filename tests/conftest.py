@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ilvr_ds import launcher
 from ilvr_ds.cli import main
 from tests.ranks import ROOT
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
+LAUNCHER_VARIABLES = tuple(launcher.Place(0, 0, 1, "", 0).variables())
+
+
+@pytest.fixture(autouse=True)
+def no_place_is_left_behind() -> Iterator[None]:
+    """A command that runs in this process writes its place as a rank into the environment: the next test has none."""
+    before = {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}
+    yield
+    for name in LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")
