@@ -60,8 +60,10 @@ class DataConfig:
     """Longest sample in tokens; longer ones are refused, never truncated."""
     max_image_pixels: int = 1_003_520
     """Images above this many pixels are scaled down (1,280 merged patches of 28x28)."""
+    packing: bool = True
+    """Lay the samples of a micro-batch end to end in one row, so that nothing is padded. Stage 2 cannot."""
     padding_side: Literal["right", "left"] = "right"
-    """Side on which short sequences of a micro-batch are padded; right needs no attention mask and is faster."""
+    """Without packing, the side on which short sequences are padded; right needs no attention mask and is faster."""
     blank_images: bool = False
     """Replace every image by a grey one of the same size: the control run that cannot look."""
     num_workers: int = 2
@@ -85,8 +87,9 @@ class ModelConfig:
     these weights; `path` still says configuration, tokenizer and vision tower. Any number of ranks, ZeRO-2 or 3."""
     latent_size: int = 8
     """Latent slots of a segment (K)."""
-    attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = "auto"
-    """Attention of the language model; auto takes flash-attn where it is installed, else PyTorch's SDPA."""
+    attention: Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = "auto"
+    """Attention of the language model; auto takes flash-attn where it is installed, else PyTorch's variable-length
+    attention (varlen: packed rows, GPU, 16 bit), else PyTorch's SDPA."""
     activation_checkpointing: bool = False
     """Recompute each decoder layer in the backward pass: less memory, about a third more work."""
     lora_rank: int = 0
@@ -177,9 +180,13 @@ class TrainConfig:
     max_steps: int = 0
     """Stop after this many optimizer steps; 0: after `epochs`."""
     micro_batch_size: int = 1
-    """Samples of one forward and backward on one rank."""
+    """Samples of one forward and backward on one rank (on average, where `micro_batch_tokens` is set)."""
     grad_accum_steps: int = 1
     """Micro-batches of one optimizer step on one rank."""
+    micro_batch_tokens: int = 0
+    """Fill micro-batches by tokens, at most so many in each: the step's samples (micro_batch_size x grad_accum_steps x
+    ranks of them, as ever) are shared out so that all ranks have equally many micro-batches of nearly equal length.
+    0: micro_batch_size samples each, whatever their lengths."""
     max_skipped_steps: int = 20
     """Stop after so many steps in a row whose gradients were not finite; such a step changes nothing."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
@@ -260,6 +267,11 @@ class Recipe:
     deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
 
     @property
+    def packs(self) -> bool:
+        """Samples lie end to end in one row: asked for, and not stage 2, whose rollout has rows of its own."""
+        return self.data.packing and not self.train.has_free_latents
+
+    @property
     def run_dir(self) -> Path:
         """Folder of this run."""
         return Path(self.run.output_dir).absolute() / self.run.name
@@ -309,6 +321,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.max_steps": (0, 2**31),
     "train.micro_batch_size": (1, 2**16),
     "train.grad_accum_steps": (1, 2**16),
+    "train.micro_batch_tokens": (0, 2**24),
     "train.max_skipped_steps": (1, 2**31),
     "evaluation.every_steps": (0, 2**31),
     "evaluation.max_samples": (1, 2**31),
@@ -386,7 +399,12 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
     loss = recipe.loss
     if loss.ce_weight == loss.align_weight == loss.contrastive_weight == 0:
         raise UserError(f"{where}: loss.ce_weight, loss.align_weight and loss.contrastive_weight are all 0")
-    if recipe.train.has_free_latents and "flash" in recipe.model.attention:
+    if recipe.train.micro_batch_tokens and not recipe.packs:
+        why = "stage 2 has rows of its own" if recipe.train.has_free_latents else "data.packing is false"
+        raise UserError(f"{where}: train.micro_batch_tokens fills packed rows, but {why}; set it to 0")
+    if recipe.model.attention == "varlen" and not recipe.packs and not recipe.train.has_free_latents:
+        raise UserError(f"{where}: model.attention is varlen, but data.packing is false; valid: auto, sdpa")
+    if recipe.train.has_free_latents and recipe.model.attention not in ("auto", "sdpa"):
         raise UserError(
             f"{where}: model.attention is {recipe.model.attention}, but stage 2 computes on PyTorch's SDPA; "
             "valid: auto, sdpa"

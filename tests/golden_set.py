@@ -75,21 +75,28 @@ class GoldenSet:
             ce_weight=s["ce_weight"], align_weight=s["sim_weight"], contrastive_weight=0.0, target_noise_std=s["noise"]
         )
 
-    def collator(self, micro_batch_size: int, padding_side: str | None = None, free_latents: bool = False) -> Collator:
+    def collator(self, rows: str | None = None, free_latents: bool = False) -> Collator:
         layout = vision_layout(load_config(str(self.folder)))
-        side = padding_side or self.padding_side
         group = self.selection.group_size
         size = self.settings["latent_size"]
-        return Collator(self.encoder.special, layout, size, group, side, micro_batch_size, free_latents)
+        return Collator(self.encoder.special, layout, size, group, rows or self.padding_side, free_latents)
 
-    def window(self, indices: list[int], micro_batch_size: int, padding_side: str | None = None) -> Window:
+    def window(self, indices: list[int], micro_batch_size: int, rows: str | None = None) -> Window:
+        """Padded as the folder says where `rows` does not say otherwise."""
         samples = [self.encoded[i] for i in indices]
-        return self.collator(micro_batch_size, padding_side)(samples, np.array(indices))
+        return self.collator(rows)(samples, np.array(indices), equal_sizes(len(samples), micro_batch_size))
 
-    def free_window(self, indices: list[int], micro_batch_size: int, padding_side: str | None = None) -> Window:
+    def free_window(self, indices: list[int], micro_batch_size: int, rows: str | None = None) -> Window:
         """The same for stage 2: without helper images, with the rollout's layout."""
         samples = [without_helpers(self.encoded[i]) for i in indices]
-        return self.collator(micro_batch_size, padding_side, free_latents=True)(samples, np.array(indices))
+        sizes = equal_sizes(len(samples), micro_batch_size)
+        return self.collator(rows, free_latents=True)(samples, np.array(indices), sizes)
+
+
+def equal_sizes(samples: int, micro_batch_size: int) -> list[int]:
+    """Micro-batches of one size."""
+    assert samples % micro_batch_size == 0
+    return [micro_batch_size] * (samples // micro_batch_size)
 
 
 def without_helpers(sample: EncodedSample) -> EncodedSample:

@@ -18,13 +18,13 @@ from ilvr_ds.model.student import load_config, vision_layout
 from ilvr_ds.training.assembly import build_step
 from ilvr_ds.training.engine import Networks, init_process_group
 from ilvr_ds.training.totals import Totals
-from tests.golden_set import GoldenSet, golden_set, without_helpers
+from tests.golden_set import GoldenSet, equal_sizes, golden_set, without_helpers
 
 ZERO3: dict[str, Any] = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
 
 
 def golden_recipe(golden: GoldenSet, **changes: Any) -> Recipe:
-    """fp32, the golden set's settings; `changes` replace whole sections."""
+    """fp32, the golden set's settings, packed rows; `changes` replace whole sections."""
     recipe = Recipe(
         run=RunConfig(name="test"),
         data=DataConfig(shards="unused", padding_side=golden.padding_side),
@@ -64,19 +64,21 @@ class SmallRun:
         """The golden samples with these indices as this rank's window."""
         size = micro_batch_size or self.recipe.train.micro_batch_size
         samples = [self.golden.encoded[i % len(self.golden.encoded)] for i in indices]
-        return self.collate(samples, np.array(indices), size)
+        return self.collate(samples, np.array(indices), equal_sizes(len(samples), size))
 
-    def collate(self, samples: list[EncodedSample], numbers: Any, micro_batch_size: int) -> Window:
-        """Encoded samples as this rank's window of the recipe's stage."""
+    def collate(self, samples: list[EncodedSample], numbers: Any, sizes: list[int]) -> Window:
+        """Encoded samples as this rank's window of the recipe's stage, in micro-batches of these sizes."""
         is_free = self.recipe.train.has_free_latents
-        collator = self.golden.collator(micro_batch_size, self.recipe.data.padding_side, is_free)
-        return collator([without_helpers(s) if is_free else s for s in samples], numbers).to(dist.device())
+        collator = self.golden.collator("packed" if self.recipe.packs else self.recipe.data.padding_side, is_free)
+        seen = [without_helpers(s) if is_free else s for s in samples]
+        return collator(seen, numbers, sizes).to(dist.device())
 
     def train(self, window: Window, step: int) -> float:
         """One optimizer step; returns the loss over all ranks."""
         prepared = self.step.prepare(window)
         total = torch.zeros((), device=dist.device())
         for micro in prepared.window.micro_batches:
+            self.networks.student.set_gradient_accumulation_boundary(micro is prepared.window.micro_batches[-1])
             loss = self.step.loss(micro, prepared, step, self.totals)
             self.networks.student.backward(loss * dist.world_size(), scale_wrt_gas=False)
             self.networks.student.step()

@@ -150,6 +150,36 @@ def test_weights_that_are_all_zero_are_refused(load: Load) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (
+            "train: {stage: 2, micro_batch_tokens: 512}",
+            "fills packed rows, but stage 2 has rows of its own; set it to 0",
+        ),
+        (
+            "data: {shards: s, packing: false}\ntrain: {micro_batch_tokens: 512}",
+            "but data.packing is false; set it to 0",
+        ),
+        (
+            "data: {shards: s, packing: false}\nmodel: {path: m, attention: varlen}",
+            "attention is varlen, but data.packing",
+        ),
+        ("train: {stage: 2}\nmodel: {path: m, attention: varlen}", "is varlen, but stage 2 computes on PyTorch's SDPA"),
+        ("train: {stage: 2}\nmodel: {path: m, attention: flash_attention_2}", "stage 2 computes on PyTorch's SDPA"),
+    ],
+)
+def test_what_needs_packed_rows_says_so(load: Load, lines: str, words: str) -> None:
+    text = "run: {name: r}\ndeepspeed: {config: d.json}\n"
+    text += "" if "data:" in lines else "data: {shards: s}\n"
+    text += "" if "model:" in lines else "model: {path: m}\n"
+    assert words in mistake(load, lines, text=text)
+
+
+def test_stage_2_does_not_pack(load: Load) -> None:
+    assert load().packs and not load("train: {stage: 2}").packs and not load("", "data.packing=false").packs
+
+
+@pytest.mark.parametrize(
     ("data", "words"),
     [
         ("features: f, eval_shards: held", "so there is no vision tower to evaluate with: set data.eval_features too"),

@@ -1,11 +1,11 @@
-"""Encoded samples to a `Window`: padding, flat positions, pooling runs, rounds of segments.
+"""Encoded samples to a `Window`: rows, flat positions, pooling runs, rounds of segments.
 
 The letters are those of `ilvr_ds.data.window`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -20,10 +20,12 @@ from ilvr_ds.data.tokens import SpecialTokens
 from ilvr_ds.data.window import Candidates, ImageBatch, MicroBatch, QueryContext, Round, TokenBatch, Window
 
 Int64 = NDArray[np.int64]
+Rows = Literal["packed", "right", "left"]
+"""How samples stand in rows: end to end in one, or each in its own with padding on that side."""
 
 
 class Collator:
-    """Builds Windows. `padding_side`, latent size, pooling and the tower's layout are fixed for a run.
+    """Builds Windows. Rows, latent size, pooling and the tower's layout are fixed for a run.
 
     `types` names the kinds of task by which losses are split; samples of other kinds count in the whole only.
     With `free_latents` (stage 2) segments have no targets and samples no helper images (SampleEncoder); every
@@ -36,8 +38,7 @@ class Collator:
         layout: VisionLayout,
         latent_size: int,
         group_size: int,
-        padding_side: Literal["right", "left"],
-        micro_batch_size: int,
+        rows: Rows,
         free_latents: bool = False,
         types: tuple[str, ...] = (),
     ) -> None:
@@ -45,16 +46,18 @@ class Collator:
         self.layout = layout
         self.latent_size = latent_size
         self.group_size = group_size
-        self.padding_side = padding_side
-        self.micro_batch_size = micro_batch_size
+        self.rows = rows
         self.free_latents = free_latents
         self.types = {name: number for number, name in enumerate(types)}
         self.merge_unit = layout.merge_size**2
 
-    def __call__(self, samples: list[EncodedSample], numbers: Int64) -> Window:
-        """The window of `samples` (a whole number of micro-batches); `numbers` [W] are their data-set numbers."""
-        size = self.micro_batch_size
-        groups = [range(start, start + size) for start in range(0, len(samples), size)]
+    def __call__(self, samples: list[EncodedSample], numbers: Int64, sizes: Sequence[int]) -> Window:
+        """The window of `samples`, of which so many after each other are a micro-batch as `sizes` says.
+
+        numbers [W]: their numbers in the data set.
+        """
+        groups = [range(start, stop) for start, stop in pairwise(np.cumsum([0, *sizes]).tolist())]
+        assert groups[-1].stop == len(samples) == len(numbers)
         features = _stored_features(samples)
         if features is None:
             feature_starts, images = self._images(samples, groups)
@@ -74,7 +77,7 @@ class Collator:
         return Window(
             images=images,
             tokens=everyone,
-            context=self._context(samples, order, offsets, everyone.input_ids.shape[1]),
+            context=self._context(samples, order, offsets),
             candidates=candidates,
             micro_batches=micro_batches,
             supervised=torch.tensor([sum(len(m.label_ids) for m in micro_batches)]),
@@ -144,29 +147,41 @@ class Collator:
         )
 
     def _tokens(self, samples: list[EncodedSample], starts: list[tuple[Int64, Int64]]) -> TokenBatch:
-        longest = max(len(s.input_ids) for s in samples)
-        ids = np.full((len(samples), longest), self.special.pad, dtype=np.int64)
-        positions = np.zeros((3, len(samples), longest), dtype=np.int64)
-        real = np.zeros((len(samples), longest), dtype=bool)
+        shape, base = self._lay(samples)
+        ids = np.full(shape[0] * shape[1], self.special.pad, dtype=np.int64)
+        positions = np.zeros((3, len(ids)), dtype=np.int64)
+        real = np.zeros(len(ids), dtype=bool)
         slots: list[Int64] = []
         rows: list[Int64] = []
-        for b, (sample, (inputs, _)) in enumerate(zip(samples, starts, strict=True)):
-            first = self._first(sample, longest)
-            last = first + len(sample.input_ids)
-            ids[b, first:last] = sample.input_ids
-            positions[:, b, first:last] = sample.position_ids
-            real[b, first:last] = True
-            slots.append(b * longest + first + np.flatnonzero(sample.input_ids == self.special.image_pad))
+        for first, sample, (inputs, _) in zip(base, samples, starts, strict=True):
+            place = slice(first, first + len(sample.input_ids))
+            ids[place] = sample.input_ids
+            positions[:, place] = sample.position_ids
+            real[place] = True
+            slots.append(first + np.flatnonzero(sample.input_ids == self.special.image_pad))
             merged = map(self._merged, sample.grids)
             rows.extend(start + np.arange(count) for start, count in zip(inputs, merged, strict=False))
+        is_packed = self.rows == "packed"
         return TokenBatch(
-            input_ids=torch.from_numpy(ids),
-            position_ids=torch.from_numpy(positions),
-            real=torch.from_numpy(real),
+            input_ids=torch.from_numpy(ids.reshape(shape)),
+            position_ids=torch.from_numpy(positions.reshape(3, *shape)),
+            real=torch.from_numpy(real.reshape(shape)),
             image_slots=_join(slots),
             image_rows=_join(rows),
-            right_padded=self.padding_side == "right" or bool(real.all()),
+            right_padded=self.rows != "left" or bool(real.all()),
+            cu_seqlens=torch.tensor([*base, len(ids)], dtype=torch.int32) if is_packed else None,
+            lengths=tuple(len(s.input_ids) for s in samples),
         )
+
+    def _lay(self, samples: list[EncodedSample]) -> tuple[tuple[int, int], list[int]]:
+        """Rows and tokens of a row, and the flat position of each sample's first token."""
+        lengths = [len(s.input_ids) for s in samples]
+        if self.rows == "packed":
+            starts = np.cumsum([0, *lengths]).tolist()
+            return (1, starts[-1]), starts[:-1]
+        longest = max(lengths)
+        before = [longest - length if self.rows == "left" else 0 for length in lengths]
+        return (len(samples), longest), [row * longest + first for row, first in enumerate(before)]
 
     def _micro_batch(
         self,
@@ -177,9 +192,7 @@ class Collator:
         numbers: Int64,
         starts: list[tuple[Int64, Int64]],
     ) -> MicroBatch:
-        tokens = self._tokens(samples, starts)
-        longest = tokens.input_ids.shape[1]
-        base = [b * longest + self._first(sample, longest) for b, sample in enumerate(samples)]
+        (_, width), base = self._lay(samples)
         supervised = [np.flatnonzero(s.labels != IGNORE) for s in samples]
         label_starts = np.cumsum([0, *map(len, supervised)])
         answers = [label_starts[b] + _inside(at, *samples[b].answer) for b, at in enumerate(supervised)]
@@ -189,7 +202,7 @@ class Collator:
         kinds = [self.types.get(sample.group, len(self.types)) for sample in samples]
         label_types = np.repeat(np.array(kinds, dtype=np.int64), [len(at) for at in supervised])
         return MicroBatch(
-            tokens=tokens,
+            tokens=self._tokens(samples, starts),
             label_rows=_join([start + at - 1 for start, at in zip(base, supervised, strict=True)]),
             label_ids=_join([s.labels[at] for s, at in zip(samples, supervised, strict=True)]),
             label_types=torch.from_numpy(label_types),
@@ -205,15 +218,13 @@ class Collator:
             answer_rows=_join(answers),
             answer_samples=_join([np.full(len(rows), b) for b, rows in enumerate(answers)]),
             has_answer=torch.tensor([len(rows) > 0 for rows in answers]),
-            rollout=lay_out(samples, base, longest, self.latent_size) if self.free_latents else None,
+            rollout=lay_out(samples, base, width, self.latent_size) if self.free_latents else None,
             groups=tuple(s.group for s in samples),
             ids=tuple(s.id for s in samples),
         )
 
-    def _context(
-        self, samples: list[EncodedSample], order: list[tuple[int, int]], offsets: Int64, longest: int
-    ) -> QueryContext:
-        base = [b * longest + self._first(sample, longest) for b, sample in enumerate(samples)]
+    def _context(self, samples: list[EncodedSample], order: list[tuple[int, int]], offsets: Int64) -> QueryContext:
+        _, base = self._lay(samples)
         prompts, images = [], []
         for start, sample in zip(base, samples, strict=True):
             before = sample.input_ids[: sample.assistant]
@@ -244,9 +255,6 @@ class Collator:
         first = sample.assistant if m == 0 else int(sample.segments[m - 1]) + self.latent_size
         last = int(sample.segments[m]) - 1
         return first + np.flatnonzero(~np.isin(sample.input_ids[first:last], self.special.context_free))
-
-    def _first(self, sample: EncodedSample, longest: int) -> int:
-        return 0 if self.padding_side == "right" else longest - len(sample.input_ids)
 
     def _merged(self, grid: Grid) -> int:
         return grid[0] * grid[1] // self.merge_unit

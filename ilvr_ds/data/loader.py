@@ -38,8 +38,8 @@ class WindowDataset(Dataset[Window]):
     reader: ShardReader
     encoder: SampleEncoder
     collator: Collator
-    numbers_of: Callable[[int], Numbers]
-    """Sample numbers of this rank for a step."""
+    numbers_of: Callable[[int], Sequence[Numbers]]
+    """Sample numbers of this rank's micro-batches of a step."""
     features: FeatureSet | None = None
     """Stored features, read instead of pixels; the encoder then has none."""
 
@@ -47,12 +47,14 @@ class WindowDataset(Dataset[Window]):
         """Read, decode, encode, collate."""
         return self.window(self.numbers_of(step))
 
-    def window(self, numbers: Numbers) -> Window:
+    def window(self, micro_batches: Sequence[Numbers]) -> Window:
         """The window of given sample numbers, with stand-ins for samples that cannot be had."""
         before = self._retries
         bad: list[BadSample] = []
+        numbers = np.concatenate(micro_batches)
         samples = [self._encode(int(number), bad) for number in numbers]
-        return replace(self.collator(samples, numbers), bad=tuple(bad), retries=self._retries - before)
+        window = self.collator(samples, numbers, [len(micro) for micro in micro_batches])
+        return replace(window, bad=tuple(bad), retries=self._retries - before)
 
     @property
     def _retries(self) -> int:
@@ -83,15 +85,17 @@ class WindowDataset(Dataset[Window]):
 
 @dataclass
 class PlannedNumbers:
-    """The plan's share of one rank."""
+    """The plan's share of one rank, `micro_batch_size` samples at a time."""
 
     plan: SamplePlan
     rank: int
     world: int
+    micro_batch_size: int
 
-    def __call__(self, step: int) -> Numbers:
-        """Sample numbers of optimizer step `step`."""
-        return self.plan.samples(step, self.rank, self.world)
+    def __call__(self, step: int) -> list[Numbers]:
+        """Sample numbers of the micro-batches of optimizer step `step`."""
+        mine = self.plan.samples(step, self.rank, self.world)
+        return np.split(mine, range(self.micro_batch_size, len(mine), self.micro_batch_size))
 
 
 @dataclass
@@ -102,10 +106,10 @@ class SequentialNumbers:
     rank: int
     world: int
 
-    def __call__(self, step: int) -> Numbers:
-        """Sample numbers of evaluation step `step`."""
+    def __call__(self, step: int) -> list[Numbers]:
+        """Sample numbers of evaluation step `step`: one micro-batch."""
         start = (step * self.world + self.rank) * self.batch
-        return np.arange(start, start + self.batch)
+        return [np.arange(start, start + self.batch)]
 
 
 def iterate_windows(

@@ -1,7 +1,8 @@
 """What one rank needs for one optimizer step, as tensors: the `Window` and its parts.
 
-Letters: W samples of the window, B of a micro-batch, T tokens (padded), M segments, K latent slots,
-N candidates, F rows of merged image features, L supervised tokens. A *flat position* is b * T + t.
+Letters: W samples of the window, R rows of T tokens (one row a sample, padded to the longest; or one row in which
+the samples lie end to end), B samples of a micro-batch, M segments, K latent slots, N candidates, F rows of merged
+image features, L supervised tokens. A *flat position* is r * T + t.
 
 Every index that the step needs is computed here, on the CPU: between batch and optimizer step nothing
 has to be counted, searched or masked on the device with a result that Python must know.
@@ -70,20 +71,24 @@ class ImageBatch(TensorTree):
 
 @dataclass(frozen=True)
 class TokenBatch(TensorTree):
-    """Sequences of a micro-batch or of a whole window, padded to the longest."""
+    """Sequences of a micro-batch or of a whole window: a row each, padded to the longest, or all end to end in one."""
 
     input_ids: torch.Tensor
-    """[B, T] int64"""
+    """[R, T] int64"""
     position_ids: torch.Tensor
-    """[3, B, T] int64"""
+    """[3, R, T] int64; each sample counts from its own start"""
     real: torch.Tensor
-    """[B, T] bool: False on padding"""
+    """[R, T] bool: False on padding"""
     image_slots: torch.Tensor
     """[image tokens] int64 flat positions of image tokens"""
     image_rows: torch.Tensor
     """[image tokens] int64: the row of the window's features [F, D] that goes there"""
     right_padded: bool = True
     """Padding stands behind the text (or there is none), so that a causal model needs no mask."""
+    cu_seqlens: torch.Tensor | None = None
+    """[samples + 1] int32: where the samples begin in the one row that holds them end to end; None: a row each."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of each sample."""
 
 
 @dataclass(frozen=True)

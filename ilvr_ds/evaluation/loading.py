@@ -21,8 +21,8 @@ from ilvr_ds.data.template import EncodedSample, SampleEncoder
 from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
 from ilvr_ds.data.window import Window
 from ilvr_ds.errors import UserError
-from ilvr_ds.model.attention import use_varlen_attention
-from ilvr_ds.model.student import attention_backend, detach_tower, load_config, vision_layout
+from ilvr_ds.model.attention import attention_backend, use_varlen_attention
+from ilvr_ds.model.student import detach_tower, load_config, vision_layout
 from ilvr_ds.model.vision import VisionTower
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,8 +50,8 @@ class Reasoner:
     def collate(self, prompts: list[EncodedSample]) -> Window:
         """The prompts as one micro-batch, padded on the left, on the device."""
         layout = vision_layout(self.model.config)
-        collator = Collator(self.special, layout, self.latent_size, 1, "left", len(prompts))
-        return collator(prompts, np.arange(len(prompts))).to(self.device)
+        collator = Collator(self.special, layout, self.latent_size, 1, "left")
+        return collator(prompts, np.arange(len(prompts)), [len(prompts)]).to(self.device)
 
 
 def load_reasoner(

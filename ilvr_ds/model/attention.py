@@ -1,28 +1,113 @@
-"""Attention of the vision tower without a loop over windows, by PyTorch's own variable-length attention.
+"""Which attention runs, and attention over sequences that lie end to end in one row.
 
-The stock tower walks through its windows in Python unless its attention is a flash implementation, which gets all
-windows in one call. transformers lets a program register such an implementation by name; ours needs no package.
+transformers lets a program register an attention by name. Two are added to its own here: PyTorch's variable-length
+attention, which needs no package, for the windows of the vision tower and for packed rows of the language model; and
+SDPA sequence by sequence, for what a CPU or float32 computes.
 """
 
 from __future__ import annotations
 
+import inspect
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils import import_utils
 
-NAME = "flash_varlen_torch"
+from ilvr_ds.data.window import TokenBatch
+from ilvr_ds.errors import UserError
+
+VARLEN = "flash_varlen_torch"
 """Holds the word flash: that is how transformers recognises implementations that take all windows at once."""
+PIECEWISE = "sdpa_by_sequence"
+_FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+_WORDS = {VARLEN: "PyTorch's variable-length attention", PIECEWISE: "PyTorch's SDPA, sequence by sequence"}
+
+
+def attention_backend(wanted: str, dtype: torch.dtype) -> str:
+    """The implementation of transformers' own that a model is loaded with: a flash-attn, or "sdpa".
+
+    "auto" takes the first flash-attn that is installed and can compute in `dtype` (16 bit, on a GPU). Raises UserError
+    for one that is asked for by name and cannot run.
+    """
+    can_flash = torch.cuda.is_available() and dtype in (torch.float16, torch.bfloat16)
+    if wanted == "auto":
+        return next((name for name in _FLASH if can_flash and _is_installed(name)), "sdpa")
+    if wanted in _FLASH and not (can_flash and _is_installed(wanted)):
+        raise UserError(
+            f"model.attention is {wanted}: needs a GPU, train.precision bf16 or fp16, and the package; "
+            "valid everywhere: auto, sdpa"
+        )
+    if wanted == "varlen":
+        if not can_flash:
+            raise UserError(
+                "model.attention is varlen: needs a GPU and train.precision bf16 or fp16; valid everywhere: auto, sdpa"
+            )
+        return "sdpa"
+    return wanted
+
+
+def _is_installed(flash: str) -> bool:
+    """Whether transformers finds flash-attn in the version that the name ends in (and knows that version)."""
+    is_available = getattr(import_utils, f"is_flash_attn_{flash[-1]}_available", None)
+    return is_available is not None and bool(is_available())
 
 
 def use_varlen_attention(tower: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Switch a tower to variable-length attention where the device and the dtype can do it (GPU, 16 bit)."""
-    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
-        return
-    AttentionInterface.register(NAME, _varlen_attention)
+    """Give a vision tower that has no flash-attn variable-length attention where device and dtype can do it.
+
+    The stock tower walks through its windows in Python unless its attention takes them all in one call.
+    """
     config: Any = tower.config
-    config._attn_implementation = NAME
+    if _can_varlen(device, dtype) and "flash" not in config._attn_implementation:
+        AttentionInterface.register(VARLEN, _varlen_attention)
+        config._attn_implementation = VARLEN
+
+
+def use_packed_attention(language_model: Any, wanted: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Let a language model compute on packed rows: its calls must then carry `sequence_bounds`.
+
+    wanted: `model.attention`. A stock flash-attn can do it by itself.
+    """
+    if "flash" in language_model.config._attn_implementation:
+        return
+    is_varlen = wanted != "sdpa" and _can_varlen(device, dtype)
+    AttentionInterface.register(VARLEN, _varlen_attention)
+    AttentionInterface.register(PIECEWISE, _attention_by_sequence)
+    language_model.config._attn_implementation = VARLEN if is_varlen else PIECEWISE
+
+
+def sequence_bounds(language_model: Any, tokens: TokenBatch) -> dict[str, Any]:
+    """What attention must know of packed rows, in transformers' words; nothing for rows of one sample each.
+
+    Raises RuntimeError where the model's attention would not heed them and let samples see each other.
+    """
+    if tokens.cu_seqlens is None:
+        return {}
+    name = language_model.config._attn_implementation
+    if name != PIECEWISE and "flash" not in name:
+        raise RuntimeError(f"packed rows, but the language model's attention is {name}: use_packed_attention first")
+    longest = max(tokens.lengths)
+    return {
+        "cu_seq_lens_q": tokens.cu_seqlens,
+        "cu_seq_lens_k": tokens.cu_seqlens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+        "sequence_lengths": tokens.lengths,
+    }
+
+
+def attention_in_words(network: Any) -> str:
+    """The attention of a model, for people."""
+    name: str = network.config._attn_implementation
+    return _WORDS.get(name, name)
+
+
+def _can_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    return device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
 
 
 def _varlen_attention(
@@ -36,12 +121,42 @@ def _varlen_attention(
     cu_seq_lens_k: Tensor,
     max_length_q: int,
     max_length_k: int,
+    scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query, key, value [1, heads, patches, d] -> [1, patches, heads, d]; no attention across sequence boundaries."""
+    """query [1, heads, tokens, d], key and value [1, key-value heads, tokens, d] -> [1, tokens, heads, d].
+
+    No attention across the bounds of sequences, nor to later tokens where the module is causal.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    output = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
+    options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0) if module.is_causal else (-1, -1)}
+    if _wants_word_of_groups():
+        options["enable_gqa"] = q.shape[1] != k.shape[1]
+    output = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, **options)
     assert isinstance(output, Tensor)
     return output[None], None
+
+
+@cache
+def _wants_word_of_groups() -> bool:
+    """Whether varlen_attn must be told of grouped heads: torch 2.11 takes them as they are, 2.13 wants to know."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def _attention_by_sequence(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    sequence_lengths: tuple[int, ...],
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The same shapes; transformers' SDPA for each sequence alone, so that packing changes no bit of it."""
+    pieces = zip(*(torch.split(x, list(sequence_lengths), dim=2) for x in (query, key, value)), strict=True)
+    return torch.cat([sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in pieces], dim=1), None

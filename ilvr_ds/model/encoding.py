@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from ilvr_ds.config import Recipe
 from ilvr_ds.data.collate import Collator
 from ilvr_ds.data.features import FeatureSet
 from ilvr_ds.data.images import ImageEncoder, VisionLayout
-from ilvr_ds.data.loader import WindowDataset
+from ilvr_ds.data.loader import Numbers, WindowDataset
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.data.template import SampleEncoder
@@ -45,22 +45,20 @@ def build_dataset(
     recipe: Recipe,
     encoding: Encoding,
     shards: ShardSet,
-    numbers_of: Callable[[int], Any],
-    micro: int,
+    numbers_of: Callable[[int], Sequence[Numbers]],
     types: tuple[str, ...] = (),
     features: FeatureSet | None = None,
 ) -> WindowDataset:
     """Windows of a packed data set under a recipe, with stored features where the recipe has them.
 
-    types: the kinds of task by which losses are split.
+    numbers_of: sample numbers of each micro-batch of a step. types: the kinds of task by which losses are split.
     """
     collator = Collator(
         encoding.special,
         encoding.layout,
         recipe.model.latent_size,
         recipe.selection.group_size,
-        recipe.data.padding_side,
-        micro,
+        "packed" if recipe.packs else recipe.data.padding_side,
         recipe.train.has_free_latents,
         types,
     )

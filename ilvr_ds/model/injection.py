@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ilvr_ds.data.window import TokenBatch
+from ilvr_ds.model.attention import sequence_bounds
 
 
 def write_images(embeddings: Tensor, tokens: TokenBatch, features: Tensor) -> Tensor:
-    """Token embeddings [B, T, D] with image features [F, D] at the image positions; not in place."""
+    """Token embeddings [R, T, D] with image features [F, D] at the image positions; not in place."""
     flat = embeddings.flatten(0, 1)
     rows = features[tokens.image_rows].to(flat.dtype)
     return flat.index_copy(0, tokens.image_slots, rows).view_as(embeddings)
@@ -26,10 +27,10 @@ def write_latents(embeddings: Tensor, slots: Tensor, values: Tensor, is_set: Ten
 
 
 def last_hidden(language_model: Any, tokens: TokenBatch, embeddings: Tensor, cache: Any = None) -> Tensor:
-    """Last hidden state after the final norm [B, T, D]; keys and values go into `cache` where there is one.
+    """Last hidden state after the final norm [R, T, D]; keys and values go into `cache` where there is one.
 
     The mask is handed over ready-made: transformers would otherwise look at device values to see whether it needs one.
-    With padding on the right a causal model needs none.
+    With padding on the right a causal model needs none, and packed rows have bounds instead.
     """
     if tokens.right_padded:
         mask = None
@@ -46,5 +47,6 @@ def last_hidden(language_model: Any, tokens: TokenBatch, embeddings: Tensor, cac
         attention_mask={"full_attention": mask},
         past_key_values=cache,
         use_cache=cache is not None,
+        **sequence_bounds(language_model, tokens),
     )
     return cast(Tensor, output.last_hidden_state)

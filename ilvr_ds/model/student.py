@@ -10,40 +10,17 @@ import torch
 from torch import nn
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
-from transformers.utils import import_utils
 
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import VisionLayout
 from ilvr_ds.errors import UserError
+from ilvr_ds.model.attention import attention_backend
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 """Opens a block in which sharded parameters are whole on every rank."""
 
 ROW_MULTIPLE = 64
 """Embeddings that must grow, grow to a multiple of this: matrix products like round sizes."""
-
-
-def attention_backend(wanted: str, dtype: torch.dtype) -> str:
-    """The attention implementation in transformers' words.
-
-    "auto" takes flash-attn 2 where it is installed and can compute in `dtype` (16 bit, on a GPU), else PyTorch's SDPA.
-    Raises UserError for one that is asked for by name and cannot run.
-    """
-    can_flash = torch.cuda.is_available() and dtype in (torch.float16, torch.bfloat16)
-    if wanted == "auto":
-        return "flash_attention_2" if can_flash and _is_installed("flash_attention_2") else "sdpa"
-    if "flash" in wanted and not (can_flash and _is_installed(wanted)):
-        raise UserError(
-            f"model.attention is {wanted}: needs a GPU, train.precision bf16 or fp16, and the package; "
-            "valid everywhere: auto, sdpa"
-        )
-    return wanted
-
-
-def _is_installed(flash: str) -> bool:
-    """Whether transformers finds flash-attn in the version that the name ends in (and knows that version)."""
-    is_available = getattr(import_utils, f"is_flash_attn_{flash[-1]}_available", None)
-    return is_available is not None and bool(is_available())
 
 
 def load_config(path: str) -> Any:

@@ -12,9 +12,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.errors import UserError
-from ilvr_ds.model.attention import use_varlen_attention
+from ilvr_ds.model.attention import attention_backend, use_varlen_attention
 from ilvr_ds.model.base_weights import tower_weights
-from ilvr_ds.model.student import attention_backend, load_config
+from ilvr_ds.model.student import load_config
 from ilvr_ds.model.vision import VisionTower
 
 _ARCHITECTURE = (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ilvr_ds.data.window import ImageBatch, Window
+from ilvr_ds.model.attention import attention_in_words
 
 
 class VisionTower(nn.Module):
@@ -26,6 +27,11 @@ class VisionTower(nn.Module):
         self.is_flash = "flash" in cast(Any, tower).config._attn_implementation
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def attention(self) -> str:
+        """Which attention it computes with, for people."""
+        return attention_in_words(self.tower)
 
     def features(self, window: Window) -> Tensor:
         """Merged features [F, D] of a window's images."""

@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.features import FeatureSet, open_features
 from ilvr_ds.data.loader import PlannedNumbers, SequentialNumbers, WindowDataset, WindowLoader
+from ilvr_ds.data.packing import PackedNumbers
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import ShardSet, open_dataset
 from ilvr_ds.distill.momentum import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.errors import UserError
+from ilvr_ds.model.attention import attention_in_words
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
 from ilvr_ds.model.tower import tower_identity
+from ilvr_ds.model.vision import VisionTower
 from ilvr_ds.provenance import environment, machine
 from ilvr_ds.training.checkpoint import check_fits, find_checkpoint, saved_state
 from ilvr_ds.training.checkpoint_reshard import needs_resharding, reshard
@@ -75,8 +79,8 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     types = _types(shards)
     stored = _StoredFeatures.of(recipe, recipe_path, encoding)
     features = stored.open(shards, "data.features") if stored else None
-    numbers = PlannedNumbers(plan, dist.rank(), world)
-    dataset = build_dataset(recipe, encoding, shards, numbers, train.micro_batch_size, types, features)
+    numbers = _numbers(recipe, plan, shards, are_measured)
+    dataset = build_dataset(recipe, encoding, shards, numbers, types, features)
     identity = {
         "data": shards.fingerprint,
         "run.seed": recipe.run.seed,
@@ -95,7 +99,6 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         reshard(checkpoint, state, zero_stage, recipe)
         file_settings = {**file_settings, "checkpoint": {"load_universal": True}}
     step, networks = build_step(recipe, file_settings, encoding, initial, types)
-    longest = int(np.argmax(shards.tokens)) if are_measured else None
     datasets, evaluation = {"training": shards}, None
     if held_out:
         datasets["evaluation"] = held_out[0].reader.shard_set
@@ -123,7 +126,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         watchdog=watchdog,
         quarantine=_quarantine(recipe, shards),
         total_steps=total,
-        longest_sample=longest,
+        rehearsal=_rehearsal(recipe, shards) if are_measured else None,
         checkpoint=checkpoint,
         is_resharded=is_resharded,
     )
@@ -150,8 +153,9 @@ def build_step(
         (images.mean, images.std),
         initial,
     )
-    attention = networks.student.module.model.model.language_model.config._attn_implementation
-    logger.info("attention: %s; ZeRO stage %d", attention, networks.zero_stage)
+    attention = attention_in_words(networks.student.module.model.model.language_model)
+    tower = f", vision tower {networks.vision.attention}" if isinstance(networks.vision, VisionTower) else ""
+    logger.info("attention: language model %s%s; ZeRO stage %d", attention, tower, networks.zero_stage)
     if networks.teacher is None:
         return StageTwoStep(networks.student, networks.vision, recipe.model.latent_size, types), networks
     shards = MomentumShards(
@@ -183,6 +187,29 @@ def _check_lengths(recipe: Recipe, shards: ShardSet) -> bool:
             f"raise it, or pack the data again with this recipe (ilvr-ds pack --config)"
         )
     return longest > 0
+
+
+def _numbers(recipe: Recipe, plan: SamplePlan, shards: ShardSet, are_measured: bool) -> PlannedNumbers | PackedNumbers:
+    """Which samples this rank takes in which micro-batch."""
+    train, rank, world = recipe.train, dist.rank(), dist.world_size()
+    if not train.micro_batch_tokens:
+        return PlannedNumbers(plan, rank, world, train.micro_batch_size)
+    if not are_measured:
+        raise UserError(
+            f"train.micro_batch_tokens: the lengths of the samples in {shards.location} are not known; pack them again "
+            "with this recipe (ilvr-ds pack --config)"
+        )
+    return PackedNumbers(plan, rank, world, shards.tokens.astype(np.int64), train.micro_batch_tokens)
+
+
+def _rehearsal(recipe: Recipe, shards: ShardSet) -> list[NDArray[np.int64]]:
+    """The longest sample, as often as a step has samples, in micro-batches as large as they can become."""
+    train, longest = recipe.train, int(np.argmax(shards.tokens))
+    size, samples = train.micro_batch_size, train.micro_batch_size * train.grad_accum_steps
+    if train.micro_batch_tokens:
+        size = train.micro_batch_tokens // int(shards.tokens[longest])
+    numbers = np.full(samples, longest)
+    return np.split(numbers, range(size, samples, size))
 
 
 def _types(shards: ShardSet) -> tuple[str, ...]:
@@ -238,7 +265,7 @@ def _held_out_dataset(
     logger.info("evaluation on %d of %d held-out samples", steps * micro * world, len(shards))
     features = stored.open(shards, "data.eval_features") if stored else None
     numbers = SequentialNumbers(micro, dist.rank(), world)
-    dataset = build_dataset(recipe, encoding, shards, numbers, micro, types, features)
+    dataset = build_dataset(recipe, encoding, shards, numbers, types, features)
     return dataset, recipe.data.num_workers, steps, sorted(shards.manifest.groups)
 
 
@@ -251,7 +278,7 @@ def _pictures(
     if not count or not isinstance(step, StageOneStep):
         return Pictures(tracker, recipe.run_dir)
     numbers = np.sort(np.random.default_rng(0).choice(len(shards), count, replace=False))  # the same in every run
-    dataset = build_dataset(recipe, encoding, shards, lambda _: numbers, count, step.types, source.features)
+    dataset = build_dataset(recipe, encoding, shards, lambda _: [numbers], step.types, source.features)
     return Pictures(tracker, recipe.run_dir, Gaze(dataset, numbers, step))
 
 

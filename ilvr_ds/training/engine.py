@@ -31,10 +31,9 @@ from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.distill.stage1 import StageOne
 from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.errors import UserError, nearest
-from ilvr_ds.model.attention import use_varlen_attention
+from ilvr_ds.model.attention import attention_backend, use_packed_attention, use_varlen_attention
 from ilvr_ds.model.student import (
     add_adapters,
-    attention_backend,
     build_text_model,
     detach_tower,
     load_student,
@@ -132,7 +131,9 @@ def deepspeed_settings(recipe: Recipe, file_settings: dict[str, Any]) -> dict[st
         "steps_per_print": 2**31,
         **file_settings,
         "train_micro_batch_size_per_gpu": recipe.train.micro_batch_size,
-        "gradient_accumulation_steps": recipe.train.grad_accum_steps,
+        # filled by tokens, a step has more or fewer micro-batches: the trainer says which is its last, and 1 would
+        # let DeepSpeed leave out what accumulates
+        "gradient_accumulation_steps": max(recipe.train.grad_accum_steps, 2 if recipe.train.micro_batch_tokens else 1),
         "gradient_clipping": recipe.optim.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": recipe.optim.name == "cpu_adam",
@@ -236,6 +237,8 @@ def build_networks(
     is_stored = recipe.data.features is not None
     model = load_student(recipe.model, dtype, num_tokens, with_tower=not is_stored)
     vision = StoredFeatures(dtype) if is_stored else _detached_tower(model, pixel_stats, device, dtype)
+    if recipe.packs:
+        use_packed_attention(model.model.language_model, recipe.model.attention, device, dtype)
     root = _root_module(model, recipe)
     if initial is not None:
         load_weights(initial, root)
@@ -275,8 +278,10 @@ def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: 
     birth = HfDeepSpeedConfig(settings)
     text_config = config.text_config
     text_config.vocab_size = model.config.text_config.vocab_size
-    attention = attention_backend(recipe.model.attention, DTYPES[recipe.train.precision])
-    language_model = build_text_model(text_config, attention)
+    dtype = DTYPES[recipe.train.precision]
+    language_model = build_text_model(text_config, attention_backend(recipe.model.attention, dtype))
+    if recipe.packs:
+        use_packed_attention(language_model, recipe.model.attention, dist.device(), dtype)
     if recipe.model.lora_rank:
         add_adapters(language_model, recipe.model)
     language_model.requires_grad_(False)

@@ -48,7 +48,7 @@ class HeldOut:
         engine.eval()
         for window in self._windows():
             bad += window.bad
-            samples, retries = samples + len(window.tokens.real), retries + window.retries
+            samples, retries = samples + len(window.ids), retries + window.retries
             prepared = self.step.prepare(window)
             for micro in prepared.window.micro_batches:
                 right = self.step.answers(micro, prepared, totals)

@@ -41,7 +41,7 @@ class Gaze:
 
         Samples that cannot be read, and those without a segment, are left out.
         """
-        self._window = self._window or self.dataset.window(self.numbers)
+        self._window = self._window or self.dataset.window([self.numbers])
         student: Any = self.step.student
         student.eval()
         prepared = self.step.prepare(self._window.to(dist.device()))

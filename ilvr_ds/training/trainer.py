@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
@@ -57,8 +58,8 @@ class Parts:
     writer: CheckpointWriter
     watchdog: Watchdog
     total_steps: int
-    longest_sample: int | None
-    """Number of the longest training sample, where the data set knows its lengths."""
+    rehearsal: list[NDArray[np.int64]] | None
+    """The longest training sample as the micro-batches of a step, where the data set knows its lengths."""
     quarantine: Quarantine
     """Training samples that could not be used."""
     checkpoint: Path | None = None
@@ -123,6 +124,8 @@ class Trainer:
         with self._phase(step, "prepare", window.ids):
             prepared = self.step.prepare(window.to(dist.device()))
         for micro in prepared.window.micro_batches:
+            # not counted by DeepSpeed: filled by tokens, steps have more micro-batches or fewer
+            self.student.set_gradient_accumulation_boundary(micro is prepared.window.micro_batches[-1])
             with self._phase(step, "student", micro.ids):
                 loss = self.step.loss(micro, prepared, step, self.totals)
                 # DeepSpeed averages gradients over ranks; ours are parts of one sum
@@ -138,7 +141,7 @@ class Trainer:
             self._follow(step)
         self.watchdog.at(step, "next samples")
         self.reading = (window.bad, window.retries)
-        self.speed.add(samples=len(window.tokens.real), tokens=window.num_tokens, padding=window.num_padding)
+        self.speed.add(samples=len(window.ids), tokens=window.num_tokens, padding=window.num_padding)
 
     def _follow(self, step: int) -> None:
         if self.teacher is None:
@@ -277,12 +280,10 @@ class Trainer:
 
         Out-of-memory shows in the first minute, not after hours; a gradient of zeros changes nothing.
         """
-        if self.parts.longest_sample is None:
+        if self.parts.rehearsal is None:
             logger.info("sample lengths are not in the data set: no rehearsal (pack with --config to have one)")
             return
-        train = self.recipe.train
-        numbers = np.full(train.micro_batch_size * train.grad_accum_steps, self.parts.longest_sample)
-        window = self.loader.dataset.window(numbers).to(dist.device())
+        window = self.loader.dataset.window(self.parts.rehearsal).to(dist.device())
         if window.bad:
             logger.warning("the longest sample is not rehearsed: %s", window.bad[0].reason)
         prepared = self.step.prepare(window)
@@ -292,4 +293,4 @@ class Trainer:
         if not math.isfinite(total):
             raise UserError(f"model.path: the loss of the longest sample is {total}: the weights are not usable")
         self.student.backward(0.0 * loss, scale_wrt_gas=False)
-        logger.info("rehearsed the longest sample: %d tokens, %s", window.tokens.real.shape[1], self.memory.summary())
+        logger.info("rehearsed the longest sample: %d tokens, %s", max(window.tokens.lengths), self.memory.summary())

@@ -109,8 +109,8 @@ def main() -> None:
     draw = np.random.default_rng(dist.rank())
     count = options.micro_batch * options.accum
     encoded = [encoding.encoder(draw_sample(draw, n)) for n in range(count)]
-    collator = Collator(encoding.special, encoding.layout, recipe.model.latent_size, 256, "right", options.micro_batch)
-    window = collator(encoded, np.arange(count)).pin_memory()
+    collator = Collator(encoding.special, encoding.layout, recipe.model.latent_size, 256, "packed")
+    window = collator(encoded, np.arange(count), [options.micro_batch] * options.accum).pin_memory()
     start = time.perf_counter()
     step, _ = build_step(recipe, read_deepspeed_json(options.deepspeed), encoding)
     built = time.perf_counter() - start

@@ -56,7 +56,7 @@ class Fuzzer:
         self.work = folder / "work"
         self.work.mkdir()
         golden = golden_set()
-        self.encoder, self.collator = golden.encoder, golden.collator(3, "right")
+        self.encoder, self.collator = golden.encoder, golden.collator("right")
         self.images = [pictures(kind, size) for kind in ("PNG", "JPEG", "WEBP") for size in ((9, 7), (120, 90))]
         self.records = [line for line in (golden.folder / "TRAIN.jsonl").read_bytes().splitlines() if line]
         self.image_root = golden.folder
@@ -83,7 +83,7 @@ class Fuzzer:
         dataset = WindowDataset(reader, self.encoder, self.collator, SequentialNumbers(3, 0, 1))
         tar = self.work / "set" / reader.place(int(numbers[0]))[0]
         tar.write_bytes(mutated_file(tar.read_bytes(), random))
-        window = dataset.window(numbers)
+        window = dataset.window([numbers])
         bad = {sample.number for sample in window.bad}
         [micro] = window.micro_batches
         expected = {int(n): f"sample-{n}" for n in numbers if n not in bad}

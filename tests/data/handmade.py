@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from ilvr_ds.data.collate import Collator
+from ilvr_ds.data.collate import Collator, Rows
 from ilvr_ds.data.images import Grid, VisionLayout
 from ilvr_ds.data.template import IGNORE, EncodedSample
 from ilvr_ds.data.tokens import SpecialTokens
@@ -82,11 +82,10 @@ def _patches(image: int, grid: Grid) -> np.ndarray:
     return patches
 
 
-def window_of(
-    samples: list[EncodedSample], micro: int, side: Literal["right", "left"] = "right", group_size: int = 4
-) -> Window:
+def window_of(samples: list[EncodedSample], micro: int, rows: Rows = "right", group_size: int = 4) -> Window:
     """The window; sample i has number 50 + i in the data set."""
-    return Collator(SPECIAL, LAYOUT, K, group_size, side, micro)(samples, 50 + np.arange(len(samples)))
+    sizes = [micro] * (len(samples) // micro)
+    return Collator(SPECIAL, LAYOUT, K, group_size, rows)(samples, 50 + np.arange(len(samples)), sizes)
 
 
 def feature_names(images: tuple[ImageBatch, ...]) -> list[tuple[int, int]]:

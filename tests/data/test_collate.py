@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from ilvr_ds.data.collate import Collator
 from ilvr_ds.data.template import IGNORE, EncodedSample
 from ilvr_ds.data.window import Round, TokenBatch, Window
 from tests.data.handmade import (
     ASSISTANT,
     FILL,
     IMAGE,
+    LAYOUT,
     OPEN,
     PAD,
+    SPECIAL,
     START,
     K,
     encoded_sample,
@@ -33,6 +37,7 @@ ORDER = [(0, 0), (2, 0), (3, 0), (0, 1), (2, 1), (2, 2)]
 """(sample, segment) round by round."""
 
 both_sides = pytest.mark.parametrize("side", ["right", "left"])
+all_rows = pytest.mark.parametrize("rows", ["packed", "right", "left"])
 every_cut = pytest.mark.parametrize("micro", [1, 2, 4])
 
 
@@ -63,15 +68,33 @@ def test_tokens_are_padded_on_the_side_that_is_asked_for(side: str, micro: int) 
             assert (batch.input_ids[b, padding] == FILL).all() and (batch.position_ids[:, b, padding] == 0).all()
 
 
+@every_cut
+def test_packed_samples_lie_end_to_end(micro: int) -> None:
+    for batch, samples in sequences(window_of(SAMPLES, micro, "packed"), micro):
+        assert batch.input_ids.tolist() == [[token for s in samples for token in s.input_ids]]
+        assert batch.position_ids.tolist() == [[[p for s in samples for p in s.position_ids[a]]] for a in range(3)]
+        assert bool(batch.real.all()) and batch.right_padded
+        assert batch.lengths == tuple(len(s.input_ids) for s in samples)
+        assert batch.cu_seqlens is not None and batch.cu_seqlens.dtype == torch.int32
+        assert batch.cu_seqlens.tolist() == [sum(batch.lengths[:b]) for b in range(len(samples) + 1)]
+    assert window_of(SAMPLES, micro, "packed").num_padding == 0 < window_of(SAMPLES, 4).num_padding
+
+
+def test_micro_batches_are_as_large_as_they_are_asked_to_be() -> None:
+    window = Collator(SPECIAL, LAYOUT, K, 4, "packed")(SAMPLES, 50 + np.arange(len(SAMPLES)), [1, 3])
+    assert [micro.ids for micro in window.micro_batches] == [("id-0",), ("id-1", "id-2", "id-3")]
+    assert window.micro_batches[1].segments.tolist() == [1, 2, 4, 5]
+
+
 @pytest.mark.parametrize(("side", "micro", "masked"), [("right", 4, False), ("left", 4, True), ("left", 1, False)])
 def test_a_mask_is_needed_only_where_padding_stands_in_front(side: str, micro: int, masked: bool) -> None:
     assert all(m.tokens.right_padded != masked for m in window_of(SAMPLES, micro, side).micro_batches)
 
 
-@both_sides
+@all_rows
 @every_cut
-def test_every_image_token_gets_its_own_patch(side: str, micro: int) -> None:
-    window = window_of(SAMPLES, micro, side)
+def test_every_image_token_gets_its_own_patch(rows: str, micro: int) -> None:
+    window = window_of(SAMPLES, micro, rows)
     names = feature_names(window.images)
     for batch, samples in sequences(window, micro):
         assert batch.image_slots.tolist() == (batch.input_ids.flatten() == IMAGE).nonzero()[:, 0].tolist()
@@ -95,10 +118,10 @@ def test_the_tower_sees_every_image_once_with_inputs_before_helpers(micro: int) 
         assert images == (inputs + helpers or [128]), "a micro-batch without images shows one grey one"
 
 
-@both_sides
+@all_rows
 @every_cut
-def test_hidden_states_before_the_supervised_tokens_predict_them(side: str, micro: int) -> None:
-    window = window_of(SAMPLES, micro, side)
+def test_hidden_states_before_the_supervised_tokens_predict_them(rows: str, micro: int) -> None:
+    window = window_of(SAMPLES, micro, rows)
     for batch, samples in zip(window.micro_batches, members(micro), strict=True):
         wanted = [int(token) for s in samples for token in s.labels if token != IGNORE]
         assert batch.label_ids.tolist() == wanted
@@ -106,10 +129,10 @@ def test_hidden_states_before_the_supervised_tokens_predict_them(side: str, micr
     assert window.supervised.tolist() == [sum((s.labels != IGNORE).sum() for s in SAMPLES)]
 
 
-@both_sides
+@all_rows
 @every_cut
-def test_answers_are_rows_of_the_labels(side: str, micro: int) -> None:
-    window = window_of(SAMPLES, micro, side)
+def test_answers_are_rows_of_the_labels(rows: str, micro: int) -> None:
+    window = window_of(SAMPLES, micro, rows)
     for batch, samples in zip(window.micro_batches, members(micro), strict=True):
         spans = [s.input_ids[s.answer[0] : s.answer[1]].tolist() for s in samples]
         assert batch.label_ids[batch.answer_rows].tolist() == [token for span in spans for token in span]
@@ -118,15 +141,17 @@ def test_answers_are_rows_of_the_labels(side: str, micro: int) -> None:
         assert (batch.ids, batch.groups) == (tuple(s.id for s in samples), tuple(s.group for s in samples))
 
 
-@both_sides
+@all_rows
 @every_cut
-def test_latent_slots_are_the_pads_of_each_segment(side: str, micro: int) -> None:
-    for batch in window_of(SAMPLES, micro, side).micro_batches:
+def test_latent_slots_are_the_pads_of_each_segment(rows: str, micro: int) -> None:
+    for batch in window_of(SAMPLES, micro, rows).micro_batches:
         assert batch.latent_slots.shape == (len(batch.segments), K)
         assert flat(batch.tokens.input_ids, batch.latent_slots) == [PAD] * K * len(batch.segments)
         assert flat(batch.tokens.input_ids, batch.latent_slots[:, :1] - 1) == [START] * len(batch.segments)
-        rows = batch.latent_slots // batch.tokens.input_ids.shape[1]
-        assert (rows == batch.sample_of_segment[:, None]).all()
+        cu_seqlens, width = batch.tokens.cu_seqlens, batch.tokens.input_ids.shape[1]
+        starts = torch.arange(1, micro) * width if cu_seqlens is None else cu_seqlens[1:-1]
+        owners = torch.bucketize(batch.latent_slots, starts, right=True)
+        assert (owners == batch.sample_of_segment[:, None]).all()
 
 
 @every_cut
@@ -186,9 +211,9 @@ def test_a_micro_batch_finds_its_segments_and_candidates_in_the_window(micro: in
             assert batch.candidate_rows[first:last].tolist() == list(range(offsets[w], offsets[w + 1]))
 
 
-@both_sides
-def test_the_teachers_context_is_prompt_images_and_the_text_before_each_segment(side: str) -> None:
-    window = window_of(SAMPLES, 2, side)
+@all_rows
+def test_the_teachers_context_is_prompt_images_and_the_text_before_each_segment(rows: str) -> None:
+    window = window_of(SAMPLES, 2, rows)
     context, ids = window.context, window.tokens.input_ids
 
     def tokens(positions: torch.Tensor, mask: torch.Tensor) -> list[int]:

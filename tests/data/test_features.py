@@ -160,7 +160,7 @@ def dataset_of(folder: Path, golden: GoldenSet, with_features: bool) -> WindowDa
     )
     numbers = SequentialNumbers(4, 0, 1)
     features = features_of(folder) if with_features else None
-    return WindowDataset(ShardReader(open_dataset(folder)), encoder, golden.collator(2, "right"), numbers, features)
+    return WindowDataset(ShardReader(open_dataset(folder)), encoder, golden.collator("right"), numbers, features)
 
 
 def named(window: Window, names: torch.Tensor) -> Iterator[list[list[int]]]:

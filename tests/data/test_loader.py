@@ -44,11 +44,11 @@ def plan(folder: Path) -> SamplePlan:
 
 @pytest.fixture(scope="module")
 def dataset(folder: Path, plan: SamplePlan, golden: GoldenSet) -> WindowDataset:
-    return dataset_of(folder, golden, PlannedNumbers(plan, rank=0, world=1))
+    return dataset_of(folder, golden, PlannedNumbers(plan, rank=0, world=1, micro_batch_size=2))
 
 
 def dataset_of(folder: Path, golden: GoldenSet, numbers_of: Any) -> WindowDataset:
-    return WindowDataset(ShardReader(open_dataset(folder)), golden.encoder, golden.collator(2, "right"), numbers_of)
+    return WindowDataset(ShardReader(open_dataset(folder)), golden.encoder, golden.collator("right"), numbers_of)
 
 
 def loader_of(dataset: WindowDataset, plan: SamplePlan, **identity: Any) -> WindowLoader:
@@ -155,7 +155,9 @@ def test_a_pickled_dataset_gives_the_same_window(dataset: WindowDataset, windows
 
 
 def test_ranks_share_a_step(folder: Path, golden: GoldenSet, plan: SamplePlan, windows: list[Window]) -> None:
-    shares = [dataset_of(folder, golden, PlannedNumbers(plan, rank, world=2))[1] for rank in range(2)]
+    shares = [
+        dataset_of(folder, golden, PlannedNumbers(plan, rank, world=2, micro_batch_size=2))[1] for rank in range(2)
+    ]
     assert [len(ids(share)) for share in shares] == [2, 2]
     assert sorted(ids(shares[0]) + ids(shares[1])) == sorted(ids(windows[1]))
 
@@ -190,5 +192,5 @@ def test_a_sample_without_a_plan_is_replaced(tmp_path: Path, golden: GoldenSet) 
     """Trained on, it would teach the model to end its turn at once."""
     write_shards([(make_sample(0), 0), (make_sample(1, plan=False), 0)], tmp_path / "set")
     dataset = dataset_of(tmp_path / "set", golden, SequentialNumbers(2, 0, 1))
-    [bad] = dataset.window(np.array([0, 1])).bad
+    [bad] = dataset.window([np.array([0, 1])]).bad
     assert (bad.number, bad.reason) == (1, "it has no reasoning steps to learn from")

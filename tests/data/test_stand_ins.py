@@ -42,7 +42,7 @@ def folder(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def dataset_of(location: Path | str, golden: GoldenSet) -> WindowDataset:
     reader = ShardReader(open_dataset(location))
-    return WindowDataset(reader, golden.encoder, golden.collator(2, "right"), SequentialNumbers(4, 0, 1))
+    return WindowDataset(reader, golden.encoder, golden.collator("right"), SequentialNumbers(4, 0, 1))
 
 
 def check_stand_in(window: Window, packed: Path, golden: GoldenSet) -> None:
@@ -56,7 +56,7 @@ def check_stand_in(window: Window, packed: Path, golden: GoldenSet) -> None:
     for (name, tensor), (_, expected) in zip(leaves(first), leaves(whole.micro_batches[0]), strict=True):
         assert torch.equal(tensor, expected), name
     assert second.ids[1] == "sample-3" and second.ids[0] in ("sample-2", "sample 2")
-    alone = dataset_of(packed, golden).window(np.array([3, 3])).micro_batches[0]
+    alone = dataset_of(packed, golden).window([np.array([3, 3])]).micro_batches[0]
     assert second.label_ids.tolist() == alone.label_ids[: len(alone.label_ids) // 2].tolist()
     assert second.sample_of_segment.tolist() == [1] and second.has_answer.tolist() == [False, True]
     assert int(window.supervised) == len(first.label_ids) + len(second.label_ids)

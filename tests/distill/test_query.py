@@ -86,7 +86,7 @@ def encoder() -> ContextEncoder:
 def run(encoder: ContextEncoder, side: Any) -> tuple[Context, list[tuple[int, int]]]:
     """The encoder on all samples, two in a micro-batch; and (sample, segment) of each of its segments."""
     samples = [sample(n) for n in range(len(SEQUENCES))]
-    window = Collator(SPECIAL, LAYOUT, K, 256, side, 2)(samples, np.arange(len(samples)))
+    window = Collator(SPECIAL, LAYOUT, K, 256, side)(samples, np.arange(len(samples)), [2] * (len(samples) // 2))
     features = []
     for first in (0, 2):  # as the collator lays them: input images, then helper images, or one grey image
         members = range(first, first + 2)

@@ -13,9 +13,9 @@ def test_the_kinds_of_task_share_out_the_cross_entropy() -> None:
     """Catches labels that are counted for the wrong sample, and a kind that nobody asked for in another's sum."""
     golden = golden_set()
     samples = [replace(golden.encoded[i], group=group) for i, group in enumerate(["b", "other", "a", "b"])]
-    collator = golden.collator(4)
+    collator = golden.collator()
     collator.types = {"a": 0, "b": 1, "empty": 2}
-    [micro] = collator(samples, torch.arange(4).numpy()).micro_batches
+    [micro] = collator(samples, torch.arange(4).numpy(), [4]).micro_batches
     logits = torch.randn(len(micro.label_ids), 400, generator=torch.Generator().manual_seed(0))
     micro = replace(micro, label_ids=micro.label_ids % 400)
     sums = text_sums(logits.requires_grad_(), micro)

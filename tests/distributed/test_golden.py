@@ -1,4 +1,4 @@
-"""The authors' numbers, from the real engines: one sample at a time and all in one padded micro-batch."""
+"""The authors' numbers, from the real engines: one sample at a time, and all in one micro-batch, padded or packed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_golden_numbers(world: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("world", "packing"), [(1, False), (2, False), (2, True)])
+def test_golden_numbers(world: int, packing: bool, tmp_path: Path) -> None:
     """Catches every deviation from the published method: tokens are checked in tests/data, all the rest here."""
     golden = golden_set()
     everyone = list(range(len(golden.samples)))
     batches = [[i] for i in everyone] + [everyone]
-    for results in run_ranks("tests.distributed.workers:golden_numbers", world, tmp_path, batches=batches):
+    arguments = {"batches": batches, "packing": packing}
+    for results in run_ranks("tests.distributed.workers:golden_numbers", world, tmp_path, **arguments):
         for batch, result in zip(batches, results, strict=True):
             _check_hidden(batch, result)
             _check_selection(batch, result)

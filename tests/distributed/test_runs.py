@@ -89,6 +89,23 @@ def test_resume_is_bitwise_equal(tmp_path: Path, demo_folder: Path, stop_after: 
     assert losses(whole) == losses(parts)
 
 
+def test_micro_batches_filled_by_tokens_are_the_same_steps(tmp_path: Path, demo_folder: Path) -> None:
+    """Samples change rank and micro-batch, the step does not. Catches a step that ends early or late, a sample that is
+    left out or seen twice, and losses that are means of micro-batches; and it goes on from its checkpoint."""
+    worker = "tests.distributed.workers_run:train"
+    equal, filled = tmp_path / "equal", tmp_path / "filled"
+    settings = overrides(equal, demo_folder, data__packing=False)
+    run_ranks(worker, 2, tmp_path / "1", recipe=RECIPE, overrides=settings)
+    settings = overrides(filled, demo_folder, train__micro_batch_tokens=512)
+    run_ranks(worker, 2, tmp_path / "2", recipe=RECIPE, overrides=settings, stop_after=3)
+    run_ranks(worker, 2, tmp_path / "3", recipe=RECIPE, overrides=[*settings, "checkpoint.resume=must"])
+    expected, found = losses(equal), losses(filled)
+    assert sorted(found) == sorted(expected) == [1, 2, 3, 4, 5, 6]
+    for step, values in expected.items():
+        for name, value in values.items():
+            assert found[step][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
+
+
 def test_rehearsal_changes_nothing(tmp_path: Path, demo_folder: Path) -> None:
     """Catches a rehearsal whose zero gradient, random numbers or counters reach the run."""
     worker = "tests.distributed.workers_run:train"

@@ -71,12 +71,26 @@ def test_zero_loss_before_the_first_step_adds_nothing(
 @pytest.mark.parametrize("zero", [ZERO3, ZERO2], ids=["zero3", "zero2"])
 def test_layout_does_not_matter(zero: dict[str, Any], tmp_path: Path) -> None:
     """2 ranks x micro-batch 2 x accumulation 2 is 1 rank x 8: catches wrong normalisation and noise tied to layout."""
-    two = run_ranks(
-        WORKERS + "weights_after", 2, tmp_path / "two", steps=5, micro_batch_size=2, grad_accum_steps=2, zero=zero
-    )[0]
-    one = run_ranks(
-        WORKERS + "weights_after", 1, tmp_path / "one", steps=5, micro_batch_size=8, grad_accum_steps=1, zero=zero
-    )[0]
+    two = weights_after(tmp_path, [[[2, 2]], [[2, 2]]], zero=zero)
+    one = weights_after(tmp_path, [[[8]]], zero=zero)
+    check_same(one, two)
+
+
+@pytest.mark.parametrize("zero", [ZERO3, OFFLOADED, ZERO2], ids=["zero3", "zero3-offload", "zero2"])
+def test_packed_micro_batches_of_any_size_are_padded_ones(zero: dict[str, Any], tmp_path: Path) -> None:
+    """Packed on 2 ranks, with more and fewer samples and micro-batches from step to step and rank to rank, is padded
+    on 1 rank: catches attention across samples, and a step that ends at another micro-batch than its last."""
+    uneven = weights_after(tmp_path, [[[1, 2], [4], [1, 1, 3]], [[2, 3], [4], [1, 1, 1]]], zero=zero)
+    padded = weights_after(tmp_path, [[[8]]], packing=False, zero=ZERO3 if zero is OFFLOADED else zero)
+    check_same(padded, uneven)
+
+
+def weights_after(folder: Path, sizes: list[list[list[int]]], packing: bool = True, **more: Any) -> dict[str, Any]:
+    arguments = {"steps": 5, "sizes": sizes, "packing": packing, **more}
+    return run_ranks(WORKERS + "weights_after", len(sizes), folder / f"{len(sizes)}", **arguments)[0]
+
+
+def check_same(one: dict[str, Any], two: dict[str, Any]) -> None:
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5)
     for name, weight in one["weights"].items():
         # Adam divides by the root of the second moment: an element whose gradient is near its rounding moves by up
@@ -85,17 +99,17 @@ def test_layout_does_not_matter(zero: dict[str, Any], tmp_path: Path) -> None:
         assert float(error) < 1e-5, name
 
 
-@pytest.mark.parametrize(("padding_side", "negatives"), [("right", "world"), ("left", "micro_batch")])
-def test_mixed_batches_never_hang(padding_side: str, negatives: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rows", "negatives"), [("packed", "world"), ("left", "micro_batch")])
+def test_mixed_batches_never_hang(rows: str, negatives: str, tmp_path: Path) -> None:
     """Catches any module call or collective that depends on what a rank's samples hold."""
-    arguments = {"steps": 50, "padding_side": padding_side, "negatives": negatives}
+    arguments = {"steps": 50, "rows": rows, "negatives": negatives}
     check_mixed(run_ranks(WORKERS + "mixed_batches", 2, tmp_path, **arguments), 50)
 
 
 @pytest.mark.drill
 @pytest.mark.timeout(1200)
 def test_mixed_batches_never_hang_for_long(tmp_path: Path) -> None:
-    arguments = {"steps": 200, "padding_side": "right", "negatives": "world"}
+    arguments = {"steps": 200, "rows": "packed", "negatives": "world"}
     check_mixed(run_ranks(WORKERS + "mixed_batches", 4, tmp_path, timeout_s=1100, **arguments), 200)
 
 

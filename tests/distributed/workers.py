@@ -20,6 +20,7 @@ from ilvr_ds.config import DataConfig, LossConfig, ModelConfig, OptimConfig, Tea
 from ilvr_ds.data.template import IGNORE, EncodedSample
 from ilvr_ds.data.window import MicroBatch, TokenBatch
 from ilvr_ds.distill.query import ContextEncoder
+from ilvr_ds.model.attention import use_packed_attention
 from ilvr_ds.model.student import add_adapters, load_student
 from ilvr_ds.ops.reference import candidate_cosines
 from ilvr_ds.training.engine import DTYPES
@@ -30,11 +31,12 @@ from tests.runs import ZERO3, SmallRun, golden_recipe
 ALL_LOSSES = LossConfig(ce_weight=1.0, align_weight=1.0, contrastive_weight=0.5, target_noise_std=0.05)
 
 
-def golden_numbers(batches: list[list[int]]) -> list[dict[str, Any]]:
+def golden_numbers(batches: list[list[int]], packing: bool) -> list[dict[str, Any]]:
     """All that the golden set knows, per batch of samples, from the engines; every rank runs the same batch."""
     golden = golden_set()
     frozen_in_time = OptimConfig(lr=0.0, weight_decay=0.0, max_grad_norm=0.0)
-    run = SmallRun.start(golden_recipe(golden, optim=frozen_in_time))
+    data = DataConfig(shards="unused", padding_side=golden.padding_side, packing=packing)
+    run = SmallRun.start(golden_recipe(golden, optim=frozen_in_time, data=data))
     return [_golden_batch(run, batch) for batch in batches]
 
 
@@ -86,6 +88,8 @@ def _last_hidden(language_model: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 
 def _real_rows(hidden: torch.Tensor, tokens: TokenBatch) -> list[torch.Tensor]:
+    if tokens.cu_seqlens is not None:
+        return list(hidden[0].split(tokens.lengths))
     return [rows[real] for rows, real in zip(hidden, tokens.real, strict=True)]
 
 
@@ -112,6 +116,7 @@ def momentum(steps: int, zero: dict[str, Any], model: dict[str, Any], offload: s
     seen = run.networks.teacher(window.tokens, features, window.context).user
     dtype = DTYPES[precision]
     plain = load_student(ModelConfig(path=settings.path, attention="sdpa"), dtype, 0).model.language_model
+    use_packed_attention(plain, "sdpa", dist.device(), dtype)
     if settings.lora_rank:
         add_adapters(plain, settings)
 
@@ -151,17 +156,23 @@ def _teacher_weights(run: SmallRun) -> dict[str, torch.Tensor]:
     return weights
 
 
-def weights_after(steps: int, micro_batch_size: int, grad_accum_steps: int, zero: dict[str, Any]) -> dict[str, Any]:
-    """All trained weights after some steps of 8 samples each, and the losses."""
+def weights_after(steps: int, sizes: list[list[list[int]]], packing: bool, zero: dict[str, Any]) -> dict[str, Any]:
+    """All trained weights after some steps of 8 samples each, and the losses.
+
+    sizes: of each rank's micro-batches; steps take the lists of their rank in turn.
+    """
     golden = golden_set()
-    train = TrainConfig(precision="fp32", micro_batch_size=micro_batch_size, grad_accum_steps=grad_accum_steps)
-    run = SmallRun.start(golden_recipe(golden, train=train, loss=ALL_LOSSES), zero)
-    share = 8 // dist.world_size()
-    assert share == micro_batch_size * grad_accum_steps
+    accumulated = TrainConfig(precision="fp32", grad_accum_steps=max(len(turn) for turn in sizes[0]))
+    data = DataConfig(shards="unused", padding_side=golden.padding_side, packing=packing)
+    run = SmallRun.start(golden_recipe(golden, train=accumulated, loss=ALL_LOSSES, data=data), zero)
     losses = []
     for step in range(steps):
-        first = 8 * step + share * dist.rank()
-        losses.append(run.train(run.window(list(range(first, first + share))), step))
+        turns = [turns[step % len(turns)] for turns in sizes]
+        assert sum(map(sum, turns)) == 8
+        first = 8 * step + sum(map(sum, turns[: dist.rank()]))
+        numbers = np.arange(first, first + sum(turns[dist.rank()]))
+        samples = [golden.encoded[i % len(golden.encoded)] for i in numbers]
+        losses.append(run.train(run.collate(samples, numbers, turns[dist.rank()]), step))
     return {"weights": _all_weights(run), "losses": losses}
 
 
@@ -209,7 +220,7 @@ def trained_by(optimizers: list[str], offload: bool, steps: int, precision: str 
     return results
 
 
-def mixed_batches(steps: int, padding_side: str, negatives: str) -> dict[str, Any]:
+def mixed_batches(steps: int, rows: str, negatives: str) -> dict[str, Any]:
     """Windows whose samples have no image, no segment, nothing supervised, one or many, are very short or very long,
     different on every rank. Returns the losses, and how often modules and collectives were called."""
     golden = golden_set()
@@ -217,17 +228,16 @@ def mixed_batches(steps: int, padding_side: str, negatives: str) -> dict[str, An
         golden,
         train=TrainConfig(precision="fp32", micro_batch_size=2, grad_accum_steps=2),
         loss=dataclasses.replace(ALL_LOSSES, contrastive_negatives=negatives),
-        data=DataConfig(shards="unused", padding_side=padding_side),
+        data=DataConfig(shards="unused", packing=rows == "packed", padding_side=rows.replace("packed", "right")),
     )
     run = SmallRun.start(recipe)
     draw = np.random.default_rng(dist.rank())
-    collator = golden.collator(2, padding_side)
     losses = []
     with _counted_calls(run) as calls:
         for step in range(steps):
             numbers, kinds = draw.integers(0, [[len(golden.encoded)], [7]], (2, 4))
             samples = [mutilated(golden.encoded[i], kind) for i, kind in zip(numbers, kinds, strict=True)]
-            losses.append(run.train(collator(samples, np.arange(4)), step))
+            losses.append(run.train(run.collate(samples, np.arange(4), [[2, 2], [1, 3]][rows == "packed"]), step))
     return {"losses": losses, "calls": dict(calls)}
 
 

@@ -21,16 +21,14 @@ from tests.runs import SmallRun
 def with_and_without_stand_ins() -> list[dict[str, Any]]:
     """Loss and gradients of two samples a rank: alone, and among stand-ins. Rank 1 alone has a window of stand-ins."""
     run = SmallRun.start()
-    encoder, collator = run.golden.encoder, run.golden.collator
-    stand_in = encoder.stand_in("lost")
+    stand_in = run.golden.encoder.stand_in("lost")
     mine = run.golden.encoded[:2] if dist.rank() == 0 else [stand_in, stand_in]
     mixed = [mine[0], stand_in, stand_in, mine[1]]
-    side = run.recipe.data.padding_side
     windows = [
-        collator(1, side)(mine, np.array([0, 1])),
-        collator(2, side)(mixed, np.array([0, 7, 8, 1])),
+        run.collate(mine, np.array([0, 1]), [1, 1]),
+        run.collate(mixed, np.array([0, 7, 8, 1]), [2, 2]),
     ]
-    return [_loss_and_gradients(run, window.to(dist.device())) for window in windows]
+    return [_loss_and_gradients(run, window) for window in windows]
 
 
 def train_until_refused(recipe: str, overrides: list[str]) -> str:

@@ -132,10 +132,9 @@ class _Rows:
         return rows[:split], rows[split : split if self.inputs_only else None]
 
     def features(self, window: Window) -> Tensor:
-        size = len(window.micro_batches[0].ids)
         order = []
-        for start in range(0, len(self.numbers.last), size):
-            samples = [self.of_sample(int(n)) for n in self.numbers.last[start : start + size]]
+        for micro in self.numbers.last:
+            samples = [self.of_sample(int(n)) for n in micro]
             order += [inputs for inputs, _ in samples] + [helpers for _, helpers in samples]
         rows = np.concatenate(order).view(np.int16)
         return torch.from_numpy(rows).view(torch.bfloat16).float()

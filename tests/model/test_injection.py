@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ilvr_ds.data.window import TokenBatch
+from ilvr_ds.model.attention import use_packed_attention
 from ilvr_ds.model.injection import last_hidden, write_images, write_latents
 from tests.golden_set import GoldenSet
 
@@ -146,6 +147,29 @@ def test_a_padded_sequence_has_the_hidden_states_of_the_sequence_alone(
             wanted = stock.model.language_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False)
         # float32 through three layers; a masked and an unmasked kernel add up in another order
         torch.testing.assert_close(hidden[b][window.tokens.real[b]], wanted.last_hidden_state[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_packed_sequence_has_the_hidden_states_of_the_sequence_alone(
+    golden: GoldenSet, stock: Any, tower: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bitwise but for the order of sums in larger matrix products; with the rotary positions of its own start."""
+    config = stock.model.language_model.config
+    alone = [golden.window([i], 1, "right") for i in RAGGED]
+    wanted = [hidden_of(window.tokens, stock, tower(window.images[0])) for window in alone]
+    window = golden.window(RAGGED, len(RAGGED), "packed")
+    monkeypatch.setattr(config, "_attn_implementation", config._attn_implementation)
+    use_packed_attention(stock.model.language_model, "auto", torch.device("cpu"), torch.float32)
+    hidden = hidden_of(window.tokens, stock, tower(window.images[0]))
+    assert hidden.shape[:2] == (1, sum(window.tokens.lengths))
+    for rows, expected in zip(hidden[0].split(window.tokens.lengths), wanted, strict=True):
+        torch.testing.assert_close(rows, expected[0], atol=1e-5, rtol=1e-4)
+
+
+def test_packed_rows_need_an_attention_that_heeds_their_bounds(golden: GoldenSet, stock: Any, tower: Any) -> None:
+    """The stock model would let every sample see those before it, without an error."""
+    window = golden.window(RAGGED, len(RAGGED), "packed")
+    with pytest.raises(RuntimeError, match="packed rows, but the language model's attention is sdpa"):
+        hidden_of(window.tokens, stock, tower(window.images[0]))
 
 
 def _mine(window: Any, b: int) -> torch.Tensor:

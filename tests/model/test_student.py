@@ -14,10 +14,8 @@ import torch
 from transformers import Qwen2Config
 
 from ilvr_ds.errors import UserError
-from ilvr_ds.model import student
 from ilvr_ds.model.student import (
     ROW_MULTIPLE,
-    attention_backend,
     build_text_model,
     detach_tower,
     load_config,
@@ -173,31 +171,3 @@ def test_the_teachers_network_has_the_students_parameters(golden: GoldenSet) -> 
     teacher = build_text_model(model.config.text_config, "sdpa")
     shapes = [[(n, p.shape) for n, p in m.named_parameters()] for m in (teacher, model.model.language_model)]
     assert shapes[0] == shapes[1]
-
-
-@pytest.mark.parametrize(
-    ("wanted", "dtype", "gpu", "installed", "backend"),
-    [
-        ("auto", torch.bfloat16, False, True, "sdpa"),
-        ("auto", torch.bfloat16, True, False, "sdpa"),
-        ("auto", torch.float32, True, True, "sdpa"),
-        ("auto", torch.bfloat16, True, True, "flash_attention_2"),
-        ("sdpa", torch.bfloat16, True, True, "sdpa"),
-        ("flash_attention_3", torch.float16, True, True, "flash_attention_3"),
-    ],
-)
-def test_auto_takes_flash_attention_where_it_can_run(
-    wanted: str, dtype: torch.dtype, gpu: bool, installed: bool, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(student, "_is_installed", lambda flash: installed)
-    assert attention_backend(wanted, dtype) == backend
-
-
-@pytest.mark.parametrize(("dtype", "gpu"), [(torch.float32, True), (torch.bfloat16, False), (torch.bfloat16, True)])
-def test_flash_attention_by_name_that_cannot_run_is_refused(
-    dtype: torch.dtype, gpu: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    with pytest.raises(UserError, match=r"model\.attention is flash_attention_2: needs a GPU"):
-        attention_backend("flash_attention_2", dtype)

@@ -1,0 +1,67 @@
+"""Which rank takes which samples of a step, in which micro-batch, where micro-batches are filled by tokens.
+
+A pure function of the plan and of the lengths in the index, so that every rank knows what all others do without asking:
+under ZeRO-3 all must have equally many micro-batches, and what one has too much of, the others wait for.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ilvr_ds.data.plan import SamplePlan
+from ilvr_ds.errors import UserError
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass
+class PackedNumbers:
+    """The share of one rank in each step, in micro-batches of at most `budget` tokens.
+
+    tokens [samples of the data set]: their lengths. Raises UserError where a sample is longer than the budget.
+    """
+
+    plan: SamplePlan
+    rank: int
+    world: int
+    tokens: Int64
+    budget: int
+
+    def __post_init__(self) -> None:
+        if self.budget < (longest := int(self.tokens.max())):
+            raise UserError(
+                f"train.micro_batch_tokens is {self.budget}, but the longest sample has {longest} tokens; set it to "
+                f"{longest} or more"
+            )
+
+    def __call__(self, step: int) -> list[Int64]:
+        """Sample numbers of this rank's micro-batches of optimizer step `step`; equally many on all ranks."""
+        everyone = self.plan.samples(step, 0, 1)
+        bins = balanced_bins(self.tokens[everyone], self.budget, self.world)
+        return [everyone[members] for members in bins[self.rank :: self.world]]
+
+
+def balanced_bins(lengths: Int64, budget: int, multiple: int) -> list[Int64]:
+    """Indices of `lengths` in bins of at most `budget`: the fewest that a multiple of `multiple` and the greedy rule
+    below allow, none of them empty, the fullest first.
+
+    Longest first, each into the emptiest bin (Graham 1969): bins end nearly equal. The number of lengths must be a
+    multiple of `multiple`, and no length above the budget.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    count = multiple * max(1, -(-int(lengths.sum()) // (budget * multiple)))
+    while True:
+        bins: list[list[int]] = [[] for _ in range(count)]
+        emptiest = [(0, number) for number in range(count)]
+        for index in order.tolist():
+            load, number = emptiest[0]
+            bins[number].append(index)
+            heapq.heapreplace(emptiest, (load + int(lengths[index]), number))
+        if max(emptiest)[0] <= budget:
+            fullest = [number for _, number in sorted(emptiest, key=lambda bin: (-bin[0], bin[1]))]
+            return [np.sort(np.array(bins[number], dtype=np.int64)) for number in fullest]
+        count += multiple

@@ -1,0 +1,184 @@
+"""Which attention runs, and that packed sequences do not see each other, whichever it is."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from ilvr_ds.errors import UserError
+from ilvr_ds.model import attention
+from ilvr_ds.model.attention import (
+    PIECEWISE,
+    VARLEN,
+    attention_backend,
+    attention_in_words,
+    use_packed_attention,
+    use_varlen_attention,
+)
+
+LENGTHS = (5, 1, 130, 64)
+HEADS, KV_HEADS, D = 4, 2, 16
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "dtype", "gpu", "installed", "backend"),
+    [
+        ("auto", torch.bfloat16, False, "234", "sdpa"),
+        ("auto", torch.bfloat16, True, "", "sdpa"),
+        ("auto", torch.float32, True, "234", "sdpa"),
+        ("auto", torch.bfloat16, True, "234", "flash_attention_2"),
+        ("auto", torch.float16, True, "3", "flash_attention_3"),
+        ("auto", torch.float16, True, "4", "flash_attention_4"),
+        ("sdpa", torch.bfloat16, True, "2", "sdpa"),
+        ("varlen", torch.bfloat16, True, "2", "sdpa"),
+        ("flash_attention_3", torch.float16, True, "23", "flash_attention_3"),
+    ],
+)
+def test_auto_takes_whichever_flash_attention_can_run(
+    wanted: str, dtype: torch.dtype, gpu: bool, installed: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(attention, "_is_installed", lambda flash: flash[-1] in installed)
+    assert attention_backend(wanted, dtype) == backend
+
+
+@pytest.mark.parametrize("wanted", ["flash_attention_2", "varlen"])
+@pytest.mark.parametrize(("dtype", "gpu"), [(torch.float32, True), (torch.bfloat16, False)])
+def test_attention_by_name_that_cannot_run_is_refused(
+    wanted: str, dtype: torch.dtype, gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    with pytest.raises(UserError, match=rf"model\.attention is {wanted}: needs a GPU"):
+        attention_backend(wanted, dtype)
+
+
+def network(implementation: str) -> Any:
+    return SimpleNamespace(config=SimpleNamespace(_attn_implementation=implementation))
+
+
+@pytest.mark.parametrize(
+    ("loaded", "wanted", "device", "dtype", "used"),
+    [
+        ("sdpa", "auto", CPU, torch.float32, PIECEWISE),
+        ("sdpa", "auto", CPU, torch.bfloat16, PIECEWISE),
+        ("sdpa", "auto", GPU, torch.float32, PIECEWISE),
+        ("sdpa", "auto", GPU, torch.bfloat16, VARLEN),
+        ("sdpa", "varlen", GPU, torch.float16, VARLEN),
+        ("sdpa", "sdpa", GPU, torch.bfloat16, PIECEWISE),
+        ("flash_attention_2", "auto", GPU, torch.bfloat16, "flash_attention_2"),
+    ],
+)
+def test_packed_rows_get_the_fastest_attention_that_the_device_has(
+    loaded: str, wanted: str, device: torch.device, dtype: torch.dtype, used: str
+) -> None:
+    model = network(loaded)
+    use_packed_attention(model, wanted, device, dtype)
+    assert model.config._attn_implementation == used
+    assert attention_in_words(model) != VARLEN
+
+
+@pytest.mark.parametrize(
+    ("loaded", "device", "dtype", "used"),
+    [
+        ("sdpa", CPU, torch.bfloat16, "sdpa"),
+        ("sdpa", GPU, torch.float32, "sdpa"),
+        ("sdpa", GPU, torch.bfloat16, VARLEN),
+        ("flash_attention_2", GPU, torch.bfloat16, "flash_attention_2"),
+    ],
+)
+def test_a_tower_keeps_its_flash_attention(loaded: str, device: torch.device, dtype: torch.dtype, used: str) -> None:
+    tower = network(loaded)
+    use_varlen_attention(tower, device, dtype)
+    assert tower.config._attn_implementation == used
+
+
+def projections(dtype: torch.dtype, device: torch.device = CPU) -> list[torch.Tensor]:
+    """Query, key and value of a packed row, [1, heads, tokens, d], with gradients."""
+    draw = torch.Generator().manual_seed(3)
+    shapes = [(1, heads, sum(LENGTHS), D) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    return [torch.randn(s, generator=draw).to(device, dtype).requires_grad_() for s in shapes]
+
+
+def alone(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_causal: bool) -> torch.Tensor:
+    """The definition: every sequence by itself, heads repeated: [1, tokens, heads, d]."""
+    key, value = (x.repeat_interleave(HEADS // KV_HEADS, dim=1) for x in (key, value))
+    pieces = zip(*(x.split(LENGTHS, dim=2) for x in (query, key, value)), strict=True)
+    outputs = [scaled_dot_product_attention(*piece, is_causal=is_causal, scale=0.3) for piece in pieces]
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def module(is_causal: bool) -> Any:
+    return SimpleNamespace(is_causal=is_causal, num_key_value_groups=HEADS // KV_HEADS)
+
+
+def bounds(device: torch.device = CPU) -> dict[str, Any]:
+    starts = torch.tensor([0, *LENGTHS]).cumsum(0).to(device, torch.int32)
+    longest = max(LENGTHS)
+    return {
+        "cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest,
+        "sequence_lengths": LENGTHS, "scaling": 0.3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_sequences_of_a_packed_row_do_not_see_each_other(is_causal: bool) -> None:
+    packed, expected = projections(torch.float64), projections(torch.float64)
+    output, _ = attention._attention_by_sequence(module(is_causal), *packed, None, **bounds())
+    wanted = alone(*expected, is_causal)
+    torch.testing.assert_close(output, wanted)
+    weights = torch.randn_like(wanted)
+    (output * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    for ours, theirs in zip(packed, expected, strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_varlen_attn_is_asked_for_what_is_meant(is_causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: the call's arguments against the function's own description of them."""
+    from torch.nn.attention import varlen
+
+    signature = inspect.signature(varlen.varlen_attn)
+    calls: list[dict[str, Any]] = []
+
+    def recorded(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(signature.bind(*arguments, **options).arguments)
+        return arguments[0]
+
+    monkeypatch.setattr(varlen, "varlen_attn", recorded)
+    query, key, value = projections(torch.bfloat16)
+    output, _ = attention._varlen_attention(module(is_causal), query, key, value, None, **bounds())
+    [call] = calls
+    assert torch.equal(output, query.transpose(1, 2))
+    assert call["key"].shape == (sum(LENGTHS), KV_HEADS, D) and call["key"].is_contiguous()
+    assert call["window_size"] == ((-1, 0) if is_causal else (-1, -1)) and call["scale"] == 0.3
+    assert call["cu_seq_q"].tolist() == [0, 5, 6, 136, 200] and call["cu_seq_q"].dtype == torch.int32
+    assert call["max_q"] == call["max_k"] == 130
+    assert call.get("enable_gqa", True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="varlen_attn needs a GPU")
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_varlen_attention_is_sdpa(is_causal: bool) -> None:
+    """On a GPU in bf16: no further from float64 than twice what PyTorch's own SDPA in bf16 is."""
+    packed, plain = projections(torch.bfloat16, GPU), projections(torch.bfloat16, GPU)
+    exact = [x.detach().double().requires_grad_() for x in packed]
+    outputs = [
+        attention._varlen_attention(module(is_causal), *packed, None, **bounds(GPU))[0],
+        alone(*plain, is_causal),
+        alone(*exact, is_causal),
+    ]
+    weights = torch.randn_like(outputs[2])
+    for output in outputs:
+        (output.double() * weights).sum().backward()
+    results = [
+        [output, *(x.grad for x in inputs)] for output, inputs in zip(outputs, (packed, plain, exact), strict=True)
+    ]
+    for ours, sdpa, true in zip(*results, strict=True):
+        assert (ours.double() - true).norm() < 2 * (sdpa.double() - true).norm() + 1e-3 * true.norm()
