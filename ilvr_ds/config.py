@@ -87,8 +87,9 @@ class ModelConfig:
     """Latent slots of a segment (K)."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = "auto"
     """Attention of the language model; auto takes flash-attn where it is installed, else PyTorch's SDPA."""
-    activation_checkpointing: bool = False
-    """Recompute each decoder layer in the backward pass: less memory, about a third more work."""
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    """What the backward computes again to save memory. full: each decoder layer, a third more work; selective (in
+    stage 1): all but attention and matrix products, which saves half. true and false stand for full and none."""
     lora_rank: int = 0
     """Rank of LoRA adapters on the language model; 0 trains all of its weights. With adapters the embedding and the
     head stay frozen, the rows of the latent tokens among them."""
@@ -136,6 +137,8 @@ class LossConfig:
     """Negatives: of the same helper image; also of other samples in the micro-batch; also of the other ranks."""
     target_noise_std: float = 0.01
     """Standard deviation of the gaussian noise on the targets."""
+    logits_chunk: int = 1024
+    """Logits are held for so many supervised tokens at a time; the backward computes them again."""
 
 
 @dataclass(frozen=True)
@@ -297,6 +300,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "loss.contrastive_weight": (0.0, 1e6),
     "loss.contrastive_temperature": (1e-6, 1e6),
     "loss.target_noise_std": (0.0, 1e6),
+    "loss.logits_chunk": (1, 2**24),
     "optim.lr": (0.0, 1e3),
     "optim.beta1": (0.0, 1.0),
     "optim.beta2": (0.0, 1.0),
@@ -386,6 +390,10 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
     loss = recipe.loss
     if loss.ce_weight == loss.align_weight == loss.contrastive_weight == 0:
         raise UserError(f"{where}: loss.ce_weight, loss.align_weight and loss.contrastive_weight are all 0")
+    if recipe.train.has_free_latents and recipe.model.activation_checkpointing == "selective":
+        raise UserError(
+            f"{where}: model.activation_checkpointing is selective, which stage 2 does not have; valid: none, full"
+        )
     if recipe.train.has_free_latents and "flash" in recipe.model.attention:
         raise UserError(
             f"{where}: model.attention is {recipe.model.attention}, but stage 2 computes on PyTorch's SDPA; "
@@ -404,6 +412,8 @@ def _fields(cls: type[_Section]) -> list[tuple[dataclasses.Field[Any], Any]]:
 def _convert(item: _Value, kind: Any, key: str) -> Any:
     """The value as `kind`; ints stand for floats, lists for tuples; nothing else is coerced."""
     value = item.value
+    if isinstance(value, bool):
+        value = _BOOL_STANDS_FOR.get((key, value), value)
     options = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         if value not in options or isinstance(value, bool):
@@ -435,6 +445,12 @@ def _convert(item: _Value, kind: Any, key: str) -> Any:
         raise UserError(f"{item.where}: {key} is {value}; expected a value from {low:g} to {high:g}")
     return value
 
+
+_BOOL_STANDS_FOR = {
+    ("model.activation_checkpointing", False): "none",
+    ("model.activation_checkpointing", True): "full",
+}
+"""What was a yes or no before: recipes and checkpoints that say so stay valid."""
 
 _KIND_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
