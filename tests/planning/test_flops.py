@@ -78,7 +78,8 @@ def test_it_is_what_torch_counts() -> None:
     targets = first_candidates(window, features, golden.model.latent_size)
     assert counted(lambda: stage(micro, features, targets, 0)) == expected.student / 3 + masked
     both = counted(lambda: stage(micro, features, targets, 0)["ce"].backward())
-    assert both == expected.student + 3 * masked
+    logits_again = 2 * formula.geometry.text.embedding * work.labels
+    assert both == expected.student + 3 * masked + logits_again
 
 
 def read(teacher: ContextEncoder, window: Window, features: torch.Tensor) -> None:
