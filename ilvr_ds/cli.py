@@ -102,6 +102,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     train.set_defaults(run=_train)
 
+    plan = commands.add_parser("plan", help="memory and least time of a recipe, and which recipes fit")
+    plan.add_argument("--model", metavar="7b|3b|FOLDER", help="whose sizes are taken (default: the recipe's)")
+    plan.add_argument("--gpus", type=int, required=True, help="ranks, one a GPU")
+    plan.add_argument("--gpu-memory", type=float, required=True, metavar="GIB", help="of each GPU, as `doctor` says it")
+    plan.add_argument("--chip", help="its peaks bound the time (default: H100 up to 100 GiB, else H200)")
+    plan.add_argument("--config", type=Path, help="one recipe in detail (default: a line for each in launch/recipes)")
+    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
+    plan.add_argument("--tokens", type=int, default=1030, help="of a typical sample (default 1030)")
+    plan.add_argument("--labels", type=int, default=280, help="of these supervised (default 280)")
+    plan.add_argument("--patches", type=int, default=5376, help="of its images, before merging (default 5376)")
+    plan.set_defaults(run=_plan)
+
     sync = commands.add_parser("mlflow-sync", help="send to MLflow what a run could not send while it ran")
     sync.add_argument("directory", type=Path, metavar="RUN_DIR", help="folder of the run")
     sync.add_argument("--uri", help="tracking address instead of the run's own")
@@ -261,6 +273,25 @@ def _train(options: argparse.Namespace) -> int:
     from ilvr_ds.training.run import train
 
     return train(recipe, options.config)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from ilvr_ds.model.student import load_config
+    from ilvr_ds.planning.command import PlanOptions, plan
+    from ilvr_ds.planning.setup import SampleSize
+    from ilvr_ds.training.engine import read_deepspeed_json
+
+    settings = PlanOptions(
+        model=options.model,
+        gpus=options.gpus,
+        gpu_memory=options.gpu_memory,
+        chip=options.chip,
+        config=options.config,
+        overrides=tuple(options.set),
+        sample=SampleSize(options.tokens, options.labels, options.patches),
+    )
+    print("\n".join(plan(settings, load_config, read_deepspeed_json)))
+    return 0
 
 
 def _mlflow_sync(options: argparse.Namespace) -> int:

@@ -90,8 +90,9 @@ class ModelConfig:
     attention: Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = "auto"
     """Attention of the language model; auto takes flash-attn where it is installed, else PyTorch's variable-length
     attention (varlen: packed rows, GPU, 16 bit), else PyTorch's SDPA."""
-    activation_checkpointing: bool = False
-    """Recompute each decoder layer in the backward pass: less memory, about a third more work."""
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    """What the backward computes again to save memory. full: each decoder layer, a third more work; selective (in
+    stage 1): all but attention and matrix products, which saves half. true and false stand for full and none."""
     lora_rank: int = 0
     """Rank of LoRA adapters on the language model; 0 trains all of its weights. With adapters the embedding and the
     head stay frozen, the rows of the latent tokens among them."""
@@ -139,6 +140,8 @@ class LossConfig:
     """Negatives: of the same helper image; also of other samples in the micro-batch; also of the other ranks."""
     target_noise_std: float = 0.01
     """Standard deviation of the gaussian noise on the targets."""
+    logits_chunk: int = 1024
+    """Logits are held for so many supervised tokens at a time; the backward computes them again."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +312,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "loss.contrastive_weight": (0.0, 1e6),
     "loss.contrastive_temperature": (1e-6, 1e6),
     "loss.target_noise_std": (0.0, 1e6),
+    "loss.logits_chunk": (1, 2**24),
     "optim.lr": (0.0, 1e3),
     "optim.beta1": (0.0, 1.0),
     "optim.beta2": (0.0, 1.0),
@@ -404,6 +408,10 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: train.micro_batch_tokens fills packed rows, but {why}; set it to 0")
     if recipe.model.attention == "varlen" and not recipe.packs and not recipe.train.has_free_latents:
         raise UserError(f"{where}: model.attention is varlen, but data.packing is false; valid: auto, sdpa")
+    if recipe.train.has_free_latents and recipe.model.activation_checkpointing == "selective":
+        raise UserError(
+            f"{where}: model.activation_checkpointing is selective, which stage 2 does not have; valid: none, full"
+        )
     if recipe.train.has_free_latents and recipe.model.attention not in ("auto", "sdpa"):
         raise UserError(
             f"{where}: model.attention is {recipe.model.attention}, but stage 2 computes on PyTorch's SDPA; "
@@ -422,6 +430,8 @@ def _fields(cls: type[_Section]) -> list[tuple[dataclasses.Field[Any], Any]]:
 def _convert(item: _Value, kind: Any, key: str) -> Any:
     """The value as `kind`; ints stand for floats, lists for tuples; nothing else is coerced."""
     value = item.value
+    if isinstance(value, bool):
+        value = _BOOL_STANDS_FOR.get((key, value), value)
     options = typing.get_args(kind)
     if typing.get_origin(kind) is Literal:
         if value not in options or isinstance(value, bool):
@@ -453,6 +463,12 @@ def _convert(item: _Value, kind: Any, key: str) -> Any:
         raise UserError(f"{item.where}: {key} is {value}; expected a value from {low:g} to {high:g}")
     return value
 
+
+_BOOL_STANDS_FOR = {
+    ("model.activation_checkpointing", False): "none",
+    ("model.activation_checkpointing", True): "full",
+}
+"""What was a yes or no before: recipes and checkpoints that say so stay valid."""
 
 _KIND_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 

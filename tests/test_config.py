@@ -270,3 +270,15 @@ def test_recipes_run_on_the_devices_that_they_name(name: str, worlds: tuple[int,
     for world in worlds:
         batch = recipe.train.micro_batch_size * recipe.train.grad_accum_steps * world
         SamplePlan((10_000,), 0, recipe.data.lanes, batch).check_world(world)
+
+
+@pytest.mark.parametrize(("written", "kind"), [("true", "full"), ("false", "none"), ("selective", "selective")])
+def test_checkpointing_may_be_said_as_before(load: Load, written: str, kind: str) -> None:
+    """Recipes, and checkpoints, that say true or false stay valid; other yes-or-no for words are still mistakes."""
+    assert load("", f"model.activation_checkpointing={written}").model.activation_checkpointing == kind
+    assert mistake(load, "", "model.attention=true").startswith("--set model.attention=true: model.attention is True")
+
+
+def test_stage_2_has_no_selective_checkpointing(load: Load) -> None:
+    said = mistake(load, "", "train.stage=2", "model.activation_checkpointing=selective")
+    assert said.endswith("selective, which stage 2 does not have; valid: none, full")

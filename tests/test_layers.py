@@ -21,15 +21,18 @@ MAY_IMPORT = {
     "data": BASE | {"data", "config"},
     "model": BASE | {"model", "data", "config"},
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
-    "training": BASE | {"training", "distill", "model", "ops", "data", "config", "dist", "provenance", "pictures"},
+    "training": BASE
+    | {"training", "distill", "model", "ops", "data", "config", "dist", "provenance", "pictures", "planning"},
     "evaluation": BASE | {"evaluation", "training", "model", "ops", "data", "config", "dist", "provenance", "pictures"},
+    "planning": BASE | {"planning", "config"},
     "provenance": BASE,
     "pictures": BASE | {"pictures"},
     "doctor": BASE | {"ops"},
     "cluster": BASE | {"doctor", "dist", "ops"},
     "demo": BASE | {"model", "data"},
     "cli": BASE
-    | {"config", "data", "model", "training", "evaluation", "dist", "launcher", "demo", "doctor", "cluster"},
+    | {"config", "data", "model", "training", "evaluation", "planning"}
+    | {"dist", "launcher", "demo", "doctor", "cluster"},
 }
 DOORS = {
     "deepspeed": ("training/engine.py", "training/checkpoint", "training/initial.py"),

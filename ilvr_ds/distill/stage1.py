@@ -16,6 +16,7 @@ from ilvr_ds.data.window import MicroBatch
 from ilvr_ds.distill.selection import Targets
 from ilvr_ds.distill.text import text_sums
 from ilvr_ds.model.injection import last_hidden, write_images, write_latents
+from ilvr_ds.model.loss_head import use_loss_head
 from ilvr_ds.ops.noise import gaussian_noise
 from ilvr_ds.ops.selective_contrastive import selective_contrastive_loss
 
@@ -37,6 +38,7 @@ class StageOne(nn.Module):
 
     def __init__(self, model: Any, settings: LossConfig, seed: int) -> None:
         super().__init__()
+        use_loss_head(model)
         self.model = model
         self.settings = settings
         self.seed = seed
@@ -49,14 +51,14 @@ class StageOne(nn.Module):
         features [F, D]: merged image features of the window. step: optimizer step, a part of the noise's counter.
         """
         hidden = self.hidden(micro, features, targets).flatten(0, 1)
-        logits = self.model.lm_head(hidden[micro.label_rows])
+        losses, best = self.model.lm_head(hidden[micro.label_rows], micro.label_ids, self.settings.logits_chunk)
         prediction = hidden[micro.latent_slots.flatten() - 1]
         alignment, contrastive = self._feature_losses(micro, prediction, targets, step, foreign)
         return {
             "alignment": alignment.sum(),
             "contrastive": contrastive.sum(),
             "prediction": prediction.detach().view(*micro.latent_slots.shape, hidden.shape[1]),
-            **text_sums(logits, micro),
+            **text_sums(losses, best, micro),
         }
 
     def hidden(self, micro: MicroBatch, features: Tensor, targets: Targets) -> Tensor:

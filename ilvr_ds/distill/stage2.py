@@ -13,6 +13,7 @@ from ilvr_ds.data.window import MicroBatch
 from ilvr_ds.distill.text import text_sums
 from ilvr_ds.model.cached_attention import use_cached_attention
 from ilvr_ds.model.injection import write_images
+from ilvr_ds.model.loss_head import use_loss_head
 from ilvr_ds.model.rollout import roll_out
 
 
@@ -23,11 +24,13 @@ class StageTwo(nn.Module):
     layouts have equally many rounds make the same module calls, so that ZeRO-3 stays in step.
     """
 
-    def __init__(self, model: Any, latent_size: int, activation_checkpointing: bool) -> None:
+    def __init__(self, model: Any, latent_size: int, activation_checkpointing: bool, logits_chunk: int) -> None:
         super().__init__()
+        use_loss_head(model)
         self.model = model
         self.latent_size = latent_size
         self.activation_checkpointing = activation_checkpointing
+        self.logits_chunk = logits_chunk
         use_cached_attention(model.model.language_model)
 
     def forward(self, micro: MicroBatch, features: Tensor) -> dict[str, Tensor]:
@@ -36,8 +39,8 @@ class StageTwo(nn.Module):
         features [F, D]: merged input-image features of the window.
         """
         hidden = self.hidden(micro, features).flatten(0, 1)
-        logits = self.model.lm_head(hidden[micro.label_rows])
-        return text_sums(logits, micro)
+        losses, best = self.model.lm_head(hidden[micro.label_rows], micro.label_ids, self.logits_chunk)
+        return text_sums(losses, best, micro)
 
     def hidden(self, micro: MicroBatch, features: Tensor) -> Tensor:
         """Last hidden state [B, T, D] with images written in and latents fed back."""

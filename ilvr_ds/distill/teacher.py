@@ -37,12 +37,16 @@ class MomentumTeacher:
         self.latent_size = latent_size
 
     @torch.no_grad()
-    def targets(self, window: Window, features: Tensor) -> Targets:
-        """Targets of the whole window from one forward; the teacher does not change inside it.
+    def read(self, window: Window, features: Tensor) -> Context:
+        """The parts of the queries of the whole window, from one forward; the teacher does not change inside it.
 
         features [F, D]: merged image features of the window.
         """
-        context = self.network(window.tokens, features, window.context)
+        return self.network(window.tokens, features, window.context)
+
+    @torch.no_grad()
+    def select(self, window: Window, features: Tensor, context: Context) -> Targets:
+        """Targets of the whole window, by what the teacher read."""
         candidates = pool_candidates(features, window.candidates.rows, window.candidates.weights)
         return select_targets(
             context, window.context, candidates, window.candidates.offsets, self.selection, self.latent_size

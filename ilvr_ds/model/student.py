@@ -15,6 +15,7 @@ from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import VisionLayout
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.attention import attention_backend
+from ilvr_ds.model.checkpointing import checkpoint_arguments
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 """Opens a block in which sharded parameters are whole on every rank."""
@@ -73,8 +74,8 @@ def prepare_student(model: Any, settings: ModelConfig) -> None:
     if settings.lora_rank:
         model.requires_grad_(False)
         add_adapters(model.model.language_model, settings)
-    if settings.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.activation_checkpointing != "none":
+        model.gradient_checkpointing_enable(checkpoint_arguments(settings.activation_checkpointing))
     model.train()
 
 

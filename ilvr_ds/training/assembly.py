@@ -43,6 +43,7 @@ from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.stage2_step import StageTwoStep
 from ilvr_ds.training.step import StageOneStep, TrainingStep
+from ilvr_ds.training.throughput import Throughput, model_flops, peak_flops
 from ilvr_ds.training.tracking import Tracker, TrackingTarget
 from ilvr_ds.training.trainer import Parts
 from ilvr_ds.training.watchdog import Watchdog
@@ -124,6 +125,10 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         pictures=_pictures(recipe, encoding, held_out[0] if held_out else dataset, step, tracker),
         writer=writer,
         watchdog=watchdog,
+        speed=Throughput(
+            model_flops(networks.student.module, encoding.model_config, step.teacher is not None),
+            peak_flops(dist.device()),
+        ),
         quarantine=_quarantine(recipe, shards),
         total_steps=total,
         rehearsal=_rehearsal(recipe, shards) if are_measured else None,

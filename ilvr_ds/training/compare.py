@@ -11,7 +11,17 @@ from ilvr_ds.training.record import read_record
 
 HIDDEN = ("run.name", "run.output_dir")
 """Settings that differ between runs without telling anything."""
-SHOWN = ("loss/", "eval/", "train/", "teacher/drift", "select/", "speed/tokens_per_second", "memory/", "data/skipped")
+SHOWN = (
+    "loss/",
+    "eval/",
+    "train/",
+    "teacher/drift",
+    "select/",
+    "speed/tokens_per_s",
+    "speed/mfu",
+    "memory/",
+    "data/skipped",
+)
 """Metrics that are compared: names, or beginnings of names."""
 
 

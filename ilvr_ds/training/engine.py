@@ -269,8 +269,9 @@ def _root_module(model: Any, recipe: Recipe) -> nn.Module:
         prepare_student(model, recipe.model)
         return StageOne(model, recipe.loss, recipe.run.seed)
     # transformers' own activation checkpointing switches caches off: the rollout does it itself
-    prepare_student(model, replace(recipe.model, activation_checkpointing=False))
-    return StageTwo(model, recipe.model.latent_size, recipe.model.activation_checkpointing)
+    prepare_student(model, replace(recipe.model, activation_checkpointing="none"))
+    is_thrifty = recipe.model.activation_checkpointing == "full"
+    return StageTwo(model, recipe.model.latent_size, is_thrifty, recipe.loss.logits_chunk)
 
 
 def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Small observers of a run: speed, memory, phases, the wish to stop, a line of progress."""
+"""Small observers of a run: memory, load of the hosts, the wish to stop, a line of progress."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,43 +21,6 @@ from ilvr_ds import dist
 
 logger = logging.getLogger("ilvr_ds")
 GIB = 2**30
-
-
-class Throughput:
-    """Counts what the CPU knows of each step; never touches the device."""
-
-    def __init__(self) -> None:
-        self._since = time.monotonic()
-        self._away = 0.0
-        self._steps = self._samples = self._tokens = self._padding = 0
-
-    def add(self, samples: int, tokens: int, padding: int) -> None:
-        """One step of this rank: real tokens and padding tokens."""
-        self._steps += 1
-        self._samples += samples
-        self._tokens += tokens
-        self._padding += padding
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time in this block (evaluating, saving) does not count."""
-        start = time.monotonic()
-        yield
-        self._away += time.monotonic() - start
-
-    def take(self, world_size: int) -> dict[str, float]:
-        """Rates since the last call; those of all ranks are this rank's times `world_size`."""
-        now = time.monotonic()
-        seconds = max(now - self._since - self._away, 1e-9)
-        metrics = {
-            "speed/seconds_per_step": seconds / max(1, self._steps),
-            "speed/samples_per_second": world_size * self._samples / seconds,
-            "speed/tokens_per_second": world_size * self._tokens / seconds,
-            "data/padding_fraction": self._padding / max(1, self._padding + self._tokens),
-        }
-        self._since, self._away = now, 0.0
-        self._steps = self._samples = self._tokens = self._padding = 0
-        return metrics
 
 
 class MemoryMonitor:
@@ -129,26 +91,6 @@ def _memory(metrics: Mapping[str, float]) -> float:
     return metrics.get("memory/peak_device_gib", metrics.get("memory/peak_host_gib", 0.0))
 
 
-class PhaseTimer:
-    """Wall seconds of named phases. On a GPU these are the times to enqueue the work, not to do it."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time a block."""
-        start = time.perf_counter()
-        yield
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def take(self) -> dict[str, float]:
-        """Seconds of each phase since the last call."""
-        metrics = {f"speed/host_seconds/{name}": seconds for name, seconds in self._seconds.items()}
-        self._seconds.clear()
-        return metrics
-
-
 class StopSignal:
     """Within its block SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 ask to stop after the step; the same one again ends the
     process at once.
@@ -194,7 +136,7 @@ class Progress:
         """Show the state after `done` steps."""
         if not self.is_main:
             return
-        speed = metrics["speed/tokens_per_second"]
+        speed = metrics["speed/tokens_per_s"]
         names = {"loss": "loss/total", "ce": "loss/ce", "align": "loss/alignment"}
         shown = {short: metrics[name] for short, name in names.items() if name in metrics}
         if self._bar is not None:

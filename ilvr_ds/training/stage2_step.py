@@ -11,6 +11,7 @@ from torch import Tensor
 from ilvr_ds import dist
 from ilvr_ds.data.window import MicroBatch, Window
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
+from ilvr_ds.training.phases import PhaseTimer
 from ilvr_ds.training.step import answer_accuracy, by_type, ce_by_type, type_sums
 from ilvr_ds.training.totals import Totals, ratio
 
@@ -40,6 +41,7 @@ class StageTwoStep:
         self.latent_size = latent_size
         self.types = types
         self.sums = ["ce", "supervised", "right", "answers", *type_sums(types)]
+        self.phases = PhaseTimer(dist.device())
 
     @torch.no_grad()
     def prepare(self, window: Window) -> Prepared:
@@ -48,7 +50,8 @@ class StageTwoStep:
         Under ZeRO-3 every layer call is collective, so ranks whose samples have fewer segments add empty rounds. How
         many, they tell each other through host memory, once a step.
         """
-        features = self.vision.features(window)
+        with self.phases("vision"):
+            features = self.vision.features(window)
         supervised = dist.sum_over_ranks(window.supervised.float()).clamp(min=1).squeeze(0)
         layouts = [micro.rollout for micro in window.micro_batches if micro.rollout]
         rounds = map(max, zip(*dist.gather_on_host([layout.rounds for layout in layouts]), strict=True))

@@ -20,6 +20,7 @@ from ilvr_ds.distill.selection import Targets
 from ilvr_ds.distill.stage1 import Negatives
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
+from ilvr_ds.training.phases import PhaseTimer
 from ilvr_ds.training.totals import Totals, ratio
 
 SUMS = [
@@ -33,6 +34,8 @@ class TrainingStep(Protocol):
 
     student: Any
     """The engine around the stage's root module."""
+    phases: PhaseTimer
+    """Where the time of its parts goes."""
     sums: list[str]
     """Names of the sums that are kept over steps; `loss` and `answers` add to them."""
 
@@ -87,12 +90,17 @@ class StageOneStep:
         self.settings = settings
         self.types = types
         self.sums = SUMS + type_sums(types)
+        self.phases = PhaseTimer(dist.device())
 
     @torch.no_grad()
     def prepare(self, window: Window) -> Prepared:
         """Features, targets and global counts of a window that is on the device already."""
-        features = self.vision.features(window)
-        targets = self.teacher.targets(window, features)
+        with self.phases("vision"):
+            features = self.vision.features(window)
+        with self.phases("teacher"):
+            context = self.teacher.read(window, features)
+        with self.phases("selection"):
+            targets = self.teacher.select(window, features, context)
         counts = torch.cat([window.supervised.float(), targets.kept.sum(0, keepdim=True).float()])
         supervised, slots = dist.sum_over_ranks(counts).clamp(min=1).unbind()
         return Prepared(window, features, targets, supervised, slots)

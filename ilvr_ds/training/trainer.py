@@ -26,19 +26,20 @@ from ilvr_ds.training.evaluation import HeldOut
 from ilvr_ds.training.monitors import (
     MemoryMonitor,
     NodeMonitor,
-    PhaseTimer,
     Progress,
     StopSignal,
-    Throughput,
     of_all_ranks,
 )
+from ilvr_ds.training.phases import shares
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.schedule import learning_rate
 from ilvr_ds.training.step import TrainingStep
+from ilvr_ds.training.throughput import Throughput
 from ilvr_ds.training.totals import Totals
 from ilvr_ds.training.tracking import Tracker
 from ilvr_ds.training.watchdog import Watchdog
+from ilvr_ds.training.work import work_of
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -57,6 +58,7 @@ class Parts:
     pictures: Pictures
     writer: CheckpointWriter
     watchdog: Watchdog
+    speed: Throughput
     total_steps: int
     rehearsal: list[NDArray[np.int64]] | None
     """The longest training sample as the micro-batches of a step, where the data set knows its lengths."""
@@ -78,7 +80,7 @@ class Trainer:
         self.quarantine = parts.quarantine
         self.student, self.teacher = parts.step.student, parts.step.teacher
         self.totals = Totals(parts.step.sums, dist.device())
-        self.speed, self.memory, self.phases = Throughput(), MemoryMonitor(), PhaseTimer()
+        self.speed, self.memory, self.phases = parts.speed, MemoryMonitor(), parts.step.phases
         self.node = NodeMonitor()
         self.progress = Progress(parts.total_steps, dist.is_main())
         self.signal = StopSignal()
@@ -99,8 +101,10 @@ class Trainer:
         self._rehearse()
         if self.done == 0:
             self._draw(0)
+        self.speed.start()
+        self.phases.start()
         with self.signal:
-            for step, window in self.loader.windows(self.parts.total_steps):
+            for step, window in self.phases.around("data", self.loader.windows(self.parts.total_steps)):
                 self._train_step(step, window)
                 self.done = step + 1
                 if self._after_step(self.done):
@@ -121,17 +125,20 @@ class Trainer:
         losses = []
         for group in self.student.optimizer.param_groups:
             group["lr"] = learning_rate(self.recipe.optim, step, self.parts.total_steps)
-        with self._phase(step, "prepare", window.ids):
-            prepared = self.step.prepare(window.to(dist.device()))
+        work = work_of(window)
+        self.watchdog.at(step, "prepare", window.ids)
+        prepared = self.step.prepare(window.to(dist.device()))
         for micro in prepared.window.micro_batches:
             # not counted by DeepSpeed: filled by tokens, steps have more micro-batches or fewer
             self.student.set_gradient_accumulation_boundary(micro is prepared.window.micro_batches[-1])
-            with self._phase(step, "student", micro.ids):
+            self.watchdog.at(step, "student", micro.ids)
+            with self.phases("forward"):
                 loss = self.step.loss(micro, prepared, step, self.totals)
-                # DeepSpeed averages gradients over ranks; ours are parts of one sum
+            with self.phases("backward"):  # DeepSpeed averages gradients over ranks; ours are parts of one sum
                 self.student.backward(loss * dist.world_size(), scale_wrt_gas=False)
-                losses.append(loss.detach())
-            with self._phase(step, "optimizer", window.ids):
+            losses.append(loss.detach())
+            self.watchdog.at(step, "optimizer", window.ids)
+            with self.phases("optimizer"):
                 self.student.step()
         if self.student.skipped_steps > skipped:
             self.totals.values.copy_(totals)
@@ -141,12 +148,13 @@ class Trainer:
             self._follow(step)
         self.watchdog.at(step, "next samples")
         self.reading = (window.bad, window.retries)
-        self.speed.add(samples=len(window.ids), tokens=window.num_tokens, padding=window.num_padding)
+        self.speed.add(work, window.num_padding)
 
     def _follow(self, step: int) -> None:
         if self.teacher is None:
             return
-        with self._phase(step, "momentum"):
+        self.watchdog.at(step, "momentum")
+        with self.phases("momentum"):
             difference, weight = self.teacher.follow().unbind()
         self.totals.add({"drift": difference, "weight": weight})
 
@@ -180,9 +188,9 @@ class Trainer:
         return any(is_asked for is_asked, *_ in ranks)
 
     @contextmanager
-    def _phase(self, step: int, name: str, ids: tuple[str, ...] = ()) -> Iterator[None]:
-        self.watchdog.at(step, name, ids)
-        with self.phases(name):
+    def _away(self, phase: str) -> Iterator[None]:
+        """Time that counts for no rate."""
+        with self.speed.paused(), self.phases(phase):
             yield
 
     def _note_skipped(self, step: int, losses: list[Any], window: Window) -> None:
@@ -210,7 +218,7 @@ class Trainer:
         metrics["optimizer/skipped_steps"] = float(self.student.skipped_steps)
         metrics |= self.quarantine.metrics()
         metrics["epoch"] = done / self.loader.steps_per_epoch
-        metrics |= self.speed.take(dist.world_size()) | self.phases.take()
+        metrics |= self.speed.take() | shares(dist.gather_on_host(self.phases.take()))
         metrics |= of_all_ranks(self.memory.take(), self.node.take())
         self.tracker.log(done, metrics)
         self.progress.update(done, metrics)
@@ -218,7 +226,7 @@ class Trainer:
     def _evaluate(self, done: int) -> None:
         if self.parts.held_out is None:
             return
-        with self.speed.paused():
+        with self._away("evaluation"):
             metrics = self.parts.held_out()
         self.tracker.log(done, metrics)
         logger.info("step %d  %s", done, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
@@ -227,7 +235,7 @@ class Trainer:
         if not self.recipe.tracking.picture_samples:
             return
         self.watchdog.at(done, "pictures")
-        with self.speed.paused():
+        with self._away("pictures"):
             self.parts.pictures(done)
 
     def _save(self, done: int) -> None:
@@ -244,7 +252,7 @@ class Trainer:
             "quarantine": self.quarantine.state_dict(),
         }
         start = time.monotonic()
-        with self.speed.paused():
+        with self._away("checkpoint"):
             is_beside = self.writer.start(done, state)
         self.saved_step = done
         self.tracker.log(done, {"checkpoint/stall_seconds": time.monotonic() - start})
@@ -254,7 +262,8 @@ class Trainer:
     def _finish_saving(self, is_last: bool = False) -> None:
         """Make the checkpoint under way whole. One that could not be written is tried again when the next is due; the
         last one must be."""
-        path, error = self.writer.finish()
+        with self.phases("checkpoint"):
+            path, error = self.writer.finish()
         if path is not None:
             self.tracker.event("checkpoint", step=self.saved_step, path=str(path))
         if error is not None:

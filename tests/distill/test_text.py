@@ -18,19 +18,20 @@ def test_the_kinds_of_task_share_out_the_cross_entropy() -> None:
     [micro] = collator(samples, torch.arange(4).numpy(), [4]).micro_batches
     logits = torch.randn(len(micro.label_ids), 400, generator=torch.Generator().manual_seed(0))
     micro = replace(micro, label_ids=micro.label_ids % 400)
-    sums = text_sums(logits.requires_grad_(), micro)
+    losses = cross_entropy(logits.requires_grad_(), micro.label_ids, reduction="none")
+    sums = text_sums(losses, logits.argmax(-1), micro)
     lengths = [int((sample.labels != -100).sum()) for sample in samples]
-    losses = cross_entropy(logits, micro.label_ids, reduction="none").split(lengths)
-    wanted = [losses[2].sum(), losses[0].sum() + losses[3].sum(), torch.zeros(())]
+    parts = losses.split(lengths)
+    wanted = [parts[2].sum(), parts[0].sum() + parts[3].sum(), torch.zeros(())]
     torch.testing.assert_close(sums["ce_by_type"], torch.stack(wanted).detach())
     assert not sums["ce_by_type"].requires_grad
-    torch.testing.assert_close(sums["ce"], sum(part.sum() for part in losses))
-    counts = [len(losses[2]), len(losses[0]) + len(losses[3]), 0]
+    torch.testing.assert_close(sums["ce"], losses.sum())
+    counts = [len(parts[2]), len(parts[0]) + len(parts[3]), 0]
     assert micro.supervised_by_type.tolist() == counts
 
 
 def test_without_kinds_nothing_is_split() -> None:
     golden = golden_set()
     [micro] = golden.window([0], 1).micro_batches
-    sums = text_sums(torch.zeros(len(micro.label_ids), int(micro.label_ids.max()) + 1), micro)
+    sums = text_sums(torch.zeros(len(micro.label_ids)), torch.zeros_like(micro.label_ids), micro)
     assert sums["ce_by_type"].shape == (0,) and micro.supervised_by_type.shape == (0,)

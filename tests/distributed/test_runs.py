@@ -47,6 +47,17 @@ def losses(folder: Path) -> dict[int, dict[str, float]]:
     }
 
 
+def check_speed(folder: Path) -> None:
+    """Every log interval has its rates, and shares that are whole; a CPU has no MFU."""
+    lines = [json.loads(line).get("metrics", {}) for line in (folder / "demo/metrics.jsonl").read_text().splitlines()]
+    for metrics in (metrics for metrics in lines if "loss/ce" in metrics):
+        assert metrics["speed/tokens_per_s"] > metrics["speed/samples_per_s"] > 0 and "speed/mfu" not in metrics
+        shares = {name.rpartition("/")[2]: value for name, value in metrics.items() if "/share/" in name}
+        assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
+        assert min(shares[name] for name in ("data", "vision", "teacher", "selection")) > 0
+        assert min(shares[name] for name in ("forward", "backward", "optimizer", "momentum")) > 0.01
+
+
 def launcher(settings: list[str]) -> tuple[list[str], dict[str, str]]:
     """The command line of the README with two ranks, and its environment."""
     folder = Path(sys.executable).parent
@@ -134,6 +145,7 @@ def test_demo_through_the_launcher(tmp_path: Path, demo_folder: Path) -> None:
     first, last = curve[min(curve)], curve[max(curve)]
     assert last["loss/ce"] < first["loss/ce"] / 2
     assert last["teacher/drift"] > 0
+    check_speed(tmp_path)
     assert f"look at it: ilvr-ds ui {tmp_path}/demo" in run.stderr + run.stdout
     assert (tmp_path / "demo/checkpoints/step-00000060/state.json").is_file()
 

@@ -176,6 +176,22 @@ def weights_after(steps: int, sizes: list[list[list[int]]], packing: bool, zero:
     return {"weights": _all_weights(run), "losses": losses}
 
 
+def with_choices(choices: list[tuple[str, int]], zero: dict[str, Any]) -> list[dict[str, Any]]:
+    """Loss and gradients of the same samples for each choice of activation checkpointing and logits chunk."""
+    golden = golden_set()
+    frozen_in_time = OptimConfig(lr=0.0, weight_decay=0.0, max_grad_norm=0.0)
+    results = []
+    for checkpointing, chunk in choices:
+        model = dataclasses.replace(golden.model, activation_checkpointing=checkpointing)
+        loss = dataclasses.replace(ALL_LOSSES, logits_chunk=chunk)
+        run = SmallRun.start(golden_recipe(golden, model=model, loss=loss, optim=frozen_in_time), zero)
+        window = run.window([2 * dist.rank(), 2 * dist.rank() + 1], 2)
+        prepared = run.step.prepare(window)
+        value, _, grads = _losses_and_gradients(run, run.step, window.micro_batches[0], prepared)
+        results.append({"loss": value, "grads": grads, "labels": len(window.micro_batches[0].label_ids)})
+    return results
+
+
 def _all_weights(run: SmallRun) -> dict[str, torch.Tensor]:
     weights = {n: safe_get_full_fp32_param(p) for n, p in run.networks.student.module.model.named_parameters()}
     return {name: value.detach().clone() for name, value in weights.items()}

@@ -71,7 +71,7 @@ def test_equals_recomputing_every_prefix(golden: GoldenSet, indices: list[int], 
     marked = golden.window(indices, len(indices), side).micro_batches[0]  # where a stage-1 batch has its latents
     plain = recompute(language_model, embeddings, micro.tokens, marked.latent_slots, marked.sample_of_segment)
     expected, expected_grads = ce_and_grads(model, plain, micro)
-    stage = StageTwo(model, golden.settings["latent_size"], activation_checkpointing=False)
+    stage = StageTwo(model, golden.settings["latent_size"], activation_checkpointing=False, logits_chunk=5)
     hidden = stage.hidden(micro, features)
     real = micro.tokens.real
     assert float((hidden[real] - plain[real]).detach().abs().max()) < 1e-10
@@ -168,7 +168,7 @@ def test_checkpointing_keeps_inputs_keys_and_values_alone(golden: GoldenSet, sid
     results = []
     for checkpointing in (False, True):
         model = model_of(golden).train()
-        stage = StageTwo(model, golden.settings["latent_size"], checkpointing)
+        stage = StageTwo(model, golden.settings["latent_size"], checkpointing, logits_chunk=1024)
         features = features_of(micro, model)
         with Live() as memory:
             hidden = stage.hidden(micro, features)

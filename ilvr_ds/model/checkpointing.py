@@ -1,0 +1,40 @@
+"""Activation checkpointing of decoder layers: all of a layer again in the backward, or what is cheap of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+_aten: Any = torch.ops.aten
+EXPENSIVE = frozenset(
+    overload
+    for operator in (
+        _aten.mm,
+        _aten.addmm,
+        _aten.bmm,
+        _aten._scaled_dot_product_flash_attention,
+        _aten._scaled_dot_product_flash_attention_for_cpu,
+        _aten._scaled_dot_product_efficient_attention,
+        _aten._scaled_dot_product_cudnn_attention,
+        _aten._flash_attention_forward,
+        _aten._efficient_attention_forward,
+    )
+    for overload in (getattr(operator, name) for name in operator.overloads() if "out" not in name)
+)
+"""Matrix products and attention: nearly all of a layer's work, and about half of what it keeps."""
+
+
+def checkpoint_arguments(kind: str) -> dict[str, Any]:
+    """What torch.utils.checkpoint is called with for each layer. kind: full or selective."""
+    arguments: dict[str, Any] = {"use_reentrant": False}
+    if kind == "selective":
+        arguments["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    return arguments
+
+
+def _policy(context: Any, operator: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
+    """Norms, rotations and activation functions are computed again; they read and write little."""
+    return CheckpointPolicy.MUST_SAVE if operator in EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE

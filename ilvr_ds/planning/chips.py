@@ -1,0 +1,48 @@
+"""What accelerators can do at most, by the name that torch gives them; from their data sheets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Peaks of one device."""
+
+    flops: float
+    """Dense bf16 matrix products with fp32 sums, FLOP/s; data sheets of Hopper and later print twice that, for sparse
+    ones."""
+    memory_bandwidth: float
+    """Bytes a second"""
+    link: float
+    """Bytes a second to the other GPUs of the host, one direction"""
+    host_link: float
+    """Bytes a second to the host, one direction"""
+
+
+CHIPS = {
+    "H100 PCIe": Chip(756e12, 2.0e12, 64e9, 64e9),
+    "H100 NVL": Chip(835e12, 3.9e12, 300e9, 64e9),
+    "H100": Chip(989e12, 3.35e12, 450e9, 64e9),
+    "H200": Chip(989e12, 4.8e12, 450e9, 64e9),
+    "H800": Chip(989e12, 3.35e12, 200e9, 64e9),
+    "H20": Chip(148e12, 4.0e12, 450e9, 64e9),
+    "GB200": Chip(2500e12, 8.0e12, 900e9, 450e9),
+    "B200": Chip(2250e12, 8.0e12, 900e9, 64e9),
+    "A100": Chip(312e12, 2.0e12, 300e9, 32e9),
+    "A800": Chip(312e12, 2.0e12, 200e9, 32e9),
+    "L40S": Chip(362e12, 0.864e12, 32e9, 32e9),
+}
+"""By a part of the device's name; the first part that fits counts."""
+
+
+def find_chip(device_name: str) -> Chip | None:
+    """The chip of a torch device name ("NVIDIA H100 80GB HBM3"); None for one that the table lacks, or a CPU."""
+    words = device_name.replace("-", " ").split()
+    if "MIG" in words:  # a part of a chip
+        return None
+    for name, chip in CHIPS.items():
+        wanted = name.split()
+        if any(words[start : start + len(wanted)] == wanted for start in range(len(words))):
+            return chip
+    return None

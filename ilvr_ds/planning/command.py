@@ -1,0 +1,89 @@
+"""What `ilvr-ds plan` does with its arguments: which model, which recipes, one in detail or a line for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ilvr_ds.config import Recipe, load_recipe
+from ilvr_ds.errors import UserError
+from ilvr_ds.planning.chips import CHIPS
+from ilvr_ds.planning.geometry import KNOWN, Geometry
+from ilvr_ds.planning.report import default_chip, detail, overview
+from ilvr_ds.planning.setup import SampleSize, Setup, Zero
+
+RECIPES = Path("launch/recipes")
+
+ReadConfig = Callable[[str], Any]
+"""The transformers configuration in a folder"""
+ReadDeepSpeed = Callable[[str, Path], dict[str, Any]]
+"""The DeepSpeed settings of a path, looked for from the recipe's folder too"""
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The arguments of the command."""
+
+    model: str | None
+    """7b, 3b, or a folder; None: the recipe's"""
+    gpus: int
+    gpu_memory: float
+    """GiB of each"""
+    chip: str | None
+    config: Path | None
+    overrides: tuple[str, ...]
+    sample: SampleSize
+
+
+def plan(options: PlanOptions, read_config: ReadConfig, read_deepspeed: ReadDeepSpeed) -> list[str]:
+    """The lines to print. Raises UserError."""
+    if options.gpus < 1 or not options.gpu_memory > 0:
+        raise UserError("plan: --gpus must be 1 or more, --gpu-memory above 0 (GiB)")
+    if options.chip is not None and options.chip not in CHIPS:
+        raise UserError(f"plan: --chip {options.chip} is not known; valid: {', '.join(CHIPS)}")
+    if min(options.sample.tokens, options.sample.labels) < 1 or options.sample.patches < 0:
+        raise UserError("plan: --tokens and --labels must be 1 or more, --patches 0 or more")
+    chip = options.chip or default_chip(options.gpu_memory)
+    if options.config is not None:
+        recipe = load_recipe(options.config, options.overrides)
+        geometry = _geometry(options.model or _released(recipe) or recipe.model.path, read_config)
+        setup = _setup(recipe, options.config, geometry, options, read_deepspeed)
+        return detail(str(options.config), setup, options.gpu_memory, chip)
+    if options.model is None:
+        raise UserError("plan: give --model 7b, 3b or a folder, or a recipe by --config")
+    geometry = _geometry(options.model, read_config)
+    setups = {
+        path.name: _setup(recipe, path, geometry, options, read_deepspeed)
+        for path in sorted(RECIPES.glob("*.yaml"))
+        if (released := _released(recipe := load_recipe(path, options.overrides)))
+        and (released == options.model or options.model not in KNOWN)
+    }
+    if not setups:
+        raise UserError(f"plan: no recipe for {options.model} in {RECIPES}; give one by --config")
+    head = (
+        f"{options.model} on {options.gpus} x {options.gpu_memory:g} GiB ({chip}); --config RECIPE shows one in detail"
+    )
+    return [head, *overview(setups, options.gpu_memory, chip)]
+
+
+def _setup(
+    recipe: Recipe, path: Path, geometry: Geometry, options: PlanOptions, read_deepspeed: ReadDeepSpeed
+) -> Setup:
+    zero = Zero.of(read_deepspeed(recipe.deepspeed.config, path.parent))
+    return Setup.of(recipe, zero, geometry, options.gpus, options.sample)
+
+
+def _geometry(model: str, read_config: ReadConfig) -> Geometry:
+    if model in KNOWN:
+        return KNOWN[model]
+    if not Path(model).is_dir():
+        raise UserError(f"plan: --model '{model}' is neither {' nor '.join(KNOWN)} nor a folder")
+    return Geometry.of(read_config(model))
+
+
+def _released(recipe: Recipe) -> str | None:
+    """The name of the released model that the recipe trains."""
+    path = recipe.model.path.lower()
+    return next((name for name in KNOWN if f"qwen2.5-vl-{name}" in path), None)

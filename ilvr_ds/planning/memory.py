@@ -1,0 +1,196 @@
+"""Memory of one rank, term by term: what torch allocates on the GPU at the worst moment, and what the host holds.
+
+Letters: P weights, W ranks, b bytes of an element of the computation (2 in bf16), D hidden size, I intermediate size,
+Q and KV width of all query and of all key heads, V rows of the head, T tokens of a micro-batch.
+
+States that stay (ZeRO-3; ZeRO-2 holds the weights whole, ZeRO-1 the gradients too):
+    weights b P / W, gradients b P_trained / W (4 instead of b where data_types.grad_accum_dtype is fp32), float32
+    master weights 4 P_trained / W, and Adam's two moments: 8 P_trained / W, or 2 and a scale for each 256 elements in
+    8 bit. Optimizer offload moves gradients, master weights and moments to the host.
+
+Activations that a decoder layer keeps of a token until the backward, in 16 bit, attention by a flash kernel:
+    none        16 D + 4 Q + 4 KV + 8 I     two norms (input in float32, normalised, output), queries, keys, values and
+                                            attention's output, and the four products of the gated layer
+    selective    6 D + 4 Q + 4 KV + 4 I     the layer's input and the outputs of attention and of matrix products
+    full         2 D                        the layer's input
+and one layer at a time what is computed again.
+
+Logits: of a chunk of supervised tokens in b, in float32 and as log-softmax: (b + 8) V a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ilvr_ds.planning.setup import Setup
+
+GIB = 2**30
+HOST_PROCESS = 3 * GIB
+"""Assumed: a rank's process with torch, CUDA and DeepSpeed loaded."""
+HOST_WORKER = GIB // 2
+"""Assumed: a loader process with the windows that it has ready."""
+CONTEXT = 3 * GIB // 2
+"""Assumed: what CUDA and NCCL take of a GPU beside torch's own allocations."""
+FRAGMENTS = 0.05
+"""Assumed: what torch's allocator holds beyond what is allocated, as a part of that."""
+UPDATE_BUFFERS = 3 * 2**25 * 14
+"""The momentum update: three pieces of 2^25 elements under way, each with average, difference, square and copy."""
+QUERY_BUFFERS = 2**26 * 10
+"""The teacher's prompt-to-image attention: at most 2^26 elements at a time, in 16 bit, float32 and as softmax."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank."""
+
+    resident: dict[str, float]
+    """On the GPU all the time"""
+    moments: dict[str, float]
+    """On the GPU on top of that while something runs; they come one after the other"""
+    host: dict[str, float]
+    """In host memory"""
+    checkpoint_copy: float
+    """More host memory while a checkpoint is written in the background, where that much is free"""
+
+    @property
+    def peak(self) -> float:
+        """Allocated on the GPU at the worst moment: torch's max_memory_allocated."""
+        return sum(self.resident.values()) + max(self.moments.values())
+
+    @property
+    def needed(self) -> float:
+        """What the GPU must have for it."""
+        return self.peak * (1 + FRAGMENTS) + CONTEXT
+
+
+def predict_memory(setup: Setup) -> Memory:
+    """All terms for a rank of `setup`."""
+    return Memory(_resident(setup), _moments(setup), _host(setup), _checkpoint_copy(setup))
+
+
+def optimizer_bytes(name: str) -> float:
+    """Bytes of Adam's moments for each trained weight."""
+    return 2 + 2 * 4 / 256 if name.endswith("8bit") else 8
+
+
+def activation_bytes(setup: Setup) -> tuple[float, float]:
+    """Of a token in a decoder layer: what is kept until the backward, and what is there when it is computed again."""
+    text, wide = setup.geometry.text, setup.itemsize
+    D, I = text.hidden_size, text.intermediate_size  # noqa: E741
+    attention = 2 * wide * (text.heads + text.kv_heads) * text.head_dim
+    norms = 2 * (4 + 2 * wide) * D
+    everything = norms + attention + 4 * wide * I
+    kept = {"none": everything, "selective": wide * (3 * D + 2 * I) + attention, "full": wide * D}[setup.checkpointing]
+    return kept, everything - kept
+
+
+def _resident(setup: Setup) -> dict[str, float]:
+    zero, wide, student = setup.zero, setup.itemsize, setup.trained + setup.frozen
+    terms: dict[str, float] = {}
+    if not zero.offloads_weights:
+        terms["student's weights"] = wide * (setup.shard(student) if zero.stage == 3 else student)
+    if not zero.offloads_optimizer:
+        terms["gradients"] = setup.gradient_itemsize * (setup.shard(setup.trained) if zero.stage > 1 else setup.trained)
+        terms["float32 weights"] = 4 * setup.shard(setup.trained)
+        terms["moments of the optimizer"] = optimizer_bytes(setup.optimizer) * setup.shard(setup.trained)
+    if zero.stage == 3 and setup.world > 1 and zero.persistence_threshold >= student:
+        terms["weights kept whole"] = wide * student
+    if setup.has_teacher and setup.teacher_offload == "none":
+        terms["teacher's weights"] = wide * setup.shard(_teacher(setup))
+        terms["teacher's averages"] = 4 * setup.shard(_averaged(setup))
+    if setup.has_tower:
+        terms["vision tower"] = wide * setup.geometry.vision.total
+    terms["buckets of gradients"] = wide * zero.reduce_bucket * (2 if zero.overlaps and setup.world > 1 else 1)
+    return terms
+
+
+def _moments(setup: Setup) -> dict[str, float]:
+    zero, wide, text = setup.zero, setup.itemsize, setup.geometry.text
+    kept, again = activation_bytes(setup)
+    tokens = setup.micro_tokens
+    activations = tokens * (text.layers * kept + (3 * wide + 4 + 2 * wide) * text.hidden_size)
+    labels = min(setup.logits_chunk, setup.micro_batch_size * setup.sample.labels)
+    logits = (wide + 8) * text.vocab_size * labels
+    largest_gradient = 0 if setup.lora_rank else wide * max(text.embedding, text.layer)
+    backward = max(logits, tokens * again + largest_gradient, wide * text.vocab_size * labels + largest_gradient)
+    if not setup.has_teacher:  # stage 2: no gradient is whole before the last
+        backward += wide * setup.trained
+    window = setup.window_samples * setup.sample.tokens
+    running = window * (3 * wide * text.intermediate_size + (8 + 3 * wide) * text.hidden_size)
+    step: float = wide * zero.gather_bucket if zero.stage < 3 and setup.world > 1 else 0
+    if not zero.offloads_optimizer:  # ZeRO-3 steps group by group
+        step += 4 * (min(setup.shard(setup.trained), zero.sub_group) if zero.stage == 3 else setup.shard(setup.trained))
+    moments = {"student": activations + backward + _gathered(setup, setup.trained + setup.frozen), "optimizer": step}
+    if setup.has_teacher:
+        moments["teacher"] = running + QUERY_BUFFERS + _gathered(setup, _teacher(setup), is_teacher=True)
+        moments["momentum update"] = min(UPDATE_BUFFERS, 14 * setup.shard(_averaged(setup)))
+    if setup.has_tower:
+        moments["vision"] = setup.micro_batch_size * setup.sample.patches * _vision_bytes(setup)
+    return moments
+
+
+def _gathered(setup: Setup, weights: int, is_teacher: bool = False) -> float:
+    """Weights that ZeRO-3 holds whole for a forward: as many as are live, and those that are being fetched.
+
+    On one rank a shard is the whole: nothing is gathered, but what rests on the host is copied.
+    """
+    is_sharded = is_teacher or setup.zero.stage == 3
+    comes_from_host = setup.teacher_offload == "cpu" if is_teacher else setup.zero.offloads_weights
+    if not is_sharded or (setup.world == 1 and not comes_from_host):
+        return 0
+    return setup.itemsize * min(weights, setup.zero.max_live + setup.zero.prefetch_bucket)
+
+
+def _vision_bytes(setup: Setup) -> float:
+    """Of a patch in the tower, without gradients: the gated layer and the stream, or the pixels on their way."""
+    vision, wide = setup.geometry.vision, setup.itemsize
+    return max(wide * (3 * vision.intermediate_size + 5 * vision.hidden_size), (8 + wide) * vision.patch_inputs)
+
+
+def _teacher(setup: Setup) -> int:
+    text = setup.geometry.text
+    return text.language_model + text.adapters(setup.lora_rank, setup.lora_targets)
+
+
+def _averaged(setup: Setup) -> int:
+    """Weights of the teacher that follow the student's."""
+    return setup.trained if setup.lora_rank else setup.geometry.text.language_model
+
+
+def _host(setup: Setup) -> dict[str, float]:
+    terms: dict[str, float] = {"process": HOST_PROCESS, "loader processes": setup.num_workers * HOST_WORKER}
+    if setup.zero.offloads_weights:
+        terms["student's weights"] = setup.itemsize * setup.shard(setup.trained + setup.frozen)
+    if setup.zero.offloads_optimizer:
+        per_weight = setup.gradient_itemsize + 4 + 4 + optimizer_bytes(setup.optimizer)
+        terms["float32 weights, gradients and moments"] = per_weight * setup.shard(setup.trained)
+    if setup.has_teacher and setup.teacher_offload == "cpu":
+        terms["teacher's weights"] = _pinned(setup, setup.itemsize, piece=None)
+        if setup.lora_rank:
+            terms["teacher's averages"] = 4 * setup.shard(_averaged(setup))
+        else:
+            terms["teacher's averages"] = _pinned(setup, 4, piece=2**25)
+    return terms
+
+
+def _pinned(setup: Setup, itemsize: int, piece: int | None) -> float:
+    """The teacher's shards in pinned memory, which torch gives out in powers of two; `piece`: cut to so many elements.
+
+    The matrices alone: the rest is a thousandth of them.
+    """
+    text = setup.geometry.text
+    matrices = [text.embedding] + [a * b for a, b in text.linears.values()] * text.layers
+    total = 0
+    for count in matrices:
+        left = -(-count // setup.world)
+        while left > 0:
+            part = min(left, piece or left)
+            total += 1 << (part * itemsize - 1).bit_length()
+            left -= part
+    return total
+
+
+def _checkpoint_copy(setup: Setup) -> float:
+    per_weight = 4 + optimizer_bytes(setup.optimizer)
+    averages = 4 * setup.shard(_averaged(setup)) if setup.has_teacher else 0
+    return per_weight * setup.shard(setup.trained) + averages

@@ -1,0 +1,104 @@
+"""What `ilvr-ds plan` prints: a recipe's memory and time, which recipes fit, and which choices would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from ilvr_ds.planning.bound import bound_time
+from ilvr_ds.planning.chips import CHIPS, Chip
+from ilvr_ds.planning.memory import GIB, Memory, predict_memory
+from ilvr_ds.planning.setup import Setup
+
+SMALL_GIB = 100
+"""Up to this much memory a GPU is taken for an H100, above for an H200, where none is named."""
+
+
+def default_chip(gpu_memory: float) -> str:
+    """The name of the chip that has so many GiB."""
+    return "H100" if gpu_memory <= SMALL_GIB else "H200"
+
+
+def detail(name: str, setup: Setup, gpu_memory: float, chip_name: str) -> list[str]:
+    """One recipe, term by term, and what other choices come to."""
+    memory, chip = predict_memory(setup), CHIPS[chip_name]
+    bound = bound_time(setup, chip)
+    lines = [f"{name} on {setup.world} x {gpu_memory:g} GiB ({chip_name}), a rank:"]
+    lines += ["", "GPU memory, all the time (GiB)", *_terms(memory.resident)]
+    lines += ["on top of it, one after the other (GiB)", *_terms(memory.moments)]
+    lines += [f"  {memory.peak / GIB:8.1f}  at the peak; {memory.needed / GIB:.1f} with CUDA, NCCL and gaps"]
+    lines += ["host memory (GiB)", *_terms(memory.host)]
+    host = sum(memory.host.values())
+    lines += [
+        f"  {host / GIB:8.1f}  a rank, {setup.world * host / GIB:.0f} for all {setup.world}; "
+        f"{memory.checkpoint_copy / GIB:.1f} more while a checkpoint is written beside the training"
+    ]
+    lines += ["", f"a step of {bound.samples} samples takes at least (ms)"]
+    lines += [f"  {1000 * seconds:8.0f}  {part}" for part, seconds in bound.parts.items()]
+    lines += [
+        f"  {1000 * bound.seconds:8.0f}  in all: {setup.world * 1000 * bound.seconds / bound.samples:.0f} ms a sample "
+        f"and rank, MFU at most {bound.mfu(chip):.0%}"
+    ]
+    lines += ["", verdict(memory, gpu_memory), "", "other choices", *_table(_variants(setup), gpu_memory, chip)]
+    return lines
+
+
+def overview(setups: Mapping[str, Setup], gpu_memory: float, chip_name: str) -> list[str]:
+    """A line for each recipe."""
+    return _table(setups, gpu_memory, CHIPS[chip_name])
+
+
+def verdict(memory: Memory, gpu_memory: float) -> str:
+    """Whether it fits, and by how much."""
+    room = gpu_memory - memory.needed / GIB
+    return f"fits: {room:.1f} GiB to spare" if room >= 0 else f"does not fit: {-room:.1f} GiB too much"
+
+
+def _terms(terms: Mapping[str, float]) -> list[str]:
+    return [f"  {size / GIB:8.1f}  {name}" for name, size in terms.items()]
+
+
+def _table(setups: Mapping[str, Setup], gpu_memory: float, chip: Chip) -> list[str]:
+    """Aligned columns: name, GPU peak, host, least time for a sample, fits."""
+    width = max(map(len, setups))
+    lines = [f"{'':<{width}}  GPU needs  host a rank  ms a sample"]
+    for name, setup in setups.items():
+        memory, bound = predict_memory(setup), bound_time(setup, chip)
+        fits = "fits" if memory.needed <= gpu_memory * GIB else "does not fit"
+        sizes = f"{memory.needed / GIB:>5.1f} GiB  {sum(memory.host.values()) / GIB:>7.1f} GiB"
+        lines.append(f"{name:<{width}}  {sizes}  {setup.world * 1000 * bound.seconds / bound.samples:>11.0f}  {fits}")
+    return lines
+
+
+def _variants(setup: Setup) -> dict[str, Setup]:
+    """The same run with one choice changed, and with some together."""
+    return dict(_choices(setup))
+
+
+def _choices(setup: Setup) -> Iterator[tuple[str, Setup]]:
+    yield "as it is", setup
+    for kind in ("none", "selective", "full"):
+        if kind != setup.checkpointing and (kind != "selective" or setup.has_teacher):
+            yield f"model.activation_checkpointing={kind}", replace(setup, checkpointing=kind)
+    if setup.micro_batch_size > 1:
+        accum = setup.micro_batch_size * setup.grad_accum_steps
+        yield (
+            f"train.micro_batch_size=1, train.grad_accum_steps={accum}",
+            replace(setup, micro_batch_size=1, grad_accum_steps=accum),
+        )
+    if setup.optimizer == "adamw":
+        yield "optim.name=adamw_8bit", replace(setup, optimizer="adamw_8bit")
+    offloaded = replace(setup, optimizer="cpu_adam", zero=replace(setup.zero, offloads_optimizer=True))
+    if not setup.zero.offloads_optimizer:
+        yield "optim.name=cpu_adam, optimizer offload", offloaded
+        if setup.checkpointing != "full":
+            yield "that, and full checkpointing", replace(offloaded, checkpointing="full")
+    if setup.zero.stage == 3:
+        yield "ZeRO-2", replace(setup, zero=replace(setup.zero, stage=2))
+    if not setup.lora_rank:
+        yield "model.lora_rank=64", replace(setup, lora_rank=64)
+    if setup.has_teacher:
+        other = "none" if setup.teacher_offload == "cpu" else "cpu"
+        yield f"teacher.offload={other}", replace(setup, teacher_offload=other)
+    if setup.has_tower:
+        yield "features stored (data.features)", replace(setup, has_tower=False)

@@ -1,0 +1,146 @@
+"""What decides a run's memory and time: the sizes, the ranks, and the recipe's choices, as plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ilvr_ds.config import Recipe
+from ilvr_ds.planning.geometry import Geometry
+
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """A typical sample. The defaults are one input image of 672x672, three helper images of 448x448, four short texts
+    and a question of 150 tokens."""
+
+    tokens: int = 1030
+    labels: int = 280
+    patches: int = 5376
+    """Of all its images, before merging"""
+
+
+@dataclass(frozen=True)
+class Zero:
+    """The part of DeepSpeed's settings that counts here, with DeepSpeed's own defaults. Sizes are in elements."""
+
+    stage: int = 3
+    offloads_optimizer: bool = False
+    offloads_weights: bool = False
+    max_live: int = 10**9
+    prefetch_bucket: int = 5 * 10**7
+    reduce_bucket: int = 5 * 10**8
+    gather_bucket: int = 5 * 10**8
+    persistence_threshold: int = 10**5
+    sub_group: int = 10**9
+    overlaps: bool = False
+    sums_in_fp32: bool = False
+    """Gradients are accumulated in float32"""
+
+    @staticmethod
+    def of(settings: Mapping[str, Any]) -> Zero:
+        """From the contents of a DeepSpeed JSON."""
+        zero = settings.get("zero_optimization", {})
+        stage = int(zero.get("stage", 0))
+
+        def is_offloaded(name: str) -> bool:
+            return bool((zero.get(name) or {}).get("device", "none") != "none")
+
+        def size(name: str, default: int) -> int:
+            value = zero.get(name, default)
+            return default if value == "auto" else int(value)
+
+        return Zero(
+            stage=stage,
+            offloads_optimizer=is_offloaded("offload_optimizer"),
+            offloads_weights=is_offloaded("offload_param"),
+            max_live=size("stage3_max_live_parameters", Zero.max_live),
+            prefetch_bucket=size("stage3_prefetch_bucket_size", Zero.prefetch_bucket),
+            reduce_bucket=size("reduce_bucket_size", Zero.reduce_bucket),
+            gather_bucket=size("allgather_bucket_size", Zero.gather_bucket),
+            persistence_threshold=size("stage3_param_persistence_threshold", Zero.persistence_threshold),
+            sub_group=size("sub_group_size", Zero.sub_group),
+            sums_in_fp32=(settings.get("data_types") or {}).get("grad_accum_dtype") == "fp32",
+            overlaps=bool(zero.get("overlap_comm", stage == 3)),
+        )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run as far as memory and time depend on it."""
+
+    geometry: Geometry
+    world: int
+    """Ranks, one a GPU"""
+    zero: Zero
+    sample: SampleSize
+    micro_batch_size: int
+    grad_accum_steps: int
+    itemsize: int
+    """Bytes of a weight or an activation"""
+    checkpointing: str
+    logits_chunk: int
+    """Supervised tokens whose logits are held at a time"""
+    optimizer: str
+    lora_rank: int
+    lora_targets: tuple[str, ...]
+    has_teacher: bool
+    teacher_offload: str
+    has_tower: bool
+    num_workers: int
+
+    @staticmethod
+    def of(recipe: Recipe, zero: Zero, geometry: Geometry, world: int, sample: SampleSize) -> Setup:
+        """A recipe on `world` ranks."""
+        model, train = recipe.model, recipe.train
+        return Setup(
+            geometry=geometry,
+            world=world,
+            zero=zero,
+            sample=sample,
+            micro_batch_size=train.micro_batch_size,
+            grad_accum_steps=train.grad_accum_steps,
+            itemsize=BYTES[train.precision],
+            checkpointing=model.activation_checkpointing,
+            logits_chunk=recipe.loss.logits_chunk,
+            optimizer=recipe.optim.name,
+            lora_rank=model.lora_rank,
+            lora_targets=model.lora_targets,
+            has_teacher=not train.has_free_latents,
+            teacher_offload=recipe.teacher.offload,
+            has_tower=recipe.data.features is None,
+            num_workers=recipe.data.num_workers,
+        )
+
+    @property
+    def trained(self) -> int:
+        """Trained weights of the student."""
+        text = self.geometry.text
+        return text.adapters(self.lora_rank, self.lora_targets) if self.lora_rank else text.total
+
+    @property
+    def frozen(self) -> int:
+        """Frozen weights of the student's language model and head."""
+        return self.geometry.text.total if self.lora_rank else 0
+
+    @property
+    def gradient_itemsize(self) -> int:
+        """Bytes of a gradient between backward and optimizer."""
+        return 4 if self.zero.sums_in_fp32 else self.itemsize
+
+    @property
+    def micro_tokens(self) -> int:
+        """Tokens of a micro-batch."""
+        return self.micro_batch_size * self.sample.tokens
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of an optimizer step on one rank."""
+        return self.micro_batch_size * self.grad_accum_steps
+
+    def shard(self, count: int) -> float:
+        """A rank's part of `count` weights."""
+        return count / self.world

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ilvr_ds.config import ModelConfig
+from ilvr_ds.model.checkpointing import checkpoint_arguments
+from ilvr_ds.model.student import build_text_model, load_config, load_student, prepare_student
+from ilvr_ds.planning.geometry import Geometry
+from ilvr_ds.planning.memory import activation_bytes
+from tests.golden_set import golden_set
+from tests.model.test_rollout import Live
+
+
+def language_model(kind: str, lora_rank: int = 0) -> Any:
+    golden = golden_set()
+    settings = ModelConfig(path=golden.model.path, attention="sdpa", activation_checkpointing=kind, lora_rank=lora_rank)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    model = load_student(settings, torch.float32, len(golden.encoder.tokenizer))
+    prepare_student(model, settings)
+    return model.model.language_model
+
+
+def forward(model: Any) -> Tensor:
+    ids = torch.arange(60).view(2, 30)
+    hidden: Tensor = model(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden.square().sum()
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_gradients_are_the_same(lora_rank: int) -> None:
+    results = []
+    for kind in ("none", "full", "selective"):
+        model = language_model(kind, lora_rank)
+        model.get_input_embeddings().weight.requires_grad_(True)
+        forward(model).backward()
+        results.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert len(results[0]) > 10
+    for other in results[1:]:
+        assert other.keys() == results[0].keys()
+        assert all(torch.equal(other[name], gradient) for name, gradient in results[0].items())
+
+
+def test_selective_computes_no_matrix_product_again() -> None:
+    products = {}
+    for kind in ("none", "full", "selective"):
+        model = language_model(kind)
+        with FlopCounterMode(display=False) as counter:
+            forward(model).backward()
+        products[kind] = counter.get_total_flops()
+    assert products["selective"] == products["none"]
+    assert products["full"] == pytest.approx(products["none"] * 4 / 3, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["none", "full", "selective"])
+def test_what_lives_until_the_backward_is_what_the_plan_counts(kind: str) -> None:
+    """In bf16, for each token and layer: the formula of planning/memory.py."""
+    T, alive = 256, []
+    for layers in (2, 6):
+        config = load_config(golden_set().model.path).text_config
+        config.num_hidden_layers, config.layer_types = layers, ["full_attention"] * layers
+        model = build_text_model(config, "sdpa").to(torch.bfloat16).train()
+        if kind != "none":
+            model.gradient_checkpointing_enable(checkpoint_arguments(kind))
+        ids = torch.arange(T)[None] % config.vocab_size
+        with Live() as memory:
+            hidden = model(input_ids=ids, use_cache=False).last_hidden_state
+        alive.append(memory.bytes)
+        del hidden
+    geometry = Geometry.of(load_config(golden_set().model.path))
+    measured = ((alive[1] - alive[0]) / 4 - 2 * geometry.text.layer_matrices) / T  # views of weights count as made here
+    setup: Any = SimpleNamespace(geometry=geometry, itemsize=2, checkpointing=kind)
+    assert measured == pytest.approx(activation_bytes(setup)[0], rel=0.02)

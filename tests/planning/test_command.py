@@ -1,0 +1,70 @@
+"""`ilvr-ds plan` from its arguments to its lines and exit codes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ilvr_ds.cli import main
+from tests.golden_set import golden_set
+from tests.ranks import ROOT
+
+SIZE = ["--gpus", "8", "--gpu-memory", "80"]
+
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_recipes_of_the_model_are_listed_with_whether_they_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--model", "7b", *SIZE]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if ".yaml" in line]
+    assert [line.split()[0] for line in lines] == ["authors_7b.yaml", "comt_7b.yaml", "vsp_7b.yaml"]
+    assert all(line.endswith("  fits") for line in lines), "as their comments say: 8 GPUs of 80 GB"
+    assert main(["plan", "--model", "7b", "--gpus", "1", "--gpu-memory", "80"]) == 0
+    assert capsys.readouterr().out.count("does not fit") == 3
+
+
+def test_a_recipe_in_detail(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", "launch/recipes/comt_3b.yaml", *SIZE, "--set", "train.micro_batch_size=2"]) == 0
+    text = capsys.readouterr().out
+    assert "launch/recipes/comt_3b.yaml on 8 x 80 GiB (H100)" in text and "\nfits: " in text
+    for term in ("student's weights", "vision tower", "teacher's averages", "momentum update", "optim.name=adamw_8bit"):
+        assert term in text
+
+
+def test_a_folder_is_read_for_its_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(golden_set().folder)
+    assert main(["plan", "--model", folder, "--config", "launch/recipes/demo.yaml", *SIZE]) == 0
+    assert "fits: 77" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "8b", *SIZE], "plan: --model '8b' is neither 3b nor 7b nor a folder"),
+        ([*SIZE], "plan: give --model"),
+        (["--model", "7b", "--gpus", "0", "--gpu-memory", "80"], "plan: --gpus must be 1 or more"),
+        (["--model", "7b", "--gpus", "1", "--gpu-memory", "nan"], "plan: --gpus must be 1 or more"),
+        (["--model", "7b", *SIZE, "--chip", "H300"], "plan: --chip H300 is not known; valid: H100 PCIe"),
+        (["--model", "7b", *SIZE, "--tokens", "0"], "plan: --tokens and --labels must be 1 or more"),
+        (["--config", "none.yaml", *SIZE], "none.yaml: cannot read the recipe"),
+        (["--model", "7b", *SIZE, "--set", "optim.nme=x"], "--set optim.nme=x: unknown key"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"ilvr-ds: error: {message}")
+
+
+def test_without_recipes_there_is_nothing_to_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "--model", "7b", *SIZE]) == 2
+    assert "no recipe for 7b in launch/recipes" in capsys.readouterr().err

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from ilvr_ds.config import ModelConfig
+from ilvr_ds.model.student import add_adapters, load_config
+from ilvr_ds.planning.geometry import KNOWN, Geometry
+from tests.golden_set import golden_set
+
+
+@pytest.fixture(scope="module")
+def golden_config() -> Any:
+    return load_config(str(golden_set().folder))
+
+
+def test_weights_are_counted_as_torch_counts_them(golden_config: Any) -> None:
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(golden_config)
+    geometry = Geometry.of(golden_config)
+    assert geometry.vision.total == sum(p.numel() for p in model.model.visual.parameters())
+    assert geometry.text.language_model == sum(p.numel() for p in model.model.language_model.parameters())
+    assert geometry.text.total + geometry.vision.total == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "down_proj"), ("k_proj", "o_proj", "up_proj")])
+def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...], golden_config: Any) -> None:
+    with torch.device("meta"):
+        language_model = Qwen2_5_VLForConditionalGeneration(golden_config).model.language_model
+        add_adapters(language_model, ModelConfig(lora_rank=3, lora_targets=targets))
+    adapters = sum(p.numel() for name, p in language_model.named_parameters() if ".lora_" in name)
+    assert Geometry.of(golden_config).text.adapters(3, targets) == adapters
+
+
+def test_the_released_models_have_their_published_sizes() -> None:
+    """Elements in the safetensors files of Qwen2.5-VL-3B-Instruct and -7B-Instruct."""
+    sizes = {name: geometry.text.total + geometry.vision.total for name, geometry in KNOWN.items()}
+    assert sizes == {"3b": 3_754_622_976, "7b": 8_292_166_656}

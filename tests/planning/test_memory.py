@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from ilvr_ds.planning.geometry import KNOWN
+from ilvr_ds.planning.memory import GIB, Memory, predict_memory
+from ilvr_ds.planning.setup import SampleSize, Setup, Zero
+from tests.ranks import ROOT
+
+
+def setup_of(zero_file: str, name: str = "3b", world: int = 1, samples: int = 4) -> Setup:
+    return Setup(
+        geometry=KNOWN[name],
+        world=world,
+        zero=Zero.of(json.loads((ROOT / "ds_configs" / zero_file).read_text())),
+        sample=SampleSize(tokens=999),
+        micro_batch_size=samples,
+        grad_accum_steps=2,
+        itemsize=2,
+        checkpointing="none",
+        logits_chunk=2**20,
+        optimizer="adamw",
+        lora_rank=0,
+        lora_targets=(),
+        has_teacher=True,
+        teacher_offload="cpu",
+        has_tower=True,
+        num_workers=2,
+    )
+
+
+def states(memory: Memory) -> float:
+    names = ("student's weights", "gradients", "float32 weights", "moments of the optimizer")
+    return sum(memory.resident.get(name, 0.0) for name in names)
+
+
+def test_the_measured_point() -> None:
+    """docs/performance.md: 3B, micro-batch 4 of 999 tokens, one H200, ZeRO-3, no checkpointing: 66.9 GiB."""
+    assert predict_memory(setup_of("zero3_single_gpu.json")).peak / GIB == pytest.approx(66.9, rel=0.02)
+
+
+def test_zero_shards_what_it_says() -> None:
+    """By hand, for W ranks: ZeRO-3 16 P / W bytes, ZeRO-2 2 P + 14 P / W, ZeRO-1 4 P + 12 P / W."""
+    setup = setup_of("zero3.json", world=8)
+    P = setup.trained
+    for stage, expected in ((3, 16 * P / 8), (2, 2 * P + 14 * P / 8), (1, 4 * P + 12 * P / 8)):
+        memory = predict_memory(replace(setup, zero=replace(setup.zero, stage=stage)))
+        assert states(memory) == pytest.approx(expected)
+
+
+def test_offloading_moves_states_to_the_host() -> None:
+    setup = setup_of("zero3_offload_optimizer.json", world=2)
+    memory, P = predict_memory(setup), setup.trained
+    assert states(memory) == pytest.approx(2 * P / 2)
+    assert memory.host["float32 weights, gradients and moments"] == pytest.approx((12 + 4 + 2) * P / 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "less"),
+    [
+        ({"checkpointing": "selective"}, True),
+        ({"checkpointing": "full"}, True),
+        ({"optimizer": "adamw_8bit"}, True),
+        ({"lora_rank": 16, "lora_targets": ("q_proj",)}, True),
+        ({"logits_chunk": 128}, True),
+        ({"has_tower": False}, True),
+        ({"teacher_offload": "none"}, False),
+        ({"micro_batch_size": 8}, False),
+    ],
+)
+def test_each_choice_goes_the_right_way(change: dict[str, object], less: bool) -> None:
+    setup = setup_of("zero3_single_gpu.json")
+    before, after = predict_memory(setup).peak, predict_memory(replace(setup, **change)).peak  # type: ignore[arg-type]
+    assert (after < before) == less and after != before
+
+
+def test_kept_weights_cost_them_whole() -> None:
+    setup = setup_of("zero3_kept_weights.json", world=4)
+    assert predict_memory(setup).resident["weights kept whole"] == 2 * setup.trained
+
+
+def test_the_teacher_rests_on_the_host_in_powers_of_two() -> None:
+    """At least 6 bytes a weight and rank, less than twice that."""
+    for world in (1, 3, 8):
+        host = predict_memory(setup_of("zero3.json", world=world)).host
+        pinned = host["teacher's weights"] + host["teacher's averages"]
+        exact = 6 * KNOWN["3b"].text.language_model / world
+        assert 0.999 * exact < pinned < 2 * exact
+
+
+def test_gradients_may_be_summed_in_float32() -> None:
+    zero = Zero.of({"zero_optimization": {"stage": 3}, "data_types": {"grad_accum_dtype": "fp32"}})
+    setup = replace(setup_of("zero3.json"), zero=zero)
+    assert predict_memory(setup).resident["gradients"] == 4 * setup.trained
+
+
+def test_auto_and_absent_sizes_are_deepspeeds_own() -> None:
+    zero = Zero.of({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}})
+    assert zero == Zero(overlaps=True)
