@@ -93,11 +93,14 @@ class NodeMonitor:
 
     def __init__(self) -> None:
         psutil.cpu_percent()  # it counts from the call before
+        self.gpus = torch.cuda.device_count() if dist.device().type == "cuda" else 0
+        self.asks_nvml = self.gpus > 0
 
     def take(self) -> dict[str, float]:
         """CPU load since the last call in percent, memory in use in GiB, network traffic since boot in GiB.
 
-        Memory of a GPU is what all its processes use.
+        Memory of a GPU is what all its processes use, its load the percentage of the last second or less in which some
+        kernel ran (NVML).
         """
         network = psutil.net_io_counters()
         metrics = {
@@ -106,11 +109,29 @@ class NodeMonitor:
             "network_sent_gib": network.bytes_sent / GIB,
             "network_received_gib": network.bytes_recv / GIB,
         }
-        if dist.device().type == "cuda":
-            for number in range(torch.cuda.device_count()):
-                free, total = torch.cuda.mem_get_info(number)
-                metrics[f"gpu{number}_memory_gib"] = (total - free) / GIB
-        return metrics
+        for number in range(self.gpus):
+            free, total = torch.cuda.mem_get_info(number)
+            metrics[f"gpu{number}_memory_gib"] = (total - free) / GIB
+        return metrics | self._gpu_loads()
+
+    def _gpu_loads(self) -> dict[str, float]:
+        """Load of each GPU; where NVML does not tell, one process of the host says so, and it is not asked again."""
+        if not self.asks_nvml:
+            return {}
+        reason = "nvidia-ml-py is not installed; pip install nvidia-ml-py"
+        try:
+            import pynvml  # torch asks through it
+        except ImportError:
+            pass
+        else:
+            try:
+                return {f"gpu{n}_percent": float(torch.cuda.utilization(n)) for n in range(self.gpus)}
+            except (RuntimeError, pynvml.NVMLError) as error:  # no driver; a part of a GPU (MIG) has no load of its own
+                reason = str(error).strip() or type(error).__name__
+        self.asks_nvml = False
+        if dist.local_rank() == 0:
+            logger.warning("the load of the GPUs is not recorded: %s", reason)
+        return {}
 
 
 def of_all_ranks(memory: Mapping[str, float], node: Mapping[str, float]) -> dict[str, float]:

@@ -9,9 +9,10 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ilvr_ds.training import monitors
-from ilvr_ds.training.monitors import MemoryMonitor, PhaseTimer, Progress, StopSignal, Throughput
+from ilvr_ds.training.monitors import GIB, MemoryMonitor, NodeMonitor, PhaseTimer, Progress, StopSignal, Throughput
 
 METRICS = {"speed/tokens_per_second": 1234.4, "loss/total": 3.0, "loss/ce": 2.0, "loss/alignment": 1.0, "other": 7.0}
 
@@ -72,6 +73,46 @@ def test_host_memory_is_in_gib() -> None:
     peak = MemoryMonitor().take()["memory/peak_host_gib"]
     assert 0.05 < peak < 50, "torch alone takes 0.2; other units are a factor of 1,000 away"
     assert MemoryMonitor().summary().startswith(f"peak_host_gib {peak:.1f}")
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Two GPUs, as far as a NodeMonitor asks; their loads, of which an exception is raised."""
+    loads: list[float] = [40, 75]
+
+    def load(number: int) -> float:
+        if isinstance(loads[number], Exception):
+            raise loads[number]
+        return loads[number]
+
+    monkeypatch.setattr(monitors.dist, "device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (GIB, (number + 2) * GIB))
+    monkeypatch.setattr(torch.cuda, "utilization", load)
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=KeyError))
+    return loads
+
+
+def test_a_node_knows_load_and_memory_of_each_gpu(gpus: list[float]) -> None:
+    metrics = NodeMonitor().take()
+    assert (metrics["gpu0_memory_gib"], metrics["gpu1_memory_gib"]) == (1, 2)
+    assert (metrics["gpu0_percent"], metrics["gpu1_percent"]) == (40, 75)
+
+
+def test_without_nvml_the_load_is_missing_and_that_is_said_once(
+    gpus: list[float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a run that ends because a driver does not tell, and one that goes on without a word."""
+    gpus[1] = KeyError("Not Supported")
+    node = NodeMonitor()
+    assert all("gpu1_memory_gib" in node.take() for _ in range(2))
+    assert caplog.messages == ["the load of the GPUs is not recorded: 'Not Supported'"]
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    caplog.clear()
+    node = NodeMonitor()
+    assert not any("gpu0_percent" in node.take() for _ in range(2))
+    [message] = caplog.messages
+    assert "pip install nvidia-ml-py" in message
 
 
 @pytest.mark.parametrize("number", StopSignal.SIGNALS)

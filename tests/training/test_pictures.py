@@ -88,8 +88,9 @@ def test_views_hold_the_teachers_choice(demo_folder: Path, tmp_path: Path) -> No
     for view in views:
         assert view.segments and view.question
         for segment in view.segments:
-            first = segment.selected[0]
-            assert segment.cosine[first[0]] == pytest.approx(np.nanmax(segment.cosine), abs=1e-5)
-            assert segment.latents.shape == (4, *segment.cosine.shape)
-            rows, columns = segment.cosine.shape
+            assert segment.selection is not None
+            cosine, first = segment.selection.cosine, segment.selection.cells[0]
+            assert cosine[first[0]] == pytest.approx(np.nanmax(cosine), abs=1e-5)
+            assert segment.latents.shape == (4, *cosine.shape)
+            rows, columns = cosine.shape
             assert segment.helper.shape[0] * columns == segment.helper.shape[1] * rows
