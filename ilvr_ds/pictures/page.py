@@ -22,6 +22,8 @@ Pixels = NDArray[np.uint8]
 WIDTH = int(WIDTH_IN * DPI)
 LINE = 16
 """From a line of NORMAL text to the next."""
+FRAME = 200
+"""Grey."""
 MISSING = "#E8E8E8"
 """Of a map where it has no value."""
 
@@ -42,7 +44,8 @@ class Page:
         )  # fmt: skip
 
     def image(self, x: int, y: int, pixels: Pixels) -> None:
-        """An image [H, W, 3] in its own size."""
+        """An image [H, W, 3] in its own size, in a grey frame: many are white at their edges."""
+        self._images[y - 1 : y + pixels.shape[0] + 1, x - 1 : x + pixels.shape[1] + 1] = FRAME
         self._images[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
 
     def box(self, x: float, y: float, width: float, height: float) -> None:

@@ -75,9 +75,11 @@ def test_all_of_a_run_arrives(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("{}")
     tracker = start(folder, params=params, tags={"host": "h"}, artifacts=[tmp_path / "recipe.json"])
     log(tracker, range(1, 4))
-    tracker.event("checkpoint", step=3)
+    for step in (2, 3):
+        tracker.event("checkpoint", step=step, path=f"/runs/checkpoints/step-{step}")
     assert tracker.close("FINISHED", START_S) == 0
     [run] = runs_of(folder)
+    assert run.data.tags["checkpoint"] == "/runs/checkpoints/step-3"
     assert run.info.run_id == tracker.run_id and run.info.status == "FINISHED"
     assert run.data.params == {name: str(value) for name, value in params.items()}
     assert run.data.tags["host"] == "h"
@@ -149,7 +151,7 @@ def test_a_run_from_the_start_leaves_the_earlier_try_alone(folder: Path) -> None
 def test_other_ranks_write_nothing(folder: Path) -> None:
     tracker = start(folder, is_writer=False)
     log(tracker, range(1, 3))
-    tracker.event("checkpoint")
+    tracker.event("checkpoint", path="c")
     assert (tracker.run_id, tracker.close("FINISHED")) == (None, 0)
     assert not folder.exists()
 
