@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import torch
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ilvr_ds import dist
 
@@ -207,9 +208,14 @@ class Progress:
         self.total = total_steps
         self.is_main = is_main
         self._bar: Any = None
+        self._while_bar = ExitStack()
         self._first: tuple[int, float] | None = None
-        if is_main and sys.stderr.isatty():
-            self._bar = tqdm(total=total_steps, unit="step", dynamic_ncols=True)
+
+    def begin(self, done: int) -> None:
+        """The first step comes next, after `done` of an earlier start, which do not count for the time left."""
+        if self.is_main and sys.stderr.isatty():
+            self._bar = tqdm(total=self.total, initial=done, unit="step", dynamic_ncols=True)
+            self._while_bar.enter_context(logging_redirect_tqdm([logger]))  # lines go above the bar
 
     def update(self, done: int, metrics: Mapping[str, float]) -> None:
         """Show the state after `done` steps."""
@@ -233,6 +239,7 @@ class Progress:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()
+        self._while_bar.close()
 
     def _eta(self, done: int) -> str:
         now = time.monotonic()

@@ -98,6 +98,7 @@ class Trainer:
         self._rehearse()
         if self.done == 0:
             self._draw(0)
+        self.progress.begin(self.done)
         with self.signal:
             for step, window in self.loader.windows(self.parts.total_steps):
                 self._train_step(step, window)

@@ -109,7 +109,9 @@ def _parts(network: Any, window: Any, features: Tensor) -> tuple[Context, Tensor
     whole = module._user_context
 
     def noting(hidden: Tensor, embeddings: Tensor, context: Any) -> Tensor:
-        found["image"] = torch.einsum("wi,wid->wd", module._image_weights(hidden, context), hidden[context.image].float())
+        found["image"] = torch.einsum(
+            "wi,wid->wd", module._image_weights(hidden, context), hidden[context.image].float()
+        )
         result: Tensor = whole(hidden, embeddings, context)
         return result
 

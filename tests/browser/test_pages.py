@@ -20,7 +20,7 @@ import pytest
 
 from tests.ranks import ROOT, free_port
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1800)]
 SHOTS = Path(os.environ.get("ILVR_SCREENSHOTS", ROOT / "outputs/screenshots"))
 CHROMIUM = "/usr/bin/chromium"
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
@@ -35,7 +35,7 @@ def command(*arguments: object) -> str:
     environment.pop("MLFLOW_TRACKING_URI", None)
     run = subprocess.run(
         [sys.executable, "-m", "ilvr_ds.cli", *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     return run.stdout

@@ -177,6 +177,23 @@ def test_progress_is_a_line_for_each_interval_with_the_time_left(
     ]
 
 
+def test_on_a_terminal_progress_is_a_bar_from_where_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a time left that counts the steps of an earlier start, and lines that are written into the bar."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    handlers = list(monitors.logger.handlers)
+    progress = Progress(200, is_main=True)
+    progress.begin(100)
+    progress.update(110, METRICS)
+    progress.close()
+    assert monitors.logger.handlers == handlers
+    first, *_, last = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()
+    assert "100/200 [00:00<?" in first
+    for part in ("110/200 [00:00<00:", "loss=3.000", "ce=2.000", "tok/s=1234", "GiB="):
+        assert part in last
+
+
 def test_other_ranks_show_no_progress(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "ilvr_ds")
     Progress(10, is_main=False).update(1, METRICS)

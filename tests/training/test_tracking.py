@@ -87,6 +87,17 @@ def test_all_of_a_run_arrives(folder: Path, tmp_path: Path) -> None:
     assert [path.name for path in (folder.parent / "mlartifacts").rglob("*.json")] == ["recipe.json"]
 
 
+def test_a_logged_step_costs_the_training_thread_next_to_nothing(tmp_path: Path) -> None:
+    """Catches a call that talks to the server, or writes what it need not: 1 % of a step of 0.2 s is 2 ms."""
+    tracker = start(tmp_path / "run", uri="http://127.0.0.1:9")
+    metrics = {f"m/{n}": n / 7 for n in range(60)}
+    before = time.thread_time()
+    for step in range(200):
+        tracker.log(step, metrics)
+    assert (time.thread_time() - before) / 200 < 0.002
+    tracker.close("KILLED", timeout_s=0)
+
+
 def test_times_are_those_of_the_record(folder: Path) -> None:
     tracker = start(folder)
     log(tracker, range(1, 2))
