@@ -136,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generation(generate)
     generate.add_argument("--image", type=Path, action="append", default=[], help="input image; may be given again")
     generate.add_argument("--question", required=True, help="may hold <image> where the images stand")
+    generate.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), help="MLflow of models:/")
     generate.set_defaults(run=_generate)
 
     evaluate = commands.add_parser("evaluate", help="answer and score a packed data set; goes on where it was killed")
@@ -316,7 +317,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _add_generation(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", required=True, help="folder that `export` wrote, or a released model")
+    command.add_argument(
+        "--model", required=True, help="folder that `export` wrote, a released model, or models:/NAME/VERSION"
+    )
     command.add_argument("--latent-size", type=int, help="latent steps of a segment (default: the model's)")
     command.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
     command.add_argument("--max-new-tokens", type=int, default=1024, help="latent steps included (default 1024)")
@@ -341,10 +344,12 @@ def _generate(options: argparse.Namespace) -> int:
     from ilvr_ds.evaluation.generate import Generator
     from ilvr_ds.evaluation.loading import load_reasoner
     from ilvr_ds.evaluation.question import ask
+    from ilvr_ds.evaluation.registry import find_model
 
     settings = _generation_settings(options)
     sample = ask(options.question, options.image)
-    reasoner = load_reasoner(options.model, dist.device(), precision=options.precision, latent_size=options.latent_size)
+    model = find_model(options.model, options.tracking_uri)
+    reasoner = load_reasoner(model, dist.device(), precision=options.precision, latent_size=options.latent_size)
     stream = Generator(reasoner, settings, on_text=lambda row, piece: print(piece, end="", flush=True))
     generated = stream([reasoner.encoder.prompt(sample)])
     print()

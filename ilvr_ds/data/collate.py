@@ -28,8 +28,9 @@ class Collator:
     """Builds Windows. Rows, latent size, pooling and the tower's layout are fixed for a run.
 
     `types` names the kinds of task by which losses are split; samples of other kinds count in the whole only.
-    With `free_latents` (stage 2) segments have no targets and samples no helper images (SampleEncoder); every
-    micro-batch holds the layout in which the student makes its latents itself.
+    With `free_latents` (stage 2) every micro-batch holds the layout in which the student makes its latents itself.
+    Segments have candidates where the samples were encoded with their helper images (SampleEncoder), else the window
+    counts no segments.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class Collator:
             feature_starts, images = self._images(samples, groups)
         else:
             feature_starts, images = self._stored_starts(samples), ()
-        rounds = 0 if self.free_latents else max(map(_num_segments, samples))
-        order = [(i, m) for m in range(rounds) for i, s in enumerate(samples) if m < _num_segments(s)]
+        rounds = max(map(_num_helpers, samples))
+        order = [(i, m) for m in range(rounds) for i, s in enumerate(samples) if m < _num_helpers(s)]
         offsets, candidates = self._candidates(samples, order, feature_starts)
         everyone = self._tokens(samples, feature_starts)
         micro_batches = tuple(
@@ -272,8 +273,9 @@ def _stored_features(samples: list[EncodedSample]) -> torch.Tensor | None:
 _EMPTY: Int64 = np.empty(0, dtype=np.int64)
 
 
-def _num_segments(sample: EncodedSample) -> int:
-    return len(sample.segments)
+def _num_helpers(sample: EncodedSample) -> int:
+    """Of encoded helper images: one for each segment, or none."""
+    return len(sample.grids) - sample.num_input_images
 
 
 def _rounds(order: list[tuple[int, int]], offsets: Int64) -> Iterator[Round]:

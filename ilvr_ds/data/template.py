@@ -7,6 +7,7 @@ so that the training step never has to look at a token from Python.
 from __future__ import annotations
 
 import re
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,12 @@ class SampleEncoder:
             grids=grids,
             num_input_images=len(sample.input_images),
         )
+
+    def seeing_helpers(self) -> SampleEncoder:
+        """The same, with helper images."""
+        other = copy(self)
+        other.with_helpers = True
+        return other
 
     def stand_in(self, name: str) -> EncodedSample:
         """What is trained on in place of a sample that cannot be had: a question, no image, no segment, no label.

@@ -207,7 +207,7 @@ class MicroBatch(TensorTree):
     has_answer: torch.Tensor
     """[B] bool"""
     rollout: RolloutLayout | None = None
-    """Stage 2 only, where segments have no targets: M is 0 above."""
+    """Stage 2 only; M is 0 above there, unless helper images are read to look at them."""
     groups: tuple[str, ...] = ()
     """Kind of task of each sample."""
     ids: tuple[str, ...] = ()

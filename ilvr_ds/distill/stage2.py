@@ -1,6 +1,6 @@
 """Stage 2: latents are the student's own hidden states, and it learns from the text alone.
 
-Letters: B samples of the micro-batch, T tokens, L supervised tokens, D.
+Letters: B samples of the micro-batch, T tokens, L supervised tokens, M segments, K latent slots, D.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ class StageTwo(nn.Module):
         use_cached_attention(model.model.language_model)
 
     def forward(self, micro: MicroBatch, features: Tensor) -> dict[str, Tensor]:
-        """What text_sums says of one micro-batch.
+        """What text_sums says of one micro-batch; and latents [M, K, D], detached, of the segments that it counts.
 
-        features [F, D]: merged input-image features of the window.
+        features [F, D]: merged image features of the window, of which the input images' are written in.
         """
         hidden = self.hidden(micro, features).flatten(0, 1)
         losses, best = self.model.lm_head(hidden[micro.label_rows], micro.label_ids, self.logits_chunk)
-        return text_sums(losses, best, micro)
+        latents = hidden[micro.latent_slots.flatten() - 1].detach()
+        sums = text_sums(losses, best, micro)
+        return {"latents": latents.view(*micro.latent_slots.shape, hidden.shape[1]), **sums}
 
     def hidden(self, micro: MicroBatch, features: Tensor) -> Tensor:
         """Last hidden state [B, T, D] with images written in and latents fed back."""

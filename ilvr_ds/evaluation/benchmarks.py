@@ -8,7 +8,7 @@ from typing import Any
 from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.errors import UserError, nearest
 from ilvr_ds.evaluation.planning import read_actions, read_map, run_actions
-from ilvr_ds.evaluation.scoring import RULES, read_options
+from ilvr_ds.evaluation.scoring import RULES, clean, comt_answer, extract_answer, read_options
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,13 @@ class Benchmark:
     def options(self, sample: Sample) -> list[str]:
         """The options among which a guess would choose; [] where they are not known."""
         return [] if self.name == "vsp" else read_options(sample.question)
+
+    def answer(self, sample: Sample, response: str) -> str:
+        """What the main rule set takes for the answer; "" where it finds none."""
+        if self.name == "vsp":
+            return " ".join(read_actions(response))
+        found = comt_answer(response, self.options(sample)) if self.name == "comt" else clean(extract_answer(response))
+        return found or ""
 
     def judge(self, sample: Sample, response: str) -> dict[str, Any]:
         """Verdict of each rule set by name, and for planning how the plan ended as `outcome`."""

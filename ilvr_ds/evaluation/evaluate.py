@@ -222,7 +222,7 @@ def _finish(
     results.finish(lines, {"settings": identity, **scores})
     pictures = draw_scores(scores, benchmark.name, results.folder)
     if settings.tracking_uri:
-        examples = [example(line, reader.read(line["number"])) for line in lines[:EXAMPLES]]
+        examples = [example(line, reader.read(line["number"]), benchmark) for line in lines[:EXAMPLES]]
         origin = read_origin(settings.model)
         experiment = settings.experiment or origin.get("experiment") or "evaluation"
         parent = None if settings.experiment else origin.get("mlflow_run_id")

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ilvr_ds.data.sample import Sample, decode_image
 from ilvr_ds.evaluation.answers import Answer
+from ilvr_ds.evaluation.benchmarks import Benchmark
 from ilvr_ds.evaluation.loading import Reasoner
 from ilvr_ds.evaluation.results import Line
 
@@ -33,13 +34,14 @@ def marked_text(reasoner: Reasoner, answer: Answer) -> str:
     return "".join(pieces).strip()
 
 
-def example(line: Line, sample: Sample) -> dict[str, Any]:
-    """A row of the table."""
+def example(line: Line, sample: Sample, benchmark: Benchmark) -> dict[str, Any]:
+    """A row of the table; `answer` is what the benchmark reads out of the text, `gold` the right one."""
     verdicts = {rule: verdict for rule, verdict in line["verdicts"].items() if isinstance(verdict, bool)}
     return {
         "images": side_by_side(sample),
         "question": line["question"],
         "generated": line.get("marked", line["response"]),
+        "answer": benchmark.answer(sample, line["response"]),
         "gold": str(line["answer"]),
         "right": ", ".join(f"{rule}: {'yes' if right else 'no'}" for rule, right in verdicts.items()),
         "type": line["type"],

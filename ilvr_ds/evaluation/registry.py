@@ -25,6 +25,11 @@ def is_reference(model: str) -> bool:
     return model.startswith("models:/")
 
 
+def find_model(model: str, uri: str | None) -> str:
+    """`model`, or the folder of the registered model that it names. Raises UserError as `resolve` does."""
+    return resolve(model, uri) if is_reference(model) else model
+
+
 def register(folder: Path, name: str, uri: str | None) -> str:
     """Make the next version of model `name` from an exported folder; returns its reference, `models:/NAME/VERSION`.
 

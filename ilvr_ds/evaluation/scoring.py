@@ -62,6 +62,21 @@ def extract_answer(response: str) -> str:
     return response
 
 
+def comt_answer(response: str, options: Options) -> str | None:
+    """What CoMT's rules take for the answer: the last letter in parentheses, else the letter of the last option text,
+    else the last bare letter; None where there is none of them."""
+    letters = LETTERS[: len(options)] or LETTERS
+    if found := re.findall(rf"\(\s*([{letters}])\s*\)", response):
+        return str(found[-1])
+    end, _, index = max(
+        ((_last_end(response, text), len(text), i) for i, text in enumerate(options)), default=(0, 0, 0)
+    )
+    if end > 0:
+        return LETTERS[index]
+    found = re.findall(rf"(?<![A-Za-z])([{letters}])(?![A-Za-z'’])", response)
+    return str(found[-1]) if found else None
+
+
 def clean(text: str) -> str:
     """Without markdown, TeX wrappers, and punctuation at the ends; runs of blanks as one."""
     return " ".join(_MARKDOWN.sub("", text).split()).strip(_EDGES)
@@ -88,15 +103,10 @@ def comt_official(response: str, answer: str, options: Options) -> bool:
     for in place of theirs.
     """
     known = _letter(answer, options)
-    letters = LETTERS[: len(options)] or LETTERS
-    if found := re.findall(rf"\(\s*([{letters}])\s*\)", response):
-        return bool(found[-1] == known)
-    texts = list(options) or ([answer] if known is None else [])
-    end, _, index = max(((_last_end(response, text), len(text), i) for i, text in enumerate(texts)), default=(0, 0, 0))
-    if end > 0:
-        return known is None or LETTERS[index] == known
-    found = re.findall(rf"(?<![A-Za-z])([{letters}])(?![A-Za-z'’])", response)
-    return bool(found) and found[-1] == known
+    if known is None and not options and not re.search(rf"\(\s*[{LETTERS}]\s*\)", response):
+        return _last_end(response, answer) > 0
+    given = comt_answer(response, options)
+    return given is not None and given == known
 
 
 def exact_match(response: str, answer: str, options: Options) -> bool:

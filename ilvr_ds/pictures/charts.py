@@ -16,24 +16,23 @@ Series = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
 
 def draw_curves(panels: Mapping[str, Series], path: Path) -> None:
-    """One panel for each entry, two in a row: its lines over optimizer steps, each with its name and last value."""
-    columns = 2
-    rows = -(-len(panels) // columns)
-    figure = new_figure(2.8 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    place(figure, 0.5, 0.15, 0.3, 0.5, 0.55, 0.75)
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
-    for axes, (title, series) in zip(grid, panels.items(), strict=False):
+    """One panel for each entry: its lines over optimizer steps, and beside it each line's name and last value."""
+    heights = [max(1.9, 0.16 * len(series) + 0.6) for series in panels.values()]
+    total = sum(heights)
+    figure = new_figure(total)
+    last = max((steps[-1] for series in panels.values() for steps, _ in series.values()), default=1)
+    top = total
+    for (title, series), height in zip(panels.items(), heights, strict=True):
+        axes = figure.add_axes((0.055, (top - height + 0.42) / total, 0.66, (height - 0.72) / total))
         for number, (name, (steps, values)) in enumerate(series.items()):
-            style = LINES[number // len(COLOURS) % len(LINES)] if number >= len(COLOURS) else LINES[0]
+            style, colour = LINES[number // len(COLOURS) % len(LINES)], COLOURS[number % len(COLOURS)]
             marker = "o" if len(steps) < 3 else None
             label = f"{name} {values[-1]:.3g}"
-            axes.plot(
-                steps, values, style, color=COLOURS[number % len(COLOURS)], label=label, linewidth=1.6, marker=marker
-            )
+            axes.plot(steps, values, style, color=colour, label=label, linewidth=1.6, marker=marker, markersize=5)
         _label(axes, title, "optimizer step", "")
-        axes.legend(fontsize=SMALL, frameon=False)
+        axes.set_xlim(0, 1.01 * last)
+        axes.legend(fontsize=SMALL, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.05), borderaxespad=0)
+        top -= height
     save(figure, path)
 
 

@@ -5,131 +5,154 @@ Letters: M segments, K latent slots, R x C merged patches of a helper image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
-from ilvr_ds.pictures.style import (
-    COLOURS,
-    DPI,
-    HEAT,
-    NORMAL,
-    SMALL,
-    WIDTH_IN,
-    new_figure,
-    place,
-    save,
-    show_image,
-    write_text,
-)  # fmt: skip
-from ilvr_ds.pictures.views import SampleView, SegmentView
+from ilvr_ds.pictures.page import LINE, WIDTH, Page, Pixels, coloured, fitted, limits, wrapped
+from ilvr_ds.pictures.style import SMALL
+from ilvr_ds.pictures.views import Cell, SampleView, SegmentView
 
 MAX_SEGMENTS = 6
 MAX_SLOTS = 8
+EDGE, GAP, TITLE = 14, 12, 20
+"""Pixels: around the page, between panels, of a line above a panel."""
+INPUT = 240
+"""Longest side of an input image."""
 
 
 def draw_selection(view: SampleView, step: int, path: Path) -> None:
     """Question and input images; below, for each segment, the text so far, the helper image with the selected patches
     outlined and numbered, and the cosine of every patch to the teacher's query."""
-    shown = view.segments[:MAX_SEGMENTS]
-    figure = new_figure(2.6 * (1 + len(shown)))
-    rows = figure.subplots(1 + len(shown), 3, width_ratios=[1.5, 1, 1], squeeze=False)
-    place(figure, 0.05, 0.7, 0.25, 0.1, 0.2, 0.3)
-    write_text(rows[0, 0], f"{view.id} · {view.kind or 'no type'} · step {step}\n\n{view.question}", 52, 14)
-    for axes, number in zip(rows[0, 1:], range(2), strict=True):
-        if number < len(view.inputs):
-            show_image(axes, view.inputs[number], f"input image {number + 1} of {len(view.inputs)}")
-        else:
-            axes.set_axis_off()
-    text = ""
-    for number, (segment, (left, middle, right)) in enumerate(zip(shown, rows[1:], strict=True)):
+    shown = [segment for segment in view.segments[:MAX_SEGMENTS] if segment.selection]
+    helpers = [fitted(segment.helper, 250, 250) for segment in shown]
+    columns = (EDGE, 420, 420 + 250 + GAP)
+    header, heights = _header_height(view), [TITLE + max(len(h), 6 * LINE) + GAP for h in helpers]
+    page = Page(header + sum(heights) + EDGE)
+    _header(page, view, f"step {step}: what the teacher selected")
+    top, text = header, ""
+    for number, (segment, helper, height) in enumerate(zip(shown, helpers, heights, strict=True)):
+        assert segment.selection is not None
         text += segment.text
-        write_text(left, f"Text before segment {number + 1} of {len(view.segments)}:\n{text.strip()}", 52, 14)
+        page.words(columns[0], top, f"Text before segment {number + 1} of {len(view.segments)}:")
+        page.words(columns[0], top + TITLE, wrapped(text.strip(), 50, (height - TITLE - GAP) // LINE))
         text += f" [segment {number + 1}] "
-        show_image(middle, segment.helper, "helper image, selected patches")
-        _outline(middle, segment, _cell_size(segment))
-        extent = (0.0, float(segment.helper.shape[1]), float(segment.helper.shape[0]), 0.0)
-        heat = right.imshow(segment.cosine, cmap=HEAT, extent=extent, interpolation="nearest")
-        show_ticks_off(right, "cosine to the teacher's query")
-        _outline(right, segment, _cell_size(segment))
-        bar = figure.colorbar(heat, cax=right.inset_axes((1.04, 0.0, 0.05, 1.0)))
-        bar.ax.tick_params(labelsize=SMALL)
-    save(figure, path)
+        page.words(columns[1], top, "helper image, selected patches")
+        page.words(columns[2], top, "cosine to the teacher's query")
+        low, high = limits(segment.selection.cosine)
+        heat = _enlarged(coloured(segment.selection.cosine, low, high), helper)
+        marks = _numbered(segment.selection.cells)
+        for x, pixels in zip(columns[1:], (helper, heat), strict=True):
+            page.image(x, top + TITLE, pixels)
+            _outline(page, x, top + TITLE, pixels, segment.selection.cosine.shape, marks)
+        page.scale(columns[2] + helper.shape[1] + 8, top + TITLE, len(helper), low, high)
+        top += height
+    page.save(path)
 
 
 def draw_latents(view: SampleView, step: int, path: Path) -> None:
-    """One row for each segment, one map for each latent slot: the cosine of what the student foresees to every patch.
-    The patch that the teacher picked for the slot is outlined. One colour scale for all."""
+    """Question and input images; below, for each segment, the text before it, the helper image, and a map for each
+    latent slot: the cosine of what the student makes there to every patch, in one colour scale for all.
+
+    Outlined in a map, and numbered in the helper image: the patch that the teacher picked for the slot; without a
+    teacher the patch that is closest to the latent."""
     shown = view.segments[:MAX_SEGMENTS]
-    slots = min(MAX_SLOTS, max((len(segment.latents) for segment in shown), default=1))
-    shapes = [segment.latents.shape[1:] for segment in shown]
-    tallest = max((rows / columns for rows, columns in shapes), default=1.0)
-    side = min(2.6, (WIDTH_IN - 1.2) / slots - 0.15)
-    figure = new_figure((side * min(tallest, 1.5) + 0.3) * len(shown) + 0.7)
-    rows = figure.subplots(len(shown), slots, squeeze=False)
-    place(figure, 0.35, 0.85, 0.65, 0.3, 0.15, 0.3)
-    values = np.concatenate([segment.latents[:slots].ravel() for segment in shown])
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    heat = None
-    for number, (segment, row) in enumerate(zip(shown, rows, strict=True)):
-        for slot, axes in enumerate(row):
-            heat = axes.imshow(segment.latents[slot], cmap=HEAT, vmin=low, vmax=high, interpolation="nearest")
-            has_target = slot < len(segment.selected)
-            show_ticks_off(axes, _cosine_to_target(segment, slot) if has_target else "no target", SMALL)
-            if has_target:
-                for r, c in segment.selected[slot]:
-                    _box(axes, c - 0.5, r - 0.5, 1.0, 1.0)
-            if slot == 0:
-                axes.set_ylabel(f"segment {number + 1}", fontsize=NORMAL)
-            if number == len(shown) - 1:
-                axes.set_xlabel(f"latent {slot + 1}", fontsize=NORMAL)
-    more = f"; the first {slots} of {len(shown[0].latents)} latents" if len(shown[0].latents) > slots else ""
-    title = f"Where each latent looks: {view.id}, step {step} (cosine to the patches; outlined: its target{more})"
-    figure.text(0.5, 1 - 0.25 / figure.get_size_inches()[1], title, fontsize=NORMAL, ha="center", parse_math=False)
-    if heat is not None:
-        width, height = figure.get_size_inches()
-        bar = figure.colorbar(
-            heat, cax=figure.add_axes((1 - 0.7 / width, 0.3 / height, 0.15 / width, 1 - 0.95 / height))
-        )
-        bar.ax.tick_params(labelsize=SMALL)
-    save(figure, path)
+    slots = min(MAX_SLOTS, max((len(segment.latents) for segment in shown), default=0))
+    helpers = [fitted(segment.helper, 170, 200) for segment in shown]
+    first, side = 462, 116
+    maps = [fitted(segment.helper, side, side) for segment in shown]
+    rows = -(-slots // 4)
+    heights = [
+        max(TITLE + len(helper), rows * (TITLE + len(small)), 8 * LINE) + GAP
+        for helper, small in zip(helpers, maps, strict=True)
+    ]
+    header = _header_height(view)
+    page = Page(header + sum(heights) + EDGE)
+    low, high = limits(np.concatenate([segment.latents[:slots].ravel() for segment in shown]))
+    has_teacher = all(segment.selection for segment in shown)
+    marked = "the teacher's choice for it" if has_teacher else "the patch that it is closest to"
+    _header(page, view, f"step {step}: where each latent looks (cosine to each patch; outlined: {marked})")
+    page.scale(WIDTH - 50, header + TITLE, 100, low, high)
+    top = header
+    for number, (segment, helper, small, height) in enumerate(zip(shown, helpers, maps, heights, strict=True)):
+        page.words(EDGE, top, f"Text before segment {number + 1} of {len(view.segments)}:")
+        page.words(EDGE, top + TITLE, wrapped(segment.text.strip(), 31, (height - TITLE - GAP) // LINE))
+        cells = _cells_of_slots(segment)[:slots]
+        page.words(270, top, f"helper image {number + 1}")
+        page.image(270, top + TITLE, helper)
+        _outline(page, 270, top + TITLE, helper, segment.latents.shape[1:], _numbered(cells))
+        for slot, values in enumerate(segment.latents[:slots]):
+            x, y = first + slot % 4 * (side + 6), top + slot // 4 * (TITLE + len(small))
+            page.words(x, y, _caption(segment, slot, cells), SMALL)
+            page.image(x, y + TITLE, _enlarged(coloured(values, low, high), small))
+            _outline(page, x, y + TITLE, small, values.shape, dict.fromkeys(cells[slot], ""))
+        top += height
+    page.save(path)
 
 
-def show_ticks_off(axes: Axes, title: str, size: float = NORMAL) -> None:
-    """A title and no ticks."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_title(title, fontsize=size)
+def _header_height(view: SampleView) -> int:
+    images = [fitted(image, INPUT, INPUT) for image in view.inputs[:2]]
+    return EDGE + TITLE + max([8 * LINE, *(TITLE + len(image) for image in images)]) + GAP
 
 
-def _cosine_to_target(segment: SegmentView, slot: int) -> str:
-    return f"target: {segment.latents[slot][segment.selected[slot][0]]:.2f}"
+def _header(page: Page, view: SampleView, title: str) -> None:
+    """Name, title, question and the first two input images."""
+    page.words(EDGE, EDGE, f"{view.id} · {view.kind or 'no type'} · {title}")
+    lines = (_header_height(view) - EDGE - TITLE - GAP) // LINE
+    page.words(EDGE, EDGE + TITLE + 4, wrapped(view.question, 50, lines))
+    x = 420
+    for number, image in enumerate(view.inputs[:2]):
+        page.words(x, EDGE + TITLE + 4, f"input image {number + 1} of {len(view.inputs)}")
+        page.image(x, EDGE + 2 * TITLE + 4, fitted(image, INPUT, INPUT))
+        x += 250 + GAP
 
 
-def _cell_size(segment: SegmentView) -> tuple[float, float]:
-    rows, columns = segment.cosine.shape
-    height, width = segment.helper.shape[:2]
-    return height / rows, width / columns
+def _cells_of_slots(segment: SegmentView) -> list[tuple[Cell, ...]]:
+    """For each latent slot the patches of its target; without a teacher those that it is closest to."""
+    if segment.selection:
+        return [*segment.selection.cells, *[()] * (len(segment.latents) - len(segment.selection.cells))]
+    return [_largest(values) for values in segment.latents]
 
 
-def _outline(axes: Axes, segment: SegmentView, cell: tuple[float, float]) -> None:
-    height, width = cell
-    points = min(NORMAL, 0.35 * width * axes.get_window_extent().width / segment.helper.shape[1] * 72 / DPI)
-    for number, cells in enumerate(segment.selected):
-        for r, c in cells:
-            _box(axes, c * width, r * height, width, height)
-        r, c = cells[0]
-        label = axes.text(
-            c * width + width / 2, r * height + height / 2, str(number + 1), ha="center", va="center",
-            fontsize=max(6.0, points), color="white", fontweight="bold",
-        )  # fmt: skip
-        label.set_bbox({"facecolor": "black", "alpha": 0.65, "pad": 1.0, "edgecolor": "none"})
+def _largest(values: NDArray[np.float32]) -> tuple[Cell, ...]:
+    """Where a map is largest; a candidate that is the mean of several patches has all of them."""
+    if not np.isfinite(values).any():
+        return ()
+    return tuple((int(r), int(c)) for r, c in np.argwhere(values == np.nanmax(values)))
 
 
-def _box(axes: Axes, x: float, y: float, width: float, height: float) -> None:
-    """An outline that shows on dark and on light: white below, vermilion on top."""
-    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="white", linewidth=3.5, clip_on=False))
-    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=COLOURS[3], linewidth=2, clip_on=False))
+def _caption(segment: SegmentView, slot: int, cells: Sequence[tuple[Cell, ...]]) -> str:
+    if not cells[slot]:
+        return f"latent {slot + 1}: no target" if segment.selection else f"latent {slot + 1}"
+    return f"latent {slot + 1}: {segment.latents[slot][cells[slot][0]]:.2f}"
+
+
+def _numbered(cells: Sequence[tuple[Cell, ...]]) -> dict[Cell, str]:
+    """Every patch that is outlined, and the numbers that stand in it: those of whose first patch it is."""
+    marks: dict[Cell, list[str]] = {}
+    for number, group in enumerate(cells, start=1):
+        for cell in group:
+            marks.setdefault(cell, [])
+        if group:
+            marks[group[0]].append(str(number))
+    return {cell: ",".join(numbers) for cell, numbers in marks.items()}
+
+
+def _enlarged(pixels: Pixels, like: Pixels) -> Pixels:
+    """A map [R, C, 3] in the size of an image of what it maps."""
+    height, width = like.shape[:2]
+    r, c = (np.arange(n) * size // n for n, size in ((height, len(pixels)), (width, pixels.shape[1])))
+    enlarged: Pixels = pixels[r][:, c]
+    return enlarged
+
+
+def _outline(page: Page, x: int, y: int, image: Pixels, grid: tuple[int, ...], marks: dict[Cell, str]) -> None:
+    """Outlines of the patches of an image of `grid` rows and columns, and their numbers on top of all outlines."""
+    height, width = image.shape[0] / grid[0], image.shape[1] / grid[1]
+    for r, c in marks:
+        page.box(x + c * width, y + r * height, width, height)
+    for (r, c), text in marks.items():
+        if text:
+            page.mark(x + (c + 0.5) * width, y + (r + 0.5) * height, text, min(height, width))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 import warnings
 from pathlib import Path
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 WIDTH_IN, DPI = 10.0, 100
 """1,000 pixels: the width of a notebook's cell."""
@@ -51,22 +47,3 @@ def save(figure: Figure, path: Path) -> None:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(temporary, format="png", pil_kwargs={"compress_level": 3})
     temporary.replace(path)
-
-
-def write_text(axes: Axes, text: str, columns: int, lines: int) -> None:
-    """Wrapped text in an empty panel; what is longer than `lines` lines loses its beginning, where it is least news."""
-    axes.set_axis_off()
-    wrapped = [row for part in text.splitlines() for row in textwrap.wrap(part, columns) or [""]]
-    if len(wrapped) > lines:
-        wrapped = ["[...]", *wrapped[len(wrapped) - lines + 1 :]]
-    axes.text(
-        0, 1, "\n".join(wrapped), va="top", ha="left", fontsize=NORMAL, transform=axes.transAxes, parse_math=False
-    )
-
-
-def show_image(axes: Axes, image: NDArray[np.uint8], title: str) -> None:
-    """An image [H, W, 3] without ticks."""
-    axes.imshow(image, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_title(title, fontsize=NORMAL, parse_math=False)

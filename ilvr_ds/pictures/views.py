@@ -14,6 +14,16 @@ Cell = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Selection:
+    """What the teacher picked for a segment."""
+
+    cosine: NDArray[np.float32]
+    """[R, C] cosine of the query to each candidate, on the patches that it is the mean of; NaN where there is none"""
+    cells: tuple[tuple[Cell, ...], ...]
+    """Patches of each kept candidate, in the order of selection."""
+
+
+@dataclass(frozen=True)
 class SegmentView:
     """One latent segment."""
 
@@ -21,12 +31,10 @@ class SegmentView:
     """The reasoning between the segment before and this one."""
     helper: NDArray[np.uint8]
     """[H, W, 3]"""
-    cosine: NDArray[np.float32]
-    """[R, C] cosine of the query to each candidate, on the patches that it is the mean of; NaN where there is none"""
-    selected: tuple[tuple[Cell, ...], ...]
-    """Patches of each kept candidate, in the order of selection."""
     latents: NDArray[np.float32]
-    """[K, R, C] cosine of what the student foresees at each slot to each candidate; NaN where there is none"""
+    """[K, R, C] cosine of what the student makes at each slot to each candidate; NaN where there is none"""
+    selection: Selection | None = None
+    """None without a teacher (stage 2)."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -280,9 +280,10 @@ def _pictures(
     """Draws a few samples of `source`; every rank looks at the same ones, for every rank has a part in it."""
     shards = source.reader.shard_set
     count = min(recipe.tracking.picture_samples, len(shards))
-    if not count or not isinstance(step, StageOneStep):
+    if not count:
         return Pictures(tracker, recipe.run_dir)
     numbers = np.sort(np.random.default_rng(0).choice(len(shards), count, replace=False))  # the same in every run
+    encoding = replace(encoding, encoder=encoding.encoder.seeing_helpers())  # in stage 2 no step reads them
     dataset = build_dataset(recipe, encoding, shards, lambda _: [numbers], step.types, source.features)
     return Pictures(tracker, recipe.run_dir, Gaze(dataset, numbers, step))
 

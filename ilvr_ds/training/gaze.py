@@ -1,4 +1,4 @@
-"""What teacher and student look at in a few fixed samples, as plain arrays for pictures.
+"""What teacher (in stage 1) and student look at in a few fixed samples, as plain arrays for pictures.
 
 Letters: M segments, K latent slots, N candidates, D features, R x C merged patches of a helper image.
 """
@@ -18,18 +18,17 @@ from ilvr_ds import dist
 from ilvr_ds.data.loader import WindowDataset
 from ilvr_ds.data.sample import LatentStep, Sample, TextStep
 from ilvr_ds.data.window import Window
-from ilvr_ds.distill.selection import Targets
-from ilvr_ds.pictures.views import SampleView, SegmentView
-from ilvr_ds.training.step import StageOneStep
+from ilvr_ds.pictures.views import SampleView, SegmentView, Selection
+from ilvr_ds.training.step import Look, TrainingStep
 
 LONGEST_SIDE = 448
 """Images are shown at most this large, in pixels."""
 
 
 class Gaze:
-    """Looks at samples `numbers` of `dataset`, whose windows are one micro-batch of so many samples."""
+    """Looks at samples `numbers` of `dataset`, whose windows are one micro-batch of so many samples, with helpers."""
 
-    def __init__(self, dataset: WindowDataset, numbers: NDArray[np.int64], step: StageOneStep) -> None:
+    def __init__(self, dataset: WindowDataset, numbers: NDArray[np.int64], step: TrainingStep) -> None:
         self.dataset = dataset
         self.numbers = numbers
         self.step = step
@@ -45,12 +44,12 @@ class Gaze:
         student: Any = self.step.student
         student.eval()
         prepared = self.step.prepare(self._window.to(dist.device()))
-        targets, prediction = self.step.look(prepared.window.micro_batches[0], prepared)
+        look = self.step.look(prepared.window.micro_batches[0], prepared)
         student.train()
         if not dist.is_main():
             return []
         bad = {sample.number for sample in self._window.bad}
-        segments = _Segments(self._window, targets, prediction)
+        segments = _Segments(self._window, look)
         rows = [row for row, number in enumerate(self.numbers) if number not in bad]
         views = [self._view(row, segments) for row in rows]
         return [view for view in views if view.segments]
@@ -71,15 +70,14 @@ class Gaze:
 class _Segments:
     """Segments of a window that is one micro-batch, on the host."""
 
-    def __init__(self, window: Window, targets: Targets, prediction: Tensor) -> None:
+    def __init__(self, window: Window, look: Look) -> None:
         [micro] = window.micro_batches
         self.owner = list(zip(micro.sample_of_segment.tolist(), micro.noise_keys[:, 1].tolist(), strict=True))
         self.offsets = window.candidates.offsets.tolist()
         self.rows, self.weights = window.candidates.rows.numpy(), window.candidates.weights.numpy()
-        self.indices = targets.indices.cpu().tolist()
-        self.candidates = torch.nn.functional.normalize(targets.candidates.float(), dim=-1)
-        self.query = torch.nn.functional.normalize(targets.query.float(), dim=-1)
-        self.prediction = torch.nn.functional.normalize(prediction.float(), dim=-1)
+        self.candidates, self.latents = _unit(look.candidates), _unit(look.latents)
+        self.query = _unit(look.targets.query) if look.targets else None
+        self.indices = look.targets.indices.cpu().tolist() if look.targets else None
 
     def of_sample(self, row: int) -> list[int]:
         """Numbers of a sample's segments in their order."""
@@ -92,14 +90,26 @@ class _Segments:
         start = self.rows[first, 0]
         patches = [self.rows[n][self.weights[n] > 0] - start for n in range(first, last)]
         candidates = self.candidates[first:last]
-        seen = torch.cat([self.query[number][None], self.prediction[number]]) @ candidates.T
-        flat = np.full((len(seen), grid[0] * grid[1]), np.nan, dtype=np.float32)
-        for n, values in enumerate(seen.T.cpu().numpy()):
-            flat[:, patches[n]] = values[:, None]
-        maps = flat.reshape(len(seen), *grid)
+        latents = _map(self.latents[number] @ candidates.T, patches, grid)
+        if self.query is None or self.indices is None:
+            return SegmentView(text, _pixels(helper), latents)
+        cosine = _map(self.query[number][None] @ candidates.T, patches, grid)[0]
         kept = [index - first for index in self.indices[number] if index >= 0]
         cells = tuple(tuple((int(p) // grid[1], int(p) % grid[1]) for p in patches[n]) for n in kept)
-        return SegmentView(text, _pixels(helper), maps[0], cells, maps[1:])
+        return SegmentView(text, _pixels(helper), latents, Selection(cosine, cells))
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of length 1 on the host, in float32."""
+    return torch.nn.functional.normalize(rows.float(), dim=-1).cpu()
+
+
+def _map(cosine: Tensor, patches: list[NDArray[np.int64]], grid: tuple[int, int]) -> NDArray[np.float32]:
+    """[X, R, C]: values [X, N] of candidates at the `patches` that each is the mean of; NaN at the others."""
+    flat = np.full((len(cosine), grid[0] * grid[1]), np.nan, dtype=np.float32)
+    for n, values in enumerate(cosine.T.numpy()):
+        flat[:, patches[n]] = values[:, None]
+    return flat.reshape(len(cosine), *grid)
 
 
 def _texts_before(sample: Sample) -> list[str]:

@@ -137,6 +137,8 @@ class MlflowCopy:
         sent, offset, steps = 0, self.state.offset, dict(self.state.last_steps)
         for line, behind in read_record(self.record, offset):
             offset = behind
+            if line.get("event") == "checkpoint":
+                self._client.set_tag(self.state.run_id, "checkpoint", line["path"])
             for name, value in line.get("metrics", {}).items():
                 if line["step"] > steps.get(name, -1):
                     metrics.append(Metric(name, float(value), int(line["time"] * 1000), line["step"]))

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import torch
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ilvr_ds import dist
 
@@ -55,11 +57,14 @@ class NodeMonitor:
 
     def __init__(self) -> None:
         psutil.cpu_percent()  # it counts from the call before
+        self.gpus = torch.cuda.device_count() if dist.device().type == "cuda" else 0
+        self.asks_nvml = self.gpus > 0
 
     def take(self) -> dict[str, float]:
         """CPU load since the last call in percent, memory in use in GiB, network traffic since boot in GiB.
 
-        Memory of a GPU is what all its processes use.
+        Memory of a GPU is what all its processes use, its load the percentage of the last second or less in which some
+        kernel ran (NVML).
         """
         network = psutil.net_io_counters()
         metrics = {
@@ -68,11 +73,29 @@ class NodeMonitor:
             "network_sent_gib": network.bytes_sent / GIB,
             "network_received_gib": network.bytes_recv / GIB,
         }
-        if dist.device().type == "cuda":
-            for number in range(torch.cuda.device_count()):
-                free, total = torch.cuda.mem_get_info(number)
-                metrics[f"gpu{number}_memory_gib"] = (total - free) / GIB
-        return metrics
+        for number in range(self.gpus):
+            free, total = torch.cuda.mem_get_info(number)
+            metrics[f"gpu{number}_memory_gib"] = (total - free) / GIB
+        return metrics | self._gpu_loads()
+
+    def _gpu_loads(self) -> dict[str, float]:
+        """Load of each GPU; where NVML does not tell, one process of the host says so, and it is not asked again."""
+        if not self.asks_nvml:
+            return {}
+        reason = "nvidia-ml-py is not installed; pip install nvidia-ml-py"
+        try:
+            import pynvml  # torch asks through it
+        except ImportError:
+            pass
+        else:
+            try:
+                return {f"gpu{n}_percent": float(torch.cuda.utilization(n)) for n in range(self.gpus)}
+            except (RuntimeError, pynvml.NVMLError) as error:  # no driver; a part of a GPU (MIG) has no load of its own
+                reason = str(error).strip() or type(error).__name__
+        self.asks_nvml = False
+        if dist.local_rank() == 0:
+            logger.warning("the load of the GPUs is not recorded: %s", reason)
+        return {}
 
 
 def of_all_ranks(memory: Mapping[str, float], node: Mapping[str, float]) -> dict[str, float]:
@@ -128,9 +151,14 @@ class Progress:
         self.total = total_steps
         self.is_main = is_main
         self._bar: Any = None
+        self._while_bar = ExitStack()
         self._first: tuple[int, float] | None = None
-        if is_main and sys.stderr.isatty():
-            self._bar = tqdm(total=total_steps, unit="step", dynamic_ncols=True)
+
+    def begin(self, done: int) -> None:
+        """The first step comes next, after `done` of an earlier start, which do not count for the time left."""
+        if self.is_main and sys.stderr.isatty():
+            self._bar = tqdm(total=self.total, initial=done, unit="step", dynamic_ncols=True)
+            self._while_bar.enter_context(logging_redirect_tqdm([logger]))  # lines go above the bar
 
     def update(self, done: int, metrics: Mapping[str, float]) -> None:
         """Show the state after `done` steps."""
@@ -154,6 +182,7 @@ class Progress:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()
+        self._while_bar.close()
 
     def _eta(self, done: int) -> str:
         now = time.monotonic()

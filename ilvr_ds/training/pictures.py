@@ -62,7 +62,8 @@ class Pictures:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for number, view in enumerate(views, start=1):
-                self._picture(done, f"selection/sample {number}", partial(draw_selection, view, done))
+                if view.segments[0].selection:
+                    self._picture(done, f"selection/sample {number}", partial(draw_selection, view, done))
                 self._picture(done, f"latents/sample {number}", partial(draw_latents, view, done))
             if panels := panels_of(self.record, done):
                 self._picture(done, "curves", partial(draw_curves, panels))

@@ -11,8 +11,9 @@ from torch import Tensor
 from ilvr_ds import dist
 from ilvr_ds.data.window import MicroBatch, Window
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
+from ilvr_ds.ops.reference import pool_candidates
 from ilvr_ds.training.phases import PhaseTimer
-from ilvr_ds.training.step import answer_accuracy, by_type, ce_by_type, type_sums
+from ilvr_ds.training.step import Look, answer_accuracy, by_type, ce_by_type, type_sums
 from ilvr_ds.training.totals import Totals, ratio
 
 
@@ -78,6 +79,16 @@ class StageTwoStep:
         """Means over the logged interval and all ranks."""
         ce = self.losses(sums)["ce"]
         return {"loss/total": ce, "loss/ce": ce} | ce_by_type(sums, self.types) | answer_accuracy(sums, "train")
+
+    @torch.no_grad()
+    def look(self, micro: MicroBatch, prepared: Prepared) -> Look:
+        """The latents that the student feeds itself, beside the patches of helper images, which no step reads.
+
+        The window must be of samples that were encoded with their helper images.
+        """
+        where = prepared.window.candidates
+        candidates = pool_candidates(prepared.features, where.rows, where.weights)[micro.candidate_rows]
+        return Look(self.student(micro, prepared.features)["latents"], candidates, None)
 
     def _sums(self, micro: MicroBatch, prepared: Prepared, totals: Totals) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = self.student(micro, prepared.features)

@@ -38,6 +38,8 @@ class TrainingStep(Protocol):
     """Where the time of its parts goes."""
     sums: list[str]
     """Names of the sums that are kept over steps; `loss` and `answers` add to them."""
+    types: tuple[str, ...]
+    """The kinds of task by which losses are split."""
 
     @property
     def teacher(self) -> MomentumTeacher | None:
@@ -57,6 +59,21 @@ class TrainingStep(Protocol):
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """What is logged of the training steps since the last time, from sums over all ranks."""
+
+    def look(self, micro: MicroBatch, prepared: Any) -> Look:
+        """Where the micro-batch's latents look. Collective."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the latents of a micro-batch are held against, for pictures. M segments, K slots, N candidates."""
+
+    latents: Tensor
+    """[M, K, D]: what the student makes at each slot"""
+    candidates: Tensor
+    """[N, D]"""
+    targets: Targets | None
+    """What the teacher picked, in the rows of `candidates`; None without a teacher."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +154,11 @@ class StageOneStep:
         }
         return metrics | ce_by_type(sums, self.types) | answer_accuracy(sums, "train")
 
-    def look(self, micro: MicroBatch, prepared: Prepared) -> tuple[Targets, Tensor]:
-        """The micro-batch's targets, and what the student foresees in their place: [M, K, D]."""
+    def look(self, micro: MicroBatch, prepared: Prepared) -> Look:
+        """What the student foresees at each slot, and what the teacher picked for it."""
         targets = prepared.targets.of(micro)
-        return targets, self.student(micro, prepared.features, targets, 0, self._foreign(targets))["prediction"]
+        sums = self.student(micro, prepared.features, targets, 0, self._foreign(targets))
+        return Look(sums["prediction"], targets.candidates, targets)
 
     def _sums(self, micro: MicroBatch, prepared: Prepared, step: int, totals: Totals) -> dict[str, Tensor]:
         targets = prepared.targets.of(micro)

@@ -88,7 +88,7 @@ class Tracker:
             self._shipper.wake()
 
     def event(self, name: str, **details: Any) -> None:
-        """Record an event; events other than pictures stay in the record and are not sent."""
+        """Record an event; of these only pictures and the folder of the newest checkpoint are sent."""
         if self._record:
             self._record.event(name, **details)
 

@@ -103,6 +103,7 @@ class Trainer:
             self._draw(0)
         self.speed.start()
         self.phases.start()
+        self.progress.begin(self.done)
         with self.signal:
             for step, window in self.phases.around("data", self.loader.windows(self.parts.total_steps)):
                 self._train_step(step, window)
@@ -266,9 +267,11 @@ class Trainer:
             path, error = self.writer.finish()
         if path is not None:
             self.tracker.event("checkpoint", step=self.saved_step, path=str(path))
+            self.tracker.log(self.saved_step, {"checkpoint/saved": 1.0})
         if error is not None:
             failed, self.saved_step = self.saved_step, -1
             self.tracker.event("checkpoint_failed", step=failed, reason=error)
+            self.tracker.log(failed, {"checkpoint/saved": 0.0})
             if is_last:
                 raise UserError(f"the checkpoint after step {failed} could not be written: {error}")
             dist.warn("the checkpoint after step %d could not be written: %s; training goes on", failed, error)

@@ -20,7 +20,7 @@ import pytest
 
 from tests.ranks import ROOT, free_port
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1800)]
 SHOTS = Path(os.environ.get("ILVR_SCREENSHOTS", ROOT / "outputs/screenshots"))
 CHROMIUM = "/usr/bin/chromium"
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
@@ -35,7 +35,7 @@ def command(*arguments: object) -> str:
     environment.pop("MLFLOW_TRACKING_URI", None)
     run = subprocess.run(
         [sys.executable, "-m", "ilvr_ds.cli", *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     return run.stdout
@@ -155,9 +155,11 @@ def test_compare_page_names_the_runs_and_what_differs(pages: Pages) -> None:
     pages.page.get_by_text("Show diff only").first.click()
     for name in RUNS:
         pages.page.get_by_text(name, exact=True).first.wait_for()
-    row = pages.page.locator("tr", has_text="optim.lr").first
+    row = pages.page.locator("tr", has_text="run.seed").first
     row.wait_for()
-    assert "0.004" in row.inner_text() and "0.002" in row.inner_text()
+    assert sorted(row.inner_text().split()) == ["0", "0", "1", "run.seed"]
+    row = pages.page.locator("tr", has_text="optim.lr").first
+    assert sorted(row.inner_text().split()) == ["0.002", "0.002", "0.004", "optim.lr"]
     assert pages.page.locator("tr", has_text="optim.weight_decay").count() == 0, "it is the same in all"
     row.scroll_into_view_if_needed()
     pages.shot("compare")
@@ -188,7 +190,8 @@ def test_examples_and_score_pictures_belong_to_the_training_run(pages: Pages, ou
     assert "pictures/accuracy-comt-official.png" in files and "pictures/ablation-comt-official.png" in files
     pages.open(f"/runs/{run.info.run_id}/artifacts/examples.json")
     pages.page.get_by_role("button", name="Close", exact=True).click()
-    pages.page.get_by_text("generated", exact=True).first.wait_for()
+    for column in ("images", "question", "generated", "answer", "gold", "right"):
+        pages.page.get_by_text(column, exact=True).first.wait_for()
     pages.page.wait_for_function(LOADED, arg="table_images")
     pages.page.get_by_text("held_out-0-0000000").first.wait_for()
     pages.shot("examples")

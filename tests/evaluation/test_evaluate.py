@@ -19,6 +19,8 @@ from ilvr_ds.evaluation import evaluate as module
 from ilvr_ds.evaluation.evaluate import cut_batches
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import load_reasoner
+from ilvr_ds.evaluation.registry import register
+from ilvr_ds.evaluation.tracking import log_scores
 from tests.ranks import ROOT, free_port, rank_environment
 
 
@@ -190,6 +192,28 @@ def test_generate_answers_one_question(
     for path, words in ((f"{tmp_path}/no.png", "not a JPEG"), (f"{tmp_path}/gone.png", "cannot read it")):
         assert main([*command, "--image", path]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_generate_takes_a_registered_model(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a reference that is taken for the name of a folder, and weights that are others by now."""
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    run = log_scores(store, "e", "run", {}, {}, [])
+    (folder / "training.json").write_text(json.dumps({"step": 1, "mlflow_run_id": run, "tracking_uri": store}))
+    reference = register(folder, "name", None)
+    command = ["generate", "--model", reference, "--question", "How many? A) 1 B) 2", "--max-new-tokens", "4"]
+    assert main([*command, "--tracking-uri", store]) == 0
+    assert capsys.readouterr().out.strip()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(command) == 2
+    assert "--model: models:/ needs a registry" in capsys.readouterr().err
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"!")
+    assert main([*command, "--tracking-uri", store]) == 2
+    assert "are not those that were registered" in capsys.readouterr().err
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(

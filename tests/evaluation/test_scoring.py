@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from ilvr_ds.data.sample import Sample
+from ilvr_ds.evaluation.benchmarks import find_benchmark
 from ilvr_ds.evaluation.scoring import (
     RULES,
     clean,
@@ -43,6 +45,25 @@ COLOURS = ["red", "blue", "light blue", "green"]
 )
 def test_comt_official(response: str, answer: str, right: bool) -> None:
     assert comt_official(response, answer, COLOURS) is right
+
+
+def test_comt_official_of_an_answer_that_is_no_option() -> None:
+    """Catches any option that counts as right there."""
+    assert not comt_official("It becomes blue.", "purple", COLOURS)
+
+
+@pytest.mark.parametrize(
+    ("name", "response", "answer"),
+    [
+        ("comt", "First red, then green", "D"),
+        ("comt", "I cannot tell", ""),
+        ("exact-match", r"It is \boxed{**two**}.", "two"),
+        ("vsp", r"So \boxed{R, D, D}", "R D D"),
+    ],
+)
+def test_the_answer_that_is_shown_is_the_one_that_is_judged(name: str, response: str, answer: str) -> None:
+    options = ", ".join(f"{letter}) {text}" for letter, text in zip("ABCD", COLOURS, strict=True))
+    assert find_benchmark(name).answer(Sample("a", f"Which? {options}", ()), response) == answer
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,24 +8,26 @@ import pytest
 from PIL import Image
 
 from ilvr_ds.pictures.charts import AblationBar, Bar, draw_ablation, draw_accuracy, draw_curves
+from ilvr_ds.pictures.page import coloured
 from ilvr_ds.pictures.selection import draw_latents, draw_selection
 from ilvr_ds.pictures.style import COLOURS, DPI, WIDTH_IN
-from ilvr_ds.pictures.views import SampleView, SegmentView
+from ilvr_ds.pictures.views import SampleView, SegmentView, Selection
 
 HELPER = (10, 200, 90)
 WIDTH = int(WIDTH_IN * DPI)
 VERMILION = tuple(int(COLOURS[3][start : start + 2], 16) for start in (1, 3, 5))
 
 
-def segment(rows: int, columns: int, slots: int, selected: list[int]) -> SegmentView:
+def segment(rows: int, columns: int, slots: int, selected: list[int] | None) -> SegmentView:
+    """`selected` None: without a teacher."""
     rng = np.random.default_rng(0)
     cosine = rng.random((rows, columns)).astype(np.float32)
+    cells = tuple(((cell // columns, cell % columns),) for cell in selected or [])
     return SegmentView(
         text="It costs $5 and $6, or {x}_1 \\frac: ",
         helper=np.full((rows * 28, columns * 28, 3), HELPER, dtype=np.uint8),
-        cosine=cosine,
-        selected=tuple(((cell // columns, cell % columns),) for cell in selected),
         latents=rng.random((slots, rows, columns)).astype(np.float32),
+        selection=None if selected is None else Selection(cosine, cells),
     )
 
 
@@ -45,11 +48,13 @@ def opened(path: Path) -> Image.Image:
         sample(segment(1, 1, 1, [0]), images=0),
         sample(*[segment(3, 16, 12, [7, 8])] * 9, images=3),
         sample(segment(2, 2, 2, [])),
+        sample(segment(16, 3, 4, None)),
     ],
 )
 def test_any_number_of_segments_slots_and_images_is_drawn(view: SampleView, tmp_path: Path) -> None:
-    """Catches text that is read as a formula, and panels that do not fit their grid."""
-    for name, draw in (("selection", draw_selection), ("latents", draw_latents)):
+    """Catches text that is read as a formula, and panels that do not fit their page."""
+    drawings = {"selection": draw_selection} if view.segments[0].selection else {}
+    for name, draw in (drawings | {"latents": draw_latents}).items():
         (tmp_path / name).mkdir()
         draw(view, 7, tmp_path / name / "a.png")
         assert opened(tmp_path / name / "a.png").width == WIDTH
@@ -62,19 +67,33 @@ def test_selected_patches_are_outlined(tmp_path: Path) -> None:
     pixels = np.asarray(opened(tmp_path / "a.png")).astype(int)
     rows, columns = np.nonzero(np.abs(pixels - VERMILION).sum(2) < 30)
     assert len(rows), "there is an outline"
-    left, right = columns.min(), columns[columns < WIDTH * 0.66].max()
+    left, right = columns.min(), columns[columns < WIDTH * 0.676].max()  # behind it the heat map begins
     height, width = rows.max() - rows.min(), right - left
     assert abs(height - width) < 6, "one square patch"
     helper = np.nonzero((pixels == HELPER).all(2).any(0))[0]
     assert right >= helper.max() - 4, "in the last column"
 
 
-def test_predictions_that_are_not_finite_are_drawn(tmp_path: Path) -> None:
+def test_without_a_teacher_the_patch_closest_to_each_latent_is_outlined(tmp_path: Path) -> None:
+    """Catches a map that is turned or shifted against the helper image."""
+    view = segment(2, 4, 1, None)
+    view.latents[0] = 0.0
+    view.latents[0, 1, 3] = 1.0
+    draw_latents(sample(view), 0, tmp_path / "a.png")
+    pixels = np.asarray(opened(tmp_path / "a.png")).astype(int)
+    _, columns = np.nonzero(np.abs(pixels - VERMILION).sum(2) < 30)
+    helper = np.nonzero((pixels == HELPER).all(2).any(0))[0]
+    assert len(columns) and columns.min() > (helper.min() + helper.max()) / 2 + 40, "in the last column of the helper"
+    warm = np.nonzero((pixels == coloured(np.ones((1, 1), dtype=np.float32), 0, 1)[0, 0]).all(2).any(0))[0]
+    outlined = columns[columns > helper.max() + 8]
+    assert outlined.min() - 4 < warm[warm > helper.max() + 8].min() < outlined.max(), "and where its map is warm"
+
+
+def test_latents_that_are_not_finite_are_drawn(tmp_path: Path) -> None:
     """Catches a run that ends because of a picture."""
-    view = segment(2, 2, 2, [1])
-    draw_latents(sample(SegmentView(view.text, view.helper, view.cosine, view.selected, view.latents * np.nan)), 0,
-                 tmp_path / "a.png")  # fmt: skip
-    assert opened(tmp_path / "a.png").width == WIDTH
+    for number, view in enumerate((segment(2, 2, 2, [1]), segment(2, 2, 2, None))):
+        draw_latents(sample(replace(view, latents=view.latents * np.nan)), 0, tmp_path / f"{number}.png")
+        assert Image.open(tmp_path / f"{number}.png").width == WIDTH
 
 
 def test_charts_are_drawn(tmp_path: Path) -> None:

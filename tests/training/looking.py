@@ -1,24 +1,84 @@
-"""Looks at samples of the demo on one rank, for test_pictures."""
+"""Looks at samples of the demo, for test_pictures."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ilvr_ds import dist
 from ilvr_ds.config import load_recipe
+from ilvr_ds.data.sample import Sample
 from ilvr_ds.pictures.views import SampleView
 from ilvr_ds.training.assembly import assemble
 from ilvr_ds.training.engine import init_process_group
+from ilvr_ds.training.trainer import Parts
 
 
 def views(demo: str) -> list[SampleView]:
+    """What the gaze of stage 1 sees."""
+    parts = _assemble("launch/recipes/demo.yaml", demo, [])
+    assert parts.pictures.gaze is not None
+    found = parts.pictures.gaze()
+    parts.tracker.close("KILLED", timeout_s=0)
+    return found
+
+
+def free_views(demo: str, deepspeed: str) -> dict[str, Any]:
+    """What the gaze of stage 2 sees, and the same maps put together from a step that reads no helper image."""
+    more = ["model.init_from=null", f"deepspeed.config={deepspeed}", "tracking.picture_samples=2"]
+    parts = _assemble("launch/recipes/demo-stage2.yaml", demo, more)
+    gaze = parts.pictures.gaze
+    assert gaze is not None
+    found = gaze()
+    maps = [_maps(parts, int(number)) for number in gaze.numbers]
+    parts.tracker.close("KILLED", timeout_s=0)
+    return {"views": found, "maps": maps, "is_training": parts.step.student.training}
+
+
+@torch.no_grad()
+def _maps(parts: Parts, number: int) -> list[NDArray[np.float32]]:
+    """Of each segment of a held-out sample: cosines [K, patches] of the last hidden state before each slot."""
+    assert parts.held_out is not None
+    dataset, student = parts.held_out.dataset, parts.step.student
+    window = dataset.window(np.full(dataset.collator.micro_batch_size, number))
+    prepared = parts.step.prepare(window.to(dist.device()))
+    [micro] = prepared.window.micro_batches
+    assert len(micro.segments) == 0, "training reads no helper image"
+    seen: list[torch.Tensor] = []
+    hidden = student.module.hidden
+    student.module.hidden = lambda *arguments: seen.append(hidden(*arguments)) or seen[-1]
+    student(micro, prepared.features)
+    del student.module.hidden
+    sample = dataset.reader.read(number)
+    first = dataset.encoder(sample).segments
+    return [
+        _cosine(seen[0][0, first[m] - 1 : first[m] + 3], _features(parts, helper))
+        for m, helper in enumerate(sample.helper_images)
+    ]
+
+
+def _features(parts: Parts, image: bytes) -> torch.Tensor:
+    """[patches, D] of an image as the only input of a sample."""
+    assert parts.held_out is not None
+    dataset = parts.held_out.dataset
+    alone = dataset.encoder.prompt(Sample("alone", "?", steps=(), input_images=(image,)))
+    return parts.step.vision.features(dataset.collator([alone], np.array([0])))
+
+
+def _cosine(latents: torch.Tensor, patches: torch.Tensor) -> NDArray[np.float32]:
+    return torch.nn.functional.cosine_similarity(latents[:, None].double(), patches[None].double(), dim=-1).numpy()
+
+
+def _assemble(recipe: str, demo: str, more: list[str]) -> Parts:
     init_process_group()
     root = Path(demo)
     overrides = [
         f"run.output_dir={root / 'looking'}", f"data.shards={root / 'train'}", f"data.eval_shards={root / 'held_out'}",
         f"model.path={root / 'model'}", "evaluation.max_samples=8", "tracking.uri=http://127.0.0.1:9",
+        "train.micro_batch_size=4", *more,
     ]  # fmt: skip
-    parts = assemble(load_recipe("launch/recipes/demo.yaml", overrides), Path("launch/recipes/demo.yaml"))
-    assert parts.pictures.gaze is not None
-    found = parts.pictures.gaze()
-    parts.tracker.close("KILLED", timeout_s=0)
-    return found
+    return assemble(load_recipe(recipe, overrides), Path(recipe))

@@ -9,9 +9,10 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ilvr_ds.training import monitors
-from ilvr_ds.training.monitors import MemoryMonitor, Progress, StopSignal
+from ilvr_ds.training.monitors import GIB, MemoryMonitor, NodeMonitor, Progress, StopSignal
 
 METRICS = {"speed/tokens_per_s": 1234.4, "loss/total": 3.0, "loss/ce": 2.0, "loss/alignment": 1.0, "other": 7.0}
 
@@ -36,6 +37,46 @@ def test_host_memory_is_in_gib() -> None:
     peak = MemoryMonitor().take()["memory/peak_host_gib"]
     assert 0.05 < peak < 50, "torch alone takes 0.2; other units are a factor of 1,000 away"
     assert MemoryMonitor().summary().startswith(f"peak_host_gib {peak:.1f}")
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Two GPUs, as far as a NodeMonitor asks; their loads, of which an exception is raised."""
+    loads: list[float] = [40, 75]
+
+    def load(number: int) -> float:
+        if isinstance(loads[number], Exception):
+            raise loads[number]
+        return loads[number]
+
+    monkeypatch.setattr(monitors.dist, "device", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (GIB, (number + 2) * GIB))
+    monkeypatch.setattr(torch.cuda, "utilization", load)
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=KeyError))
+    return loads
+
+
+def test_a_node_knows_load_and_memory_of_each_gpu(gpus: list[float]) -> None:
+    metrics = NodeMonitor().take()
+    assert (metrics["gpu0_memory_gib"], metrics["gpu1_memory_gib"]) == (1, 2)
+    assert (metrics["gpu0_percent"], metrics["gpu1_percent"]) == (40, 75)
+
+
+def test_without_nvml_the_load_is_missing_and_that_is_said_once(
+    gpus: list[float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a run that ends because a driver does not tell, and one that goes on without a word."""
+    gpus[1] = KeyError("Not Supported")
+    node = NodeMonitor()
+    assert all("gpu1_memory_gib" in node.take() for _ in range(2))
+    assert caplog.messages == ["the load of the GPUs is not recorded: 'Not Supported'"]
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    caplog.clear()
+    node = NodeMonitor()
+    assert not any("gpu0_percent" in node.take() for _ in range(2))
+    [message] = caplog.messages
+    assert "pip install nvidia-ml-py" in message
 
 
 @pytest.mark.parametrize("number", StopSignal.SIGNALS)
@@ -98,6 +139,23 @@ def test_progress_is_a_line_for_each_interval_with_the_time_left(
         f"step 20/1000  {shown}  1:21:40 left",  # 50 s for 10 steps, 980 to go
         f"step 40/1000  {shown}  0:53:20 left",  # 100 s for 30 steps, 960 to go
     ]
+
+
+def test_on_a_terminal_progress_is_a_bar_from_where_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a time left that counts the steps of an earlier start, and lines that are written into the bar."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    handlers = list(monitors.logger.handlers)
+    progress = Progress(200, is_main=True)
+    progress.begin(100)
+    progress.update(110, METRICS)
+    progress.close()
+    assert monitors.logger.handlers == handlers
+    first, *_, last = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()
+    assert "100/200 [00:00<?" in first
+    for part in ("110/200 [00:00<00:", "loss=3.000", "ce=2.000", "tok/s=1234", "GiB="):
+        assert part in last
 
 
 def test_other_ranks_show_no_progress(caplog: pytest.LogCaptureFixture) -> None:

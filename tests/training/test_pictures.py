@@ -13,7 +13,7 @@ from ilvr_ds.config import load_recipe
 from ilvr_ds.training.pictures import Pictures, panels_of
 from ilvr_ds.training.record import Record, read_record
 from ilvr_ds.training.tracking import Tracker, TrackingTarget
-from tests.ranks import run_ranks
+from tests.ranks import ROOT, run_ranks
 
 RECIPE = "launch/recipes/demo.yaml"
 
@@ -88,8 +88,24 @@ def test_views_hold_the_teachers_choice(demo_folder: Path, tmp_path: Path) -> No
     for view in views:
         assert view.segments and view.question
         for segment in view.segments:
-            first = segment.selected[0]
-            assert segment.cosine[first[0]] == pytest.approx(np.nanmax(segment.cosine), abs=1e-5)
-            assert segment.latents.shape == (4, *segment.cosine.shape)
-            rows, columns = segment.cosine.shape
+            assert segment.selection is not None
+            cosine, first = segment.selection.cosine, segment.selection.cells[0]
+            assert cosine[first[0]] == pytest.approx(np.nanmax(cosine), abs=1e-5)
+            assert segment.latents.shape == (4, *cosine.shape)
+            rows, columns = cosine.shape
             assert segment.helper.shape[0] * columns == segment.helper.shape[1] * rows
+
+
+@pytest.mark.parametrize("zero", ["zero2", "zero3"])
+def test_in_stage_2_each_map_is_the_cosine_of_the_students_own_latent(
+    demo_folder: Path, tmp_path: Path, zero: str
+) -> None:
+    """Catches maps of the slot beside, helper images mixed up, and ranks that do not look together."""
+    arguments = {"demo": str(demo_folder), "deepspeed": str(ROOT / f"ds_configs/{zero}.json")}
+    main, other = run_ranks("tests.training.looking:free_views", 2, tmp_path, **arguments)
+    assert len(main["views"]) == 2 and other["views"] == []
+    assert main["is_training"] and other["is_training"]
+    for view, maps in zip(main["views"], main["maps"], strict=True):
+        for segment, expected in zip(view.segments, maps, strict=True):
+            assert segment.selection is None and segment.latents.ndim == 3
+            np.testing.assert_allclose(segment.latents.reshape(4, -1), expected, atol=1e-5)

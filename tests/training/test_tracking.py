@@ -75,14 +75,27 @@ def test_all_of_a_run_arrives(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("{}")
     tracker = start(folder, params=params, tags={"host": "h"}, artifacts=[tmp_path / "recipe.json"])
     log(tracker, range(1, 4))
-    tracker.event("checkpoint", step=3)
+    for step in (2, 3):
+        tracker.event("checkpoint", step=step, path=f"/runs/checkpoints/step-{step}")
     assert tracker.close("FINISHED", START_S) == 0
     [run] = runs_of(folder)
+    assert run.data.tags["checkpoint"] == "/runs/checkpoints/step-3"
     assert run.info.run_id == tracker.run_id and run.info.status == "FINISHED"
     assert run.data.params == {name: str(value) for name, value in params.items()}
     assert run.data.tags["host"] == "h"
     assert history(folder, "loss/ce") == [(1, 1.5), (2, 2.5), (3, 3.5)]
     assert [path.name for path in (folder.parent / "mlartifacts").rglob("*.json")] == ["recipe.json"]
+
+
+def test_a_logged_step_costs_the_training_thread_next_to_nothing(tmp_path: Path) -> None:
+    """Catches a call that talks to the server, or writes what it need not: 1 % of a step of 0.2 s is 2 ms."""
+    tracker = start(tmp_path / "run", uri="http://127.0.0.1:9")
+    metrics = {f"m/{n}": n / 7 for n in range(60)}
+    before = time.thread_time()
+    for step in range(200):
+        tracker.log(step, metrics)
+    assert (time.thread_time() - before) / 200 < 0.002
+    tracker.close("KILLED", timeout_s=0)
 
 
 def test_times_are_those_of_the_record(folder: Path) -> None:
@@ -149,7 +162,7 @@ def test_a_run_from_the_start_leaves_the_earlier_try_alone(folder: Path) -> None
 def test_other_ranks_write_nothing(folder: Path) -> None:
     tracker = start(folder, is_writer=False)
     log(tracker, range(1, 3))
-    tracker.event("checkpoint")
+    tracker.event("checkpoint", path="c")
     assert (tracker.run_id, tracker.close("FINISHED")) == (None, 0)
     assert not folder.exists()
 
