@@ -271,7 +271,8 @@ def _tracker(
 
     parent: MLflow's id of the run whose weights this one starts from.
     """
-    directory = recipe.run_dir
+    directory, tracking = recipe.run_dir, recipe.tracking
+    root = Path(recipe.run.output_dir)
     here = environment(dist.gather_on_host(machine(dist.device())))
     deepspeed_json = deepspeed_settings(recipe, file_settings)
     settings = {"recipe.json": recipe.to_dict(), "deepspeed.json": deepspeed_json, "environment.json": here}
@@ -279,7 +280,7 @@ def _tracker(
     dist.decided_by_main(lambda: _write_settings(directory, settings))
     return Tracker(
         directory,
-        TrackingTarget(recipe.tracking.uri, recipe.tracking.experiment, recipe.run.name, Path(recipe.run.output_dir)),
+        TrackingTarget(tracking.uri, tracking.experiment, recipe.run.name, root, tracking.parent),
         params={**recipe.flat(), **_flat("ds", deepspeed_json)},
         tags={
             "stage": str(recipe.train.stage),
