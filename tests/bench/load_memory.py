@@ -79,8 +79,10 @@ def measure(folder: Path, stage: int, world: int) -> list[dict[str, float]]:
     """The results of all ranks."""
     port = free_port()
     command = [sys.executable, "-m", "tests.bench.load_memory", "--rank-of", str(folder), "--stage", str(stage)]
+    # a real model's weights are too large for malloc to keep when they are freed (above 32 MB); these would not be
+    malloc = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
     ranks = [
-        subprocess.Popen(command, env=rank_environment(rank, world, port), stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(command, env=rank_environment(rank, world, port) | malloc, stdout=subprocess.PIPE, text=True)
         for rank in range(world)
     ]
     outputs = [rank.communicate()[0] for rank in ranks]

@@ -106,6 +106,7 @@ def by_torchrun(port: int, program: list[str]) -> dict[str, list[str]]:
 
 
 def by_srun(program: list[str], hosts: Sequence[str] = PAIR, tasks: int = 2) -> dict[str, list[str]]:
-    """Tasks spread evenly over the hosts."""
-    place = [f"--nodelist={','.join(hosts)}", f"--nodes={len(hosts)}", f"--ntasks={tasks}", "--cpus-per-task=1"]
+    """Tasks spread over the hosts, the last of which may have fewer."""
+    place = [f"--nodelist={','.join(hosts)}", f"--nodes={len(hosts)}", f"--ntasks={tasks}"]
+    place += [f"--ntasks-per-node={-(-tasks // len(hosts))}", "--cpus-per-task=1"]
     return {"head": ["srun", *place, "--kill-on-bad-exit=1", "--unbuffered", *program]}
