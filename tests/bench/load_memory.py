@@ -2,7 +2,7 @@
 
     python -m tests.bench.load_memory --ranks 1 2 4
 
-A random model of 150 M parameters (600 MB in fp32, in shards of 100 MB) is loaded as training does, under ZeRO-3 and
+A random model of 136 M parameters (545 MB in fp32, in shards of 100 MB) is loaded as training does, under ZeRO-3 and
 under ZeRO-2. Counted is anonymous memory above that of the imported libraries, summed over the ranks, at its peak and
 after loading: pages of the file that are mapped belong to all processes of a node, and can be dropped.
 """
@@ -90,9 +90,9 @@ def measure(folder: Path, stage: int, world: int) -> list[dict[str, float]]:
     return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
-def write_model(folder: Path) -> float:
-    """Write the model in several files; returns its size in MB."""
-    build_tiny_model(folder, texts=["a few words"], size=SIZE)
+def write_model(folder: Path, size: TinySize = SIZE) -> float:
+    """Write a model in several files; returns their size in MB."""
+    build_tiny_model(folder, texts=["a few words"], size=size)
     model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     for file in folder.glob("*.safetensors*"):
         file.unlink()

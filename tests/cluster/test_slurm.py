@@ -17,7 +17,7 @@ from tests.distributed.test_runs import losses
 from tests.ranks import ROOT
 
 pytestmark = pytest.mark.cluster
-STEPS = 160
+STEPS = 120
 """Some seconds of training: there is time to disturb it, four times."""
 EVERY = 20
 """Steps between two checkpoints."""
