@@ -199,8 +199,10 @@ class MlflowCopy:
             )  # fmt: skip
             self.state = self.state.restarted()
         if self.target.parent is not None:
-            where = (self.state.experiment_id, self.target.parent, self.target.root, without_password(uri))
-            self.state.tags["mlflow.parentRunId"] = parent_run(client, *where, _run_exists)
+            experiment, server = str(self.state.experiment_id), without_password(uri)
+            self.state.tags["mlflow.parentRunId"] = parent_run(
+                client, experiment, self.target.parent, self.target.root, server, _run_exists
+            )
         if self.state.run_id is None:
             write_state(self.state_file, self.state)  # the key must be known before a run has it
             self.state.run_id = self._find_run(client) or self._make_run(client)
