@@ -28,7 +28,7 @@ test: .venv/ready
 	$(BIN)/python -m pytest
 
 test-cluster: .venv/ready
-	$(BIN)/python -m pytest -m cluster -rs --timeout 600 tests/cluster
+	$(BIN)/python -m pytest -m cluster -rs --timeout 1200 --durations=0 --durations-min=5 tests/cluster
 
 test-browser: .venv/ready
 	$(BIN)/python -m pytest -m browser -rs tests/browser

@@ -235,6 +235,9 @@ class TrackingConfig:
     """MLflow tracking address; null: MLFLOW_TRACKING_URI, else a SQLite file below run.output_dir."""
     experiment: str = "ilvr"
     """MLflow experiment."""
+    parent: str | None = None
+    """Name of an MLflow run above this one, made where there is none: runs of one run.output_dir, experiment and parent
+    lie together, as those of a sweep do. null: none, or the run that model.init_from names."""
     every_steps: int = 10
     """Log metrics every so many optimizer steps."""
     pictures_every_steps: int = 500

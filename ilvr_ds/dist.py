@@ -156,6 +156,28 @@ def decided_by_main(decide: Callable[[], T]) -> T:
     return result
 
 
+def first_on_host(work: Callable[[bool], T]) -> T:
+    """`work(True)` on the first rank of each host, and only then `work(False)` on the others, which find it done.
+
+    A UserError of any rank is raised on every rank.
+    """
+    box: list[T] = []
+
+    def turn(is_mine: bool, is_first: bool) -> None:
+        error = None
+        if is_mine:
+            try:
+                box.append(work(is_first))
+            except UserError as raised:
+                error = raised
+        if failed := next((error for error in gather_on_host(error) if error), None):
+            raise failed
+
+    turn(local_rank() == 0, is_first=True)
+    turn(local_rank() != 0, is_first=False)
+    return box[0]
+
+
 def warn(message: str, *arguments: object) -> None:
     """Log a warning that concerns the whole job: the main rank says it."""
     if is_main():

@@ -26,13 +26,14 @@ from ilvr_ds.evaluation.benchmarks import Benchmark, find_benchmark
 from ilvr_ds.evaluation.charts import draw_scores
 from ilvr_ds.evaluation.examples import example, marked_text
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import Reasoner, load_reasoner
+from ilvr_ds.evaluation.loading import Reasoner, load_reasoner, speaking_of_the_option
 from ilvr_ds.evaluation.origin import read_origin
 from ilvr_ds.evaluation.pixels import replay_cost
 from ilvr_ds.evaluation.registry import attach, is_reference, resolve
 from ilvr_ds.evaluation.report import metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results, append
 from ilvr_ds.evaluation.tracking import log_scores
+from ilvr_ds.training.base_model import model_on_host
 
 logger = logging.getLogger("ilvr_ds")
 EXAMPLES = 50
@@ -78,9 +79,9 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
     reader = ShardReader(shards)
     count = min(len(reader), settings.max_samples or len(reader))
     dist.decided_by_main(lambda: _check(reader, count, benchmark))
-    reasoner = load_reasoner(
-        settings.model, dist.device(), precision=settings.precision, latent_size=settings.latent_size
-    )
+    with speaking_of_the_option():
+        model = model_on_host(settings.model)
+    reasoner = load_reasoner(model, dist.device(), precision=settings.precision, latent_size=settings.latent_size)
     results = Results(settings.output or default_output(settings.model, settings.benchmark))
     identity = _identity(settings, shards.fingerprint, count, reasoner)
     dist.decided_by_main(lambda: results.open(identity))

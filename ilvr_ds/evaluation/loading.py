@@ -70,7 +70,7 @@ def load_reasoner(
     """
     name = ("bf16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
     dtype = DTYPES[name]
-    with _speaking_of_the_option():
+    with speaking_of_the_option():
         config = load_config(path)
         tokenizer, special = load_tokenizer(path, add_latent_tokens=False)
         images = ImageEncoder(path, max_image_pixels)
@@ -117,7 +117,7 @@ def _stop_ids(model: Any, tokenizer: Any, special: SpecialTokens) -> tuple[int, 
 
 
 @contextmanager
-def _speaking_of_the_option() -> Iterator[None]:
+def speaking_of_the_option() -> Iterator[None]:
     """Mistakes of a recipe's `model.path` are here mistakes of `--model`."""
     try:
         yield

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor
 
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.errors import UserError
+from ilvr_ds.model.hub import model_folder
 
 
 def tower_weights(settings: ModelConfig) -> Iterator[tuple[str, Tensor]]:
@@ -22,20 +22,11 @@ def tower_weights(settings: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     if settings.random_init:
         raise UserError("model.random_init: the vision tower is drawn at random and stored nowhere")
     count = 0
-    for name, tensor in _tensors(_folder(settings.path)):
+    for name, tensor in _tensors(Path(model_folder(settings.path))):
         yield name, tensor
         count += 1
     if count == 0:
         raise UserError(f"model.path: '{settings.path}' holds no weights of a vision tower")
-
-
-def _folder(path: str) -> Path:
-    if Path(path).is_dir():
-        return Path(path)
-    try:
-        return Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.bin", "*.json"]))
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path: cannot get '{path}' ({str(error).strip().splitlines()[0]})") from error
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

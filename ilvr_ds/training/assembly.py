@@ -26,6 +26,7 @@ from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
 from ilvr_ds.model.tower import tower_identity
 from ilvr_ds.model.vision import VisionTower
 from ilvr_ds.provenance import environment, machine
+from ilvr_ds.training.base_model import model_on_host
 from ilvr_ds.training.checkpoint import check_fits, find_checkpoint, saved_state
 from ilvr_ds.training.checkpoint_reshard import needs_resharding, reshard
 from ilvr_ds.training.checkpoint_writer import CheckpointWriter
@@ -59,7 +60,8 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     initial = None if checkpoint else dist.decided_by_main(lambda: find_initial(recipe))
     parent = saved_state(initial).get("mlflow_run_id") if initial else None
     file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
-    encoding = build_encoding(recipe)
+    stored = replace(recipe, model=replace(recipe.model, path=model_on_host(recipe.model.path)))
+    encoding = build_encoding(stored)
     shards = open_dataset(recipe.data.shards)
     shards.check_trainable()
     are_measured = _check_lengths(recipe, shards)
@@ -78,8 +80,8 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         len(shards), plan.global_batch, world, plan.steps_per_epoch, plan.remainder, total,
     )  # fmt: skip
     types = _types(shards)
-    stored = _StoredFeatures.of(recipe, recipe_path, encoding)
-    features = stored.open(shards, "data.features") if stored else None
+    feature_sets = _StoredFeatures.of(stored, recipe_path, encoding)
+    features = feature_sets.open(shards, "data.features") if feature_sets else None
     numbers = _numbers(recipe, plan, shards, are_measured)
     dataset = build_dataset(recipe, encoding, shards, numbers, types, features)
     identity = {
@@ -93,13 +95,13 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     loader = WindowLoader(dataset, plan, identity, recipe.data.num_workers, dist.device().type == "cuda")
     if state:
         loader.check(state["loader"])
-    held_out = _held_out_dataset(recipe, encoding, types, stored)
+    held_out = _held_out_dataset(recipe, encoding, types, feature_sets)
     zero_stage = int(file_settings.get("zero_optimization", {}).get("stage", 0))
     is_resharded = checkpoint is not None and needs_resharding(state, zero_stage)
     if checkpoint and is_resharded:
         reshard(checkpoint, state, zero_stage, recipe)
         file_settings = {**file_settings, "checkpoint": {"load_universal": True}}
-    step, networks = build_step(recipe, file_settings, encoding, initial, types)
+    step, networks = build_step(stored, file_settings, encoding, initial, types)
     datasets, evaluation = {"training": shards}, None
     if held_out:
         datasets["evaluation"] = held_out[0].reader.shard_set
@@ -304,7 +306,8 @@ def _tracker(
 
     parent: MLflow's id of the run whose weights this one starts from.
     """
-    directory = recipe.run_dir
+    directory, tracking = recipe.run_dir, recipe.tracking
+    root = Path(recipe.run.output_dir)
     here = environment(dist.gather_on_host(machine(dist.device())))
     deepspeed_json = deepspeed_settings(recipe, file_settings)
     settings = {"recipe.json": recipe.to_dict(), "deepspeed.json": deepspeed_json, "environment.json": here}
@@ -312,7 +315,7 @@ def _tracker(
     dist.decided_by_main(lambda: _write_settings(directory, settings))
     return Tracker(
         directory,
-        TrackingTarget(recipe.tracking.uri, recipe.tracking.experiment, recipe.run.name, Path(recipe.run.output_dir)),
+        TrackingTarget(tracking.uri, tracking.experiment, recipe.run.name, root, tracking.parent),
         params={**recipe.flat(), **_flat("ds", deepspeed_json)},
         tags={
             "stage": str(recipe.train.stage),

@@ -40,7 +40,7 @@ from ilvr_ds.model.student import (
     prepare_student,
 )
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
-from ilvr_ds.training.build_locks import clear_stale_locks
+from ilvr_ds.training.build_locks import wait_for_builds
 from ilvr_ds.training.initial import load_weights
 
 logger = logging.getLogger("ilvr_ds")
@@ -167,7 +167,7 @@ def teacher_settings(student: dict[str, Any], offload: str) -> dict[str, Any]:
 def init_process_group(timeout_s: float = 1800.0) -> None:
     """Join the job; a process without a launcher becomes a job of one. Collectives fail after `timeout_s`."""
     dist.enter()
-    clear_stale_locks()
+    wait_for_builds()
     deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timedelta(seconds=timeout_s), verbose=False)
     _unlink_shared_memory()
 

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ilvr_ds.training.mlflow_parent import parent_run
 from ilvr_ds.training.record import read_record
 
 logger = logging.getLogger("ilvr_ds")
@@ -37,6 +38,8 @@ class TrackingTarget:
     experiment: str
     run_name: str
     root: Path
+    parent: str | None = None
+    """Name of a run above this one, which other runs in `root` may have too."""
 
     def resolved_uri(self) -> str:
         """The tracking address, absolute."""
@@ -58,6 +61,8 @@ class CopyState:
     """Where the copy goes, without a password."""
     experiment: str = ""
     run_name: str = ""
+    parent: str | None = None
+    """Name of the run above this one."""
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
@@ -195,6 +200,11 @@ class MlflowCopy:
                 without_password(uri), self.state.run_id,
             )  # fmt: skip
             self.state = self.state.restarted()
+        if self.target.parent is not None:
+            experiment, server = str(self.state.experiment_id), without_password(uri)
+            self.state.tags["mlflow.parentRunId"] = parent_run(
+                client, experiment, self.target.parent, self.target.root, server, _run_exists
+            )
         if self.state.run_id is None:
             write_state(self.state_file, self.state)  # the key must be known before a run has it
             self.state.run_id = self._find_run(client) or self._make_run(client)

@@ -32,7 +32,8 @@ def sync(directory: Path, uri: str | None = None) -> list[str]:
 def _sync(state_file: Path, uri: str | None) -> str:
     record = state_file.with_name(state_file.name.replace("mlflow", "metrics", 1) + "l")
     state = read_state(state_file)
-    target = TrackingTarget(_address(state.uri, uri), state.experiment, state.run_name, state_file.parent.parent)
+    root = state_file.parent.parent
+    target = TrackingTarget(_address(state.uri, uri), state.experiment, state.run_name, root, state.parent)
     address = target.resolved_uri()
     if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).parent.is_dir():
         raise UserError(f"{state_file}: the folder of {address} does not exist; give the server with --uri")

@@ -183,7 +183,7 @@ def _describe(
     """Write down what the run is, so that it can be sent later without its recipe."""
     state = read_state(directory / "mlflow.json")
     state.uri = without_password(target.resolved_uri())
-    state.experiment, state.run_name = target.experiment, target.run_name
+    state.experiment, state.run_name, state.parent = target.experiment, target.run_name, target.parent
     state.params = {name: without_password(str(value)) for name, value in params.items()}
     state.tags = {name: without_password(value) for name, value in tags.items()}
     state.artifacts = [path.name if path.parent == directory else str(path.absolute()) for path in artifacts]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from tests.distributed.test_runs import RECIPE, overrides
 from tests.ranks import ROOT
 
 BIN = Path(sys.executable).parent
-START_S = 180
-"""Two ranks on two busy cores, from nothing to the first steps."""
+START_S = 300
+"""From nothing to the first steps: 20 s on two idle cores, more where others compute too."""
+PAIR = ("h1", "h2")
+"""The hosts of a job."""
 BUILDS = Path(get_default_build_root()) / f"py{sys.version_info.major}{sys.version_info.minor}_cpu"
 """Where the other tests of a machine without GPUs had DeepSpeed's operators compiled already."""
-TIMEOUT_S = 10
-"""`run.rank_timeout_s` of runs that lose a rank."""
 
 
 def arguments(folder: Path, demo: Path, **changes: Any) -> list[str]:
@@ -38,12 +39,12 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, **fixed, "PATH": path if path.startswith(f"{BIN}:") else f"{BIN}:{path}", **more}
 
 
-def hostfile(folder: Path, hosts: Hosts) -> dict[str, str]:
+def hostfile(folder: Path, slots: int = 1, **more: str) -> dict[str, str]:
     """Writes `folder`/hosts and the variables that deepspeed takes to other hosts; returns what names the latter."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "hosts").write_text("".join(f"{name} slots=1\n" for name in hosts.names))
-    names = ("PATH", "DS_ACCELERATOR", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR")
-    (folder / "deepspeed_env").write_text("".join(f"{name}={environment()[name]}\n" for name in names))
+    (folder / "hosts").write_text("".join(f"{name} slots={slots}\n" for name in PAIR))
+    names = ("PATH", "DS_ACCELERATOR", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", *more)
+    (folder / "deepspeed_env").write_text("".join(f"{name}={environment(**more)[name]}\n" for name in names))
     return {"DS_ENV_FILE": str(folder / "deepspeed_env")}
 
 
@@ -80,12 +81,14 @@ class Job:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"no end after {timeout_s} s:\n{self.log[-4000:]}") from None
 
-    def stop(self) -> None:
-        """End whatever is left, on the hosts too."""
-        for name in self.hosts.names:
-            for process in self.hosts.processes(name, str(ROOT)):
-                subprocess.run(self.hosts.command(name, "kill", "-9", str(process)), capture_output=True)
-        for process in self.processes:
+
+def stop(hosts: Hosts, *jobs: Job) -> None:
+    """End whatever is left of all jobs, on the hosts too."""
+    for name in hosts.names:
+        for process in hosts.processes(name, str(ROOT)):
+            subprocess.run(hosts.command(name, "kill", "-9", str(process)), capture_output=True)
+    for job in jobs:
+        for process in job.processes:
             process.kill()
             process.wait()
 
@@ -95,14 +98,15 @@ def by_pdsh(folder: Path, port: int, program: list[str]) -> dict[str, list[str]]
     return {"h1": ["deepspeed", "--hostfile", str(folder / "hosts"), "--master_port", str(port), *program]}
 
 
-def by_torchrun(hosts: Hosts, port: int, program: list[str]) -> dict[str, list[str]]:
+def by_torchrun(port: int, program: list[str]) -> dict[str, list[str]]:
     """One torchrun a host."""
-    torchrun = ["torchrun", f"--nnodes={len(hosts.names)}", "--nproc-per-node=1"]
+    torchrun = ["torchrun", f"--nnodes={len(PAIR)}", "--nproc-per-node=1"]
     master = ["--master-addr=h1", f"--master-port={port}"]
-    return {name: [*torchrun, *master, f"--node-rank={rank}", *program] for rank, name in enumerate(hosts.names)}
+    return {name: [*torchrun, *master, f"--node-rank={rank}", *program] for rank, name in enumerate(PAIR)}
 
 
-def by_srun(program: list[str]) -> dict[str, list[str]]:
-    """One task a host."""
-    options = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--kill-on-bad-exit=1", "--unbuffered"]
-    return {"head": ["srun", *options, *program]}
+def by_srun(program: list[str], hosts: Sequence[str] = PAIR, tasks: int = 2) -> dict[str, list[str]]:
+    """Tasks spread over the hosts, the last of which may have fewer."""
+    place = [f"--nodelist={','.join(hosts)}", f"--nodes={len(hosts)}", f"--ntasks={tasks}"]
+    place += [f"--ntasks-per-node={-(-tasks // len(hosts))}", "--cpus-per-task=1"]
+    return {"head": ["srun", *place, "--kill-on-bad-exit=1", "--unbuffered", *program]}

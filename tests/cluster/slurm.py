@@ -85,14 +85,17 @@ class Slurm:
         """A command on the head, such as sbatch; returns what it printed."""
         return self.hosts.run(HEAD, "env", *self._settings(), *words, timeout_s=timeout_s)
 
-    def state(self, job: str) -> str:
-        """PENDING, RUNNING, COMPLETED..."""
-        return self.field(job, "JobState")
+    def states(self, job: str) -> list[str]:
+        """PENDING, RUNNING, COMPLETED..., of each job of an array."""
+        return self._fields(job, "JobState")
 
     def field(self, job: str, name: str) -> str:
         """A field of `scontrol show job`."""
+        return self._fields(job, name)[0]
+
+    def _fields(self, job: str, name: str) -> list[str]:
         words = self.run("scontrol", "show", "job", job).split()
-        return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
+        return [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]
 
     def wait_for_nodes(self) -> None:
         """Return when every node can take jobs."""
