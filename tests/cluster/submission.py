@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -80,8 +81,8 @@ class Training:
             time.sleep(0.1)
 
     def wait_for_a_step(self, restarts: int = 0) -> None:
-        """Return when it has trained after so many restarts."""
-        self.wait_for(lambda: len(self.starts()) > restarts and "step " in self.starts()[restarts])
+        """Return when it has trained after so many starts that had got as far as their data."""
+        self.wait_for(lambda: re.search(r"step \d+/", "".join(self.starts()[restarts:])) is not None)
 
     def completes(self, restarts: int) -> None:
         """It ends well after so many restarts."""
