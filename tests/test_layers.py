@@ -17,13 +17,17 @@ MAY_IMPORT = {
     "config": BASE,
     "launcher": BASE,
     "dist": BASE | {"launcher"},
+    "base_model": BASE | {"dist", "model"},
     "ops": {"ops"},
     "data": BASE | {"data", "config"},
     "model": BASE | {"model", "data", "config"},
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
     "training": BASE
-    | {"training", "distill", "model", "ops", "data", "config", "dist", "provenance", "pictures", "planning"},
-    "evaluation": BASE | {"evaluation", "training", "model", "ops", "data", "config", "dist", "provenance", "pictures"},
+    | {"training", "distill", "model", "ops", "data", "config", "dist", "base_model"}
+    | {"provenance", "pictures", "planning"},
+    "evaluation": BASE
+    | {"evaluation", "training", "model", "ops", "data", "config", "dist", "base_model"}
+    | {"provenance", "pictures"},
     "planning": BASE | {"planning", "config"},
     "provenance": BASE,
     "pictures": BASE | {"pictures"},
