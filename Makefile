@@ -42,7 +42,7 @@ lint: .venv/ready
 	$(BIN)/mypy
 
 bench: .venv/ready
-	$(BIN)/python -m tests.bench.step_time --check-syncs
+	$(BIN)/python -m tests.bench.step --check-syncs
 
 clean:
 	rm -rf .venv outputs build dist *.egg-info

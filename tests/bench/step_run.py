@@ -1,0 +1,224 @@
+"""One case of tests/bench/step.py on this rank: a run of the real loop on shards of noise, its metrics kept in memory.
+
+Not started by hand: step.py starts one process for each rank and reads the file that the main rank writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ilvr_ds import dist
+from ilvr_ds.config import Recipe, recipe_from_dict
+from ilvr_ds.data.loader import PlannedNumbers, WindowDataset, WindowLoader, iterate_windows
+from ilvr_ds.data.pack import pack_samples
+from ilvr_ds.data.plan import SamplePlan
+from ilvr_ds.data.shards import open_dataset
+from ilvr_ds.model.encoding import build_dataset, build_encoding
+from ilvr_ds.provenance import environment, machine
+from ilvr_ds.training.assembly import build_step
+from ilvr_ds.training.checkpoint_writer import CheckpointWriter
+from ilvr_ds.training.engine import init_process_group, read_deepspeed_json
+from ilvr_ds.training.pictures import Pictures
+from ilvr_ds.training.quarantine import Quarantine
+from ilvr_ds.training.throughput import Throughput, model_flops, peak_flops
+from ilvr_ds.training.totals import Totals
+from ilvr_ds.training.trainer import Parts, Trainer
+from ilvr_ds.training.watchdog import Watchdog
+from tests.bench.noise import SIZES, draw_samples, write_geometry
+from tests.bench.syncs import Syncs
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured."""
+
+    name: str
+    geometry: str
+    """7b, 3b or demo"""
+    work: str
+    """comt or mixed"""
+    has_features: bool
+    """Vision features come with the samples: random ones from memory, as no disk would be slower than."""
+    settings: dict[str, dict[str, Any]]
+    """Sections of the recipe"""
+    steps: int
+    """Optimizer steps of an interval"""
+    repeats: int
+    """Intervals after the first, which warms up"""
+    samples: int
+    """In the shards"""
+    check_syncs: bool
+    profile: str | None
+    """File for torch's profile of one step"""
+    folder: str
+    """Where geometry and shards are written"""
+
+
+class Kept:
+    """Stands where the tracker is: keeps what is logged."""
+
+    run_id = None
+
+    def __init__(self) -> None:
+        self.intervals: list[dict[str, float]] = []
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Keep the metrics of an interval."""
+        if "speed/s_per_step" in metrics:
+            self.intervals.append(dict(metrics))
+
+    def event(self, name: str, **details: Any) -> None:
+        """Nothing to keep."""
+
+
+class RandomFeatures:
+    """Stands where stored features are: rows out of one block of noise."""
+
+    retries = 0
+
+    def __init__(self, width: int) -> None:
+        noise = torch.randn(4096, width, generator=torch.Generator().manual_seed(0)).bfloat16()
+        self.rows = noise.view(torch.int16).numpy().view(np.uint16)
+
+    def read(self, number: int, inputs: int, helpers: int) -> Any:
+        """Rows of a sample's images [inputs + helpers, D]."""
+        return self.rows[np.arange(number, number + inputs + helpers) % len(self.rows)]
+
+    def empty(self) -> Any:
+        """Those of a sample without images."""
+        return self.rows[:0]
+
+
+class NothingSaved(Trainer):
+    """The real loop without checkpoints."""
+
+    def _save(self, done: int) -> None:
+        """Weights of noise are not kept."""
+
+
+def run(case: Case) -> dict[str, Any]:
+    """Measure; the same on all ranks, told by the main one."""
+    init_process_group()
+    recipe = recipe_from_dict(case.settings)
+    recipe_dir = Path(case.folder)
+    shards_folder = recipe_dir / f"{case.work}-{case.samples}"
+    dist.decided_by_main(lambda: _write(case, recipe, shards_folder))
+    file_settings = read_deepspeed_json(recipe.deepspeed.config)
+    encoding = build_encoding(recipe)
+    shards, train = open_dataset(str(shards_folder)), recipe.train
+    batch = train.micro_batch_size * train.grad_accum_steps
+    plan = SamplePlan(shards.shard_sizes, 0, dist.world_size(), batch * dist.world_size(), 4096)
+    numbers = PlannedNumbers(plan, dist.rank(), dist.world_size())
+    features: Any = RandomFeatures(encoding.model_config.text_config.hidden_size) if case.has_features else None
+    dataset = build_dataset(recipe, encoding, shards, numbers, train.micro_batch_size, features=features)
+    is_gpu = dist.device().type == "cuda"
+    alone = _loader_alone(dataset, recipe, batch)
+    total = case.steps * (1 + case.repeats)
+    start = time.perf_counter()
+    step, networks = build_step(recipe, file_settings, encoding)
+    built = time.perf_counter() - start
+    tracker: Any = Kept()
+    parts = Parts(
+        recipe=recipe,
+        loader=WindowLoader(dataset, plan, {}, recipe.data.num_workers, is_gpu),
+        step=step,
+        trained=networks.trained,
+        zero_stage=networks.zero_stage,
+        held_out=None,
+        tracker=tracker,
+        pictures=Pictures(tracker, recipe_dir),
+        writer=CheckpointWriter(recipe_dir, networks.student, networks.trained, None, 0, 0, False),
+        watchdog=Watchdog(3600.0, 3600.0, lambda: None),
+        speed=Throughput(
+            model_flops(networks.student.module, encoding.model_config, step.teacher is not None),
+            peak_flops(dist.device()),
+        ),
+        total_steps=total,
+        longest_sample=None,
+        quarantine=Quarantine(recipe_dir, shards, 0.0, dist.is_main()),
+    )
+    NothingSaved(parts).fit()
+    parts.watchdog.stop()
+    places = _look_closer(case, step, dataset) if is_gpu and (case.check_syncs or case.profile) else {}
+    return {
+        "case": asdict(case),
+        "intervals": tracker.intervals[-case.repeats :],
+        "samples_a_step": batch,
+        "ranks": dist.world_size(),
+        "built_s": built,
+        "loader_samples_per_s": alone,
+        "syncs": places,
+        "environment": environment(dist.gather_on_host(machine(dist.device()))),
+    }
+
+
+def _write(case: Case, recipe: Recipe, shards_folder: Path) -> None:
+    model = Path(recipe.model.path)
+    if not model.exists():
+        write_geometry(model, case.geometry)
+    if not shards_folder.exists():
+        sizes = SIZES["demo" if case.geometry == "demo" else "real"]
+        pack_samples(draw_samples(case.work, sizes, case.samples), shards_folder)
+
+
+def _loader_alone(dataset: WindowDataset, recipe: Recipe, batch: int) -> float:
+    """Samples a second of this rank's loader when nobody computes; the processes' start does not count."""
+    workers = recipe.data.num_workers
+    ahead, counted = 2 * workers + 1, max(4, 3 * workers)
+    windows = iterate_windows(dataset, range(ahead + counted), workers, dist.device().type == "cuda")
+    for _ in range(ahead):
+        next(windows)
+    start = time.perf_counter()
+    for _ in windows:
+        pass
+    return counted * batch / (time.perf_counter() - start)
+
+
+def _look_closer(case: Case, step: Any, dataset: WindowDataset) -> dict[str, int]:
+    """Two more steps without an update: synchronisations with the host from batch to backward, and a profile."""
+    syncs, totals = Syncs(), Totals(step.sums, dist.device())
+    for number in range(2):
+        window = dataset[number].pin_memory().to(dist.device())
+        torch.cuda.synchronize()
+        if case.check_syncs:
+            with syncs:
+                _forward_and_backward(step, window, totals)
+    if case.profile:
+        with torch.profiler.profile() as profile:
+            _forward_and_backward(step, window, totals)
+            torch.cuda.synchronize()
+        if dist.is_main():
+            Path(case.profile).write_text(profile.key_averages().table(sort_by="cuda_time_total", row_limit=60))
+    return dict(syncs.places)
+
+
+def _forward_and_backward(step: Any, window: Any, totals: Totals) -> None:
+    prepared = step.prepare(window)
+    for micro in prepared.window.micro_batches:
+        loss = step.loss(micro, prepared, 0, totals)
+        step.student.backward(loss * dist.world_size(), scale_wrt_gas=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", type=Path, required=True)
+    parser.add_argument("--result", type=Path, required=True)
+    parser.add_argument("--local_rank", type=int)
+    options = parser.parse_args()
+    result = run(Case(**json.loads(options.case.read_text())))
+    if dist.is_main():
+        options.result.write_text(json.dumps(result))
+    dist.barrier()
+    dist.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Synchronisations with the host, found by torch's debug mode, by the code that asked for them."""
+
+from __future__ import annotations
+
+import re
+import traceback
+import warnings
+from collections import Counter
+
+import torch
+
+
+class Syncs:
+    """Counts those inside its blocks."""
+
+    def __init__(self) -> None:
+        self.places: Counter[str] = Counter()
+
+    def __enter__(self) -> None:
+        self._catcher = warnings.catch_warnings()
+        self._catcher.__enter__()
+        warnings.simplefilter("always")
+        warnings.showwarning = self._note  # type: ignore[assignment]
+        torch.cuda.set_sync_debug_mode("warn")
+
+    def __exit__(self, *error: object) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        self._catcher.__exit__(*error)
+
+    def _note(self, message: Warning, *_: object) -> None:
+        if "synchronizing CUDA operation" not in str(message):
+            return
+        frames = [f for f in traceback.extract_stack() if re.search("/(ilvr_ds|deepspeed|transformers)/", f.filename)]
+        self.places[f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown place"] += 1

@@ -1,0 +1,85 @@
+"""What can be wrong with the benchmark of a step before it runs: its work, its cases, its table."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ilvr_ds.config import recipe_from_dict
+from ilvr_ds.data.sample import LatentStep, TextStep, check_sample
+from tests.bench.noise import CELL, SIZES, draw_samples
+from tests.bench.step import _options, case_of
+from tests.bench.step_table import SHARES, render
+
+
+def words_of(sample: Any) -> int:
+    texts = [sample.question, *(step.content for step in sample.steps if isinstance(step, TextStep))]
+    return sum(len(text.split()) for text in texts)
+
+
+def test_mixed_work_is_spread_wide() -> None:
+    """Few samples, so small images: lengths, numbers of images and segments vary as the benchmark says."""
+    samples = list(draw_samples("mixed", SIZES["demo"], 60))
+    for sample in samples:
+        check_sample(sample)
+    segments = {sum(isinstance(step, LatentStep) for step in sample.steps) for sample in samples}
+    assert {len(sample.input_images) for sample in samples} == {1, 2, 3} and segments >= {1, 2, 3, 4, 5, 6}
+    assert max(map(words_of, samples)) > 4 * min(map(words_of, samples))
+    assert samples == list(draw_samples("mixed", SIZES["demo"], 60))
+
+
+def test_comt_work_is_all_alike() -> None:
+    sizes = SIZES["real"]
+    assert (sizes.input_side // CELL) ** 2 == 576 and (sizes.helper_side // CELL) ** 2 == 256
+    (sample,) = draw_samples("comt", SIZES["demo"], 1)
+    assert len(sample.helper_images) == 3 and words_of(sample) == 12 + 4 * 8
+
+
+def options(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["step", *arguments])
+    return _options()
+
+
+@pytest.mark.parametrize("name", ["comt", "mixed+features", "comt+selective+8bit+offload-none", "comt+full"])
+def test_cases_are_recipes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_of(name, 2, options(monkeypatch, "--cases", name, "--set", "optim.lr=1e-3"), Path("folder"))
+    recipe = recipe_from_dict(case.settings)
+    assert recipe.optim.lr == 1e-3 and recipe.deepspeed.config == "ds_configs/zero3.json"
+    assert (recipe.data.features is not None) == case.has_features == ("features" in name)
+    assert recipe.teacher.offload == ("none" if "offload-none" in name else "cpu")
+
+
+@pytest.mark.parametrize("arguments", [["--cases", "comic"], ["--cases", "comt+fast"], ["--cpu", "--check-syncs"]])
+def test_mistakes_end_before_anything_runs(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as end:
+        options(monkeypatch, *arguments)
+    assert end.value.code == 2
+
+
+def test_the_table_has_medians_spreads_and_scaling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def result(ranks: int, seconds: list[float]) -> dict[str, Any]:
+        case = case_of("comt", ranks, options(monkeypatch), Path("folder"))
+        interval = {f"speed/share/{name}": 1 / len(SHARES) for name in SHARES} | {"data/padding": 0.25}
+        rates = [
+            {"speed/s_per_step": s, "speed/samples_per_s": 8 * ranks / s, "speed/tokens_per_s": 1e4} for s in seconds
+        ]
+        return {
+            "case": {**vars(case), "check_syncs": True},
+            "intervals": [interval | rate | {"speed/mfu": 0.4, "speed/mfu_matmul": 0.35} for rate in rates],
+            "samples_a_step": 8,
+            "ranks": ranks,
+            "loader_samples_per_s": 40.0,
+            "syncs": {"/x/deepspeed/a.py:1": 4},
+            "environment": {
+                "versions": {"torch": "2"}, "git_commit": "0" * 40, "git_dirty": True, "cuda": None,
+                "ranks": [{"device": "X"}],
+            },
+        }  # fmt: skip
+
+    text = "\n".join(render([result(1, [1.0, 0.8, 1.6]), result(2, [1.25, 1.25, 1.25])]))
+    assert "125.0 (100.0 to 200.0)" in text and "| 80% |" in text and "| 40.0% | 35.0% |" in text
+    assert "40 samples/s, 5.0x" in text and "25.0%" in text and "commit 000000000000 (changed)" in text
+    assert "comt: no host synchronisations outside DeepSpeed" in text and "2 a step in /x/deepspeed" in text
