@@ -21,8 +21,11 @@ MAY_IMPORT = {
     "data": BASE | {"data", "config"},
     "model": BASE | {"model", "data", "config"},
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
-    "training": BASE | {"training", "distill", "model", "ops", "data", "config", "dist", "provenance", "pictures"},
-    "evaluation": BASE | {"evaluation", "training", "model", "ops", "data", "config", "dist", "provenance", "pictures"},
+    "base_model": BASE | {"dist", "model"},
+    "training": BASE
+    | {"training", "distill", "model", "ops", "data", "config", "dist", "base_model", "provenance", "pictures"},
+    "evaluation": BASE
+    | {"evaluation", "training", "model", "ops", "data", "config", "dist", "base_model", "provenance", "pictures"},
     "provenance": BASE,
     "pictures": BASE | {"pictures"},
     "doctor": BASE | {"ops"},

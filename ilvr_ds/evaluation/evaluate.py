@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds import dist
+from ilvr_ds.base_model import model_on_host
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.data.shards import open_dataset
@@ -33,7 +34,6 @@ from ilvr_ds.evaluation.registry import attach, is_reference, resolve
 from ilvr_ds.evaluation.report import metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results, append
 from ilvr_ds.evaluation.tracking import log_scores
-from ilvr_ds.training.base_model import model_on_host
 
 logger = logging.getLogger("ilvr_ds")
 EXAMPLES = 50

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ilvr_ds import dist
+from ilvr_ds.base_model import model_on_host
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.features import FeatureSet, open_features
 from ilvr_ds.data.loader import PlannedNumbers, SequentialNumbers, WindowDataset, WindowLoader
@@ -22,7 +23,6 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
 from ilvr_ds.model.tower import tower_identity
 from ilvr_ds.provenance import environment, machine
-from ilvr_ds.training.base_model import model_on_host
 from ilvr_ds.training.checkpoint import check_fits, find_checkpoint, saved_state
 from ilvr_ds.training.checkpoint_reshard import needs_resharding, reshard
 from ilvr_ds.training.checkpoint_writer import CheckpointWriter

@@ -24,7 +24,7 @@ import os, sys
 from datetime import timedelta
 from ilvr_ds import dist
 from ilvr_ds.errors import UserError
-from ilvr_ds.training.base_model import model_on_host
+from ilvr_ds.base_model import model_on_host
 dist.join_on_host(timedelta(seconds=120))
 try:
     print(model_on_host(sys.argv[1]))
