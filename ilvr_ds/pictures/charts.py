@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -48,9 +49,10 @@ class Bar:
 
 def draw_accuracy(title: str, bars: Sequence[Bar], path: Path) -> None:
     """Accuracy of each kind of task with a 95 % interval (normal approximation), chance as a line across its bar."""
-    figure = new_figure(3.6)
+    is_crowded = len(bars) > 8
+    figure = new_figure(4.4 if is_crowded else 3.6)
     axes = figure.subplots()
-    place(figure, 0.7, 0.15, 0.35, 0.6, 0, 0)
+    place(figure, 0.7, 0.15, 0.35, 1.4 if is_crowded else 0.6, 0, 0)
     places = np.arange(len(bars))
     accuracy = np.array([bar.accuracy for bar in bars])
     half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / np.array([max(1, bar.samples) for bar in bars]))
@@ -62,10 +64,12 @@ def draw_accuracy(title: str, bars: Sequence[Bar], path: Path) -> None:
         axes.hlines(chance, x - 0.4, x + 0.4, colors=COLOURS[3], linestyles="--", linewidth=2.2, label=label)
     for x, bar in zip(places, bars, strict=True):
         axes.text(float(x), 0.01, f"{bar.accuracy:.2f}", ha="center", va="bottom", fontsize=NORMAL)
-    axes.set_xticks(places, [f"{bar.name}\nn = {bar.samples}" for bar in bars], fontsize=SMALL)
+    tilt: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if is_crowded else {}
+    gap = ", " if is_crowded else "\n"
+    axes.set_xticks(places, [f"{bar.name}{gap}n = {bar.samples}" for bar in bars], fontsize=SMALL, **tilt)
     axes.set_ylim(0, 1)
     _label(axes, title, "", "accuracy")
-    axes.legend(fontsize=SMALL, frameon=False, loc="upper right")
+    axes.legend(fontsize=SMALL, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
     save(figure, path)
 
 

@@ -85,6 +85,8 @@ def _check_installed() -> None:
 
 
 def _check_free(port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port: {port} is not a port; give 1 to 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

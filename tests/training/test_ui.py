@@ -46,6 +46,8 @@ def test_a_taken_port_is_an_error_before_anything_starts(tmp_path: Path) -> None
         other.listen()
         with pytest.raises(UserError, match=r"--port: .* is taken"):
             ui.show(tmp_path, None, other.getsockname()[1], print)
+    with pytest.raises(UserError, match="--port: 99999 is not a port"):
+        ui.show(tmp_path, None, 99999, print)
 
 
 def test_a_run_on_a_server_has_its_page_there(tmp_path: Path) -> None:
