@@ -82,7 +82,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     types = _types(shards)
     feature_sets = _StoredFeatures.of(stored, recipe_path, encoding)
     features = feature_sets.open(shards, "data.features") if feature_sets else None
-    numbers = _numbers(recipe, plan, shards, are_measured)
+    numbers = planned_numbers(recipe, plan, shards, are_measured)
     dataset = build_dataset(recipe, encoding, shards, numbers, types, features)
     identity = {
         "data": shards.fingerprint,
@@ -196,8 +196,10 @@ def _check_lengths(recipe: Recipe, shards: ShardSet) -> bool:
     return longest > 0
 
 
-def _numbers(recipe: Recipe, plan: SamplePlan, shards: ShardSet, are_measured: bool) -> PlannedNumbers | PackedNumbers:
-    """Which samples this rank takes in which micro-batch."""
+def planned_numbers(
+    recipe: Recipe, plan: SamplePlan, shards: ShardSet, are_measured: bool
+) -> PlannedNumbers | PackedNumbers:
+    """Which samples this rank takes in which micro-batch; raises UserError where lengths are needed and not known."""
     train, rank, world = recipe.train, dist.rank(), dist.world_size()
     if not train.micro_batch_tokens:
         return PlannedNumbers(plan, rank, world, train.micro_batch_size)

@@ -51,9 +51,9 @@ def table(parts: Parts) -> None:
     rows: dict[str, list[tuple[float, float]]] = {}
     kept = empty = cells = empty_cells = 0
     for start in range(0, SAMPLES, 16):
-        window = dataset.window(np.arange(start, start + 16))
+        window = dataset.window([np.arange(start, start + 16)])
         features = parts.step.vision.features(window)
-        targets = teacher.targets(window, features)
+        targets = teacher.select(window, features, teacher.read(window, features))
         is_empty = torch.cat([_is_empty(dataset, number) for number in _in_order(window)])
         unit = torch.nn.functional.normalize(targets.candidates.float(), dim=-1)
         context, image, text = _parts(teacher.network, window, features)

@@ -17,13 +17,13 @@ import torch
 
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe, recipe_from_dict
-from ilvr_ds.data.loader import PlannedNumbers, WindowDataset, WindowLoader, iterate_windows
+from ilvr_ds.data.loader import WindowDataset, WindowLoader, iterate_windows
 from ilvr_ds.data.pack import pack_samples
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.model.encoding import build_dataset, build_encoding
 from ilvr_ds.provenance import environment, machine
-from ilvr_ds.training.assembly import build_step
+from ilvr_ds.training.assembly import build_step, planned_numbers
 from ilvr_ds.training.checkpoint_writer import CheckpointWriter
 from ilvr_ds.training.engine import init_process_group, read_deepspeed_json
 from ilvr_ds.training.pictures import Pictures
@@ -116,9 +116,9 @@ def run(case: Case) -> dict[str, Any]:
     shards, train = open_dataset(str(shards_folder)), recipe.train
     batch = train.micro_batch_size * train.grad_accum_steps
     plan = SamplePlan(shards.shard_sizes, 0, dist.world_size(), batch * dist.world_size(), 4096)
-    numbers = PlannedNumbers(plan, dist.rank(), dist.world_size())
+    numbers = planned_numbers(recipe, plan, shards, are_measured=True)
     features: Any = RandomFeatures(encoding.model_config.text_config.hidden_size) if case.has_features else None
-    dataset = build_dataset(recipe, encoding, shards, numbers, train.micro_batch_size, features=features)
+    dataset = build_dataset(recipe, encoding, shards, numbers, features=features)
     is_gpu = dist.device().type == "cuda"
     alone = _loader_alone(dataset, recipe, batch)
     total = case.steps * (1 + case.repeats)
@@ -142,7 +142,7 @@ def run(case: Case) -> dict[str, Any]:
             peak_flops(dist.device()),
         ),
         total_steps=total,
-        longest_sample=None,
+        rehearsal=None,
         quarantine=Quarantine(recipe_dir, shards, 0.0, dist.is_main()),
     )
     NothingSaved(parts).fit()
@@ -166,7 +166,8 @@ def _write(case: Case, recipe: Recipe, shards_folder: Path) -> None:
         write_geometry(model, case.geometry)
     if not shards_folder.exists():
         sizes = SIZES["demo" if case.geometry == "demo" else "real"]
-        pack_samples(draw_samples(case.work, sizes, case.samples), shards_folder)
+        measure = build_encoding(recipe).encoder.count_tokens
+        pack_samples(draw_samples(case.work, sizes, case.samples), shards_folder, measure=measure)
 
 
 def _loader_alone(dataset: WindowDataset, recipe: Recipe, batch: int) -> float:

@@ -44,7 +44,7 @@ def _maps(parts: Parts, number: int) -> list[NDArray[np.float32]]:
     """Of each segment of a held-out sample: cosines [K, patches] of the last hidden state before each slot."""
     assert parts.held_out is not None
     dataset, student = parts.held_out.dataset, parts.step.student
-    window = dataset.window(np.full(dataset.collator.micro_batch_size, number))
+    window = dataset.window([np.array([number])])
     prepared = parts.step.prepare(window.to(dist.device()))
     [micro] = prepared.window.micro_batches
     assert len(micro.segments) == 0, "training reads no helper image"
