@@ -227,7 +227,7 @@ def _finish(
         origin = read_origin(settings.model)
         experiment = settings.experiment or origin.get("experiment") or "evaluation"
         parent = None if settings.experiment else origin.get("mlflow_run_id")
-        name = f"{Path(settings.model).name}-{settings.benchmark}"
+        name = f"{origin.get('run') or Path(settings.model).name}-{settings.benchmark}"
         params = {key: identity[key] for key in ("model", "data", "samples", "benchmark", "latent_size")}
         log_scores(
             settings.tracking_uri, experiment, name, params, metrics_of(scores), examples, pictures, parent

@@ -204,7 +204,7 @@ def test_generate_takes_a_registered_model(
     run = log_scores(store, "e", "run", {}, {}, [])
     (folder / "training.json").write_text(json.dumps({"step": 1, "mlflow_run_id": run, "tracking_uri": store}))
     reference = register(folder, "name", None)
-    command = ["generate", "--model", reference, "--question", "How many? A) 1 B) 2", "--max-new-tokens", "4"]
+    command = ["generate", "--model", reference, "--question", "How many? A) 1 B) 2", "--max-new-tokens", "8"]
     assert main([*command, "--tracking-uri", store]) == 0
     assert capsys.readouterr().out.strip()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -30,6 +30,7 @@ def views(demo: str) -> list[SampleView]:
 def free_views(demo: str, deepspeed: str) -> dict[str, Any]:
     """What the gaze of stage 2 sees, and the same maps put together from a step that reads no helper image."""
     more = ["model.init_from=null", f"deepspeed.config={deepspeed}", "tracking.picture_samples=2"]
+    more.append("train.micro_batch_size=4")
     parts = _assemble("launch/recipes/demo-stage2.yaml", demo, more)
     gaze = parts.pictures.gaze
     assert gaze is not None
@@ -66,7 +67,9 @@ def _features(parts: Parts, image: bytes) -> torch.Tensor:
     assert parts.held_out is not None
     dataset = parts.held_out.dataset
     alone = dataset.encoder.prompt(Sample("alone", "?", steps=(), input_images=(image,)))
-    return parts.step.vision.features(dataset.collator([alone], np.array([0])))
+    size = dataset.collator.micro_batch_size
+    features = parts.step.vision.features(dataset.collator([alone] * size, np.arange(size)))
+    return features[: len(features) // size]
 
 
 def _cosine(latents: torch.Tensor, patches: torch.Tensor) -> NDArray[np.float32]:
@@ -79,6 +82,6 @@ def _assemble(recipe: str, demo: str, more: list[str]) -> Parts:
     overrides = [
         f"run.output_dir={root / 'looking'}", f"data.shards={root / 'train'}", f"data.eval_shards={root / 'held_out'}",
         f"model.path={root / 'model'}", "evaluation.max_samples=8", "tracking.uri=http://127.0.0.1:9",
-        "train.micro_batch_size=4", *more,
+        *more,
     ]  # fmt: skip
     return assemble(load_recipe(recipe, overrides), Path(recipe))
