@@ -39,12 +39,12 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, **fixed, "PATH": path if path.startswith(f"{BIN}:") else f"{BIN}:{path}", **more}
 
 
-def hostfile(folder: Path, slots: int = 1, **more: str) -> dict[str, str]:
+def hostfile(folder: Path, slots: int = 1) -> dict[str, str]:
     """Writes `folder`/hosts and the variables that deepspeed takes to other hosts; returns what names the latter."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "hosts").write_text("".join(f"{name} slots={slots}\n" for name in PAIR))
-    names = ("PATH", "DS_ACCELERATOR", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", *more)
-    (folder / "deepspeed_env").write_text("".join(f"{name}={environment(**more)[name]}\n" for name in names))
+    names = ("PATH", "DS_ACCELERATOR", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR")
+    (folder / "deepspeed_env").write_text("".join(f"{name}={environment()[name]}\n" for name in names))
     return {"DS_ENV_FILE": str(folder / "deepspeed_env")}
 
 
