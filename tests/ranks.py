@@ -10,6 +10,7 @@ import atexit
 import gc
 import importlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -100,6 +101,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def heeding_ctrl_c() -> None:
+    """In a new process: Ctrl-C as in a terminal, also where a shell that started the tests ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.ranks import ROOT, free_port
+from tests.ranks import ROOT, free_port, heeding_ctrl_c
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1800)]
 SHOTS = Path(os.environ.get("ILVR_SCREENSHOTS", ROOT / "outputs/screenshots"))
@@ -101,6 +101,7 @@ def server(outputs: Path) -> Iterator[str]:
     ui = subprocess.Popen(
         [sys.executable, "-m", "ilvr_ds.cli", "ui", str(outputs), "--port", str(port)],
         cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        preexec_fn=heeding_ctrl_c,
     )  # fmt: skip
     try:
         assert ui.stdout is not None

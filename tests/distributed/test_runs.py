@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ranks import ROOT, free_port, run_ranks
+from tests.ranks import ROOT, free_port, heeding_ctrl_c, run_ranks
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 
@@ -154,7 +154,8 @@ def test_ctrl_c_through_the_launcher_saves(tmp_path: Path, demo_folder: Path) ->
     """One Ctrl-C reaches every process, and DeepSpeed's launcher then sends SIGTERM too: neither may cost the step."""
     command, environment = launcher(overrides(tmp_path, demo_folder, train__max_steps=500, data__num_workers=1))
     with (tmp_path / "log").open("w") as log:
-        run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        run = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True,
+                               preexec_fn=heeding_ctrl_c)  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         while "step 3/" not in (tmp_path / "log").read_text():
