@@ -96,13 +96,18 @@ class Setup:
     def of(recipe: Recipe, zero: Zero, geometry: Geometry, world: int, sample: SampleSize) -> Setup:
         """A recipe on `world` ranks."""
         model, train = recipe.model, recipe.train
+        size, accum = train.micro_batch_size, train.grad_accum_steps
+        if train.micro_batch_tokens:  # as few micro-batches as hold the step's tokens
+            samples = size * accum
+            accum = min(samples, -(-samples * sample.tokens // train.micro_batch_tokens))
+            size = -(-samples // accum)
         return Setup(
             geometry=geometry,
             world=world,
             zero=zero,
             sample=sample,
-            micro_batch_size=train.micro_batch_size,
-            grad_accum_steps=train.grad_accum_steps,
+            micro_batch_size=size,
+            grad_accum_steps=accum,
             itemsize=BYTES[train.precision],
             checkpointing=model.activation_checkpointing,
             logits_chunk=recipe.loss.logits_chunk,
