@@ -88,6 +88,13 @@ def window_of(samples: list[EncodedSample], micro: int, rows: Rows = "right", gr
     return Collator(SPECIAL, LAYOUT, K, group_size, rows)(samples, 50 + np.arange(len(samples)), sizes)
 
 
+class Pairs:
+    """Sample numbers in stored order, two micro-batches of two samples a step."""
+
+    def __call__(self, step: int) -> list[np.ndarray]:
+        return [np.array([first, first + 1]) for first in (4 * step, 4 * step + 2)]
+
+
 def feature_names(images: tuple[ImageBatch, ...]) -> list[tuple[int, int]]:
     """(image, merged patch) of each row of a window's features, read from the bytes that go to the tower."""
     return [(int(p[0]), int(p[1])) for batch in images for p in batch.patches[::4]]

@@ -16,14 +16,14 @@ import torch
 from ilvr_ds.data import images as images_module
 from ilvr_ds.data.feature_writer import FeatureWriter, SampleRows
 from ilvr_ds.data.features import FeatureSet, open_features
-from ilvr_ds.data.loader import SequentialNumbers, WindowDataset, iterate_windows
+from ilvr_ds.data.loader import WindowDataset, iterate_windows
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import SampleError, decode_image, image_size
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.data.template import SampleEncoder
 from ilvr_ds.data.window import Window
 from ilvr_ds.errors import UserError
-from tests.data.handmade import leaves
+from tests.data.handmade import Pairs, leaves
 from tests.data.packing import image_bytes, make_dataset, png_bomb, serve
 from tests.golden_set import GoldenSet
 
@@ -158,7 +158,7 @@ def dataset_of(folder: Path, golden: GoldenSet, with_features: bool) -> WindowDa
     encoder = SampleEncoder(
         whole.tokenizer, whole.special, whole.images, whole.latent_size, whole.max_tokens, with_pixels=not with_features
     )
-    numbers = SequentialNumbers(4, 0, 1)
+    numbers = Pairs()
     features = features_of(folder) if with_features else None
     return WindowDataset(ShardReader(open_dataset(folder)), encoder, golden.collator("right"), numbers, features)
 

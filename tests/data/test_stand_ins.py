@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from ilvr_ds.data import storage
-from ilvr_ds.data.loader import SequentialNumbers, WindowDataset
+from ilvr_ds.data.loader import WindowDataset
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.data.window import Window
-from tests.data.handmade import leaves
+from tests.data.handmade import Pairs, leaves
 from tests.data.hostile import HOSTILE, members_of, plant, sample_bytes
 from tests.data.packing import make_dataset, serve
 from tests.golden_set import GoldenSet
@@ -42,7 +42,7 @@ def folder(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def dataset_of(location: Path | str, golden: GoldenSet) -> WindowDataset:
     reader = ShardReader(open_dataset(location))
-    return WindowDataset(reader, golden.encoder, golden.collator("right"), SequentialNumbers(4, 0, 1))
+    return WindowDataset(reader, golden.encoder, golden.collator("right"), Pairs())
 
 
 def check_stand_in(window: Window, packed: Path, golden: GoldenSet) -> None:
