@@ -128,6 +128,9 @@ def _check_zero(zero: Any, file: Path) -> None:
 def deepspeed_settings(recipe: Recipe, file_settings: dict[str, Any]) -> dict[str, Any]:
     """The student's DeepSpeed configuration: the JSON's settings and what the recipe owns."""
     precision = recipe.train.precision
+    if recipe.model.activation_checkpointing == "selective":  # see model/checkpointing.py
+        zero = {**file_settings.get("zero_optimization", {}), "memory_efficient_linear": False}
+        file_settings = {**file_settings, "zero_optimization": zero}
     return {
         "steps_per_print": 2**31,
         **file_settings,
@@ -148,7 +151,8 @@ def teacher_settings(student: dict[str, Any], offload: str) -> dict[str, Any]:
     momentum update, without an error.
     """
     zero = student.get("zero_optimization", {})
-    shared = {key: zero[key] for key in ("stage3_prefetch_bucket_size", "stage3_max_live_parameters") if key in zero}
+    keys = ("stage3_prefetch_bucket_size", "stage3_max_live_parameters", "memory_efficient_linear")
+    shared = {key: zero[key] for key in keys if key in zero}
     return {
         "steps_per_print": 2**31,
         "train_micro_batch_size_per_gpu": 1,
