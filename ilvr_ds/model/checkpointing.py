@@ -25,6 +25,10 @@ EXPENSIVE = frozenset(
     for overload in (getattr(operator, name) for name in operator.overloads() if "out" not in name)
 )
 """Matrix products and attention: nearly all of a layer's work, and about half of what it keeps."""
+KEPT = EXPENSIVE | {_aten.add_.Tensor}
+"""DeepSpeed's own linear function for ZeRO-3 adds the bias in place to the product that is kept, and the backward would
+add it again. training/engine.py switches that function off; where it is active after all, keeping the addition too
+makes torch notice that what it keeps was changed, and refuse: else gradients would be wrong without an error."""
 
 
 def checkpoint_arguments(kind: str) -> dict[str, Any]:
@@ -37,4 +41,4 @@ def checkpoint_arguments(kind: str) -> dict[str, Any]:
 
 def _policy(context: Any, operator: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
     """Norms, rotations and activation functions are computed again; they read and write little."""
-    return CheckpointPolicy.MUST_SAVE if operator in EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operator in KEPT else CheckpointPolicy.PREFER_RECOMPUTE

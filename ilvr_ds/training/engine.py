@@ -21,7 +21,6 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
@@ -128,15 +127,12 @@ def _check_zero(zero: Any, file: Path) -> None:
 def deepspeed_settings(recipe: Recipe, file_settings: dict[str, Any]) -> dict[str, Any]:
     """The student's DeepSpeed configuration: the JSON's settings and what the recipe owns."""
     precision = recipe.train.precision
-    zero = dict(file_settings.get("zero_optimization", {}))
-    if recipe.model.activation_checkpointing == "selective":
-        # DeepSpeed's own linear layers add the bias in place to a product that is kept: it would be added twice.
-        # What they save, the weights in autograd's hands, checkpointing saves too
-        zero["memory_efficient_linear"] = False
+    if recipe.model.activation_checkpointing == "selective":  # see model/checkpointing.py
+        zero = {**file_settings.get("zero_optimization", {}), "memory_efficient_linear": False}
+        file_settings = {**file_settings, "zero_optimization": zero}
     return {
         "steps_per_print": 2**31,
         **file_settings,
-        "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": recipe.train.micro_batch_size,
         # filled by tokens, a step has more or fewer micro-batches: the trainer says which is its last, and 1 would
         # let DeepSpeed leave out what accumulates
@@ -260,9 +256,6 @@ def build_networks(
     networks = Networks(student, teacher, vision, zero_stage, names)
     if teacher is not None:
         _copy_to_teacher(networks)
-    if recipe.model.activation_checkpointing == "selective" and nn.functional.linear is zero3_linear_wrap:
-        # DeepSpeed replaces torch's function for the whole process and never puts it back
-        raise RuntimeError("selective checkpointing needs torch's own linear; an engine before this one replaced it")
     return networks
 
 

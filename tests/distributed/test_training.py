@@ -101,16 +101,16 @@ def check_same(one: dict[str, Any], two: dict[str, Any]) -> None:
 
 def test_memory_choices_change_no_gradient(tmp_path: Path) -> None:
     """Under ZeRO-3, on ranks with different numbers of chunks: catches weights that are gone in the second forward, a
-    head that is gathered for each chunk, and one that gets no gradient."""
+    head that is gathered for each chunk, and biases that the second forward adds again."""
     choices = [("none", 1024), ("full", 1024), ("selective", 7)]
     ranks = run_ranks(WORKERS + "with_choices", 2, tmp_path, choices=choices, zero=ZERO3)
-    assert ranks[0][0]["labels"] // 7 != ranks[1][0]["labels"] // 7
-    for plain, *others in ranks:
-        assert any(name.startswith("lm_head") for name in plain["grads"]) or "embed" in str(plain["grads"].keys())
-        for other in others:
-            assert other["loss"] == pytest.approx(plain["loss"], rel=1e-6)
-            for name, grad in plain["grads"].items():
-                torch.testing.assert_close(other["grads"][name], grad, rtol=1e-4, atol=1e-6)
+    assert -(-ranks[0][0]["labels"] // 7) != -(-ranks[1][0]["labels"] // 7)
+    plain, *others = ranks[0]
+    assert len(plain["grads"]) > 30
+    for other in others:
+        assert other["loss"] == pytest.approx(plain["loss"], rel=1e-6)
+        for name, grad in plain["grads"].items():
+            assert float((other["grads"][name] - grad).norm() / grad.norm()) < 1e-5, name
 
 
 @pytest.mark.parametrize(("rows", "negatives"), [("packed", "world"), ("left", "micro_batch")])

@@ -12,7 +12,7 @@ from typing import Any
 import deepspeed
 import numpy as np
 import torch
-from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as ZeroInit
+from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses as Constructing
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import nn
 
@@ -183,8 +183,8 @@ def with_choices(choices: list[tuple[str, int]], zero: dict[str, Any]) -> list[d
     frozen_in_time = OptimConfig(lr=0.0, weight_decay=0.0, max_grad_norm=0.0)
     results = []
     for checkpointing, chunk in choices:
-        # engines of earlier tests replaced it, for good: a run has a process of its own
-        torch.nn.functional.linear = getattr(ZeroInit, "linear_bk", torch.nn.functional.linear)
+        # a run before this one, in a process that goes on, has left DeepSpeed's own linear function in place
+        torch.nn.functional.linear = getattr(Constructing, "linear_bk", torch.nn.functional.linear)
         model = dataclasses.replace(golden.model, activation_checkpointing=checkpointing)
         loss = dataclasses.replace(ALL_LOSSES, logits_chunk=chunk)
         run = SmallRun.start(golden_recipe(golden, model=model, loss=loss, optim=frozen_in_time), zero)
