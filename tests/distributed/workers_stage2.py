@@ -65,7 +65,7 @@ def mixed_batches(steps: int, padding_side: str, zero: dict[str, Any], checkpoin
         if step == 0:
             kinds[:] = dist.rank()  # one rank without images, the other without segments
         samples = [mutilated(golden.encoded[i], kind) for i, kind in zip(numbers, kinds, strict=True)]
-        window = run.collate(samples, np.arange(4), 2)
+        window = run.collate(samples, np.arange(4), [2, 2])
         calls[1] += sum((m.rollout.rounds * (golden.settings["latent_size"] + 1)) + 1 for m in window.micro_batches)
         losses.append(run.train(window, step))
     return {"losses": losses, "calls": calls[0], "own": calls[1]}
