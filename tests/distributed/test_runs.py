@@ -54,8 +54,8 @@ def check_speed(folder: Path) -> None:
         assert metrics["speed/tokens_per_s"] > metrics["speed/samples_per_s"] > 0 and "speed/mfu" not in metrics
         shares = {name.rpartition("/")[2]: value for name, value in metrics.items() if "/share/" in name}
         assert sum(shares.values()) == pytest.approx(1) and min(shares.values()) >= 0
-        assert min(shares[name] for name in ("data", "vision", "teacher", "selection")) > 0
-        assert min(shares[name] for name in ("forward", "backward", "optimizer", "momentum")) > 0.01
+        assert all(value > 0 for name, value in shares.items() if name != "checkpoint")
+        assert min(shares["forward"], shares["backward"]) > 0.02
 
 
 def launcher(settings: list[str]) -> tuple[list[str], dict[str, str]]:
