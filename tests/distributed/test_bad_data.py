@@ -95,6 +95,7 @@ def test_too_many_bad_samples_end_the_run_on_every_rank(
     assert bool(list((tmp_path / "demo/checkpoints").glob("step-*"))) == saved
 
 
+@pytest.mark.drill
 def test_the_launcher_hands_on_code_2(tmp_path: Path, lying: Path) -> None:
     """With a loader worker. One plain line, no traceback, and the record says how it ended."""
     settings = overrides(tmp_path, lying, data__max_bad_fraction=0, data__num_workers=1, train__max_steps=50)

@@ -73,7 +73,10 @@ def last_line(folder: Path, rank: int) -> str:
 
 @pytest.mark.parametrize(
     ("fault", "rank"),
-    [("killed", 0), ("killed", 1), ("stopped", 1), pytest.param("stopped", 0, marks=pytest.mark.drill)],
+    [
+        ("killed", 1),
+        *(pytest.param(*case, marks=pytest.mark.drill) for case in (("killed", 0), ("stopped", 0), ("stopped", 1))),
+    ],
 )
 def test_a_lost_rank_ends_the_job_with_its_name(tmp_path: Path, demo_folder: Path, fault: str, rank: int) -> None:
     """Catches a job that waits for ever, or one whose log does not say which rank, step and samples."""
@@ -90,7 +93,11 @@ def test_a_lost_rank_ends_the_job_with_its_name(tmp_path: Path, demo_folder: Pat
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("out_of_memory", rf"rank 1 on .*: step {AT}, student, samples \S+.*: RuntimeError: .*memory"),
+        pytest.param(
+            "out_of_memory",
+            rf"rank 1 on .*: step {AT}, student, samples \S+.*: RuntimeError: .*memory",
+            marks=pytest.mark.drill,
+        ),
         pytest.param(
             "no_worker", r"rank 1 on .*: step \d, .*: RuntimeError: DataLoader worker", marks=pytest.mark.drill
         ),

@@ -66,6 +66,7 @@ def test_losses_and_gradients_equal_those_with_the_tower(
         assert stored["eval"] == pytest.approx(tower["eval"], rel=2e-3)
 
 
+@pytest.mark.drill
 def test_resume_is_bitwise_equal_and_no_tower_is_built(tmp_path: Path, demo_folder: Path, features: Path) -> None:
     """Stopped after 3 of 6 steps on 2 ranks and gone on, with loader workers."""
     worker = "tests.distributed.workers_run:train"

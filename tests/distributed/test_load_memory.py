@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from ilvr_ds.model.tiny import TinySize
 from tests.bench.load_memory import measure, write_model
 
@@ -11,6 +13,7 @@ SIZE = TinySize(768, 2048, 8, 12, 4, vision_hidden_size=32, vision_heads=2, voca
 """200 MB: more than what a rank needs besides."""
 
 
+@pytest.mark.drill
 def test_two_ranks_hold_one_model_between_them(tmp_path: Path) -> None:
     """Catches a version of transformers that reads all weights on every rank."""
     size = write_model(tmp_path, SIZE)

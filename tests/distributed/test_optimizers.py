@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.ranks import run_ranks
 
 WORKER = "tests.distributed.workers:trained_by"
 
 
+@pytest.mark.drill
 def test_cpu_adam_with_offload_equals_adamw(tmp_path: Path) -> None:
     """Catches a DeepSpeedCPUAdam in Adam's mode (coupled decay) or with other betas; its first use compiles it."""
     reference, tested = (

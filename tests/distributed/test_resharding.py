@@ -29,7 +29,14 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> dict
     return {"whole": whole, "losses": losses(folder / "whole"), "folder": folder / "part"}
 
 
-@pytest.mark.parametrize(("ranks", "micro", "zero"), [(1, 4, GROUPS), (4, 2, ""), (2, 4, ZERO2), (1, 8, ZERO2)])
+@pytest.mark.parametrize(
+    ("ranks", "micro", "zero"),
+    [
+        (1, 4, GROUPS),
+        (2, 4, ZERO2),
+        *(pytest.param(*case, marks=pytest.mark.drill) for case in ((4, 2, ""), (1, 8, ZERO2))),
+    ],
+)
 def test_a_run_goes_on_with_other_slices(
     tmp_path: Path, demo_folder: Path, stopped: dict[str, Any], ranks: int, micro: int, zero: str
 ) -> None:

@@ -129,6 +129,7 @@ def test_rehearsal_changes_nothing(tmp_path: Path, demo_folder: Path) -> None:
         assert torch.equal(results[1]["weights"][name], tensor), name
 
 
+@pytest.mark.drill
 @pytest.mark.timeout(600)
 def test_demo_through_the_launcher(tmp_path: Path, demo_folder: Path) -> None:
     """`deepspeed --num_gpus 2 launch/train.sh` as the README has it: CE falls to half, the teacher moves."""
