@@ -39,7 +39,8 @@ def test_equal_hosts_are_well(hosts: Hosts, demo_folder: Path, tmp_path: Path) -
     took = time.monotonic() - begin
     print(f"doctor on 8 ranks: {took:.1f} s, begun under a load of {busy:.1f} a core")
     assert codes == [0], log
-    assert took < 60 * max(1.0, busy), log
+    # a minute where each rank has a core, as on a node; here eight Pythons start on a few
+    assert took < 60 * max(1.0, busy, 8 / (os.cpu_count() or 1)), log
     rows = [f"rank {rank} on h{1 + rank // 4}  cpu" for rank in range(8)]
     for found in (*rows, "8 on 2 hosts", "all-reduce within hosts", "all-gather between hosts"):
         assert found in log
