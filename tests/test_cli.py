@@ -22,6 +22,7 @@ COMMANDS = [
     "encode",
     "inspect",
     "train",
+    "plan",
     "mlflow-sync",
     "ui",
     "compare",

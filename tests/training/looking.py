@@ -67,9 +67,7 @@ def _features(parts: Parts, image: bytes) -> torch.Tensor:
     assert parts.held_out is not None
     dataset = parts.held_out.dataset
     alone = dataset.encoder.prompt(Sample("alone", "?", steps=(), input_images=(image,)))
-    size = dataset.collator.micro_batch_size
-    features = parts.step.vision.features(dataset.collator([alone] * size, np.arange(size)))
-    return features[: len(features) // size]
+    return parts.step.vision.features(dataset.collator([alone], np.arange(1), [1]))
 
 
 def _cosine(latents: torch.Tensor, patches: torch.Tensor) -> NDArray[np.float32]:
