@@ -67,6 +67,7 @@ def lines_of(output: Path) -> list[dict[str, Any]]:
     return lines
 
 
+@pytest.mark.drill
 def test_a_killed_evaluation_goes_on_where_it_was(
     model: Path, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,7 +125,7 @@ def train(tracker: Tracker, steps: int, at: dict[int, Callable[[], Any]] | None 
     return seconds
 
 
-@pytest.mark.parametrize("trouble", ["500", "hang", "mute"])
+@pytest.mark.parametrize("trouble", ["500", *(pytest.param(t, marks=pytest.mark.drill) for t in ("hang", "mute"))])
 def test_whatever_the_server_does_training_does_not_wait_and_all_arrives_once(
     trouble: str, server: Server, door: Door, tmp_path: Path
 ) -> None:
