@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +174,15 @@ def test_what_needs_packed_rows_says_so(load: Load, lines: str, words: str) -> N
     text += "" if "data:" in lines else "data: {shards: s}\n"
     text += "" if "model:" in lines else "model: {path: m}\n"
     assert words in mistake(load, lines, text=text)
+
+
+@pytest.mark.parametrize("name", ["comt_3b", "comt_7b", "authors_7b"])
+def test_a_stage_1_recipe_becomes_one_of_stage_2_as_the_readme_says(name: str) -> None:
+    root = Path(__file__).parent.parent
+    settings = re.search(r"^train: \{stage: 2, (\w+): (\w+)\}", (root / "README.md").read_text(), re.MULTILINE)
+    assert settings
+    changes = ["train.stage=2", f"train.{settings[1]}={settings[2]}"]
+    assert load_recipe(root / f"launch/recipes/{name}.yaml", changes).train.has_free_latents
 
 
 def test_stage_2_does_not_pack(load: Load) -> None:

@@ -10,12 +10,9 @@ import heapq
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ilvr_ds.data.plan import SamplePlan
+from ilvr_ds.data.plan import Int64, SamplePlan
 from ilvr_ds.errors import UserError
-
-Int64 = NDArray[np.int64]
 
 
 @dataclass

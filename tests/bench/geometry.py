@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from ilvr_ds.planning.geometry import KNOWN
+
 TEXT = {
-    "3b": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
-           "intermediate_size": 11008, "vocab_size": 151936},
-    "7b": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-           "intermediate_size": 18944, "vocab_size": 152064},
-}  # fmt: skip
+    name: {
+        "hidden_size": known.text.hidden_size,
+        "num_hidden_layers": known.text.layers,
+        "num_attention_heads": known.text.heads,
+        "num_key_value_heads": known.text.kv_heads,
+        "intermediate_size": known.text.intermediate_size,
+        "vocab_size": known.text.vocab_size,
+    }
+    for name, known in KNOWN.items()
+}
 TINY = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1,
         "intermediate_size": 256, "vocab_size": 512}  # fmt: skip
 """Runs anywhere; good for nothing but to see that a benchmark runs."""

@@ -33,8 +33,8 @@ import yaml
 
 from tests.bench.step_run import Case
 from tests.bench.step_table import render
+from tests.ranks import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 WORKS = ("comt", "mixed")
 CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     "features": {"data": {"features": "noise"}},

@@ -13,17 +13,9 @@ import torch
 
 from ilvr_ds.training import monitors
 from ilvr_ds.training.monitors import GIB, MemoryMonitor, NodeMonitor, Progress, StopSignal
+from tests.training.clock import Clock
 
 METRICS = {"speed/tokens_per_s": 1234.4, "loss/total": 3.0, "loss/ce": 2.0, "loss/alignment": 1.0, "other": 7.0}
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

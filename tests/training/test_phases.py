@@ -7,17 +7,9 @@ import torch
 
 from ilvr_ds.training import phases
 from ilvr_ds.training.phases import PHASES, PhaseTimer, shares
+from tests.training.clock import Clock
 
 CPU = torch.device("cpu")
-
-
-class Clock:
-    """Seconds that pass when told to."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

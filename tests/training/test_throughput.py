@@ -11,7 +11,7 @@ from ilvr_ds.planning.flops import ModelFlops, Work
 from ilvr_ds.planning.geometry import KNOWN
 from ilvr_ds.training import throughput
 from ilvr_ds.training.throughput import Throughput, model_flops, peak_flops
-from tests.training.test_phases import Clock
+from tests.training.clock import Clock
 
 FLOPS = ModelFlops(KNOWN["3b"], trained=10**9, frozen=0, has_teacher=False)
 
