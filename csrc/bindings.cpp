@@ -17,4 +17,7 @@ TORCH_LIBRARY(ilvr_ds, m) {
       "selective_contrastive_backward(Tensor grad_alignment, Tensor grad_contrastive, Tensor prediction, "
       "Tensor candidates, Tensor target_index, Tensor segment_of_slot, Tensor candidate_offsets, float temperature, "
       "Tensor? sample_of_segment, Tensor? noise, Tensor slots, Tensor rows) -> Tensor");
+  // On GPUs alone: elsewhere PyTorch's own operators are as good.
+  m.def(
+      "momentum_follow(Tensor(a!) upper, Tensor(b!) lower, Tensor student, float weight, Tensor(c!) sums) -> ()");
 }

@@ -90,6 +90,9 @@ class ModelConfig:
     attention: Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = "auto"
     """Attention of the language model; auto takes flash-attn where it is installed, else PyTorch's variable-length
     attention (varlen: packed rows, GPU, 16 bit), else PyTorch's SDPA."""
+    kernels: Literal["auto", "liger", "stock"] = "auto"
+    """Norms, gated activations and rotations on a GPU in 16 bit. auto: norms by PyTorch's fused kernel, the others by
+    liger-kernel where it is installed; liger: the same, but the package must be there; stock: transformers' own."""
     activation_checkpointing: Literal["none", "full", "selective"] = "none"
     """What the backward computes again to save memory. full: each decoder layer, a third more work; selective (in
     stage 1): all but attention and matrix products, which saves half. true and false stand for full and none."""

@@ -69,4 +69,15 @@ struct Backward {
 cudaError_t contrastive_backward(const Contrastive& problem, const Plan& plan, const Backward& out,
                                  cudaStream_t stream);
 
+struct Momentum {
+  uint16_t* upper;       // [n] in and out: the average rounded to bfloat16
+  int16_t* lower;        // [n] in and out: its bits less those of upper
+  const float* student;  // [n]
+  int64_t n;
+  float weight;  // average += weight * (student - average)
+  double* sums;  // [2], added to: (average - student)^2 and student^2
+};
+
+cudaError_t momentum_follow(const Momentum& problem, cudaStream_t stream);
+
 }  // namespace ilvr

@@ -2,109 +2,173 @@
 
 Every rank holds the same slice of both networks, so the update needs no communication. In bf16 it would stand still:
 1e-3 of a small difference is below half a unit in the last place.
+
+What the teacher's network reads in bf16 is the upper half of the average's bits, so that of the average only the lower
+half is kept beside it: two bytes a weight in host memory, and two less to move in each update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-PIECE = 2**25
-"""Elements that are moved at a time: 128 MiB of float32, a power of two because pinned memory comes in those."""
-STREAMS = 3
-"""Streams that pieces are handed out to in turn."""
+from ilvr_ds.ops.momentum import follow, join, split, squares
+
+PIECE = 2**24
+"""Elements that are moved at a time: 64 MiB of float32, a power of two because pinned memory comes in those."""
+STREAMS = 6
+"""Streams that pieces are handed out to in turn: while one computes, others copy in both directions."""
 
 
-class _Piece(NamedTuple):
-    """Elements [start, stop) of the flat shard of parameter `number`, and their average."""
+class _Piece:
+    """A run of elements of one shard: the average, where it rests and as what the teacher reads.
 
-    number: int
-    start: int
-    stop: int
-    average: Tensor
+    published: the run of the shard, 1-dimensional. average: float32 values to begin with, on any device.
+    """
+
+    def __init__(self, published: Tensor, average: Tensor, is_pinned: bool) -> None:
+        self.published = published
+        self.is_split = published.dtype == torch.bfloat16
+        dtype = torch.int16 if self.is_split else torch.float32
+        self.rest = torch.empty(published.numel(), dtype=dtype, device=published.device, pin_memory=is_pinned)
+        """The average, or of its bits what `published` does not say."""
+        self.set(average)
+
+    def set(self, average: Tensor) -> None:
+        """Put these values to rest, and publish them."""
+        for here, values in zip((self.published, self.rest), self._parts(average), strict=True):
+            here.copy_(values, non_blocking=True)
+
+    def get(self) -> Tensor:
+        """The average, float32, where it rests."""
+        return join(self.published, self.rest) if self.is_split else self.rest
+
+    def follow(self, student: Tensor, weight: float, sums: Tensor) -> None:
+        """average += weight * (student - average) on the student's device, published; drift sums onto `sums` [2]."""
+        if self.is_split:
+            upper, lower = (half.to(student.device, non_blocking=True) for half in (self.published, self.rest))
+            follow(upper, lower, student, weight, sums)
+            new = upper, lower
+        else:
+            average = self.rest.to(student.device, non_blocking=True).lerp_(student, weight)
+            sums += squares(average - student, student)
+            new = average, average
+        for here, values in zip((self.published, self.rest), new, strict=True):
+            if here is not values:
+                here.copy_(values, non_blocking=True)
+
+    def _parts(self, average: Tensor) -> tuple[Tensor, Tensor]:
+        return split(average) if self.is_split else (average, average)
 
 
 class MomentumShards:
     """This rank's float32 averages, and how they reach the network that the teacher runs.
 
-    `published[i]` is the flat shard of parameter i that the teacher's network reads, in the network's dtype, in host
-    memory or on the device; the averages rest where it rests. `device` is where the arithmetic is done: averages in
-    host memory stream through it in pieces, because the host's own arithmetic takes longer than a training step.
+    `published[i]` is the flat shard (1-dimensional) of parameter i that the teacher's network reads, in the network's
+    dtype, in host memory or on the device; the averages rest where it rests. `device` is where the arithmetic is done:
+    averages in host memory stream through it, because the host's own arithmetic takes longer than a training step.
     """
 
     def __init__(self, published: list[Tensor], initial: Iterable[Tensor], momentum: float, device: torch.device):
         self.published = published
         self.momentum = momentum
         self.device = device
-        self.pieces: list[_Piece] = []
-        for number, (shard, values) in enumerate(zip(published, initial, strict=True)):
-            for start in range(0, shard.numel(), PIECE):
-                stop = min(start + PIECE, shard.numel())
-                pinned = device.type == "cuda" and shard.device.type == "cpu"
-                average = torch.empty(stop - start, dtype=torch.float32, device=shard.device, pin_memory=pinned)
-                average.copy_(values.flatten()[start:stop])
-                self.pieces.append(_Piece(number, start, stop, average))
+        self.pieces: list[list[_Piece]] = []
+        """By parameter"""
+        for shard, values in zip(published, initial, strict=True):
+            is_pinned = device.type == "cuda" and shard.device.type == "cpu"
+            average = values.flatten().to(device, torch.float32)
+            runs = zip(torch.split(shard, PIECE), torch.split(average, PIECE), strict=True)
+            self.pieces.append([_Piece(run, part, is_pinned) for run, part in runs])
+        self.streams = _streams(device)
+        self.sums = torch.zeros(max(1, len(self.streams)), 2, dtype=torch.float64, device=device)
+        self.is_under_way = False
+        self._settle()
 
     @torch.no_grad()
-    def update(self, student: Iterable[Tensor]) -> Tensor:
-        """average <- momentum * average + (1 - momentum) * student, and publish it.
+    def update(self, student: Iterable[Tensor], after: torch.cuda.Event | None = None) -> None:
+        """Begin: average <- momentum * average + (1 - momentum) * student, and publish it.
 
-        `student` yields the float32 shards in the order of the parameters. Returns [2] float32 on `device`: the sums
-        of (average - student)^2 and student^2 over this rank, from which the drift is made.
+        `student` yields the float32 shards in the order of the parameters; until `wait` returns nobody may change them
+        or read what is published. On a GPU that is later: copies and arithmetic run beside what is computed meanwhile,
+        once `after` has happened (by default, all that the current stream was given).
         """
-        sums = torch.zeros(2, dtype=torch.float32, device=self.device)
-        streams = _streams(self.device)
-        pieces = iter(self.pieces)
-        piece = next(pieces, None)
+        self.wait()
+        if not self.streams:
+            for pieces, shard in zip(self.pieces, student, strict=True):
+                for piece, values in _cut(shard, pieces):
+                    self._advance(piece, values, self.sums[0])
+            return
+        lead, *others = self.streams
+        lead.wait_event(after or torch.cuda.current_stream(self.device).record_event())
         turn = 0
-        for number, shard in enumerate(student):
-            while piece is not None and piece.number == number:
-                values = shard.flatten()[piece.start : piece.stop]
-                if streams:
-                    stream = streams[turn % STREAMS]
-                    stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(lead):  # where shards that must be gathered are gathered
+            for pieces, shard in zip(self.pieces, student, strict=True):
+                is_there = lead.record_event()
+                for piece, values in _cut(shard, pieces):
+                    stream = others[turn % STREAMS]
+                    stream.wait_event(is_there)
                     with torch.cuda.stream(stream):
-                        self._advance(piece, values, partial := torch.zeros_like(sums))
-                    torch.cuda.current_stream().wait_stream(stream)
-                    sums += partial
-                else:
-                    self._advance(piece, values, sums)
-                turn += 1
-                piece = next(pieces, None)
-        if streams:
-            # the teacher's next forward reads `published` from the host: it must be there
-            torch.cuda.synchronize(self.device)
+                        self._advance(piece, values, self.sums[turn % STREAMS])
+                    if shard.is_cuda:
+                        shard.record_stream(stream)
+                    turn += 1
+        self.is_under_way = True
+
+    def wait(self) -> None:
+        """Return when the last update is done. It is the host that waits: what fetches the teacher's weights from host
+        memory is ordered with no stream."""
+        if self.is_under_way:
+            for stream in self.streams:
+                stream.synchronize()
+        self.is_under_way = False
+
+    def take_drift(self) -> Tensor:
+        """[2] float64 on `device`: the sums of (average - student)^2 and student^2 over this rank's shards and the
+        updates since the last call."""
+        self.wait()
+        sums = self.sums.sum(0)
+        self.sums.zero_()
         return sums
 
     def _advance(self, piece: _Piece, student: Tensor, sums: Tensor) -> None:
-        student = student.to(self.device, torch.float32, non_blocking=True)
-        average = piece.average.to(self.device, non_blocking=True)
-        average.lerp_(student, 1 - self.momentum)
-        sums += torch.stack([(average - student).square().sum(), student.square().sum()])
-        if average is not piece.average:
-            piece.average.copy_(average, non_blocking=True)
-        self.published[piece.number].flatten()[piece.start : piece.stop].copy_(average, non_blocking=True)
+        piece.follow(student.to(self.device, torch.float32, non_blocking=True), 1 - self.momentum, sums)
 
     def state(self) -> list[Tensor]:
         """The averages as one flat float32 tensor per parameter, on the CPU."""
-        parts: list[list[Tensor]] = [[] for _ in self.published]
-        for piece in self.pieces:
-            parts[piece.number].append(piece.average.cpu())
-        return [torch.cat(part) if part else torch.empty(0) for part in parts]
+        self.wait()
+        return [_whole(pieces) for pieces in self.pieces]
 
     @torch.no_grad()
     def load_state(self, state: list[Tensor]) -> None:
         """Take over what `state` gave, and publish it. Raises ValueError where a shard has another size."""
+        self.wait()
         for shard, values in zip(self.published, state, strict=True):
             if shard.numel() != values.numel():
                 raise ValueError(f"a teacher shard has {shard.numel()} elements, the stored one {values.numel()}")
-            shard.flatten().copy_(values)
-        for piece in self.pieces:
-            piece.average.copy_(state[piece.number][piece.start : piece.stop])
+        for pieces, values in zip(self.pieces, state, strict=True):
+            for piece, average in _cut(values, pieces):
+                piece.set(average.to(self.device, torch.float32))
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.streams:
+            torch.cuda.synchronize(self.device)  # copies to host memory that nobody else waits for
+
+
+def _whole(pieces: list[_Piece]) -> Tensor:
+    return torch.cat([piece.get().cpu() for piece in pieces]) if pieces else torch.empty(0)
+
+
+def _cut(shard: Tensor, pieces: list[_Piece]) -> Iterator[tuple[_Piece, Tensor]]:
+    """Each piece with its run of a shard's elements."""
+    return zip(pieces, torch.split(shard.flatten(), [piece.rest.numel() for piece in pieces]), strict=True)
 
 
 def _streams(device: torch.device) -> list[torch.cuda.Stream]:
-    return [torch.cuda.Stream(device) for _ in range(STREAMS)] if device.type == "cuda" else []  # type: ignore[no-untyped-call]
+    """One that leads and STREAMS that pieces go through; none without a GPU."""
+    count = STREAMS + 1 if device.type == "cuda" else 0
+    # of high priority: their short kernels must not queue behind the long ones of the vision tower
+    return [torch.cuda.Stream(device, priority=-1) for _ in range(count)]  # type: ignore[no-untyped-call]

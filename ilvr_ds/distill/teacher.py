@@ -35,6 +35,8 @@ class MomentumTeacher:
         self.student_shards = student_shards
         self.selection = selection
         self.latent_size = latent_size
+        self._since: torch.cuda.Event | None = None
+        self._is_behind = False
 
     @torch.no_grad()
     def read(self, window: Window, features: Tensor) -> Context:
@@ -42,6 +44,8 @@ class MomentumTeacher:
 
         features [F, D]: merged image features of the window.
         """
+        self.catch_up()
+        self.shards.wait()
         return self.network(window.tokens, features, window.context)
 
     @torch.no_grad()
@@ -52,6 +56,27 @@ class MomentumTeacher:
             context, window.context, candidates, window.candidates.offsets, self.selection, self.latent_size
         )
 
-    def follow(self) -> Tensor:
-        """Move towards the student after an optimizer step; returns the drift sums [2] of MomentumShards.update."""
-        return self.shards.update(self.student_shards())
+    def follow(self) -> None:
+        """The student has moved. The teacher does so when it is needed next: by then the device has other work to do
+        beside, and the next batch has been copied to it.
+        """
+        self.catch_up()
+        self._is_behind = True
+        if self.shards.device.type == "cuda":
+            self._since = torch.cuda.current_stream(self.shards.device).record_event()
+
+    def catch_up(self) -> None:
+        """Begin to move towards the student, where that is due. Collective."""
+        if self._is_behind:
+            self.shards.update(self.student_shards(), self._since)
+        self._is_behind = False
+
+    def take_drift(self) -> Tensor:
+        """[2]: the sums of MomentumShards.take_drift. Collective."""
+        self.catch_up()
+        return self.shards.take_drift()
+
+    def state(self) -> list[Tensor]:
+        """The averages, as MomentumShards.state gives them. Collective."""
+        self.catch_up()
+        return self.shards.state()

@@ -134,7 +134,8 @@ class _Attention(torch.autograd.Function):
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """query [B, H, C, d], keys and values [B, G, P, d], mask [B, 1, C, P] bool -> [B, H, C, d]; causal without a mask.
+    """query [B, H, C, d], keys and values [B, G, P, d], mask [B, 1, C, P] -> [B, H, C, d]; causal without a mask, which
+    is added to the scores.
 
     With one query the heads of a group stand as the group's queries, so that its keys need not be repeated. A mask
     rules out kernels that know groups, so that a longer text repeats them.

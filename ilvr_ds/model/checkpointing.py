@@ -6,9 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.attention.varlen  # registers the operator
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 _aten: Any = torch.ops.aten
+_own: Any = torch.ops.torch_attn
 EXPENSIVE = frozenset(
     overload
     for operator in (
@@ -21,6 +23,7 @@ EXPENSIVE = frozenset(
         _aten._scaled_dot_product_cudnn_attention,
         _aten._flash_attention_forward,
         _aten._efficient_attention_forward,
+        _own._varlen_attn,
     )
     for overload in (getattr(operator, name) for name in operator.overloads() if "out" not in name)
 )

@@ -62,7 +62,7 @@ class _Stack:
     def __call__(self, hidden: Tensor, thrifty: bool) -> Tensor:
         """Run the next C columns [B, C, D] through all layers and the final norm."""
         first, last = self.width, self.width + hidden.shape[1]
-        mask = self._mask(first, last)
+        mask = self._mask(first, last, hidden.dtype)
         cos, sin = (x[..., first:last, :] for x in self.positions)
         for number, (layer, memory) in enumerate(zip(self.layers, self.memories, strict=True)):
             arguments = (layer, hidden, mask, (cos, sin), memory, first, self.done[number])
@@ -70,8 +70,9 @@ class _Stack:
         self.width = last
         return cast(Tensor, self.norm(hidden))
 
-    def _mask(self, first: int, last: int) -> Tensor | None:
-        """[B, 1, C, last] bool: columns that columns [first, last) see; None for the first text, which is causal.
+    def _mask(self, first: int, last: int, dtype: torch.dtype) -> Tensor | None:
+        """[B, 1, C, last], what is added to scores: 0 for columns that columns [first, last) see, -inf for others; None
+        for the first text, which is causal. Made once for all layers, and its lines begin where kernels want them to.
 
         The first chunk needs none because its empty columns stand behind its tokens. No line is empty: every row has
         tokens in the first chunk.
@@ -79,7 +80,9 @@ class _Stack:
         if first == 0:
             return None
         column = torch.arange(last, device=self.real.device)
-        return self.real[:, None, None, :last] & (column <= column[first:, None])
+        is_seen = self.real[:, None, None, :last] & (column <= column[first:, None])
+        aligned = torch.zeros(*is_seen.shape[:3], -(-last // 16) * 16, device=is_seen.device, dtype=dtype)
+        return aligned[..., :last].masked_fill_(~is_seen, float("-inf"))
 
 
 def _call(

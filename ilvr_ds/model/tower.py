@@ -14,6 +14,7 @@ from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.attention import attention_backend, use_varlen_attention
 from ilvr_ds.model.base_weights import tower_weights
+from ilvr_ds.model.fused import use_fused_kernels
 from ilvr_ds.model.student import load_config
 from ilvr_ds.model.vision import VisionTower
 
@@ -58,6 +59,7 @@ def load_tower(settings: ModelConfig, images: ImageEncoder, dtype: torch.dtype, 
     for parameter in tower.parameters():  # not the buffers: rotary frequencies stay float32, as they do in training
         parameter.data = parameter.data.to(dtype)
     use_varlen_attention(tower, device, dtype)
+    use_fused_kernels(tower, settings.kernels, device, dtype)
     return VisionTower(tower, images.mean, images.std).to(device)
 
 

@@ -55,7 +55,7 @@ def bound_time(setup: Setup, chip: Chip) -> Bound:
     }
     if setup.has_teacher:
         parts["teacher"] = max(flops.teacher / rate, _teacher_transfer(setup, chip))
-        parts["momentum update"] = _momentum(setup, chip)
+        parts["momentum update"] = max(0.0, _momentum(setup, chip) - parts["vision"])  # beside which it runs
     return Bound(parts, formula.of(work).total, setup.window_samples * setup.world)
 
 
@@ -92,9 +92,9 @@ def _teacher_transfer(setup: Setup, chip: Chip) -> float:
 
 
 def _momentum(setup: Setup, chip: Chip) -> float:
-    """Averages down and up again at once, the weights beside them; on the device only its own memory."""
+    """Averages down and up again at once, as what the network reads and the rest; on the device only its own memory."""
     mine = setup.shard(setup.trained if setup.frozen else setup.geometry.text.language_model)
-    moved = mine * (4 + setup.itemsize)
+    moved = mine * (setup.average_itemsize + setup.itemsize)
     if setup.teacher_offload == "cpu":
         return moved / (LINK_RATE * chip.host_link)
     return (moved + 8 * mine) / chip.memory_bandwidth

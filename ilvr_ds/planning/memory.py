@@ -33,8 +33,8 @@ CONTEXT = 3 * GIB // 2
 """Assumed: what CUDA and NCCL take of a GPU beside torch's own allocations."""
 FRAGMENTS = 0.05
 """Assumed: what torch's allocator holds beyond what is allocated, as a part of that."""
-UPDATE_BUFFERS = 3 * 2**25 * 14
-"""The momentum update: three pieces of 2^25 elements under way, each with average, difference, square and copy."""
+UPDATE_BUFFERS = 6 * 2**24 * 4
+"""The momentum update, beside other work: six pieces of 2^24 elements with both halves of their averages."""
 QUERY_BUFFERS = 2**26 * 10
 """The teacher's prompt-to-image attention: at most 2^26 elements at a time, in 16 bit, float32 and as softmax."""
 
@@ -97,7 +97,9 @@ def _resident(setup: Setup) -> dict[str, float]:
         terms["weights kept whole"] = wide * student
     if setup.has_teacher and setup.teacher_offload == "none":
         terms["teacher's weights"] = wide * setup.shard(_teacher(setup))
-        terms["teacher's averages"] = 4 * setup.shard(_averaged(setup))
+        terms["teacher's averages"] = setup.average_itemsize * setup.shard(_averaged(setup))
+    if setup.has_teacher:
+        terms["momentum update"] = min(UPDATE_BUFFERS, 4 * setup.shard(_averaged(setup)))
     if setup.has_tower:
         terms["vision tower"] = wide * setup.geometry.vision.total
     terms["buckets of gradients"] = wide * zero.reduce_bucket * (2 if zero.overlaps and setup.world > 1 else 1)
@@ -123,7 +125,6 @@ def _moments(setup: Setup) -> dict[str, float]:
     moments = {"student": activations + backward + _gathered(setup, setup.trained + setup.frozen), "optimizer": step}
     if setup.has_teacher:
         moments["teacher"] = running + QUERY_BUFFERS + _gathered(setup, _teacher(setup), is_teacher=True)
-        moments["momentum update"] = min(UPDATE_BUFFERS, 14 * setup.shard(_averaged(setup)))
     if setup.has_tower:
         moments["vision"] = setup.micro_batch_size * setup.sample.patches * _vision_bytes(setup)
     return moments
@@ -167,9 +168,9 @@ def _host(setup: Setup) -> dict[str, float]:
     if setup.has_teacher and setup.teacher_offload == "cpu":
         terms["teacher's weights"] = _pinned(setup, setup.itemsize, piece=None)
         if setup.lora_rank:
-            terms["teacher's averages"] = 4 * setup.shard(_averaged(setup))
+            terms["teacher's averages"] = setup.average_itemsize * setup.shard(_averaged(setup))
         else:
-            terms["teacher's averages"] = _pinned(setup, 4, piece=2**25)
+            terms["teacher's averages"] = _pinned(setup, setup.average_itemsize, piece=2**24)
     return terms
 
 

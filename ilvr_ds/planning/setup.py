@@ -81,6 +81,8 @@ class Setup:
     grad_accum_steps: int
     itemsize: int
     """Bytes of a weight or an activation"""
+    average_itemsize: int
+    """Bytes of a teacher's weight beside what its network reads: distill/momentum.py"""
     checkpointing: str
     logits_chunk: int
     """Supervised tokens whose logits are held at a time"""
@@ -109,6 +111,7 @@ class Setup:
             micro_batch_size=size,
             grad_accum_steps=accum,
             itemsize=BYTES[train.precision],
+            average_itemsize=2 if train.precision == "bf16" else 4,
             checkpointing=model.activation_checkpointing,
             logits_chunk=recipe.loss.logits_chunk,
             optimizer=recipe.optim.name,

@@ -24,6 +24,7 @@ from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.attention import attention_in_words
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
+from ilvr_ds.model.fused import check_kernels, kernels_in_words
 from ilvr_ds.model.tower import tower_identity
 from ilvr_ds.model.vision import VisionTower
 from ilvr_ds.provenance import environment, machine
@@ -57,6 +58,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     """Build a run (collective). Raises UserError for everything that a person can mend."""
     checkpoint = find_checkpoint(recipe)
     check_optimizer(recipe.optim.name)
+    check_kernels(recipe.model.kernels)
     initial = None if checkpoint else dist.decided_by_main(lambda: find_initial(recipe))
     parent = saved_state(initial).get("mlflow_run_id") if initial else None
     file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
@@ -110,7 +112,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     save = recipe.checkpoint
     writer = CheckpointWriter(
         recipe.run_dir / "checkpoints", networks.student, networks.trained,
-        step.teacher.shards if step.teacher else None,
+        step.teacher,
         save.keep_last, save.keep_every, save.background,
     )  # fmt: skip
     watchdog = Watchdog(
@@ -160,9 +162,11 @@ def build_step(
         (images.mean, images.std),
         initial,
     )
-    attention = attention_in_words(networks.student.module.model.model.language_model)
+    language_model = networks.student.module.model.model.language_model
+    attention, kernels = attention_in_words(language_model), kernels_in_words(language_model)
     tower = f", vision tower {networks.vision.attention}" if isinstance(networks.vision, VisionTower) else ""
-    logger.info("attention: language model %s%s; ZeRO stage %d", attention, tower, networks.zero_stage)
+    logger.info("attention: language model %s%s", attention, tower)
+    logger.info("layers: %s; ZeRO stage %d", kernels, networks.zero_stage)
     if networks.teacher is None:
         return StageTwoStep(networks.student, networks.vision, recipe.model.latent_size, types), networks
     shards = MomentumShards(

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 from ilvr_ds import dist
 from ilvr_ds.distill.momentum import MomentumShards
+from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.training.checkpoint import (
     STATE_FILE,
     checkpoint_name,
@@ -91,7 +92,7 @@ class CheckpointWriter:
         folder: Path,
         student: Any,
         names: list[str],
-        teacher: MomentumShards | None,
+        teacher: MomentumTeacher | MomentumShards | None,
         keep_last: int,
         keep_every: int,
         beside_training: bool,

@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from ilvr_ds import dist
-from ilvr_ds.config import OptimConfig, Recipe
+from ilvr_ds.config import ModelConfig, OptimConfig, Recipe
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.distill.stage1 import StageOne
 from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.errors import UserError, nearest
 from ilvr_ds.model.attention import attention_backend, use_packed_attention, use_varlen_attention
+from ilvr_ds.model.fused import use_fused_kernels
 from ilvr_ds.model.student import (
     add_adapters,
     build_text_model,
@@ -240,9 +241,10 @@ def build_networks(
     torch.manual_seed(recipe.run.seed)  # weights that are drawn are the same on every rank
     is_stored = recipe.data.features is not None
     model = load_student(recipe.model, dtype, num_tokens, with_tower=not is_stored)
-    vision = StoredFeatures(dtype) if is_stored else _detached_tower(model, pixel_stats, device, dtype)
+    vision = StoredFeatures(dtype) if is_stored else _detached_tower(model, recipe.model, pixel_stats, device, dtype)
     if recipe.packs:
         use_packed_attention(model.model.language_model, recipe.model.attention, device, dtype)
+    use_fused_kernels(model.model.language_model, recipe.model.kernels, device, dtype)
     root = _root_module(model, recipe)
     if initial is not None:
         load_weights(initial, root)
@@ -260,10 +262,15 @@ def build_networks(
 
 
 def _detached_tower(
-    model: Any, pixel_stats: tuple[list[float], list[float]], device: torch.device, dtype: torch.dtype
+    model: Any,
+    settings: ModelConfig,
+    pixel_stats: tuple[list[float], list[float]],
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> VisionTower:
     tower = detach_tower(model, _gather)
     use_varlen_attention(tower, device, dtype)
+    use_fused_kernels(tower, settings.kernels, device, dtype)
     return VisionTower(tower, *pixel_stats).to(device)
 
 
@@ -287,6 +294,7 @@ def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: 
     language_model = build_text_model(text_config, attention_backend(recipe.model.attention, dtype))
     if recipe.packs:
         use_packed_attention(language_model, recipe.model.attention, dist.device(), dtype)
+    use_fused_kernels(language_model, recipe.model.kernels, dist.device(), dtype)
     if recipe.model.lora_rank:
         add_adapters(language_model, recipe.model)
     language_model.requires_grad_(False)

@@ -114,6 +114,9 @@ class StageOneStep:
         """Features, targets and global counts of a window that is on the device already."""
         with self.phases("vision"):
             features = self.vision.features(window)
+        with self.phases("momentum"):  # what vision has not hidden of it
+            self.teacher.catch_up()
+            self.teacher.shards.wait()
         with self.phases("teacher"):
             context = self.teacher.read(window, features)
         with self.phases("selection"):

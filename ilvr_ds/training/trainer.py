@@ -156,8 +156,7 @@ class Trainer:
             return
         self.watchdog.at(step, "momentum")
         with self.phases("momentum"):
-            difference, weight = self.teacher.follow().unbind()
-        self.totals.add({"drift": difference, "weight": weight})
+            self.teacher.follow()
 
     def _after_step(self, done: int) -> bool:
         """What is due after `done` steps: log, evaluate, save; True when some rank was asked to stop."""
@@ -213,6 +212,10 @@ class Trainer:
             )
 
     def _log(self, done: int) -> None:
+        if self.teacher is not None:
+            with self.phases("momentum"):
+                difference, weight = self.teacher.take_drift().unbind()
+            self.totals.add({"drift": difference, "weight": weight})
         metrics = self.step.metrics(self.totals.take())
         metrics["lr"] = learning_rate(self.recipe.optim, done - 1, self.parts.total_steps)
         metrics["grad/norm"] = float(self.student.get_global_grad_norm() or 0.0)

@@ -12,6 +12,7 @@ with and without activation checkpointing.
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,7 @@ from ilvr_ds.data.rollout import lay_out
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import TokenBatch
 from ilvr_ds.model.cached_attention import use_cached_attention
+from ilvr_ds.model.fused import kernels_in_words, use_fused_kernels
 from ilvr_ds.model.rollout import roll_out
 from tests.bench.geometry import ROPE, TEXT, TINY
 from tests.model.recompute import recompute
@@ -39,12 +41,15 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0, help="fewer layers than the model has, to save memory")
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--kernels", default="auto", choices=["auto", "liger", "stock"])
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     model = build(options.geometry, options.layers, device)
+    use_fused_kernels(model, options.kernels, device, model.dtype)
     print(f"{name}, torch {torch.__version__}, {options.geometry}, {len(model.layers)} layers, {model.dtype}")
+    print(f"layers: {kernels_in_words(model)}")
     print(f"{options.tokens} tokens, {SEGMENTS} segments of {SLOTS} slots; seconds of forward and backward, peak GiB")
     print(f"{'micro-batch':>11}  {'checkpointing':>13}  {'rollout':>16}  {'recompute':>16}  {'faster by':>9}")
     for size in options.micro_batches:
@@ -121,6 +126,7 @@ def measure(way: Callable[[], Tensor], repeats: int, device: torch.device) -> tu
     """Median seconds of forward and backward, and the peak in GiB; (0, 0) where memory does not suffice."""
     seconds = []
     if device.type == "cuda":
+        gc.collect()  # what one that ran out of memory has left in cycles
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:

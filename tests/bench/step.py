@@ -128,7 +128,7 @@ def case_of(name: str, gpus: int, options: Any, folder: Path) -> Case:
         repeats=options.repeats,
         samples=max(options.samples, options.micro_batch * options.accum * gpus),
         check_syncs=options.check_syncs,
-        profile=str(options.profile.absolute() / f"{gpus}-{name}.txt") if options.profile else None,
+        profile=str(options.profile.absolute() / f"{gpus}-{name.replace('+', '-')}.txt") if options.profile else None,
         folder=str(folder),
     )
 

@@ -50,11 +50,13 @@ def test_momentum_0_copies_and_momentum_1_stands_still() -> None:
 def test_the_drift_sums_tell_how_far_behind_the_teacher_is(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(momentum, "PIECE", piece)
     shards = MomentumShards(draw(0), draw(0), 0.75, CPU)
-    found = shards.update(draw(1))
+    shards.update(draw(1))
+    found = shards.take_drift()
     student, initial = (torch.cat(draw(seed)).double() for seed in (1, 0))
     behind = 0.75 * (initial - student)
     wanted = torch.stack([behind.square().sum(), student.square().sum()])
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
+    assert not shards.take_drift().any(), "each update counts once"
 
 
 def test_a_bf16_teacher_moves_where_bf16_arithmetic_stands_still() -> None:
@@ -104,3 +106,30 @@ def test_a_state_of_fewer_shards_is_refused() -> None:
     shards = MomentumShards(draw(0), draw(0), 0.9, CPU)
     with pytest.raises(ValueError, match="shorter"):
         shards.load_state(shards.state()[:-1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("rests_on", ["cpu", "cuda"])
+def test_on_a_gpu_pieces_in_several_streams_give_the_same(rests_on: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: a stream that reads a student's shard before it is there, or a copy that nobody waits for."""
+    monkeypatch.setattr(momentum, "PIECE", 2**18)
+    gpu, rate = torch.device("cuda"), 0.9
+    initial = [torch.randn(2**20 + extra) for extra in range(5)]
+    published = [values.to(torch.bfloat16).to(rests_on) for values in initial]
+    published = [shard.pin_memory() if rests_on == "cpu" else shard for shard in published]
+    shards = MomentumShards(published, initial, rate, gpu)
+    dense = [values.double() for values in initial]
+    for _ in range(4):
+        students = [torch.randn_like(values) for values in initial]
+        # each shard is made just before it is asked for, and let go of at once
+        shards.update(students[number].to(gpu, non_blocking=True).add(0.0) for number in range(5))
+        dense = [rate * average + (1 - rate) * values.double() for average, values in zip(dense, students, strict=True)]
+        shards.wait()
+        for shard, average in zip(published, dense, strict=True):
+            torch.testing.assert_close(shard.double().cpu(), average, rtol=2**-7, atol=1e-6)
+    for found, wanted in zip(shards.state(), dense, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
+    behind = sum(float((a - s.double()).square().sum()) for a, s in zip(dense, students, strict=True))
+    shards.take_drift()
+    shards.update(values.to(gpu) for values in students)
+    assert float(shards.take_drift()[0]) == pytest.approx(rate**2 * behind, rel=1e-4)

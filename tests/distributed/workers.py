@@ -143,7 +143,7 @@ def _full_weights(run: SmallRun) -> dict[str, torch.Tensor]:
 
 def _averages(run: SmallRun) -> dict[str, torch.Tensor]:
     """The float32 averages, whole, put together from the shards of all ranks."""
-    shards = zip(*dist.gather_on_host(run.step.teacher.shards.state()), strict=True)
+    shards = zip(*dist.gather_on_host(run.step.teacher.state()), strict=True)
     shapes = {name: p.ds_shape for name, p in run.networks.teacher.module.language_model.named_parameters()}
     names = run.networks.trained
     return {n: torch.cat(s)[: shapes[n].numel()].view(shapes[n]) for n, s in zip(names, shards, strict=True)}

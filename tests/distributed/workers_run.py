@@ -44,7 +44,7 @@ def train(recipe: str, overrides: list[str], stop_after: int = 0) -> dict[str, A
         "finished": finished,
         "weights": weights,
         "moments": moments,
-        "teacher": [shard.clone() for shard in parts.step.teacher.shards.state()] if parts.step.teacher else [],
+        "teacher": [shard.clone() for shard in parts.step.teacher.state()] if parts.step.teacher else [],
         "loader": parts.loader.state_dict(),
         "random": torch.get_rng_state(),
         "recipe": dataclasses.asdict(parts.recipe),

@@ -1,0 +1,124 @@
+"""Fused kernels in place of the stock layers' chains of small ones: norms, gated activations, rotations.
+
+Each reads and writes its operands once where the stock layer does it up to a dozen times, and keeps less for the
+backward. Norms are PyTorch's own; the gated activation and the rotations are Liger's, where that package is installed.
+All compute in float32 inside. Weights, names and files stay those of the stock layers.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from types import MethodType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
+
+from ilvr_ds.errors import UserError
+
+ALIGNMENT = 64
+"""The tower's gated layers are widened to a multiple of this. Qwen's have 3420 columns, which is no multiple of 8, and
+a matrix product in 16 bit then takes three times as long."""
+
+_GATED = (stock.Qwen2MLP, stock.Qwen2_5_VLMLP)
+_SILU = type(ACT2FN["silu"])
+_rotate, _rotate_vision = stock.apply_rotary_pos_emb, stock.apply_rotary_pos_emb_vision
+
+
+def check_kernels(wanted: str) -> None:
+    """Raise UserError where `model.kernels` asks for a package that is not there."""
+    if wanted == "liger" and not has_liger():
+        raise UserError("model.kernels is liger: needs liger-kernel; pip install liger-kernel")
+
+
+def has_liger() -> bool:
+    """Whether Liger's kernels are installed."""
+    return find_spec("liger_kernel") is not None
+
+
+def use_fused_kernels(network: nn.Module, wanted: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Let a language model or a vision tower compute with fused kernels, on a GPU in 16 bit.
+
+    wanted: `model.kernels`; stock leaves everything as it is. The rotations' switch is one for the whole process, and
+    looks at what it is given.
+    """
+    if wanted == "stock" or device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return
+    with_liger = has_liger()
+    for module in network.modules():
+        if isinstance(module, stock.Qwen2_5_VLRMSNorm):
+            module.forward = MethodType(_norm, module)
+        elif with_liger and isinstance(module, _GATED) and isinstance(module.act_fn, _SILU):
+            module.forward = MethodType(_gated, module)
+    if isinstance(network, stock.Qwen2_5_VisionTransformerPretrainedModel):
+        widen_gated_layers(network)
+    if with_liger:
+        stock.apply_rotary_pos_emb = _fused_rotate  # type: ignore[assignment]
+        stock.apply_rotary_pos_emb_vision = _fused_rotate_vision
+
+
+def kernels_in_words(network: nn.Module) -> str:
+    """Which kernels a network computes with, for people."""
+    forwards = {getattr(module.forward, "__func__", None) for module in network.modules()}
+    if _norm not in forwards:
+        return "transformers' own"
+    return "fused norms, activations and rotations" if _gated in forwards else "fused norms"
+
+
+@torch.no_grad()
+def widen_gated_layers(tower: nn.Module) -> None:
+    """Widen a frozen tower's gated layers with zeros to a multiple of ALIGNMENT: what comes out stays the same."""
+    for layer in tower.modules():
+        if isinstance(layer, stock.Qwen2_5_VLMLP):
+            extra = -layer.gate_proj.weight.shape[0] % ALIGNMENT
+            for linear in (layer.gate_proj, layer.up_proj):
+                linear.weight = _frozen(nn.functional.pad(linear.weight, (0, 0, 0, extra)))
+                if linear.bias is not None:
+                    linear.bias = _frozen(nn.functional.pad(linear.bias, (0, extra)))
+            layer.down_proj.weight = _frozen(nn.functional.pad(layer.down_proj.weight, (0, extra)))
+
+
+def _frozen(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values, requires_grad=False)
+
+
+def _norm(self: Any, hidden_states: Tensor) -> Tensor:
+    return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
+
+def _gated(self: Any, x: Tensor) -> Tensor:
+    from liger_kernel.transformers.functional import liger_swiglu
+
+    product: Tensor = self.down_proj(liger_swiglu(self.gate_proj(x), self.up_proj(x)))
+    return product
+
+
+def _fused_rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    """q [B, heads, T, d], k [B, key-value heads, T, d], cos and sin [B, T, d]."""
+    if not _is_fusible(q) or unsqueeze_dim != 1:
+        return cast(tuple[Tensor, Tensor], _rotate(q, k, cos, sin, unsqueeze_dim))
+    if torch.is_grad_enabled():
+        # the kernel writes to its operands, and selective checkpointing keeps them as they come out of the projections
+        q, k = q.clone(), k.clone()
+    return _liger_rope(q, k, cos, sin)
+
+
+def _fused_rotate_vision(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q and k [patches, heads, d], cos and sin [patches, d] float32; without gradients."""
+    if not _is_fusible(q) or torch.is_grad_enabled():
+        return cast(tuple[Tensor, Tensor], _rotate_vision(q, k, cos, sin))
+    q, k = (x.clone(memory_format=torch.contiguous_format)[None].transpose(1, 2) for x in (q, k))
+    q, k = _liger_rope(q, k, cos[None].float(), sin[None].float())
+    return q[0].transpose(0, 1), k[0].transpose(0, 1)
+
+
+def _liger_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    from liger_kernel.transformers.functional import liger_rope
+
+    return cast(tuple[Tensor, Tensor], liger_rope(q, k, cos, sin))
+
+
+def _is_fusible(x: Tensor) -> bool:
+    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)

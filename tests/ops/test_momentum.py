@@ -1,0 +1,45 @@
+"""The average in two halves: nothing is lost, whatever the number, and both ways to compute it agree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ilvr_ds.ops.momentum import follow, join, split
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+def numbers(device: str) -> torch.Tensor:
+    """All exponents and signs with random bits below, exact ties, zeros, the smallest and the largest."""
+    draw = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31 - 1, (2**16,), generator=draw, dtype=torch.int64).int()
+    ties = (torch.arange(-(2**15), 2**15) << 16).int() + 2**15
+    values = torch.cat([bits, ties]).view(torch.float32)
+    values = values[values.abs() < 3e38]  # beyond, bf16 rounds to infinity
+    return torch.cat([values, torch.tensor([0.0, -0.0, 1e-45, -1e-45, 1.0])]).to(device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_halves_are_the_number_and_the_upper_one_is_its_nearest_in_bf16(device: str) -> None:
+    values = numbers(device)
+    upper, lower = split(values)
+    assert torch.equal(join(upper, lower).view(torch.int32), values.view(torch.int32))
+    nearest = values.bfloat16()
+    is_tie = (values.view(torch.int32) & 0xFFFF) == 2**15
+    assert torch.equal(upper[~is_tie], nearest[~is_tie]), "ties apart it is torch's own rounding"
+    assert bool(((upper.float() - values).abs() <= (nearest.float() - values).abs()).all())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("count", [1, 255, 100_003])
+def test_it_is_the_average_of_float64(device: str, count: int) -> None:
+    draw = torch.Generator().manual_seed(1)
+    average, student = (torch.randn(count, generator=draw) for _ in range(2))
+    upper, lower = (half.to(device) for half in split(average))
+    sums = torch.ones(2, dtype=torch.float64, device=device)
+    follow(upper, lower, student.to(device), 0.01, sums)
+    wanted = average.double() + 0.01 * (student.double() - average.double())
+    torch.testing.assert_close(join(upper, lower).double().cpu(), wanted, rtol=3e-7, atol=1e-7)
+    exact = torch.stack([1 + (wanted - student.double()).square().sum(), 1 + student.double().square().sum()])
+    torch.testing.assert_close(sums.cpu(), exact, rtol=1e-5, atol=0)  # squares are added up in float32
