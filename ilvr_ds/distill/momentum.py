@@ -71,6 +71,7 @@ class MomentumShards:
     averages in host memory stream through it, because the host's own arithmetic takes longer than a training step.
     """
 
+    @torch.no_grad()
     def __init__(self, published: list[Tensor], initial: Iterable[Tensor], momentum: float, device: torch.device):
         self.published = published
         self.momentum = momentum

@@ -141,16 +141,14 @@ def _measure(case: Case, gpus: int, is_cpu: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{name}.json" for name in ("case", "result")}
         files["case"].write_text(json.dumps(asdict(case)))
-        launcher = [sys.executable, "-m"] if gpus == 1 else [*_deepspeed(), "--num_gpus", str(gpus), "--module"]
+        launcher = [sys.executable, "-m"]
+        if gpus > 1:
+            launcher += ["deepspeed.launcher.runner", "--num_gpus", str(gpus), "--module"]
         command = [*launcher, "tests.bench.step_run", "--case", files["case"], "--result", files["result"]]
         environment = {**os.environ, **({"DS_ACCELERATOR": "cpu"} if is_cpu else {})}
         subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=sys.stderr)
         result: dict[str, Any] = json.loads(files["result"].read_text())
         return result
-
-
-def _deepspeed() -> list[str]:
-    return [str(Path(sys.executable).parent / "deepspeed")]
 
 
 if __name__ == "__main__":

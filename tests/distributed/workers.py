@@ -23,6 +23,7 @@ from ilvr_ds.data.window import MicroBatch, TokenBatch
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.model.attention import use_packed_attention
 from ilvr_ds.model.student import add_adapters, load_student
+from ilvr_ds.ops.momentum import split
 from ilvr_ds.ops.reference import candidate_cosines
 from ilvr_ds.training.engine import DTYPES
 from ilvr_ds.training.step import Prepared, StageOneStep
@@ -126,10 +127,13 @@ def momentum(steps: int, zero: dict[str, Any], model: dict[str, Any], offload: s
         expected = ContextEncoder(plain)(window.tokens, features, window.context).user
         return float((seen - expected).abs().max() / expected.abs().max())
 
+    def rounded(average: torch.Tensor) -> torch.Tensor:
+        return split(average)[0].float() if dtype == torch.bfloat16 else average.to(dtype).float()
+
     return {
         "average_error": max(float((averages[name] - value).abs().max()) for name, value in dense.items()),
-        "published_error": max(float((published[n] - a.to(dtype).float()).abs().max()) for n, a in averages.items()),
-        "forward_error": error_with(averages),
+        "published_error": max(float((published[n] - rounded(a)).abs().max()) for n, a in averages.items()),
+        "forward_error": error_with({name: rounded(average) for name, average in averages.items()}),
         "stale_error": error_with(start),
         "moved": max(float((start[name] - value).abs().max()) for name, value in dense.items()),
     }
