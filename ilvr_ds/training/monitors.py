@@ -53,12 +53,12 @@ def available_host_bytes() -> int:
 
 
 class NodeMonitor:
-    """How busy this process' host and its GPUs are."""
+    """How busy this process' host and its own GPU are; of the others, asking alone would take half a GiB of each."""
 
     def __init__(self) -> None:
         psutil.cpu_percent()  # it counts from the call before
-        self.gpus = torch.cuda.device_count() if dist.device().type == "cuda" else 0
-        self.asks_nvml = self.gpus > 0
+        self.gpu = dist.device().index if dist.device().type == "cuda" else None
+        self.asks_nvml = self.gpu is not None
 
     def take(self) -> dict[str, float]:
         """CPU load since the last call in percent, memory in use in GiB, network traffic since boot in GiB.
@@ -73,13 +73,13 @@ class NodeMonitor:
             "network_sent_gib": network.bytes_sent / GIB,
             "network_received_gib": network.bytes_recv / GIB,
         }
-        for number in range(self.gpus):
-            free, total = torch.cuda.mem_get_info(number)
-            metrics[f"gpu{number}_memory_gib"] = (total - free) / GIB
-        return metrics | self._gpu_loads()
+        if self.gpu is not None:
+            free, total = torch.cuda.mem_get_info(self.gpu)
+            metrics[f"gpu{self.gpu}_memory_gib"] = (total - free) / GIB
+        return metrics | self._gpu_load()
 
-    def _gpu_loads(self) -> dict[str, float]:
-        """Load of each GPU; where NVML does not tell, one process of the host says so, and it is not asked again."""
+    def _gpu_load(self) -> dict[str, float]:
+        """Load of the GPU; where NVML does not tell, one process of the host says so, and it is not asked again."""
         if not self.asks_nvml:
             return {}
         reason = "nvidia-ml-py is not installed; pip install nvidia-ml-py"
@@ -89,7 +89,7 @@ class NodeMonitor:
             pass
         else:
             try:
-                return {f"gpu{n}_percent": float(torch.cuda.utilization(n)) for n in range(self.gpus)}
+                return {f"gpu{self.gpu}_percent": float(torch.cuda.utilization(self.gpu))}
             except (RuntimeError, pynvml.NVMLError) as error:  # no driver; a part of a GPU (MIG) has no load of its own
                 reason = str(error).strip() or type(error).__name__
         self.asks_nvml = False
@@ -99,13 +99,14 @@ class NodeMonitor:
 
 
 def of_all_ranks(memory: Mapping[str, float], node: Mapping[str, float]) -> dict[str, float]:
-    """Peaks of the rank that needs most, and `system/HOST/...` of every host (collective, through host memory)."""
+    """Peaks of the rank that needs most, and `system/HOST/...` of every host and of the GPU of each of its ranks
+    (collective, through host memory)."""
     mine = (os.uname().nodename, dist.local_rank(), dict(memory), dict(node))
     metrics: dict[str, float] = {}
     for host, local_rank, peaks, load in dist.gather_on_host(mine):
         metrics |= {name: max(value, metrics.get(name, 0.0)) for name, value in peaks.items()}
-        if local_rank == 0:
-            metrics |= {f"system/{host}/{name}": value for name, value in load.items()}
+        shown = {name: value for name, value in load.items() if local_rank == 0 or name.startswith("gpu")}
+        metrics |= {f"system/{host}/{name}": value for name, value in shown.items()}
     return metrics
 
 

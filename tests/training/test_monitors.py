@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ilvr_ds.training import monitors
-from ilvr_ds.training.monitors import GIB, MemoryMonitor, NodeMonitor, Progress, StopSignal
+from ilvr_ds.training.monitors import GIB, MemoryMonitor, NodeMonitor, Progress, StopSignal, of_all_ranks
 from tests.training.clock import Clock
 
 METRICS = {"speed/tokens_per_s": 1234.4, "loss/total": 3.0, "loss/ce": 2.0, "loss/alignment": 1.0, "other": 7.0}
@@ -33,7 +33,7 @@ def test_host_memory_is_in_gib() -> None:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Two GPUs, as far as a NodeMonitor asks; their loads, of which an exception is raised."""
+    """The second of two GPUs, as far as a NodeMonitor asks; their loads, of which an exception is raised."""
     loads: list[float] = [40, 75]
 
     def load(number: int) -> float:
@@ -41,18 +41,35 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             raise loads[number]
         return loads[number]
 
-    monkeypatch.setattr(monitors.dist, "device", lambda: torch.device("cuda", 0))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(monitors.dist, "device", lambda: torch.device("cuda", 1))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (GIB, (number + 2) * GIB))
     monkeypatch.setattr(torch.cuda, "utilization", load)
     monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=KeyError))
     return loads
 
 
-def test_a_node_knows_load_and_memory_of_each_gpu(gpus: list[float]) -> None:
+def test_a_rank_asks_for_load_and_memory_of_its_own_gpu_alone(gpus: list[float]) -> None:
+    """Catches a context of each rank on every GPU, which costs half a GiB there."""
     metrics = NodeMonitor().take()
-    assert (metrics["gpu0_memory_gib"], metrics["gpu1_memory_gib"]) == (1, 2)
-    assert (metrics["gpu0_percent"], metrics["gpu1_percent"]) == (40, 75)
+    assert (metrics["gpu1_memory_gib"], metrics["gpu1_percent"]) == (2, 75)
+    assert not any(name.startswith("gpu0") for name in metrics)
+
+
+def test_a_host_is_shown_once_and_the_gpus_of_all_its_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = [
+        ("here", 0, {"peak": 1.0}, {"cpu_percent": 30.0, "gpu0_percent": 40.0}),
+        ("here", 1, {"peak": 3.0}, {"cpu_percent": 31.0, "gpu1_percent": 75.0}),
+        ("there", 0, {"peak": 2.0}, {"cpu_percent": 32.0, "gpu0_percent": 10.0}),
+    ]
+    monkeypatch.setattr(monitors.dist, "gather_on_host", lambda mine: ranks)
+    assert of_all_ranks({}, {}) == {
+        "peak": 3.0,
+        "system/here/cpu_percent": 30.0,
+        "system/here/gpu0_percent": 40.0,
+        "system/here/gpu1_percent": 75.0,
+        "system/there/cpu_percent": 32.0,
+        "system/there/gpu0_percent": 10.0,
+    }
 
 
 def test_without_nvml_the_load_is_missing_and_that_is_said_once(
@@ -66,7 +83,7 @@ def test_without_nvml_the_load_is_missing_and_that_is_said_once(
     monkeypatch.setitem(sys.modules, "pynvml", None)
     caplog.clear()
     node = NodeMonitor()
-    assert not any("gpu0_percent" in node.take() for _ in range(2))
+    assert not any("gpu1_percent" in node.take() for _ in range(2))
     [message] = caplog.messages
     assert "pip install nvidia-ml-py" in message
 
