@@ -9,8 +9,10 @@ States that stay (ZeRO-3; ZeRO-2 holds the weights whole, ZeRO-1 the gradients t
     8 bit. Optimizer offload moves gradients, master weights and moments to the host.
 
 Activations that a decoder layer keeps of a token until the backward, in 16 bit, attention by a flash kernel:
-    none        16 D + 4 Q + 4 KV + 8 I     two norms (input in float32, normalised, output), queries, keys, values and
-                                            attention's output, and the four products of the gated layer
+    none        8 D + 4 Q + 4 KV + 6 I      two norms (input, output), queries, keys, values and attention's output, and
+                                            of the gated layer both projections and their product
+                16 D + 4 Q + 4 KV + 8 I     where layers are stock: norms keep the input in float32, normalised, and the
+                                            output, and the gated layer the activation too
     selective    6 D + 4 Q + 4 KV + 4 I     the layer's input and the outputs of attention and of matrix products
     full         2 D                        the layer's input
 and one layer at a time what is computed again.
@@ -78,8 +80,8 @@ def activation_bytes(setup: Setup) -> tuple[float, float]:
     text, wide = setup.geometry.text, setup.itemsize
     D, I = text.hidden_size, text.intermediate_size  # noqa: E741
     attention = 2 * wide * (text.heads + text.kv_heads) * text.head_dim
-    norms = 2 * (4 + 2 * wide) * D
-    everything = norms + attention + 4 * wide * I
+    norms, gated = (4 * wide * D, 3 * wide * I) if setup.has_fused_layers else (2 * (4 + 2 * wide) * D, 4 * wide * I)
+    everything = norms + attention + gated
     kept = {"none": everything, "selective": wide * (3 * D + 2 * I) + attention, "full": wide * D}[setup.checkpointing]
     return kept, everything - kept
 

@@ -81,6 +81,8 @@ class Setup:
     grad_accum_steps: int
     itemsize: int
     """Bytes of a weight or an activation"""
+    has_fused_layers: bool
+    """Fused norms, activations and rotations: model/fused.py, with liger-kernel installed"""
     average_itemsize: int
     """Bytes of a teacher's weight beside what its network reads: distill/momentum.py"""
     checkpointing: str
@@ -111,6 +113,7 @@ class Setup:
             micro_batch_size=size,
             grad_accum_steps=accum,
             itemsize=BYTES[train.precision],
+            has_fused_layers=model.kernels != "stock" and BYTES[train.precision] == 2,
             average_itemsize=2 if train.precision == "bf16" else 4,
             checkpointing=model.activation_checkpointing,
             logits_chunk=recipe.loss.logits_chunk,

@@ -74,5 +74,5 @@ def test_what_lives_until_the_backward_is_what_the_plan_counts(kind: str) -> Non
         del hidden
     geometry = Geometry.of(load_config(golden_set().model.path))
     measured = ((alive[1] - alive[0]) / 4 - 2 * geometry.text.layer_matrices) / T  # views of weights count as made here
-    setup: Any = SimpleNamespace(geometry=geometry, itemsize=2, checkpointing=kind)
+    setup: Any = SimpleNamespace(geometry=geometry, itemsize=2, checkpointing=kind, has_fused_layers=False)
     assert measured == pytest.approx(activation_bytes(setup)[0], rel=0.02)
