@@ -56,7 +56,7 @@ setup(
         "ninja",
     ],
     extras_require={
-        "cuda": ["flash-attn>=2.7", "bitsandbytes>=0.50", "nvidia-ml-py"],
+        "cuda": ["flash-attn>=2.7", "bitsandbytes>=0.50", "liger-kernel>=0.8", "nvidia-ml-py"],
         "ui": ["mlflow>=3.17"],
         "dev": [
             "pytest",

@@ -20,7 +20,7 @@ from ilvr_ds.errors import UserError
 
 ALIGNMENT = 64
 """The tower's gated layers are widened to a multiple of this. Qwen's have 3420 columns, which is no multiple of 8, and
-a matrix product in 16 bit then takes three times as long."""
+cuBLAS then falls back to kernels of an older chip."""
 
 _GATED = (stock.Qwen2MLP, stock.Qwen2_5_VLMLP)
 _SILU = type(ACT2FN["silu"])

@@ -197,7 +197,7 @@ def _look_closer(case: Case, step: Any, dataset: WindowDataset) -> dict[str, int
             _forward_and_backward(step, window, totals)
             torch.cuda.synchronize()
         if dist.is_main():
-            Path(case.profile).write_text(profile.key_averages().table(sort_by="cuda_time_total", row_limit=60))
+            Path(case.profile).write_text(profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=60))
     return dict(syncs.places)
 
 
