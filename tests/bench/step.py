@@ -25,6 +25,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,7 @@ def case_of(name: str, gpus: int, options: Any, folder: Path) -> Case:
 def _measure(case: Case, gpus: int, is_cpu: bool) -> dict[str, Any]:
     """Run the case in processes of its own; one that fails ends the benchmark."""
     print(f"{case.name} on {gpus} rank{'s' * (gpus != 1)}", file=sys.stderr)
+    start = time.monotonic()
     if case.profile:
         Path(case.profile).parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -148,6 +150,7 @@ def _measure(case: Case, gpus: int, is_cpu: bool) -> dict[str, Any]:
         environment = {**os.environ, **({"DS_ACCELERATOR": "cpu"} if is_cpu else {})}
         subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=sys.stderr)
         result: dict[str, Any] = json.loads(files["result"].read_text())
+        print(f"took {time.monotonic() - start:.0f} s, of it {result['built_s']:.0f} s building", file=sys.stderr)
         return result
 
 
