@@ -14,7 +14,7 @@ from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.attention import attention_backend, use_varlen_attention
 from ilvr_ds.model.base_weights import tower_weights
-from ilvr_ds.model.fused import use_fused_kernels
+from ilvr_ds.model.fused import check_kernels, use_fused_kernels
 from ilvr_ds.model.student import load_config
 from ilvr_ds.model.vision import VisionTower
 
@@ -45,8 +45,9 @@ def tower_identity(settings: ModelConfig, images: ImageEncoder) -> dict[str, Any
 def load_tower(settings: ModelConfig, images: ImageEncoder, dtype: torch.dtype, device: torch.device) -> VisionTower:
     """The tower of the model at `settings.path`, frozen, in `dtype` on `device`; no other weights are read.
 
-    Raises UserError where the weights do not fit the configuration.
+    Raises UserError where the weights do not fit the configuration, or `model.kernels` asks for what is not there.
     """
+    check_kernels(settings.kernels)
     config = load_config(settings.path).vision_config
     attention = attention_backend(settings.attention, dtype)
     tower: Any = Qwen2_5_VisionTransformerPretrainedModel._from_config(config, attn_implementation=attention)
