@@ -36,7 +36,7 @@ CLOCK_S = 2.0
 """Clocks may differ by this; the first errors of several ranks are put in order by time."""
 SLOW = 0.5
 """Below this part of the median, a rank is named as slow."""
-_PACKAGES = ("torch", "transformers", "deepspeed", "webdataset", "numpy")
+_PACKAGES = ("torch", "transformers", "deepspeed", "webdataset", "numpy", "liger-kernel")
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ class ModelConfig:
     liger-kernel where it is installed; liger: the same, but the package must be there; stock: transformers' own."""
     activation_checkpointing: Literal["none", "full", "selective"] = "none"
     """What the backward computes again to save memory. full: each decoder layer, a third more work; selective (in
-    stage 1): all but attention and matrix products, which saves half. true and false stand for full and none."""
+    stage 1): all but attention and matrix products, which saves a third (of
+    stock layers half). true and false stand for full and none."""
     lora_rank: int = 0
     """Rank of LoRA adapters on the language model; 0 trains all of its weights. With adapters the embedding and the
     head stay frozen, the rows of the latent tokens among them."""

@@ -32,6 +32,7 @@ _REQUIRED = {
 _OPTIONAL = {
     "mlflow": "the MLflow pages: pip install '.[ui]'",
     "bitsandbytes": "optim.name: adamw_8bit: pip install bitsandbytes",
+    "liger-kernel": "fused activations and rotations on a GPU: pip install liger-kernel",
 }
 
 

@@ -15,7 +15,17 @@ import torch
 
 from ilvr_ds import __version__
 
-PACKAGES = ("torch", "transformers", "deepspeed", "webdataset", "mlflow-skinny", "peft", "bitsandbytes", "flash-attn")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "deepspeed",
+    "webdataset",
+    "mlflow-skinny",
+    "peft",
+    "bitsandbytes",
+    "flash-attn",
+    "liger-kernel",
+)
 _GIT_TIMEOUT_S = 10
 UNKNOWN = "unknown"
 

@@ -86,10 +86,10 @@ def test_mlflow_may_be_there_in_either_form(monkeypatch: pytest.MonkeyPatch) -> 
 def test_missing_options_do_not_fail_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pretend(monkeypatch, mlflow=None, bitsandbytes=None, mlflow_skinny="3.1", flash_attn=None)
+    pretend(monkeypatch, mlflow=None, bitsandbytes=None, liger_kernel=None, mlflow_skinny="3.1", flash_attn=None)
     assert cli.main(["doctor"]) == 0
     table = capsys.readouterr().out
-    assert table.count("missing ") == 2 and "adamw_8bit" in table
+    assert table.count("missing ") == 3 and "adamw_8bit" in table
 
 
 def test_no_accelerator_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

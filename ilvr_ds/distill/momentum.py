@@ -38,7 +38,8 @@ class _Piece:
 
     def set(self, average: Tensor) -> None:
         """Put these values to rest, and publish them."""
-        for here, values in zip((self.published, self.rest), self._parts(average), strict=True):
+        parts = split(average) if self.is_split else (average, average)
+        for here, values in zip((self.published, self.rest), parts, strict=True):
             here.copy_(values, non_blocking=True)
 
     def get(self) -> Tensor:
@@ -58,9 +59,6 @@ class _Piece:
         for here, values in zip((self.published, self.rest), new, strict=True):
             if here is not values:
                 here.copy_(values, non_blocking=True)
-
-    def _parts(self, average: Tensor) -> tuple[Tensor, Tensor]:
-        return split(average) if self.is_split else (average, average)
 
 
 class MomentumShards:

@@ -45,7 +45,6 @@ class MomentumTeacher:
         features [F, D]: merged image features of the window.
         """
         self.catch_up()
-        self.shards.wait()
         return self.network(window.tokens, features, window.context)
 
     @torch.no_grad()
@@ -66,9 +65,10 @@ class MomentumTeacher:
             self._since = torch.cuda.current_stream(self.shards.device).record_event()
 
     def catch_up(self) -> None:
-        """Begin to move towards the student, where that is due. Collective."""
+        """Move towards the student, where that is due; the host waits until it is done. Collective."""
         if self._is_behind:
             self.shards.update(self.student_shards(), self._since)
+            self.shards.wait()
         self._is_behind = False
 
     def take_drift(self) -> Tensor:

@@ -79,22 +79,21 @@ class NodeMonitor:
         return metrics | self._gpu_load()
 
     def _gpu_load(self) -> dict[str, float]:
-        """Load of the GPU; where NVML does not tell, one process of the host says so, and it is not asked again."""
+        """Load of the GPU; where NVML does not tell, that is said once (the package: by one process of the host)."""
         if not self.asks_nvml:
             return {}
-        reason = "nvidia-ml-py is not installed; pip install nvidia-ml-py"
         try:
             import pynvml  # torch asks through it
         except ImportError:
-            pass
+            if dist.local_rank() == 0:
+                logger.warning("the load of the GPUs is not recorded: pip install nvidia-ml-py")
         else:
             try:
                 return {f"gpu{self.gpu}_percent": float(torch.cuda.utilization(self.gpu))}
             except (RuntimeError, pynvml.NVMLError) as error:  # no driver; a part of a GPU (MIG) has no load of its own
                 reason = str(error).strip() or type(error).__name__
+                logger.warning("the load of GPU %d is not recorded: %s", self.gpu, reason)
         self.asks_nvml = False
-        if dist.local_rank() == 0:
-            logger.warning("the load of the GPUs is not recorded: %s", reason)
         return {}
 
 

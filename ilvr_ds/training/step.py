@@ -1,6 +1,7 @@
 """How one optimizer step of stage 1 is computed: features and targets once for the window, losses per micro-batch.
 
-The loop in trainer.py knows *when*; a step knows *how*. Nothing here waits for the device.
+The loop in trainer.py knows *when*; a step knows *how*. Nothing here waits for the device, but once a step for the
+momentum update: the teacher's weights must be in host memory before they are fetched from there.
 """
 
 from __future__ import annotations
@@ -116,7 +117,6 @@ class StageOneStep:
             features = self.vision.features(window)
         with self.phases("momentum"):  # what vision has not hidden of it
             self.teacher.catch_up()
-            self.teacher.shards.wait()
         with self.phases("teacher"):
             context = self.teacher.read(window, features)
         with self.phases("selection"):

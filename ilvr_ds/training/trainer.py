@@ -146,15 +146,14 @@ class Trainer:
             self._note_skipped(step, losses, window)
         else:
             self.skipped_in_a_row = 0
-            self._follow(step)
+            self._follow()
         self.watchdog.at(step, "next samples")
         self.reading = (window.bad, window.retries)
         self.speed.add(work, window.num_padding)
 
-    def _follow(self, step: int) -> None:
+    def _follow(self) -> None:
         if self.teacher is None:
             return
-        self.watchdog.at(step, "momentum")
         with self.phases("momentum"):
             self.teacher.follow()
 
@@ -213,8 +212,10 @@ class Trainer:
 
     def _log(self, done: int) -> None:
         if self.teacher is not None:
+            self.watchdog.at(done - 1, "momentum")
             with self.phases("momentum"):
                 difference, weight = self.teacher.take_drift().unbind()
+            self.watchdog.at(done - 1, "next samples")
             self.totals.add({"drift": difference, "weight": weight})
         metrics = self.step.metrics(self.totals.take())
         metrics["lr"] = learning_rate(self.recipe.optim, done - 1, self.parts.total_steps)

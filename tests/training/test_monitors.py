@@ -77,10 +77,12 @@ def test_without_nvml_the_load_is_missing_and_that_is_said_once(
 ) -> None:
     """Catches a run that ends because a driver does not tell, and one that goes on without a word."""
     gpus[1] = KeyError("Not Supported")
+    monkeypatch.setattr(monitors.dist, "local_rank", lambda: 1)
     node = NodeMonitor()
     assert all("gpu1_memory_gib" in node.take() for _ in range(2))
-    assert caplog.messages == ["the load of the GPUs is not recorded: 'Not Supported'"]
+    assert caplog.messages == ["the load of GPU 1 is not recorded: 'Not Supported'"], "by whichever rank it is"
     monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr(monitors.dist, "local_rank", lambda: 0)
     caplog.clear()
     node = NodeMonitor()
     assert not any("gpu1_percent" in node.take() for _ in range(2))
