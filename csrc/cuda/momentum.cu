@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(kThreads) follow_kernel(Momentum problem) {
     const uint32_t before = (uint32_t{problem.upper[i]} << 16) + static_cast<uint32_t>(problem.lower[i]);
     const float student = problem.student[i];
     const float average = fmaf(problem.weight, student - __uint_as_float(before), __uint_as_float(before));
-    const uint32_t bits = __float_as_uint(average), upper = (bits + 0x8000u) >> 16;
+    // one NaN for all: rounding up the largest, which is what the hardware makes, would wrap to a zero
+    const uint32_t bits = isnan(average) ? 0x7fc00000u : __float_as_uint(average), upper = (bits + 0x8000u) >> 16;
     problem.upper[i] = static_cast<uint16_t>(upper);
     problem.lower[i] = static_cast<int16_t>(bits - (upper << 16));
     behind += (average - student) * (average - student);

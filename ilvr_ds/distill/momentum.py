@@ -9,6 +9,7 @@ half is kept beside it: two bytes a weight in host memory, and two less to move 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -102,18 +103,25 @@ class MomentumShards:
             return
         lead, *others = self.streams
         lead.wait_event(after or torch.cuda.current_stream(self.device).record_event())
-        turn = 0
+        turn, alive = 0, deque[tuple[Tensor, list[torch.cuda.Event]]]()
         with torch.cuda.stream(lead):  # where shards that must be gathered are gathered
             for pieces, shard in zip(self.pieces, student, strict=True):
-                is_there = lead.record_event()
+                is_there, done = lead.record_event(), []
                 for piece, values in _cut(shard, pieces):
                     stream = others[turn % STREAMS]
                     stream.wait_event(is_there)
                     with torch.cuda.stream(stream):
                         self._advance(piece, values, self.sums[turn % STREAMS])
-                    if shard.is_cuda:
-                        shard.record_stream(stream)
+                    done.append(stream.record_event())
                     turn += 1
+                alive.append((shard, done))
+                # where shards are gathered, their memory: the host is far ahead, and could ask for all of it
+                while len(alive) > 1 and sum(shard.numel() for shard, _ in alive) > STREAMS * PIECE:
+                    for event in alive.popleft()[1]:
+                        lead.wait_event(event)
+            for _, done in alive:
+                for event in done:
+                    lead.wait_event(event)
         self.is_under_way = True
 
     def wait(self) -> None:

@@ -15,7 +15,8 @@ from ilvr_ds.ops.build import use_native
 
 def split(average: Tensor) -> tuple[Tensor, Tensor]:
     """[n] float32 -> [n] bf16 and [n] int16, on the same device."""
-    bits = average.view(torch.int32)
+    # one NaN for all: rounding up the largest would wrap to a zero
+    bits = torch.where(average.isnan(), torch.nan, average).view(torch.int32)
     upper = (bits + 2**15) >> 16
     return upper.short().view(torch.bfloat16), (bits - (upper << 16)).short()
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -206,13 +207,20 @@ class Networks:
 
         ZeRO-3: views of the optimizer's master shards. Lower stages gather each weight in turn (collective).
         """
+        if self.zero_stage == 3:
+            yield from self._master_shards
+            return
+        student = dict(self.student.module.model.model.language_model.named_parameters())
+        for name, shard in zip(self.trained, self.teacher_shards(), strict=True):
+            # a copy, so that the gathered weight is free at once
+            yield _slice(deepspeed.utils.safe_get_full_fp32_param(student[name]), shard.numel()).clone()
+
+    @cached_property
+    def _master_shards(self) -> list[Tensor]:
+        """Asked for once: DeepSpeed waits for the device each time, and always gives the same memory."""
         student = dict(self.student.module.model.model.language_model.named_parameters())
         optimizer = self.student.optimizer
-        for name, shard in zip(self.trained, self.teacher_shards(), strict=True):
-            if self.zero_stage == 3:
-                yield optimizer._get_fp32_opt_state_partition(student[name], True)[0]
-            else:
-                yield _slice(deepspeed.utils.safe_get_full_fp32_param(student[name]), shard.numel())
+        return [optimizer._get_fp32_opt_state_partition(student[name], True)[0] for name in self.trained]
 
     def teacher_shards(self) -> list[Tensor]:
         """The flat shard of each weight in `trained` that the teacher's forward reads."""

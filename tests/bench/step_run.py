@@ -184,7 +184,8 @@ def _loader_alone(dataset: WindowDataset, recipe: Recipe, batch: int) -> float:
 
 
 def _look_closer(case: Case, step: Any, dataset: WindowDataset) -> dict[str, int]:
-    """Two more steps without an update: synchronisations with the host from batch to backward, and a profile."""
+    """Two more steps, each after one whose weights did not change: synchronisations with the host from batch to
+    backward, the teacher's update beside them included, and a profile."""
     syncs, totals = Syncs(), Totals(step.sums, dist.device())
     for number in range(2):
         window = dataset[number].pin_memory().to(dist.device())
@@ -202,6 +203,8 @@ def _look_closer(case: Case, step: Any, dataset: WindowDataset) -> dict[str, int
 
 
 def _forward_and_backward(step: Any, window: Any, totals: Totals) -> None:
+    if step.teacher is not None:
+        step.teacher.follow()
     prepared = step.prepare(window)
     for micro in prepared.window.micro_batches:
         loss = step.loss(micro, prepared, 0, totals)
