@@ -97,6 +97,9 @@ class ModelConfig:
     """What the backward computes again to save memory. full: each decoder layer, a third more work; selective (in
     stage 1): all but attention and matrix products, which saves a third (of
     stock layers half). true and false stand for full and none."""
+    cuda_graphs: Literal["auto", "none"] = "auto"
+    """Stage 2: the pass of a latent slot is recorded as CUDA graphs and replayed; auto: on a GPU, where each holds all
+    weights (ZeRO-1 and 2)."""
     lora_rank: int = 0
     """Rank of LoRA adapters on the language model; 0 trains all of its weights. With adapters the embedding and the
     head stay frozen, the rows of the latent tokens among them."""

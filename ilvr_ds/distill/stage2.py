@@ -13,6 +13,7 @@ from ilvr_ds.data.window import MicroBatch
 from ilvr_ds.distill.text import text_sums
 from ilvr_ds.model.cached_attention import use_cached_attention
 from ilvr_ds.model.injection import write_images
+from ilvr_ds.model.latent_pass import LatentPasses
 from ilvr_ds.model.loss_head import use_loss_head
 from ilvr_ds.model.rollout import roll_out
 
@@ -24,7 +25,14 @@ class StageTwo(nn.Module):
     layouts have equally many rounds make the same module calls, so that ZeRO-3 stays in step.
     """
 
-    def __init__(self, model: Any, latent_size: int, activation_checkpointing: bool, logits_chunk: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        latent_size: int,
+        activation_checkpointing: bool,
+        logits_chunk: int,
+        has_recorded_latents: bool = False,
+    ) -> None:
         super().__init__()
         use_loss_head(model)
         self.model = model
@@ -32,6 +40,7 @@ class StageTwo(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.logits_chunk = logits_chunk
         use_cached_attention(model.model.language_model)
+        self.latent_passes = LatentPasses(model.model.language_model) if has_recorded_latents else None
 
     def forward(self, micro: MicroBatch, features: Tensor) -> dict[str, Tensor]:
         """What text_sums says of one micro-batch; and latents [M, K, D], detached, of the segments that it counts.
@@ -51,4 +60,6 @@ class StageTwo(nn.Module):
         embeddings = language_model.embed_tokens(micro.tokens.input_ids)
         embeddings = write_images(embeddings, micro.tokens, features)
         thrifty = self.activation_checkpointing and self.training
-        return roll_out(language_model, embeddings, micro.tokens, micro.rollout, self.latent_size, thrifty)
+        return roll_out(
+            language_model, embeddings, micro.tokens, micro.rollout, self.latent_size, thrifty, self.latent_passes
+        )

@@ -28,12 +28,15 @@ def use_cached_attention(language_model: Any) -> None:
 
 
 class LayerMemory:
-    """Keys and values of one layer [2, B, G, U, d] and, in the backward, the sum of their gradients."""
+    """Keys and values of one layer [2, B, G, U, d] and, in the backward, the sum of their gradients.
 
-    def __init__(self, columns: int) -> None:
+    held, grads: where both stand, the latter zero; by default memory of its own.
+    """
+
+    def __init__(self, columns: int, held: Tensor | None = None, grads: Tensor | None = None) -> None:
         self.columns = columns
-        self._held: Tensor | None = None
-        self._grads: Tensor | None = None
+        self._held = held
+        self._grads = grads
 
     def write(self, keys: Tensor, values: Tensor, first: int) -> None:
         """Put [B, G, C, d] of a call at columns `first` and following; again the same when a call is repeated."""
@@ -62,6 +65,31 @@ class LayerMemory:
         of_keys, of_values = self._grads[:, :, :, first:last]
         if first == 0:  # the last call of a backward; another backward begins at zero
             self._grads = None
+        return of_keys, of_values
+
+
+class FixedMemory(LayerMemory):
+    """The same for calls of one column that a device is to repeat as they were recorded: which column it is stands in
+    its memory, column [1] int64, and all U are looked at, so that the mask must rule out what is not there."""
+
+    def __init__(self, column: Tensor, held: Tensor, grads: Tensor) -> None:
+        super().__init__(held.shape[3], held, grads)
+        self.column = column
+
+    def write(self, keys: Tensor, values: Tensor, first: int) -> None:
+        """Put [B, G, 1, d] at `column`."""
+        assert self._held is not None
+        for held, new in zip(self._held, (keys, values), strict=True):
+            held.index_copy_(2, self.column, new)
+
+    def read(self, last: int) -> tuple[Tensor, Tensor]:
+        """All columns."""
+        return super().read(self.columns)
+
+    def take_grads(self, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """The sums [B, G, 1, d] of `column`."""
+        assert self._grads is not None
+        of_keys, of_values = self._grads.index_select(3, self.column)
         return of_keys, of_values
 
 

@@ -17,20 +17,29 @@ from torch.utils.checkpoint import checkpoint
 
 from ilvr_ds.data.window import RolloutLayout, TokenBatch
 from ilvr_ds.model.cached_attention import CachedCall, LayerMemory
+from ilvr_ds.model.latent_pass import LatentPass, LatentPasses
 
 
 def roll_out(
-    language_model: Any, embeddings: Tensor, tokens: TokenBatch, layout: RolloutLayout, latent_size: int, thrifty: bool
+    language_model: Any,
+    embeddings: Tensor,
+    tokens: TokenBatch,
+    layout: RolloutLayout,
+    latent_size: int,
+    thrifty: bool,
+    latent_passes: LatentPasses | None = None,
 ) -> Tensor:
     """Last hidden state after the final norm [B, T, D] of token embeddings [B, T, D] with images written in.
 
     The language model must use `use_cached_attention`. Its layers are called (rounds + 1) + rounds * K times, whatever
     the rows hold: empty columns are computed and seen by nobody. thrifty: text is computed again in the backward, layer
-    by layer, so that of each layer only its input, its keys and its values are kept.
+    by layer, so that of each layer only its input, its keys and its values are kept. latent_passes: what computes the
+    passes of latent slots in place of one call after the other.
     """
     inputs = embeddings.flatten(0, 1)[layout.source]
     positions = language_model.rotary_emb(inputs, tokens.position_ids.flatten(1)[:, layout.source])
-    stack = _Stack(language_model, positions, layout.real)
+    passes = latent_passes.begin(positions, layout.real) if latent_passes and layout.rounds else None
+    stack = _Stack(language_model, positions, layout.real, passes)
     rows = torch.arange(len(inputs), device=inputs.device)
     outputs: list[Tensor] = []
     for number, length in enumerate(layout.chunks):
@@ -40,7 +49,7 @@ def roll_out(
             break
         latent = text[rows, layout.openings[number]][:, None]
         for _ in range(latent_size):
-            latent = stack(latent, thrifty=False)
+            latent = stack.step(latent)
             outputs.append(latent)
     hidden = torch.cat(outputs, dim=1)  # empty rounds too: their part of the backward must run on every rank
     return hidden.gather(1, layout.place[..., None].expand(-1, -1, hidden.shape[2]))
@@ -49,12 +58,15 @@ def roll_out(
 class _Stack:
     """The decoder layers on column after column, with the keys and values of all earlier ones."""
 
-    def __init__(self, language_model: Any, positions: tuple[Tensor, Tensor], real: Tensor) -> None:
+    def __init__(
+        self, language_model: Any, positions: tuple[Tensor, Tensor], real: Tensor, passes: LatentPass | None
+    ) -> None:
         self.layers = language_model.layers
         self.norm = language_model.norm
         self.positions = positions
         self.real = real
-        self.memories = [LayerMemory(real.shape[1]) for _ in self.layers]
+        self.passes = passes
+        self.memories = passes.memories() if passes else [LayerMemory(real.shape[1]) for _ in self.layers]
         self.done: list[Tensor | None] = [None for _ in self.layers]
         self.width = 0
         """Columns so far."""
@@ -69,6 +81,15 @@ class _Stack:
             hidden, self.done[number] = _again_in_backward(_call, *arguments) if thrifty else _call(*arguments)
         self.width = last
         return cast(Tensor, self.norm(hidden))
+
+    def step(self, hidden: Tensor) -> Tensor:
+        """Run one column [B, 1, D]: a latent slot. These are few, and keep all they compute or only their input."""
+        if self.passes is None:
+            return self(hidden, thrifty=False)
+        hidden, done = self.passes(hidden, self.width, self.done)
+        self.done = [done for _ in self.layers]
+        self.width += 1
+        return hidden
 
     def _mask(self, first: int, last: int, dtype: torch.dtype) -> Tensor | None:
         """[B, 1, C, last], what is added to scores: 0 for columns that columns [first, last) see, -inf for others; None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -54,8 +54,7 @@ def load_student(settings: ModelConfig, dtype: torch.dtype, num_tokens: int, wit
         config.vision_config.depth = 0  # the stock model cannot be built without a tower, but with one of no blocks
     attention = attention_backend(settings.attention, dtype)
     if settings.random_init:
-        with _default_dtype(dtype):
-            model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=attention)
+        model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=attention, dtype=dtype)
     else:
         model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             settings.path, config=config, dtype=dtype, attn_implementation=attention
@@ -108,13 +107,3 @@ def detach_tower(model: Any, gather: Gather) -> nn.Module:
                 setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
     model.model.visual = None
     return tower.eval()
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -104,6 +104,11 @@ def _resident(setup: Setup) -> dict[str, float]:
         terms["momentum update"] = min(UPDATE_BUFFERS, 4 * setup.shard(_averaged(setup)))
     if setup.has_tower:
         terms["vision tower"] = wide * setup.geometry.vision.total
+    if setup.records_latents:
+        text = setup.geometry.text
+        in_layers = setup.trained if setup.lora_rank else text.layers * text.layer + text.hidden_size
+        columns = 4 * text.layers * text.kv_heads * text.head_dim * setup.micro_tokens
+        terms["recorded latents"] = wide * (in_layers + columns)  # sums of gradients; keys, values and theirs
     terms["buckets of gradients"] = wide * zero.reduce_bucket * (2 if zero.overlaps and setup.world > 1 else 1)
     return terms
 

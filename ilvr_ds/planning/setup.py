@@ -95,6 +95,8 @@ class Setup:
     teacher_offload: str
     has_tower: bool
     num_workers: int
+    records_latents: bool = False
+    """Stage 2 with CUDA graphs: model/latent_pass.py"""
 
     @staticmethod
     def of(recipe: Recipe, zero: Zero, geometry: Geometry, world: int, sample: SampleSize) -> Setup:
@@ -124,6 +126,7 @@ class Setup:
             teacher_offload=recipe.teacher.offload,
             has_tower=recipe.data.features is None,
             num_workers=recipe.data.num_workers,
+            records_latents=train.has_free_latents and zero.stage < 3 and model.cuda_graphs == "auto",
         )
 
     @property

@@ -253,7 +253,7 @@ def build_networks(
     if recipe.packs:
         use_packed_attention(model.model.language_model, recipe.model.attention, device, dtype)
     use_fused_kernels(model.model.language_model, recipe.model.kernels, device, dtype)
-    root = _root_module(model, recipe)
+    root = _root_module(model, recipe, zero_stage)
     if initial is not None:
         load_weights(initial, root)
     trained = [p for p in root.parameters() if p.requires_grad]
@@ -282,7 +282,7 @@ def _detached_tower(
     return VisionTower(tower, *pixel_stats).to(device)
 
 
-def _root_module(model: Any, recipe: Recipe) -> nn.Module:
+def _root_module(model: Any, recipe: Recipe, zero_stage: int) -> nn.Module:
     """The network of the recipe's stage with its losses."""
     if not recipe.train.has_free_latents:
         prepare_student(model, recipe.model)
@@ -290,7 +290,8 @@ def _root_module(model: Any, recipe: Recipe) -> nn.Module:
     # transformers' own activation checkpointing switches caches off: the rollout does it itself
     prepare_student(model, replace(recipe.model, activation_checkpointing="none"))
     is_thrifty = recipe.model.activation_checkpointing == "full"
-    return StageTwo(model, recipe.model.latent_size, is_thrifty, recipe.loss.logits_chunk)
+    is_recorded = recipe.model.cuda_graphs == "auto" and zero_stage < 3 and dist.device().type == "cuda"
+    return StageTwo(model, recipe.model.latent_size, is_thrifty, recipe.loss.logits_chunk, is_recorded)
 
 
 def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: Any) -> Any:

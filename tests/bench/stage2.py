@@ -28,6 +28,7 @@ from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import TokenBatch
 from ilvr_ds.model.cached_attention import use_cached_attention
 from ilvr_ds.model.fused import kernels_in_words, use_fused_kernels
+from ilvr_ds.model.latent_pass import LatentPasses
 from ilvr_ds.model.rollout import roll_out
 from tests.bench.geometry import ROPE, TEXT, TINY
 from tests.model.recompute import recompute
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--kernels", default="auto", choices=["auto", "liger", "stock"])
+    parser.add_argument("--cuda-graphs", default="auto", choices=["auto", "none"], help="of the rollout")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -49,12 +51,15 @@ def main() -> None:
     model = build(options.geometry, options.layers, device)
     use_fused_kernels(model, options.kernels, device, model.dtype)
     print(f"{name}, torch {torch.__version__}, {options.geometry}, {len(model.layers)} layers, {model.dtype}")
-    print(f"layers: {kernels_in_words(model)}")
+    use_cached_attention(model)
+    latent_passes = LatentPasses(model) if device.type == "cuda" and options.cuda_graphs == "auto" else None
+    print(f"layers: {kernels_in_words(model)}; latents: {'recorded' if latent_passes else 'called'}")
     print(f"{options.tokens} tokens, {SEGMENTS} segments of {SLOTS} slots; seconds of forward and backward, peak GiB")
     print(f"{'micro-batch':>11}  {'checkpointing':>13}  {'rollout':>16}  {'recompute':>16}  {'faster by':>9}")
     for size in options.micro_batches:
         for checkpointing in (False, True):
-            ways = [measure(way, options.repeats, device) for way in both(model, size, options.tokens, checkpointing)]
+            forwards = both(model, size, options.tokens, checkpointing, latent_passes)
+            ways = [measure(way, options.repeats, device) for way in forwards]
             shown = "  ".join(f"{show(*way):>16}" for way in ways)
             ratio = f"{ways[1][0] / ways[0][0]:.1f}x" if ways[0][0] and ways[1][0] else "-"
             print(f"{size:>11}  {'yes' if checkpointing else 'no':>13}  {shown}  {ratio:>9}", flush=True)
@@ -71,7 +76,9 @@ def build(geometry: str, layers: int, device: torch.device) -> Any:
     return model.train()
 
 
-def both(model: Any, size: int, length: int, checkpointing: bool) -> Iterator[Callable[[], Tensor]]:
+def both(
+    model: Any, size: int, length: int, checkpointing: bool, latent_passes: LatentPasses | None
+) -> Iterator[Callable[[], Tensor]]:
     """The forward of the rollout, then of recomputing; each sets the model up for itself."""
     device, dtype = model.device, model.dtype
     draw = np.random.default_rng(0)
@@ -91,7 +98,7 @@ def both(model: Any, size: int, length: int, checkpointing: bool) -> Iterator[Ca
     def rollout() -> Tensor:
         model.gradient_checkpointing_disable()
         use_cached_attention(model)
-        return roll_out(model, embeddings(), tokens, layout, SLOTS, checkpointing)
+        return roll_out(model, embeddings(), tokens, layout, SLOTS, checkpointing, latent_passes)
 
     def plain() -> Tensor:
         model.config._attn_implementation = "sdpa"

@@ -59,10 +59,14 @@ def ce_and_grads(model: Any, hidden: Tensor, micro: MicroBatch) -> tuple[float, 
     return float(loss.detach()), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("is_recorded", [False, True], ids=["called", "recorded"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("indices", [MIXED, [3], [5]], ids=["0, 3, 1 and 2 segments", "4 segments", "no segment"])
-def test_equals_recomputing_every_prefix(golden: GoldenSet, indices: list[int], side: str) -> None:
-    """Loss and all gradients; catches wrong masks, positions, feedback columns, and gradients that are cut."""
+def test_equals_recomputing_every_prefix(golden: GoldenSet, indices: list[int], side: str, is_recorded: bool) -> None:
+    """Loss and all gradients; catches wrong masks, positions, feedback columns, and gradients that are cut.
+
+    Recorded passes run here as on a GPU, but for the recording.
+    """
     model = model_of(golden)
     micro = golden.free_window(indices, len(indices), side).micro_batches[0]
     features = features_of(micro, model)
@@ -71,7 +75,7 @@ def test_equals_recomputing_every_prefix(golden: GoldenSet, indices: list[int], 
     marked = golden.window(indices, len(indices), side).micro_batches[0]  # where a stage-1 batch has its latents
     plain = recompute(language_model, embeddings, micro.tokens, marked.latent_slots, marked.sample_of_segment)
     expected, expected_grads = ce_and_grads(model, plain, micro)
-    stage = StageTwo(model, golden.settings["latent_size"], activation_checkpointing=False, logits_chunk=5)
+    stage = StageTwo(model, golden.settings["latent_size"], False, 5, is_recorded)
     hidden = stage.hidden(micro, features)
     real = micro.tokens.real
     assert float((hidden[real] - plain[real]).detach().abs().max()) < 1e-10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -84,9 +85,15 @@ def test_an_embedding_without_room_grows_to_a_round_number_of_rows(golden: Golde
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_come_in_the_precision_that_is_asked_for(dtype: torch.dtype, golden: GoldenSet) -> None:
+def test_weights_come_in_the_precision_that_is_asked_for(dtype: torch.dtype, golden: GoldenSet, tmp_path: Path) -> None:
+    """Whatever the configuration says: random weights used to come in its own."""
+    folder = shutil.copytree(golden.model.path, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for part in (config, config["vision_config"]):
+        part["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config))
     for random_init in (False, True):
-        model = load_student(replace(golden.model, random_init=random_init), dtype, 0)
+        model = load_student(replace(golden.model, path=str(folder), random_init=random_init), dtype, 0)
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert torch.get_default_dtype() == torch.float32, "the default is put back"
 

@@ -123,3 +123,14 @@ def test_gradients_may_be_summed_in_float32() -> None:
 def test_auto_and_absent_sizes_are_deepspeeds_own() -> None:
     zero = Zero.of({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}})
     assert zero == Zero(overlaps=True)
+
+
+def test_recorded_latents_hold_sums_of_gradients_and_the_keys_and_values() -> None:
+    """Under ZeRO-2 alone: the graphs' own memory, as model/latent_pass.py takes it."""
+    setup = replace(setup_of("zero2.json"), has_teacher=False)
+    plain, recorded = (predict_memory(replace(setup, records_latents=on)).resident for on in (False, True))
+    text = setup.geometry.text
+    columns = 2 * 2 * text.layers * text.kv_heads * text.head_dim * 4 * 999
+    layers = text.language_model - text.embedding
+    assert recorded["recorded latents"] == 2 * (layers + columns)
+    assert "recorded latents" not in plain
