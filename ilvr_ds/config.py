@@ -103,6 +103,8 @@ class ModelConfig:
     lora_rank: int = 0
     """Rank of LoRA adapters on the language model; 0 trains all of its weights. With adapters the embedding and the
     head stay frozen, the rows of the latent tokens among them."""
+    lora_base: Literal["full", "nf4"] = "full"
+    """The frozen linear layers under adapters: as they are, or in 4 bits (QLoRA; needs bitsandbytes)."""
     lora_alpha: float = 16.0
     """LoRA scale (alpha / rank multiplies the adapter's output)."""
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -418,6 +420,10 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: train.micro_batch_tokens fills packed rows, but {why}; set it to 0")
     if recipe.model.attention == "varlen" and not recipe.packs and not recipe.train.has_free_latents:
         raise UserError(f"{where}: model.attention is varlen, but data.packing is false; valid: auto, sdpa")
+    if recipe.model.lora_base != "full" and not recipe.model.lora_rank:
+        raise UserError(
+            f"{where}: model.lora_base is {recipe.model.lora_base}, but all weights are trained; set model.lora_rank"
+        )
     if recipe.train.has_free_latents and recipe.model.activation_checkpointing == "selective":
         raise UserError(
             f"{where}: model.activation_checkpointing is selective, which stage 2 does not have; valid: none, full"

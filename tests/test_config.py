@@ -289,6 +289,12 @@ def test_checkpointing_may_be_said_as_before(load: Load, written: str, kind: str
     assert mistake(load, "", "model.attention=true").startswith("--set model.attention=true: model.attention is True")
 
 
+def test_a_base_in_4_bits_needs_adapters(load: Load) -> None:
+    said = mistake(load, "", "model.lora_base=nf4")
+    assert said.endswith("model.lora_base is nf4, but all weights are trained; set model.lora_rank")
+    assert load("", "model.lora_base=nf4", "model.lora_rank=8").model.lora_base == "nf4"
+
+
 def test_stage_2_has_no_selective_checkpointing(load: Load) -> None:
     said = mistake(load, "", "train.stage=2", "model.activation_checkpointing=selective")
     assert said.endswith("selective, which stage 2 does not have; valid: none, full")

@@ -24,7 +24,8 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.card import write_card
 from ilvr_ds.evaluation.loading import DTYPES
 from ilvr_ds.evaluation.origin import write_origin
-from ilvr_ds.model.base_weights import tower_weights
+from ilvr_ds.model.base_weights import linear_weights, tower_weights
+from ilvr_ds.model.four_bit import round_trip
 from ilvr_ds.model.student import load_config
 from ilvr_ds.training.checkpoint import list_checkpoints, read_student_weights, saved_state
 
@@ -58,7 +59,7 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        student = _Student(read_student_weights(checkpoint), settings)
+        student = _Student(read_student_weights(checkpoint), settings, DTYPES[recipe["train"]["precision"]])
         config.text_config.vocab_size = student.rows
         written = _write_weights(partial, _all_weights(student, settings, config, adapters == "merge"), dtype)
         if settings.lora_rank and adapters == "apart":
@@ -92,9 +93,11 @@ def _find(source: Path) -> Path:
 class _Student:
     """The weights of a checkpoint by the names of a released model, with or without adapters."""
 
-    def __init__(self, weights: dict[str, Any], settings: ModelConfig) -> None:
+    def __init__(self, weights: dict[str, Any], settings: ModelConfig, dtype: torch.dtype) -> None:
         self.weights = {name.removeprefix("model."): lazy for name, lazy in weights.items()}
         self.settings = settings
+        self.dtype = dtype
+        """That the run computed in"""
 
     @property
     def rows(self) -> int:
@@ -105,14 +108,19 @@ class _Student:
         """Everything but the adapters, added to the weights if `merge`."""
         for name in self.weights:
             if "lora_" not in name:
-                weight = self._read(name)
-                adapter = name.replace("base_layer.weight", "lora_{}.default.weight")
-                if merge and adapter != name:
-                    down, up = (self._read(adapter.format(part)).float() for part in "AB")
-                    scale = self.settings.lora_alpha / self.settings.lora_rank
-                    weight = weight.float() + scale * (up @ down)
                 hub = name.replace(".base_layer.", ".").replace("model.language_model.", "model.", 1)
-                yield hub, weight
+                yield hub, self._adapted(hub, self._read(name), merge)
+        if self.settings.lora_base != "full":  # not in the checkpoint: as they were computed with
+            for hub, weight in linear_weights(self.settings):
+                yield hub, self._adapted(hub, round_trip(weight.to(self.dtype)), merge)
+
+    def _adapted(self, hub: str, weight: Tensor, merge: bool) -> Tensor:
+        """The weight of that name with its adapter, where there is one and it is to be merged."""
+        adapter = hub.replace("model.", "model.language_model.", 1).removesuffix("weight") + "lora_{}.default.weight"
+        if not merge or adapter.format("A") not in self.weights:
+            return weight
+        down, up = (self._read(adapter.format(part)).float() for part in "AB")
+        return weight.float() + self.settings.lora_alpha / self.settings.lora_rank * (up @ down)
 
     def write_adapter(self, folder: Path, dtype: torch.dtype) -> None:
         """The adapters in peft's layout."""

@@ -1,4 +1,4 @@
-"""The weights of the frozen vision tower out of a base model's files, tensor by tensor."""
+"""Frozen weights out of a base model's files, tensor by tensor: of the vision tower, of layers kept in 4 bits."""
 
 from __future__ import annotations
 
@@ -22,26 +22,33 @@ def tower_weights(settings: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     if settings.random_init:
         raise UserError("model.random_init: the vision tower is drawn at random and stored nowhere")
     count = 0
-    for name, tensor in _tensors(Path(model_folder(settings.path))):
-        yield name, tensor
+    for name, tensor in _tensors(settings):
+        if name.startswith("visual."):
+            yield name, tensor
         count += 1
     if count == 0:
         raise UserError(f"model.path: '{settings.path}' holds no weights of a vision tower")
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def linear_weights(settings: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """The matrices of the decoder layers (`model.layers.*.weight`), in the precision of the files."""
+    for name, tensor in _tensors(settings):
+        if name.startswith("layers.") and tensor.dim() == 2:
+            yield f"model.{name}", tensor
+
+
+def _tensors(settings: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """All weights, named `visual.*`, `layers.*`, `embed_tokens.*` and so on, whichever layout the files have."""
+    folder = Path(model_folder(settings.path))
     files = sorted(folder.glob("*.safetensors"))
     for file in files:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
-                if hub := _hub_name(name):
-                    yield hub, tensors.get_tensor(name)
+                yield _bare(name), tensors.get_tensor(name)
     for file in [] if files else sorted(folder.glob("pytorch_model*.bin")):
         for name, tensor in torch.load(file, map_location="cpu", mmap=True, weights_only=True).items():
-            if hub := _hub_name(name):
-                yield hub, tensor
+            yield _bare(name), tensor
 
 
-def _hub_name(name: str) -> str | None:
-    bare = name.removeprefix("model.")
-    return bare if bare.startswith("visual.") else None
+def _bare(name: str) -> str:
+    return name.removeprefix("model.").removeprefix("language_model.")

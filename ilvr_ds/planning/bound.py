@@ -68,9 +68,9 @@ def _work(setup: Setup) -> Work:
 def _communication(setup: Setup, chip: Chip) -> float:
     """Of one micro-batch: ZeRO-3 gathers the weights for the forward and the backward and scatters the gradients."""
     others = (setup.world - 1) / setup.world
-    gathered = 2 * (setup.trained + setup.frozen) if setup.zero.stage == 3 else 0
+    gathered = 2 * setup.held if setup.zero.stage == 3 else 0
     moved = setup.itemsize * others * (gathered + setup.trained)
-    from_host = setup.itemsize * setup.shard(2 * (setup.trained + setup.frozen)) if setup.zero.offloads_weights else 0
+    from_host = setup.itemsize * setup.shard(2 * setup.held) if setup.zero.offloads_weights else 0
     return max(moved / (LINK_RATE * chip.link), from_host / (LINK_RATE * chip.host_link))
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ilvr_ds.model.four_bit import BYTES as FOUR_BITS
 from ilvr_ds.planning.setup import Setup
 
 GIB = 2**30
@@ -87,10 +88,12 @@ def activation_bytes(setup: Setup) -> tuple[float, float]:
 
 
 def _resident(setup: Setup) -> dict[str, float]:
-    zero, wide, student = setup.zero, setup.itemsize, setup.trained + setup.frozen
+    zero, wide, student = setup.zero, setup.itemsize, setup.held
     terms: dict[str, float] = {}
     if not zero.offloads_weights:
         terms["student's weights"] = wide * (setup.shard(student) if zero.stage == 3 else student)
+    if setup.packed:
+        terms["frozen layers in 4 bits"] = FOUR_BITS * setup.packed
     if not zero.offloads_optimizer:
         terms["gradients"] = setup.gradient_itemsize * (setup.shard(setup.trained) if zero.stage > 1 else setup.trained)
         terms["float32 weights"] = 4 * setup.shard(setup.trained)
@@ -122,6 +125,8 @@ def _moments(setup: Setup) -> dict[str, float]:
     logits = (wide + 8) * text.vocab_size * labels
     largest_gradient = 0 if setup.lora_rank else wide * max(text.embedding, text.layer)
     backward = max(logits, tokens * again + largest_gradient, wide * text.vocab_size * labels + largest_gradient)
+    if setup.packed:  # the widest as it is multiplied
+        backward += wide * text.hidden_size * text.intermediate_size
     if not setup.has_teacher:  # stage 2: no gradient is whole before the last
         backward += wide * setup.trained
     window = setup.window_samples * setup.sample.tokens
@@ -129,7 +134,7 @@ def _moments(setup: Setup) -> dict[str, float]:
     step: float = wide * zero.gather_bucket if zero.stage < 3 and setup.world > 1 else 0
     if not zero.offloads_optimizer:  # ZeRO-3 steps group by group
         step += 4 * (min(setup.shard(setup.trained), zero.sub_group) if zero.stage == 3 else setup.shard(setup.trained))
-    moments = {"student": activations + backward + _gathered(setup, setup.trained + setup.frozen), "optimizer": step}
+    moments = {"student": activations + backward + _gathered(setup, setup.held), "optimizer": step}
     if setup.has_teacher:
         moments["teacher"] = running + QUERY_BUFFERS + _gathered(setup, _teacher(setup), is_teacher=True)
     if setup.has_tower:
@@ -168,7 +173,7 @@ def _averaged(setup: Setup) -> int:
 def _host(setup: Setup) -> dict[str, float]:
     terms: dict[str, float] = {"process": HOST_PROCESS, "loader processes": setup.num_workers * HOST_WORKER}
     if setup.zero.offloads_weights:
-        terms["student's weights"] = setup.itemsize * setup.shard(setup.trained + setup.frozen)
+        terms["student's weights"] = setup.itemsize * setup.shard(setup.held)
     if setup.zero.offloads_optimizer:
         per_weight = setup.gradient_itemsize + 4 + 4 + optimizer_bytes(setup.optimizer)
         terms["float32 weights, gradients and moments"] = per_weight * setup.shard(setup.trained)

@@ -94,9 +94,13 @@ def _choices(setup: Setup) -> Iterator[tuple[str, Setup]]:
         if setup.checkpointing != "full":
             yield "that, and full checkpointing", replace(offloaded, checkpointing="full")
     if setup.zero.stage == 3:
-        yield "ZeRO-2", replace(setup, zero=replace(setup.zero, stage=2))
+        yield "ZeRO-2", replace(setup, zero=replace(setup.zero, stage=2), records_latents=not setup.has_teacher)
+    adapted = replace(setup, lora_rank=setup.lora_rank or 64)
     if not setup.lora_rank:
-        yield "model.lora_rank=64", replace(setup, lora_rank=64)
+        yield "model.lora_rank=64", adapted
+    if not setup.has_4_bit_base:
+        name = "model.lora_base=nf4" if setup.lora_rank else "model.lora_rank=64, model.lora_base=nf4"
+        yield name, replace(adapted, has_4_bit_base=True)
     if setup.has_teacher:
         other = "none" if setup.teacher_offload == "cpu" else "cpu"
         yield f"teacher.offload={other}", replace(setup, teacher_offload=other)

@@ -95,6 +95,8 @@ class Setup:
     teacher_offload: str
     has_tower: bool
     num_workers: int
+    has_4_bit_base: bool = False
+    """Frozen linear layers in 4 bits, whole on every rank: model/four_bit.py"""
     records_latents: bool = False
     """Stage 2 with CUDA graphs: model/latent_pass.py"""
 
@@ -126,6 +128,7 @@ class Setup:
             teacher_offload=recipe.teacher.offload,
             has_tower=recipe.data.features is None,
             num_workers=recipe.data.num_workers,
+            has_4_bit_base=model.lora_base != "full",
             records_latents=train.has_free_latents and zero.stage < 3 and model.cuda_graphs == "auto",
         )
 
@@ -139,6 +142,16 @@ class Setup:
     def frozen(self) -> int:
         """Frozen weights of the student's language model and head."""
         return self.geometry.text.total if self.lora_rank else 0
+
+    @property
+    def packed(self) -> int:
+        """Those of them in 4 bits."""
+        return self.geometry.text.layers * self.geometry.text.layer_matrices if self.has_4_bit_base else 0
+
+    @property
+    def held(self) -> int:
+        """Weights that the student's engine holds."""
+        return self.trained + self.frozen - self.packed
 
     @property
     def gradient_itemsize(self) -> int:

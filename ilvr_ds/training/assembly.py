@@ -24,6 +24,7 @@ from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.attention import attention_in_words
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
+from ilvr_ds.model.four_bit import check_base
 from ilvr_ds.model.fused import check_kernels, kernels_in_words
 from ilvr_ds.model.tower import tower_identity
 from ilvr_ds.model.vision import VisionTower
@@ -59,6 +60,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     checkpoint = find_checkpoint(recipe)
     check_optimizer(recipe.optim.name)
     check_kernels(recipe.model.kernels)
+    check_base(recipe.model.lora_base)
     initial = None if checkpoint else dist.decided_by_main(lambda: find_initial(recipe))
     parent = saved_state(initial).get("mlflow_run_id") if initial else None
     file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)

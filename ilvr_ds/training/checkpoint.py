@@ -34,7 +34,15 @@ from ilvr_ds.errors import UserError
 logger = logging.getLogger("ilvr_ds")
 CHUNK = 2**24
 """Bytes that are summed at a time."""
-_FIXED = ("train.stage", "train.precision", "model.latent_size", "model.lora_rank", "model.lora_targets", "optim.name")
+_FIXED = (
+    "train.stage",
+    "train.precision",
+    "model.latent_size",
+    "model.lora_rank",
+    "model.lora_base",
+    "model.lora_targets",
+    "optim.name",
+)
 _FREE = ("run.", "evaluation.", "checkpoint.", "tracking.", "data.shards", "data.eval_shards", "data.num_workers")
 _NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "state.json"
@@ -163,7 +171,8 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
     state = saved_state(path)
     _check_batch(path, recipe, state["loader"]["samples per step"])
     now = recipe.flat()
-    before = {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
+    before = {"model.lora_base": "full"}  # checkpoints from before it was a key
+    before |= {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
     changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
     for key in changed:
         was = f"{key} = {before.get(key)}, this run has {now[key]}"

@@ -33,6 +33,7 @@ from ilvr_ds.distill.stage1 import StageOne
 from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.errors import UserError, nearest
 from ilvr_ds.model.attention import attention_backend, use_packed_attention, use_varlen_attention
+from ilvr_ds.model.four_bit import pack_layers, weight_of
 from ilvr_ds.model.fused import use_fused_kernels
 from ilvr_ds.model.student import (
     add_adapters,
@@ -253,6 +254,8 @@ def build_networks(
     if recipe.packs:
         use_packed_attention(model.model.language_model, recipe.model.attention, device, dtype)
     use_fused_kernels(model.model.language_model, recipe.model.kernels, device, dtype)
+    if recipe.model.lora_base != "full":
+        pack_layers(model.model.language_model, _gather, device)
     root = _root_module(model, recipe, zero_stage)
     if initial is not None:
         load_weights(initial, root)
@@ -315,9 +318,9 @@ def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: 
 @torch.no_grad()
 def _copy_to_teacher(networks: Networks) -> None:
     """Every weight of the student's language model, frozen ones too, into the teacher's shards."""
-    student = dict(networks.student.module.model.model.language_model.named_parameters())
+    student = networks.student.module.model.model.language_model
     for name, parameter in networks.teacher.module.language_model.named_parameters():
-        source, shard = student[name], parameter.ds_tensor
+        source, shard = weight_of(student, name), parameter.ds_tensor
         values = source.ds_tensor if hasattr(source, "ds_tensor") else _slice(source, shard.numel())
         if values.numel() != shard.numel():
             sizes = f"{values.numel()} elements in the student, {shard.numel()} in the teacher"

@@ -34,7 +34,8 @@ def find_initial(recipe: Recipe) -> Path | None:
         )
     before = saved_state(path)["recipe"]["model"]
     now = recipe.to_dict()["model"]
-    for key in ("latent_size", "lora_rank", "lora_targets"):
+    before.setdefault("lora_base", "full")  # checkpoints from before it was a key
+    for key in ("latent_size", "lora_rank", "lora_base", "lora_targets"):
         if before[key] != now[key]:
             raise UserError(f"model.init_from: {path} was made with model.{key} = {before[key]}, here it is {now[key]}")
     return path

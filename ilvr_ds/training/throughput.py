@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ilvr_ds import dist
+from ilvr_ds.model.four_bit import FourBitLinear
 from ilvr_ds.planning.chips import find_chip
 from ilvr_ds.planning.flops import ModelFlops, Work
 from ilvr_ds.planning.geometry import Geometry
@@ -81,6 +82,9 @@ def model_flops(student: Any, config: Any, has_teacher: bool) -> ModelFlops:
     counts = {True: 0, False: 0}
     for parameter in student.parameters():
         counts[parameter.requires_grad] += getattr(parameter, "ds_numel", parameter.numel())
+    for module in student.modules():
+        if isinstance(module, FourBitLinear):
+            counts[False] += module.in_features * module.out_features
     return ModelFlops(geometry, trained=counts[True], frozen=counts[False], has_teacher=has_teacher)
 
 

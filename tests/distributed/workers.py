@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections import Counter
@@ -22,6 +23,7 @@ from ilvr_ds.data.template import IGNORE, EncodedSample
 from ilvr_ds.data.window import MicroBatch, TokenBatch
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.model.attention import use_packed_attention
+from ilvr_ds.model.four_bit import pack_layers
 from ilvr_ds.model.student import add_adapters, load_student
 from ilvr_ds.ops.momentum import split
 from ilvr_ds.ops.reference import candidate_cosines
@@ -119,6 +121,8 @@ def momentum(steps: int, zero: dict[str, Any], model: dict[str, Any], offload: s
     dtype = DTYPES[precision]
     plain = load_student(ModelConfig(path=settings.path, attention="sdpa"), dtype, 0).model.language_model
     use_packed_attention(plain, "sdpa", dist.device(), dtype)
+    if settings.lora_base != "full":
+        pack_layers(plain, lambda _: contextlib.nullcontext(), dist.device())
     if settings.lora_rank:
         add_adapters(plain, settings)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.cli import main
 from ilvr_ds.evaluation.loading import load_reasoner
+from ilvr_ds.model.four_bit import pack_layers, weight_of
 from tests.ranks import ROOT, run_ranks
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
@@ -53,19 +55,23 @@ def test_an_export_is_exactly_what_the_ranks_held(demo_folder: Path, tmp_path: P
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_adapters_merged_or_apart(demo_folder: Path, tmp_path: Path) -> None:
-    """Base with the adapters beside it, put together by peft, computes what the merged weights compute."""
+@pytest.mark.parametrize("base", ["full", "nf4"])
+def test_adapters_merged_or_apart(demo_folder: Path, tmp_path: Path, base: str) -> None:
+    """Base with the adapters beside it, put together by peft, computes what the merged weights compute; a base that was
+    in 4 bits is what it was multiplied with, not what the files say."""
     from peft import PeftModel
 
-    train(demo_folder, tmp_path, "model.lora_rank=4", "optim.lr=0.05")
+    train(demo_folder, tmp_path, "model.lora_rank=4", f"model.lora_base={base}", "optim.lr=0.05")
     for how in ("merge", "apart"):
         assert main(["export", f"{tmp_path / 'demo'}", "--to", f"{tmp_path / how}", "--adapters", how]) == 0
-    merged, base, plain = load(tmp_path / "merge"), load(tmp_path / "apart"), load(demo_folder / "model")
-    for name, value in base.state_dict().items():
-        assert torch.equal(value, plain.state_dict()[name])
+    merged, apart, plain = load(tmp_path / "merge"), load(tmp_path / "apart"), load(demo_folder / "model")
+    if base == "nf4":
+        pack_layers(plain.model.language_model, lambda _: nullcontext(), torch.device("cpu"))
+    for name, value in apart.state_dict().items():
+        assert torch.equal(value, weight_of(plain, name)), name
     ids = torch.arange(20)[None]
-    before = base(input_ids=ids).logits
-    together = PeftModel.from_pretrained(base, str(tmp_path / "apart/adapter"))(input_ids=ids).logits
+    before = apart(input_ids=ids).logits
+    together = PeftModel.from_pretrained(apart, str(tmp_path / "apart/adapter"))(input_ids=ids).logits
     torch.testing.assert_close(together, merged(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
     assert (together - before).abs().max() > 1e-2
 

@@ -134,3 +134,13 @@ def test_recorded_latents_hold_sums_of_gradients_and_the_keys_and_values() -> No
     layers = text.language_model - text.embedding
     assert recorded["recorded latents"] == 2 * (layers + columns)
     assert "recorded latents" not in plain
+
+
+def test_frozen_layers_in_4_bits_are_whole_on_every_rank() -> None:
+    setup = replace(setup_of("zero3.json", "7b", world=8), lora_rank=16, lora_targets=("q_proj", "down_proj"))
+    full, packed = (predict_memory(replace(setup, has_4_bit_base=on)).resident for on in (False, True))
+    text = setup.geometry.text
+    matrices = text.layers * text.layer_matrices
+    assert packed["frozen layers in 4 bits"] == pytest.approx(0.516 * matrices, rel=1e-3)
+    assert full["student's weights"] - packed["student's weights"] == pytest.approx(2 * matrices / 8)
+    assert "frozen layers in 4 bits" not in full

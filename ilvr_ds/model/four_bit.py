@@ -1,0 +1,92 @@
+"""Frozen linear layers in 4 bits under adapters: QLoRA (Dettmers et al., 2023), with bitsandbytes' kernels.
+
+Weights are NF4 in blocks of 64 with doubly quantised scales, 0.52 bytes each, and are multiplied in the precision of
+the input. They are buffers, not parameters: whole on every rank, and neither the engine nor a checkpoint holds them,
+for the base model's files say what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ilvr_ds.errors import UserError
+
+BYTES = 0.5 + (1 + 4 / 256) / 64
+"""Of a weight: two to a byte, a scale of 8 bits for each 64, and for 256 of those another in float32."""
+
+
+def check_base(base: str) -> None:
+    """Raise UserError where `model.lora_base` needs a package that is not there."""
+    if base != "full" and find_spec("bitsandbytes") is None:
+        raise UserError(f"model.lora_base is {base}: needs bitsandbytes; pip install bitsandbytes")
+
+
+def round_trip(weight: Tensor) -> Tensor:
+    """What a weight becomes: in 4 bits and back, in its own precision."""
+    return _Packed(weight).whole()
+
+
+class FourBitLinear(nn.Linear):
+    """Computes what a frozen linear layer does, with its weight in 4 bits on `device`; its bias is taken over."""
+
+    def __init__(self, linear: nn.Linear, device: torch.device) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.packed = _Packed(linear.weight.detach().to(device))
+        self.register_buffer("weight", self.packed.values, persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] -> [..., out]. The backward unpacks the weight again."""
+        import bitsandbytes
+
+        output: Tensor = bitsandbytes.matmul_4bit(input, self.weight.t(), self.packed.state, bias=self.bias)
+        return output
+
+    def whole(self) -> Tensor:
+        """The weight [out, in] that is multiplied."""
+        return self.packed.whole()
+
+
+class _Packed:
+    """A weight in 4 bits: `values`, bytes of two each, and the scales."""
+
+    def __init__(self, weight: Tensor) -> None:
+        from bitsandbytes.functional import quantize_4bit
+
+        packed: tuple[Tensor, Any] = quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
+        self.values, self.state = packed
+
+    def whole(self) -> Tensor:
+        from bitsandbytes.functional import dequantize_4bit
+
+        weight: Tensor = dequantize_4bit(self.values, self.state)
+        return weight
+
+
+@torch.no_grad()
+def pack_layers(
+    language_model: Any, gather: Callable[[list[nn.Parameter]], AbstractContextManager[Any]], device: torch.device
+) -> None:
+    """Put the linear layers of a language model's decoder into 4 bits, one after the other (collective).
+
+    gather: opens a block in which sharded parameters are whole on every rank.
+    """
+    for layer in language_model.layers:
+        for name, linear in [pair for pair in layer.named_modules() if isinstance(pair[1], nn.Linear)]:
+            with gather([linear.weight]):
+                packed = FourBitLinear(linear, device)
+            layer.set_submodule(name, packed)
+
+
+def weight_of(network: nn.Module, name: str) -> Tensor:
+    """The weight of that name: a parameter as it is, or what a layer in 4 bits multiplies with."""
+    owner = network.get_submodule(name.rpartition(".")[0])
+    if isinstance(owner, FourBitLinear) and name.endswith(".weight"):
+        return owner.whole()
+    return network.get_parameter(name)
