@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
@@ -21,6 +21,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero import stage3
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -249,7 +250,9 @@ def build_networks(
     birth = HfDeepSpeedConfig(settings) if zero_stage == 3 else None
     torch.manual_seed(recipe.run.seed)  # weights that are drawn are the same on every rank
     is_stored = recipe.data.features is not None
-    model = load_student(recipe.model, dtype, num_tokens, with_tower=not is_stored)
+    # billions of random numbers take a CPU minutes; ZeRO-3 draws on the device anyway
+    with device if recipe.model.random_init and birth is None else nullcontext():
+        model = load_student(recipe.model, dtype, num_tokens, with_tower=not is_stored)
     vision = StoredFeatures(dtype) if is_stored else _detached_tower(model, recipe.model, pixel_stats, device, dtype)
     if recipe.packs:
         use_packed_attention(model.model.language_model, recipe.model.attention, device, dtype)
@@ -259,10 +262,13 @@ def build_networks(
     root = _root_module(model, recipe, zero_stage)
     if initial is not None:
         load_weights(initial, root)
+    if zero_stage == 3:
+        _fetch_by_layer(model.model.language_model)
     trained = [p for p in root.parameters() if p.requires_grad]
-    student, *_ = deepspeed.initialize(
-        model=root, model_parameters=trained, optimizer=_optimizer(recipe.optim, trained), config=settings
-    )
+    with _gradients_by_weight():
+        student, *_ = deepspeed.initialize(
+            model=root, model_parameters=trained, optimizer=_optimizer(recipe.optim, trained), config=settings
+        )
     del birth
     teacher = None if recipe.train.has_free_latents else _build_teacher(recipe, settings, config, model)
     names = [n for n, p in model.model.language_model.named_parameters() if p.requires_grad]
@@ -310,9 +316,31 @@ def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: 
     if recipe.model.lora_rank:
         add_adapters(language_model, recipe.model)
     language_model.requires_grad_(False)
+    _fetch_by_layer(language_model)
     teacher, *_ = deepspeed.initialize(model=ContextEncoder(language_model).eval(), config=settings)
     del birth
     return teacher
+
+
+def _fetch_by_layer(language_model: Any) -> None:
+    """Let ZeRO-3 gather and release a decoder layer at a time: its hooks around every module in a layer take the host
+    longer than a GPU needs to compute them."""
+    deepspeed.utils.set_z3_leaf_modules(language_model, [type(language_model.layers[0])])
+
+
+@contextmanager
+def _gradients_by_weight() -> Iterator[None]:
+    """Let an engine take each gradient when it is there, also in what `_fetch_by_layer` marks.
+
+    DeepSpeed (0.19) takes those of a marked module together, by a hook that fires too early where the module's input
+    needs no gradient (adapters in the first layer), and once for each call where it is called several times (stage 2).
+    """
+    before = stage3.z3_leaf_parameter
+    stage3.z3_leaf_parameter = lambda _: False
+    try:
+        yield
+    finally:
+        stage3.z3_leaf_parameter = before
 
 
 @torch.no_grad()
