@@ -47,6 +47,15 @@ def test_teacher_equals_dense_average(
         assert result["forward_error"] < 1e-5 < 1e-3 < result["stale_error"]
 
 
+def test_zero3_has_hooks_around_layers_and_not_within(tmp_path: Path) -> None:
+    """Within they cost the host more than the device needs for the work; a version of DeepSpeed may forget the mark."""
+    (networks,) = run_ranks(WORKERS + "hooked_modules", 1, tmp_path)
+    for names in networks:
+        layers = [name for name in names if name.startswith("layers.")]
+        assert layers == [f"layers.{number}" for number in range(len(layers))]
+        assert {"norm", "embed_tokens"} <= set(names) and len(layers) > 1
+
+
 @pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=NEEDS_FP16)])
 def test_half_precision_learns(precision: str, tmp_path: Path) -> None:
     """Catches gradients lost in the low precision, and a precision of the recipe that DeepSpeed is not told."""

@@ -143,6 +143,13 @@ def momentum(steps: int, zero: dict[str, Any], model: dict[str, Any], offload: s
     }
 
 
+def hooked_modules() -> list[list[str]]:
+    """Of the student's and the teacher's language model, the modules around which ZeRO-3 has hooks."""
+    run = SmallRun.start()
+    networks = (run.networks.student.module.model.model.language_model, run.networks.teacher.module.language_model)
+    return [[name for name, module in network.named_modules() if hasattr(module, "ds_id")] for network in networks]
+
+
 def _full_weights(run: SmallRun) -> dict[str, torch.Tensor]:
     """The student's trained language-model weights in float32, whole, by the teacher's names."""
     parameters = run.networks.student.module.model.model.language_model.named_parameters()
