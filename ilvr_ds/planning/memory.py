@@ -36,8 +36,8 @@ CONTEXT = 3 * GIB // 2
 """Assumed: what CUDA and NCCL take of a GPU beside torch's own allocations."""
 FRAGMENTS = 0.05
 """Assumed: what torch's allocator holds beyond what is allocated, as a part of that."""
-UPDATE_BUFFERS = 6 * 2**24 * 4
-"""The momentum update, beside other work: six pieces of 2^24 elements with both halves of their averages."""
+UPDATE_ELEMENTS = 6 * 2**24
+"""The momentum update, beside other work: six pieces of 2^24 elements."""
 QUERY_BUFFERS = 2**26 * 10
 """The teacher's prompt-to-image attention: at most 2^26 elements at a time, in 16 bit, float32 and as softmax."""
 
@@ -98,13 +98,13 @@ def _resident(setup: Setup) -> dict[str, float]:
         terms["gradients"] = setup.gradient_itemsize * (setup.shard(setup.trained) if zero.stage > 1 else setup.trained)
         terms["float32 weights"] = 4 * setup.shard(setup.trained)
         terms["moments of the optimizer"] = optimizer_bytes(setup.optimizer) * setup.shard(setup.trained)
-    if zero.stage == 3 and setup.world > 1 and zero.persistence_threshold >= student:
+    if _keeps_weights(setup):
         terms["weights kept whole"] = wide * student
     if setup.has_teacher and setup.teacher_offload == "none":
         terms["teacher's weights"] = wide * setup.shard(_teacher(setup))
         terms["teacher's averages"] = setup.average_itemsize * setup.shard(_averaged(setup))
     if setup.has_teacher:
-        terms["momentum update"] = min(UPDATE_BUFFERS, 4 * setup.shard(_averaged(setup)))
+        terms["momentum update"] = _update(setup)
     if setup.has_tower:
         terms["vision tower"] = wide * setup.geometry.vision.total
     if setup.records_latents:
@@ -114,6 +114,16 @@ def _resident(setup: Setup) -> dict[str, float]:
         terms["recorded latents"] = wide * (in_layers + columns)  # sums of gradients; keys, values and theirs
     terms["buckets of gradients"] = wide * zero.reduce_bucket * (2 if zero.overlaps and setup.world > 1 else 1)
     return terms
+
+
+def _update(setup: Setup) -> float:
+    """Averages on their way; and the student's, where they come from the host or are gathered, one weight whole."""
+    pieces = min(UPDATE_ELEMENTS, setup.shard(_averaged(setup)))
+    if setup.zero.offloads_optimizer:
+        return 8 * pieces
+    if setup.zero.stage == 3:
+        return 4 * pieces
+    return 8 * pieces + (0 if setup.lora_rank else 4 * setup.geometry.text.embedding)
 
 
 def _moments(setup: Setup) -> dict[str, float]:
@@ -142,6 +152,11 @@ def _moments(setup: Setup) -> dict[str, float]:
     return moments
 
 
+def _keeps_weights(setup: Setup) -> bool:
+    """Whether ZeRO-3 gathers the student's weights once a step and not at each use."""
+    return setup.zero.stage == 3 and setup.world > 1 and setup.zero.persistence_threshold >= setup.held
+
+
 def _gathered(setup: Setup, weights: int, is_teacher: bool = False) -> float:
     """Weights that ZeRO-3 holds whole for a forward: as many as are live, and those that are being fetched.
 
@@ -149,7 +164,7 @@ def _gathered(setup: Setup, weights: int, is_teacher: bool = False) -> float:
     """
     is_sharded = is_teacher or setup.zero.stage == 3
     comes_from_host = setup.teacher_offload == "cpu" if is_teacher else setup.zero.offloads_weights
-    if not is_sharded or (setup.world == 1 and not comes_from_host):
+    if not is_sharded or (setup.world == 1 and not comes_from_host) or (not is_teacher and _keeps_weights(setup)):
         return 0
     return setup.itemsize * min(weights, setup.zero.max_live + setup.zero.prefetch_bucket)
 
