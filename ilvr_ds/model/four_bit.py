@@ -17,9 +17,6 @@ from torch import Tensor, nn
 
 from ilvr_ds.errors import UserError
 
-BYTES = 0.5 + (1 + 4 / 256) / 64
-"""Of a weight: two to a byte, a scale of 8 bits for each 64, and for 256 of those another in float32."""
-
 
 def check_base(base: str) -> None:
     """Raise UserError where `model.lora_base` needs a package that is not there."""

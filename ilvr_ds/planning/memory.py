@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ilvr_ds.model.four_bit import BYTES as FOUR_BITS
 from ilvr_ds.planning.setup import Setup
 
 GIB = 2**30
@@ -38,6 +37,8 @@ FRAGMENTS = 0.05
 """Assumed: what torch's allocator holds beyond what is allocated, as a part of that."""
 UPDATE_ELEMENTS = 6 * 2**24
 """The momentum update, beside other work: six pieces of 2^24 elements."""
+FOUR_BITS = 0.5 + (1 + 4 / 256) / 64
+"""Bytes of a weight in 4 bits: two to a byte, a scale of 8 bits for each 64, for 256 of those another in float32."""
 QUERY_BUFFERS = 2**26 * 10
 """The teacher's prompt-to-image attention: at most 2^26 elements at a time, in 16 bit, float32 and as softmax."""
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from ilvr_ds.errors import UserError
 from ilvr_ds.model import four_bit
-from ilvr_ds.model.four_bit import BYTES, FourBitLinear, check_base, pack_layers, round_trip, weight_of
+from ilvr_ds.model.four_bit import FourBitLinear, check_base, pack_layers, round_trip, weight_of
 from ilvr_ds.model.student import load_student
+from ilvr_ds.planning.memory import FOUR_BITS
 from tests.golden_set import golden_set
 
 CPU = torch.device("cpu")
@@ -43,14 +44,14 @@ def test_computes_what_a_linear_layer_with_the_rounded_weight_does(dtype: torch.
 
 
 def test_a_weight_takes_half_a_byte_and_keeps_its_direction() -> None:
-    """NF4 with a scale for each 64 weights is 8 to 10 % off for weights that are distributed normally."""
+    """The plan counts on it. NF4 with a scale for each 64 weights is 8 to 10 % off for weights that are distributed normally."""
     weight = torch.randn(1024, 2048, generator=torch.Generator().manual_seed(0))
     error = float((round_trip(weight) - weight).norm() / weight.norm())
     assert 0.05 < error < 0.12
     layer = FourBitLinear(nn.Linear(2048, 1024, bias=False), CPU)
     scales = layer.packed.state
     held = [layer.weight, scales.absmax, scales.state2.absmax]
-    assert sum(x.nbytes for x in held) == pytest.approx(BYTES * 1024 * 2048, rel=1e-3)
+    assert sum(x.nbytes for x in held) == pytest.approx(FOUR_BITS * 1024 * 2048, rel=1e-3)
 
 
 def test_neither_parameters_nor_checkpoints_hold_them() -> None:
