@@ -25,7 +25,7 @@ from ilvr_ds.evaluation.card import write_card
 from ilvr_ds.evaluation.loading import DTYPES
 from ilvr_ds.evaluation.origin import write_origin
 from ilvr_ds.model.base_weights import linear_weights, tower_weights
-from ilvr_ds.model.four_bit import round_trip
+from ilvr_ds.model.four_bit import check_base, round_trip
 from ilvr_ds.model.student import load_config
 from ilvr_ds.training.checkpoint import list_checkpoints, read_student_weights, saved_state
 
@@ -50,6 +50,7 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
     state = saved_state(checkpoint)
     recipe = state["recipe"]
     settings = ModelConfig(**{**recipe["model"], "lora_targets": tuple(recipe["model"]["lora_targets"])})
+    check_base(settings.lora_base)
     if to.exists() and not overwrite and any(to.iterdir()):
         raise UserError(f"--to: {to} is not empty; give another folder or --overwrite")
     dtype = DTYPES[precision or recipe["train"]["precision"]]
@@ -110,9 +111,10 @@ class _Student:
             if "lora_" not in name:
                 hub = name.replace(".base_layer.", ".").replace("model.language_model.", "model.", 1)
                 yield hub, self._adapted(hub, self._read(name), merge)
-        if self.settings.lora_base != "full":  # not in the checkpoint: as they were computed with
+        if self.settings.lora_base != "full":  # not in the checkpoint: as they were computed with, on such a device
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             for hub, weight in linear_weights(self.settings):
-                yield hub, self._adapted(hub, round_trip(weight.to(self.dtype)), merge)
+                yield hub, self._adapted(hub, round_trip(weight.to(device, self.dtype)).cpu(), merge)
 
     def _adapted(self, hub: str, weight: Tensor, merge: bool) -> Tensor:
         """The weight of that name with its adapter, where there is one and it is to be merged."""

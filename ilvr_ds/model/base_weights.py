@@ -22,9 +22,8 @@ def tower_weights(settings: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     if settings.random_init:
         raise UserError("model.random_init: the vision tower is drawn at random and stored nowhere")
     count = 0
-    for name, tensor in _tensors(settings):
-        if name.startswith("visual."):
-            yield name, tensor
+    for name, tensor in _tensors(settings, "visual."):
+        yield name, tensor
         count += 1
     if count == 0:
         raise UserError(f"model.path: '{settings.path}' holds no weights of a vision tower")
@@ -32,22 +31,24 @@ def tower_weights(settings: ModelConfig) -> Iterator[tuple[str, Tensor]]:
 
 def linear_weights(settings: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """The matrices of the decoder layers (`model.layers.*.weight`), in the precision of the files."""
-    for name, tensor in _tensors(settings):
-        if name.startswith("layers.") and tensor.dim() == 2:
+    for name, tensor in _tensors(settings, "layers."):
+        if tensor.dim() == 2:
             yield f"model.{name}", tensor
 
 
-def _tensors(settings: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """All weights, named `visual.*`, `layers.*`, `embed_tokens.*` and so on, whichever layout the files have."""
+def _tensors(settings: ModelConfig, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """The weights whose names begin so, and no others: `visual.*`, `layers.*`, whichever layout the files have."""
     folder = Path(model_folder(settings.path))
     files = sorted(folder.glob("*.safetensors"))
     for file in files:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
-                yield _bare(name), tensors.get_tensor(name)
+                if _bare(name).startswith(prefix):
+                    yield _bare(name), tensors.get_tensor(name)
     for file in [] if files else sorted(folder.glob("pytorch_model*.bin")):
         for name, tensor in torch.load(file, map_location="cpu", mmap=True, weights_only=True).items():
-            yield _bare(name), tensor
+            if _bare(name).startswith(prefix):
+                yield _bare(name), tensor
 
 
 def _bare(name: str) -> str:

@@ -44,4 +44,6 @@ def checkpoint_arguments(kind: str) -> dict[str, Any]:
 
 def _policy(context: Any, operator: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
     """Norms, rotations and activation functions are computed again; they read and write little."""
-    return CheckpointPolicy.MUST_SAVE if operator in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    # bitsandbytes' operators exist once it is imported: the products of layers in 4 bits
+    is_product = operator in KEPT or str(operator).startswith("bitsandbytes.gemm")
+    return CheckpointPolicy.MUST_SAVE if is_product else CheckpointPolicy.PREFER_RECOMPUTE

@@ -25,6 +25,8 @@ logger = logging.getLogger("ilvr_ds")
 
 GRAIN = 256
 """Columns are rounded up to a multiple of this: fewer recordings, and a few more columns that attention skips over."""
+SHAPES = 16
+"""Recordings that are kept: those used last."""
 
 
 class LatentPasses:
@@ -42,6 +44,8 @@ class LatentPasses:
         self._shapes: dict[tuple[int, int], LatentPass] = {}
         self._places: list[int] = []
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
+        """Of all recordings: a pool is shared by those of one stream, and so are workspaces of matrix products."""
 
     def begin(self, positions: tuple[Tensor, Tensor], real: Tensor) -> LatentPass:
         """The passes of a micro-batch, whose forward and backward must end before another begins.
@@ -50,9 +54,10 @@ class LatentPasses:
         """
         rows, columns = real.shape[0], -(-real.shape[1] // GRAIN) * GRAIN
         self._make_room(2 * len(self.body.layers) * rows * columns * self.body.elements)
-        shape = self._shapes.get((rows, columns))
-        if shape is None:
-            shape = self._shapes[rows, columns] = LatentPass(self, rows, columns, positions[0])
+        shape = self._shapes.pop((rows, columns), None) or LatentPass(self, rows, columns, positions[0])
+        self._shapes[rows, columns] = shape
+        while len(self._shapes) > SHAPES:
+            del self._shapes[next(iter(self._shapes))]
         needs_grads = torch.is_grad_enabled()
         with torch.no_grad():
             shape.prepare(positions, real, needs_grads)
@@ -72,13 +77,14 @@ class LatentPasses:
         self.room = self.body.norm.weight.new_zeros(size)
         if self.room.is_cuda:
             self._pool = torch.cuda.graph_pool_handle()
+            self._stream = self._stream or torch.cuda.Stream(self.room.device)  # type: ignore[no-untyped-call]
 
     def recorded(self, function: Callable[[], None]) -> Callable[[], None]:
         """What does the same as `function`, which reads and writes tensors at fixed places alone."""
-        device = self.room.device
-        if device.type != "cuda":
+        device, stream = self.room.device, self._stream
+        if stream is None:
             return function
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             function()  # compiles kernels and takes workspaces, which cannot be done while recording

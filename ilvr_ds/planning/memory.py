@@ -111,8 +111,9 @@ def _resident(setup: Setup) -> dict[str, float]:
     if setup.records_latents:
         text = setup.geometry.text
         in_layers = setup.trained if setup.lora_rank else text.layers * text.layer + text.hidden_size
-        columns = 4 * text.layers * text.kv_heads * text.head_dim * setup.micro_tokens
-        terms["recorded latents"] = wide * (in_layers + columns)  # sums of gradients; keys, values and theirs
+        columns = setup.micro_batch_size * 256 * -(-setup.sample.tokens // 256)  # samples that are alike need no more
+        held = 4 * text.layers * text.kv_heads * text.head_dim * columns
+        terms["recorded latents"] = wide * (in_layers + held)  # sums of gradients; keys, values and theirs
     terms["buckets of gradients"] = wide * zero.reduce_bucket * (2 if zero.overlaps and setup.world > 1 else 1)
     return terms
 

@@ -94,7 +94,7 @@ def _choices(setup: Setup) -> Iterator[tuple[str, Setup]]:
         if setup.checkpointing != "full":
             yield "that, and full checkpointing", replace(offloaded, checkpointing="full")
     if setup.zero.stage == 3:
-        yield "ZeRO-2", replace(setup, zero=replace(setup.zero, stage=2), records_latents=not setup.has_teacher)
+        yield "ZeRO-2", replace(setup, zero=replace(setup.zero, stage=2))
     adapted = replace(setup, lora_rank=setup.lora_rank or 64)
     if not setup.lora_rank:
         yield "model.lora_rank=64", adapted

@@ -97,8 +97,8 @@ class Setup:
     num_workers: int
     has_4_bit_base: bool = False
     """Frozen linear layers in 4 bits, whole on every rank: model/four_bit.py"""
-    records_latents: bool = False
-    """Stage 2 with CUDA graphs: model/latent_pass.py"""
+    may_record: bool = True
+    """CUDA graphs are allowed"""
 
     @staticmethod
     def of(recipe: Recipe, zero: Zero, geometry: Geometry, world: int, sample: SampleSize) -> Setup:
@@ -129,7 +129,7 @@ class Setup:
             has_tower=recipe.data.features is None,
             num_workers=recipe.data.num_workers,
             has_4_bit_base=model.lora_base != "full",
-            records_latents=train.has_free_latents and zero.stage < 3 and model.cuda_graphs == "auto",
+            may_record=model.cuda_graphs == "auto",
         )
 
     @property
@@ -147,6 +147,11 @@ class Setup:
     def packed(self) -> int:
         """Those of them in 4 bits."""
         return self.geometry.text.layers * self.geometry.text.layer_matrices if self.has_4_bit_base else 0
+
+    @property
+    def records_latents(self) -> bool:
+        """Stage 2 with CUDA graphs: model/latent_pass.py"""
+        return self.may_record and not self.has_teacher and self.zero.stage < 3
 
     @property
     def held(self) -> int:

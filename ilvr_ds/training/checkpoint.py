@@ -43,7 +43,16 @@ _FIXED = (
     "model.lora_targets",
     "optim.name",
 )
-_FREE = ("run.", "evaluation.", "checkpoint.", "tracking.", "data.shards", "data.eval_shards", "data.num_workers")
+_FREE = (
+    "run.",
+    "evaluation.",
+    "checkpoint.",
+    "tracking.",
+    "data.shards",
+    "data.eval_shards",
+    "data.num_workers",
+    "model.cuda_graphs",
+)
 _NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "state.json"
 UNIVERSAL = "universal"
@@ -170,6 +179,7 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
     """
     state = saved_state(path)
     _check_batch(path, recipe, state["loader"]["samples per step"])
+    check_base_is_the_same(path, state["recipe"]["model"], recipe)
     now = recipe.flat()
     before = {"model.lora_base": "full"}  # checkpoints from before it was a key
     before |= {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
@@ -180,6 +190,20 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
             raise UserError(f"{path}: made with {was}; go on with the old value, or take another run.name")
         dist.warn("going on with other settings: the checkpoint was made with %s", was)
     return state
+
+
+def check_base_is_the_same(path: Path, before: dict[str, Any], recipe: Recipe) -> None:
+    """Raise UserError where a base in 4 bits, which no checkpoint holds, may be another than a checkpoint's `model`."""
+    model = recipe.model
+    if model.lora_base == "full":
+        return
+    if model.random_init:
+        raise UserError(f"{path}: model.random_init drew a base for model.lora_base {model.lora_base}, stored nowhere")
+    if before["path"] != model.path:
+        raise UserError(
+            f"{path}: made with model.path = {before['path']}, this run has {model.path}; with model.lora_base "
+            f"{model.lora_base} checkpoints do not hold the base: give the same path"
+        )
 
 
 def _check_batch(path: Path, recipe: Recipe, wanted: int) -> None:

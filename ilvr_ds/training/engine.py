@@ -317,6 +317,8 @@ def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: 
         add_adapters(language_model, recipe.model)
     language_model.requires_grad_(False)
     _fetch_by_layer(language_model)
+    # whose projections ContextEncoder calls by themselves: these need hooks of their own
+    deepspeed.utils.set_z3_leaf_module(language_model.layers[-1], False)
     teacher, *_ = deepspeed.initialize(model=ContextEncoder(language_model).eval(), config=settings)
     del birth
     return teacher

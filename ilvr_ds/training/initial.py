@@ -16,7 +16,7 @@ from torch import nn
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
 from ilvr_ds.errors import UserError
-from ilvr_ds.training.checkpoint import STATE_FILE, list_checkpoints, saved_state
+from ilvr_ds.training.checkpoint import STATE_FILE, check_base_is_the_same, list_checkpoints, saved_state
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -38,6 +38,7 @@ def find_initial(recipe: Recipe) -> Path | None:
     for key in ("latent_size", "lora_rank", "lora_base", "lora_targets"):
         if before[key] != now[key]:
             raise UserError(f"model.init_from: {path} was made with model.{key} = {before[key]}, here it is {now[key]}")
+    check_base_is_the_same(path, before, recipe)
     return path
 
 

@@ -138,6 +138,7 @@ class Trainer:
             with self.phases("backward"):  # DeepSpeed averages gradients over ranks; ours are parts of one sum
                 self.student.backward(loss * dist.world_size(), scale_wrt_gas=False)
             losses.append(loss.detach())
+            del loss  # and what its graph still holds, before the next forward
             self.watchdog.at(step, "optimizer", window.ids)
             with self.phases("optimizer"):
                 self.student.step()

@@ -9,13 +9,13 @@ from collections import Counter
 
 import torch
 
-KNOWN = ("/deepspeed/", "/ilvr_ds/distill/momentum.py:")
+KNOWN = re.compile(r"/deepspeed/|/ilvr_ds/distill/momentum\.py:\d+ wait$")
 """DeepSpeed's own, and the teacher's wait for its update, once a step."""
 
 
 def unknown(places: dict[str, int]) -> dict[str, int]:
     """Those that should not be."""
-    return {place: count for place, count in places.items() if not any(known in place for known in KNOWN)}
+    return {place: count for place, count in places.items() if not KNOWN.search(place)}
 
 
 class Syncs:
@@ -39,4 +39,5 @@ class Syncs:
         if "synchronizing CUDA operation" not in str(message):
             return
         frames = [f for f in traceback.extract_stack() if re.search("/(ilvr_ds|deepspeed|transformers)/", f.filename)]
-        self.places[f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown place"] += 1
+        last = frames[-1] if frames else None
+        self.places[f"{last.filename}:{last.lineno} {last.name}" if last else "an unknown place"] += 1

@@ -13,6 +13,7 @@ from ilvr_ds.data.sample import LatentStep, TextStep, check_sample
 from tests.bench.noise import CELL, SIZES, draw_samples
 from tests.bench.step import _options, case_of
 from tests.bench.step_table import SHARES, render
+from tests.bench.syncs import unknown
 
 
 def words_of(sample: Any) -> int:
@@ -72,7 +73,7 @@ def test_the_table_has_medians_spreads_and_scaling(monkeypatch: pytest.MonkeyPat
             "samples_a_step": 8,
             "ranks": ranks,
             "loader_samples_per_s": 40.0,
-            "syncs": {"/x/deepspeed/a.py:1": 4},
+            "syncs": {"/x/deepspeed/a.py:1 fetch": 4, "/x/ilvr_ds/distill/momentum.py:9 wait": 2},
             "environment": {
                 "versions": {"torch": "2"}, "git_commit": "0" * 40, "git_dirty": True, "cuda": None,
                 "ranks": [{"device": "X"}],
@@ -83,3 +84,14 @@ def test_the_table_has_medians_spreads_and_scaling(monkeypatch: pytest.MonkeyPat
     assert "125.0 (100.0 to 200.0)" in text and "| 80% |" in text and "| 40.0% | 35.0% |" in text
     assert "40 samples/s, 5.0x" in text and "25.0%" in text and "commit 000000000000 (changed)" in text
     assert "comt: no unexpected host synchronisations" in text and "2 a step in /x/deepspeed" in text
+
+
+def test_only_deepspeed_and_the_wait_for_the_update_may_synchronise() -> None:
+    places = {"/s/deepspeed/a.py:1 fetch": 4, "/x/ilvr_ds/distill/momentum.py:9 wait": 7}
+    assert not unknown(places)
+    mistakes = {
+        "/x/ilvr_ds/distill/momentum.py:8 follow": 1,
+        "/x/ilvr_ds/model/vision.py:3 wait": 1,
+        "an unknown place": 1,
+    }
+    assert unknown({**places, **mistakes}) == mistakes

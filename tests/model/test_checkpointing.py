@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.model.checkpointing import checkpoint_arguments
+from ilvr_ds.model.four_bit import pack_layers
 from ilvr_ds.model.student import build_text_model, load_config, load_student, prepare_student
 from ilvr_ds.planning.geometry import Geometry
 from ilvr_ds.planning.memory import activation_bytes
@@ -17,11 +20,13 @@ from tests.golden_set import golden_set
 from tests.model.test_rollout import Live
 
 
-def language_model(kind: str, lora_rank: int = 0) -> Any:
+def language_model(kind: str, lora_rank: int = 0, lora_base: str = "full") -> Any:
     golden = golden_set()
     settings = ModelConfig(path=golden.model.path, attention="sdpa", activation_checkpointing=kind, lora_rank=lora_rank)  # type: ignore[arg-type]
     torch.manual_seed(0)
     model = load_student(settings, torch.float32, len(golden.encoder.tokenizer))
+    if lora_base != "full":
+        pack_layers(model.model.language_model, lambda _: nullcontext(), torch.device("cpu"))
     prepare_student(model, settings)
     return model.model.language_model
 
@@ -55,6 +60,28 @@ def test_selective_computes_no_matrix_product_again() -> None:
         products[kind] = counter.get_total_flops()
     assert products["selective"] == products["none"]
     assert products["full"] == pytest.approx(products["none"] * 4 / 3, rel=0.05)
+
+
+class Products(TorchDispatchMode):
+    """Counts products of layers in 4 bits."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += str(function).startswith("bitsandbytes.gemm")
+        return function(*args, **(kwargs or {}))
+
+
+def test_nor_one_of_layers_in_4_bits() -> None:
+    """Catches an operator of bitsandbytes that the policy does not know: selective would cost what full costs."""
+    counts = {}
+    for kind in ("none", "full", "selective"):
+        model = language_model(kind, lora_rank=4, lora_base="nf4")
+        with Products() as products:
+            forward(model).backward()
+        counts[kind] = products.count
+    assert counts["selective"] == counts["none"] == 7 * len(model.layers)
+    assert counts["full"] == 2 * counts["none"]
 
 
 @pytest.mark.parametrize("kind", ["none", "full", "selective"])

@@ -44,8 +44,7 @@ def test_computes_what_a_linear_layer_with_the_rounded_weight_does(dtype: torch.
 
 
 def test_a_weight_takes_half_a_byte_and_keeps_its_direction() -> None:
-    """The plan counts on the size. NF4 with a scale for each 64 weights is 8 to 10 % off for weights that are distributed
-    normally."""
+    """The plan counts on the size. NF4 with a scale for each 64 weights is 8 to 10 % off where they are normal."""
     weight = torch.randn(1024, 2048, generator=torch.Generator().manual_seed(0))
     error = float((round_trip(weight) - weight).norm() / weight.norm())
     assert 0.05 < error < 0.12

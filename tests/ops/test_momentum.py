@@ -43,3 +43,16 @@ def test_it_is_the_average_of_float64(device: str, count: int) -> None:
     torch.testing.assert_close(join(upper, lower).double().cpu(), wanted, rtol=3e-7, atol=1e-7)
     exact = torch.stack([1 + (wanted - student.double()).square().sum(), 1 + student.double().square().sum()])
     torch.testing.assert_close(sums.cpu(), exact, rtol=1e-5, atol=0)  # squares are added up in float32
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_no_number_stays_none(device: str) -> None:
+    """A NaN with all bits set, which is what a GPU makes, would be rounded up to a zero."""
+    bits = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001], dtype=torch.int32, device=device)
+    upper, lower = split(bits.view(torch.float32))
+    assert bool(upper.isnan().all()) and bool(join(upper, lower).isnan().all())
+    upper, lower = split(torch.ones(4, device=device))
+    student = torch.tensor([1.0, torch.nan, torch.inf, 1.0], device=device)
+    follow(upper, lower, student, 0.25, torch.zeros(2, dtype=torch.float64, device=device))
+    assert upper.isnan().tolist() == [False, True, False, False]
+    assert join(upper, lower).tolist()[2:] == [torch.inf, 1.0]

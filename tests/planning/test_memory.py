@@ -75,7 +75,7 @@ def test_the_measured_points(
         ("zero3_single_gpu.json", "3b", 1, 6, 36, {}, 68.4),
         ("zero3_single_gpu.json", "7b", 1, 8, 32, {"optimizer": "adamw_8bit", "has_tower": False}, 107.9),
         ("zero3_single_gpu.json", "7b", 1, 12, 36, {"optimizer": "adamw_8bit", "has_tower": False}, 124.6),
-        ("zero2.json", "3b", 2, 8, 8, {"has_teacher": False, "checkpointing": "full", "records_latents": True}, 41.8),
+        ("zero2.json", "3b", 2, 8, 8, {"has_teacher": False, "checkpointing": "full"}, 41.8),
         ("zero3_kept_weights.json", "3b", 2, 8, 8, {"has_teacher": False, "checkpointing": "full"}, 38.5),
     ],
 )
@@ -155,9 +155,9 @@ def test_auto_and_absent_sizes_are_deepspeeds_own() -> None:
 def test_recorded_latents_hold_sums_of_gradients_and_the_keys_and_values() -> None:
     """Under ZeRO-2 alone: the graphs' own memory, as model/latent_pass.py takes it."""
     setup = replace(setup_of("zero2.json"), has_teacher=False)
-    plain, recorded = (predict_memory(replace(setup, records_latents=on)).resident for on in (False, True))
+    plain, recorded = (predict_memory(replace(setup, may_record=on)).resident for on in (False, True))
     text = setup.geometry.text
-    columns = 2 * 2 * text.layers * text.kv_heads * text.head_dim * 4 * 999
+    columns = 2 * 2 * text.layers * text.kv_heads * text.head_dim * 4 * 1024
     layers = text.language_model - text.embedding
     assert recorded["recorded latents"] == 2 * (layers + columns)
     assert "recorded latents" not in plain

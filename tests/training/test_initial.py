@@ -44,3 +44,14 @@ def test_other_settings_are_a_mistake(tmp_path: Path, change: dict[str, Any]) ->
     (key,) = change
     with pytest.raises(UserError, match=rf"was made with model.{key} = {change[key]}, here it is"):
         find_initial(recipe(tmp_path))
+
+
+def test_a_base_in_4_bits_must_be_the_same(tmp_path: Path) -> None:
+    """No checkpoint holds it: adapters of one model would run on another without a word."""
+    adapted: dict[str, Any] = {"lora_rank": 4, "lora_base": "nf4"}
+    path = checkpoint(tmp_path, 1, path="a", **adapted)
+    assert find_initial(recipe(tmp_path, path="a", **adapted)) == path
+    with pytest.raises(UserError, match=r"made with model.path = a, this run has b; .* give the same path"):
+        find_initial(recipe(tmp_path, path="b", **adapted))
+    with pytest.raises(UserError, match=r"random_init drew a base for model\.lora_base nf4, stored nowhere"):
+        find_initial(recipe(tmp_path, path="a", random_init=True, **adapted))
