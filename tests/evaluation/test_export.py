@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.cli import main
 from ilvr_ds.evaluation.loading import load_reasoner
+from ilvr_ds.model import four_bit
 from ilvr_ds.model.four_bit import pack_layers, weight_of
 from tests.ranks import ROOT, run_ranks
 
@@ -56,7 +57,9 @@ def test_an_export_is_exactly_what_the_ranks_held(demo_folder: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("base", ["full", "nf4"])
-def test_adapters_merged_or_apart(demo_folder: Path, tmp_path: Path, base: str) -> None:
+def test_adapters_merged_or_apart(
+    demo_folder: Path, tmp_path: Path, base: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Base with the adapters beside it, put together by peft, computes what the merged weights compute; a base that was
     in 4 bits is what it was multiplied with, not what the files say."""
     from peft import PeftModel
@@ -74,6 +77,11 @@ def test_adapters_merged_or_apart(demo_folder: Path, tmp_path: Path, base: str) 
     together = PeftModel.from_pretrained(apart, str(tmp_path / "apart/adapter"))(input_ids=ids).logits
     torch.testing.assert_close(together, merged(input_ids=ids).logits, atol=1e-4, rtol=1e-4)
     assert (together - before).abs().max() > 1e-2
+    if base == "nf4":
+        monkeypatch.setattr(four_bit, "find_spec", lambda _: None)
+        assert main(["export", f"{tmp_path / 'demo'}", "--to", f"{tmp_path / 'other'}"]) == 2
+        assert "model.lora_base is nf4: needs bitsandbytes" in capsys.readouterr().err
+        assert not (tmp_path / "other").exists()
 
 
 def test_mistakes(demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
