@@ -26,7 +26,7 @@ def check_base(base: str) -> None:
 
 def round_trip(weight: Tensor) -> Tensor:
     """What a weight becomes: in 4 bits and back, in its own precision."""
-    return _Packed(weight).whole()
+    return _unpack(*_pack(weight))
 
 
 class FourBitLinear(nn.Linear):
@@ -35,35 +35,34 @@ class FourBitLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, device: torch.device) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
-        self.packed = _Packed(linear.weight.detach().to(device))
-        self.register_buffer("weight", self.packed.values, persistent=False)
+        values, self.state = _pack(linear.weight.detach().to(device))
+        self.register_buffer("weight", values, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]. The backward unpacks the weight again."""
         import bitsandbytes
 
-        output: Tensor = bitsandbytes.matmul_4bit(input, self.weight.t(), self.packed.state, bias=self.bias)
+        output: Tensor = bitsandbytes.matmul_4bit(input, self.weight.t(), self.state, bias=self.bias)
         return output
 
     def whole(self) -> Tensor:
         """The weight [out, in] that is multiplied."""
-        return self.packed.whole()
+        return _unpack(self.weight, self.state)
 
 
-class _Packed:
-    """A weight in 4 bits: `values`, bytes of two each, and the scales."""
+def _pack(weight: Tensor) -> tuple[Tensor, Any]:
+    """Bytes of two weights each, and the scales."""
+    from bitsandbytes.functional import quantize_4bit
 
-    def __init__(self, weight: Tensor) -> None:
-        from bitsandbytes.functional import quantize_4bit
+    packed: tuple[Tensor, Any] = quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
+    return packed
 
-        packed: tuple[Tensor, Any] = quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
-        self.values, self.state = packed
 
-    def whole(self) -> Tensor:
-        from bitsandbytes.functional import dequantize_4bit
+def _unpack(values: Tensor, state: Any) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
 
-        weight: Tensor = dequantize_4bit(self.values, self.state)
-        return weight
+    weight: Tensor = dequantize_4bit(values, state)
+    return weight
 
 
 @torch.no_grad()

@@ -184,8 +184,8 @@ def _loader_alone(dataset: WindowDataset, recipe: Recipe, batch: int) -> float:
 
 
 def _look_closer(case: Case, step: Any, dataset: WindowDataset) -> dict[str, int]:
-    """Two more steps, each after one whose weights did not change: synchronisations with the host from batch to
-    backward, the teacher's update beside them included, and a profile."""
+    """Two more steps, without the optimizer: synchronisations with the host from batch to backward, the teacher's
+    update beside them included, and a profile."""
     syncs, totals = Syncs(), Totals(step.sums, dist.device())
     for number in range(2):
         window = dataset[number].pin_memory().to(dist.device())

@@ -89,7 +89,12 @@ def test_a_run_goes_on_from_zero2_to_zero3(tmp_path: Path, demo_folder: Path, st
 
 @pytest.mark.drill
 @pytest.mark.parametrize(
-    "changes", [["model.lora_rank=4", "model.lora_base=nf4"], ["train.stage=2", f"deepspeed.config={ZERO2}"]]
+    "changes",
+    [
+        ["model.lora_rank=4"],
+        ["model.lora_rank=4", "model.lora_base=nf4"],
+        ["train.stage=2", f"deepspeed.config={ZERO2}"],
+    ],
 )
 def test_so_do_adapters_and_stage_2(tmp_path: Path, demo_folder: Path, changes: list[str]) -> None:
     """2 ranks save, 1 goes on: frozen weights beside trained ones, and no teacher at all."""

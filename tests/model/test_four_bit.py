@@ -49,7 +49,7 @@ def test_a_weight_takes_half_a_byte_and_keeps_its_direction() -> None:
     error = float((round_trip(weight) - weight).norm() / weight.norm())
     assert 0.05 < error < 0.12
     layer = FourBitLinear(nn.Linear(2048, 1024, bias=False), CPU)
-    scales = layer.packed.state
+    scales = layer.state
     held = [layer.weight, scales.absmax, scales.state2.absmax]
     assert sum(x.nbytes for x in held) == pytest.approx(FOUR_BITS * 1024 * 2048, rel=1e-3)
 

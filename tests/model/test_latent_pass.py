@@ -6,7 +6,6 @@ That they equal recomputing every prefix stands in test_rollout.py.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -21,7 +20,7 @@ from ilvr_ds.model import latent_pass
 from ilvr_ds.model.four_bit import pack_layers
 from ilvr_ds.model.fused import use_fused_kernels
 from ilvr_ds.model.latent_pass import SHAPES
-from ilvr_ds.model.student import add_adapters, load_student, prepare_student
+from ilvr_ds.model.student import load_student, prepare_student
 from tests.golden_set import GoldenSet, golden_set
 from tests.model.test_rollout import ce_and_grads, features_of, model_of
 
@@ -35,15 +34,6 @@ def golden() -> GoldenSet:
     return golden_set()
 
 
-@pytest.fixture
-def exact() -> Iterator[None]:
-    """No TF32, so that two ways to compute agree."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def stage_of(model: Any, golden: GoldenSet, is_recorded: bool, checkpointing: bool = False) -> StageTwo:
     return StageTwo(model, golden.settings["latent_size"], checkpointing, 1024, is_recorded)
 
@@ -54,7 +44,6 @@ def run(stage: StageTwo, micro: MicroBatch, features: Tensor) -> tuple[float, di
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("device", ["cpu", GPU])
-@pytest.mark.usefixtures("exact")
 def test_equals_calling_the_layers_over_micro_batches_and_steps(
     golden: GoldenSet, device: str, checkpointing: bool
 ) -> None:
@@ -133,9 +122,7 @@ def test_weights_that_were_put_elsewhere_are_recorded_anew(golden: GoldenSet, de
 def test_adapters_alone_are_trained(golden: GoldenSet) -> None:
     """With LoRA the sums hold the adapters' gradients, and no others."""
     model = model_of(golden)
-    settings = golden.model.__class__(path=golden.model.path, lora_rank=4)
-    model.requires_grad_(False)
-    add_adapters(model.model.language_model, settings)
+    prepare_student(model, replace(golden.model, lora_rank=4))
     model.double()
     for name, weight in model.named_parameters():
         if "lora_B" in name:

@@ -75,7 +75,8 @@ def test_equals_recomputing_every_prefix(golden: GoldenSet, indices: list[int], 
     marked = golden.window(indices, len(indices), side).micro_batches[0]  # where a stage-1 batch has its latents
     plain = recompute(language_model, embeddings, micro.tokens, marked.latent_slots, marked.sample_of_segment)
     expected, expected_grads = ce_and_grads(model, plain, micro)
-    stage = StageTwo(model, golden.settings["latent_size"], False, 5, is_recorded)
+    size = golden.settings["latent_size"]
+    stage = StageTwo(model, size, False, logits_chunk=5, has_recorded_latents=is_recorded)
     hidden = stage.hidden(micro, features)
     real = micro.tokens.real
     assert float((hidden[real] - plain[real]).detach().abs().max()) < 1e-10
