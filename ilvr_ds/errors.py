@@ -1,4 +1,4 @@
-"""The exceptions that end a command with one line: a user's mistake, and a run that cannot go on."""
+"""Exceptions that say what is wrong in one line; two of them end a command."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ import difflib
 from collections.abc import Iterable
 
 
-class UserError(Exception):
+class OneLineError(Exception):
+    """An exception whose text is one line whatever it quotes: what cannot be printed is shown escaped.
+
+    Messages quote files, keys and values that nobody checked; a line feed among them would break a log, a lone
+    surrogate the printing itself.
+    """
+
+    def __str__(self) -> str:
+        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in super().__str__())
+
+
+class UserError(OneLineError):
     """A mistake in a recipe, a data set, a path or an argument.
 
     The message is one line: where (file, line or key), what is wrong, what to do.
@@ -14,7 +25,7 @@ class UserError(Exception):
     """
 
 
-class RunError(Exception):
+class RunError(OneLineError):
     """A run cannot go on, and no setting is to blame: a rank is lost, memory is out, gradients stay infinite.
 
     The message is one line with rank, step and samples. The command line prints it last and leaves with exit code 1.

@@ -1,4 +1,16 @@
-from ilvr_ds.errors import nearest
+import pytest
+
+from ilvr_ds.data.members import MemberError
+from ilvr_ds.data.sample import SampleError
+from ilvr_ds.errors import RunError, UserError, nearest
+
+
+@pytest.mark.parametrize("kind", [UserError, RunError, SampleError, MemberError])
+def test_a_message_is_one_line_that_can_be_printed(kind: type[Exception]) -> None:
+    """A value quoted from a file, with a line feed, an escape sequence and half a character in it."""
+    error = kind("unknown type 'te\nxt\x1b[2J\ud800'; step 2 × 3")
+    assert str(error) == r"unknown type 'te\nxt\x1b[2J\ud800'; step 2 × 3"
+    str(error).encode()
 
 
 def test_a_misspelt_name_gets_the_closest_valid_one() -> None:

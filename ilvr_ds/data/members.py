@@ -17,6 +17,7 @@ from typing import Any
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ilvr_ds.data.sample import LatentStep, Sample, SampleError, Step, TextStep, check_sample
+from ilvr_ds.errors import OneLineError
 
 BLOCK = tarfile.BLOCKSIZE
 END_OF_ARCHIVE = bytes(2 * BLOCK)
@@ -26,7 +27,7 @@ _NAME = re.compile(r"(\d{10})\.(json|(?:in|helper)(?:0|[1-9]\d{0,3})\.(?:png|jpg
 _MAGIC = {"png": rb"\x89PNG\r\n\x1a\n", "jpg": rb"\xff\xd8\xff", "webp": rb"RIFF....WEBP"}
 
 
-class MemberError(Exception):
+class MemberError(OneLineError):
     """Bytes of a tar that are not what was written; the message says why in one line."""
 
 

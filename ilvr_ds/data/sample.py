@@ -14,13 +14,15 @@ from dataclasses import dataclass, field
 
 from PIL import Image, UnidentifiedImageError
 
+from ilvr_ds.errors import OneLineError
+
 IMAGE_MARKER = "<image>"
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 DECODE_PIXEL_LIMIT = 64 * 1024 * 1024
 """No stored image may decode to more pixels than this: a 20 KB PNG can otherwise ask for gigabytes."""
 
 
-class SampleError(ValueError):
+class SampleError(OneLineError, ValueError):
     """A record that cannot become a sample; the message says why in one line."""
 
 
