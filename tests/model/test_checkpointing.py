@@ -58,8 +58,10 @@ def test_selective_computes_no_matrix_product_again() -> None:
         with FlopCounterMode(display=False) as counter:
             forward(model).backward()
         products[kind] = counter.get_total_flops()
+    # full computes a layer again up to its last product, whose result the backward does not need
+    last = sum(2 * 60 * layer.mlp.down_proj.weight.numel() for layer in model.layers)
     assert products["selective"] == products["none"]
-    assert products["full"] == pytest.approx(products["none"] * 4 / 3, rel=0.05)
+    assert products["full"] == pytest.approx(products["none"] * 4 / 3 - last, rel=0.01)
 
 
 class Products(TorchDispatchMode):
