@@ -14,8 +14,8 @@ vision features instead of the tower), offload-none (teacher on the device), ful
 8bit (optimizer).
 
 --check-syncs reports each synchronisation with the host between batch and optimizer step; one besides DeepSpeed's
-and the wait for the teacher's update ends the benchmark with exit code 1. --profile FOLDER writes torch's profile of a
-step as text.
+and the wait for the teacher's update ends the benchmark with exit code 1. --profile FOLDER writes as text
+what the device did in a step, for what the host waited, and torch's profile.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from ilvr_ds.training.trainer import Parts, Trainer
 from ilvr_ds.training.watchdog import Watchdog
 from tests.bench.noise import SIZES, draw_samples, write_geometry
 from tests.bench.syncs import Syncs
+from tests.bench.timeline import timeline
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,8 @@ def _look_closer(case: Case, step: Any, dataset: WindowDataset) -> dict[str, int
             _forward_and_backward(step, window, totals)
             torch.cuda.synchronize()
         if dist.is_main():
-            Path(case.profile).write_text(profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=60))
+            table = profile.key_averages().table(sort_by="self_cuda_time_total", row_limit=60)
+            Path(case.profile).write_text(f"{timeline(profile.events())}\n{table}")
     return dict(syncs.places)
 
 
