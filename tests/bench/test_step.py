@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from ilvr_ds.config import recipe_from_dict
 from ilvr_ds.data.sample import LatentStep, TextStep, check_sample
+from ilvr_ds.training.engine import read_deepspeed_json
+from tests.bench import step
 from tests.bench.noise import CELL, SIZES, draw_samples
 from tests.bench.step import _options, case_of
 from tests.bench.step_table import SHARES, render
@@ -44,13 +47,40 @@ def options(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     return _options()
 
 
-@pytest.mark.parametrize("name", ["comt", "mixed+features", "comt+selective+8bit+offload-none", "comt+full"])
+@pytest.mark.parametrize(
+    "name", ["comt", "mixed+features", "comt+selective+8bit+offload-none", "comt+full", "comt+lora+nf4"]
+)
 def test_cases_are_recipes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of(name, 2, options(monkeypatch, "--cases", name, "--set", "optim.lr=1e-3"), Path("folder"))
     recipe = recipe_from_dict(case.settings)
     assert recipe.optim.lr == 1e-3 and recipe.deepspeed.config == "ds_configs/zero3.json"
     assert (recipe.data.features is not None) == case.has_features == ("features" in name)
     assert recipe.teacher.offload == ("none" if "offload-none" in name else "cpu")
+
+
+@pytest.mark.parametrize("choice", ["cpu-adam", "zero2", "kept-weights"])
+def test_choices_of_deepspeed_name_files_that_are_there(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"comt+{choice}"
+    recipe = recipe_from_dict(case_of(name, 2, options(monkeypatch, "--cases", name), Path("folder")).settings)
+    settings = read_deepspeed_json(recipe.deepspeed.config)["zero_optimization"]
+    assert ("offload_optimizer" in settings) == (choice == "cpu-adam") == (recipe.optim.name == "cpu_adam")
+
+
+def test_a_case_that_fails_costs_no_other_its_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def measure(case: Any, *_: Any) -> dict[str, Any]:
+        if "full" in case.name:
+            raise subprocess.CalledProcessError(7, "step_run")
+        return {"syncs": {}}
+
+    monkeypatch.setattr(step, "_measure", measure)
+    monkeypatch.setattr(step, "render", lambda results: [f"{len(results)} rows"])
+    monkeypatch.setattr(sys, "argv", ["step", "--cases", "comt+full,comt", "--folder", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        step.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().out.splitlines() == ["1 rows", "comt+full on 1 rank failed (exit code 7)"]
 
 
 @pytest.mark.parametrize("arguments", [["--cases", "comic"], ["--cases", "comt+fast"], ["--cpu", "--check-syncs"]])
