@@ -120,6 +120,14 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def exchange(sent: torch.Tensor, sent_counts: list[int], received_counts: list[int]) -> torch.Tensor:
+    """`sent_counts[rank]` elements of the 1-dimensional `sent` to each rank, one after the other; returns what came,
+    `received_counts[rank]` elements from each, likewise. The host does not wait for them on a GPU."""
+    received = sent.new_empty(sum(received_counts))
+    torch_dist.all_to_all_single(received, sent, received_counts, sent_counts)
+    return received
+
+
 def gather_rows(rows: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
     """The `rows` [counts[rank], D] of every rank; `counts` must be the same list everywhere."""
     if world_size() == 1:

@@ -37,6 +37,8 @@ FRAGMENTS = 0.05
 """Assumed: what torch's allocator holds beyond what is allocated, as a part of that."""
 UPDATE_ELEMENTS = 6 * 2**24
 """The momentum update, beside other work: six pieces of 2^24 elements."""
+EXCHANGED_ELEMENTS = 2**26
+"""Of weights that ZeRO-1 and 2 exchange for it at a time, if not one larger weight."""
 FOUR_BITS = 0.5 + (1 + 4 / 256) / 64
 """Bytes of a weight in 4 bits: two to a byte, a scale of 8 bits for each 64, for 256 of those another in float32."""
 QUERY_BUFFERS = 2**26 * 10
@@ -119,13 +121,14 @@ def _resident(setup: Setup) -> dict[str, float]:
 
 
 def _update(setup: Setup) -> float:
-    """Averages on their way; and the student's, where they come from the host or are gathered, one weight whole."""
+    """Averages on their way; and the student's, where they come from the host or from other ranks: the largest that
+    are exchanged together, as they arrive, beside those that are used."""
     pieces = min(UPDATE_ELEMENTS, setup.shard(_averaged(setup)))
-    if setup.zero.offloads_optimizer:
-        return 8 * pieces
-    if setup.zero.stage == 3:
-        return 4 * pieces
-    return 8 * pieces + (0 if setup.lora_rank else 4 * setup.geometry.text.embedding)
+    if setup.zero.stage == 3 or setup.world == 1:
+        return (8 if setup.zero.offloads_optimizer else 4) * pieces
+    together = setup.trained if setup.lora_rank else max(setup.geometry.text.embedding, EXCHANGED_ELEMENTS)
+    sent = together if setup.zero.offloads_optimizer else EXCHANGED_ELEMENTS  # a weight alone is sent as it lies
+    return 8 * pieces + 4 * (sent + setup.shard(together))
 
 
 def _moments(setup: Setup) -> dict[str, float]:

@@ -45,6 +45,7 @@ from ilvr_ds.model.student import (
 )
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
 from ilvr_ds.training.build_locks import wait_for_builds
+from ilvr_ds.training.even_slices import EvenSlices
 from ilvr_ds.training.initial import load_weights
 
 logger = logging.getLogger("ilvr_ds")
@@ -207,15 +208,11 @@ class Networks:
     def student_shards(self) -> Iterator[Tensor]:
         """This rank's float32 slice of each weight in `trained`, as the teacher's engine cuts it, in order.
 
-        ZeRO-3: views of the optimizer's master shards. Lower stages gather each weight in turn (collective).
+        ZeRO-3: views of the optimizer's master shards. Lower stages cut otherwise, and exchange (collective).
         """
         if self.zero_stage == 3:
-            yield from self._master_shards
-            return
-        student = dict(self.student.module.model.model.language_model.named_parameters())
-        for name, shard in zip(self.trained, self.teacher_shards(), strict=True):
-            # a copy, so that the gathered weight is free at once
-            yield _slice(deepspeed.utils.safe_get_full_fp32_param(student[name]), shard.numel()).clone()
+            return iter(self._master_shards)
+        return self._even_slices.of([part for _, part in self._master_parts()], dist.device())
 
     @cached_property
     def _master_shards(self) -> list[Tensor]:
@@ -223,6 +220,18 @@ class Networks:
         student = dict(self.student.module.model.model.language_model.named_parameters())
         optimizer = self.student.optimizer
         return [optimizer._get_fp32_opt_state_partition(student[name], True)[0] for name in self.trained]
+
+    def _master_parts(self) -> list[tuple[int, Tensor]]:
+        """Of each weight in `trained`, where the part begins that ZeRO-1 and 2 have here in float32, and that part."""
+        student = dict(self.student.module.model.model.language_model.named_parameters())
+        fragments = [student[name]._hp_mapping for name in self.trained]
+        nothing = torch.empty(0, device=dist.device())
+        return [(f.lp_fragment_address.start, f.get_hp_fragment().flatten()) if f else (0, nothing) for f in fragments]
+
+    @cached_property
+    def _even_slices(self) -> EvenSlices:
+        runs = [(start, start + len(part)) for start, part in self._master_parts()]
+        return EvenSlices(runs, [len(shard) for shard in self.teacher_shards()])
 
     def teacher_shards(self) -> list[Tensor]:
         """The flat shard of each weight in `trained` that the teacher's forward reads."""

@@ -31,9 +31,17 @@ WORKERS = "tests.distributed.workers:"
         (2, ZERO3, {"lora_rank": 4, "lora_base": "nf4"}, "cpu", "fp32"),
         (3, ZERO3, {}, "cpu", "fp32"),
         (2, ZERO3, {}, "cpu", "bf16"),
-        (2, ZERO2, {}, "cpu", "bf16"),
+        (3, ZERO2, {}, "cpu", "bf16"),
     ],
-    ids=["zero3-persistent-student", "zero2", "lora", "qlora", "three-ranks-with-padding", "zero3-bf16", "zero2-bf16"],
+    ids=[
+        "zero3-persistent-student",
+        "zero2",
+        "lora",
+        "qlora",
+        "three-ranks-with-padding",
+        "zero3-bf16",
+        "zero2-bf16-three-ranks",
+    ],
 )
 def test_teacher_equals_dense_average(
     world: int, zero: dict[str, Any], model: dict[str, Any], offload: str, precision: str, tmp_path: Path
