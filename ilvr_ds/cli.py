@@ -280,7 +280,7 @@ def _plan(options: argparse.Namespace) -> int:
     from ilvr_ds.model.student import load_config
     from ilvr_ds.planning.command import PlanOptions, plan
     from ilvr_ds.planning.setup import SampleSize
-    from ilvr_ds.training.engine import read_deepspeed_json
+    from ilvr_ds.training.engine_settings import read_deepspeed_json
 
     settings = PlanOptions(
         model=options.model,

@@ -123,6 +123,8 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 def exchange(sent: torch.Tensor, sent_counts: list[int], received_counts: list[int]) -> torch.Tensor:
     """`sent_counts[rank]` elements of the 1-dimensional `sent` to each rank, one after the other; returns what came,
     `received_counts[rank]` elements from each, likewise. The host does not wait for them on a GPU."""
+    if world_size() == 1:
+        return sent
     received = sent.new_empty(sum(received_counts))
     torch_dist.all_to_all_single(received, sent, received_counts, sent_counts)
     return received

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     | {"dist", "launcher", "demo", "doctor", "cluster"},
 }
 DOORS = {
-    "deepspeed": ("training/engine.py", "training/checkpoint", "training/initial.py"),
+    "deepspeed": ("training/engine.py", "training/engine_settings.py", "training/checkpoint", "training/initial.py"),
     "mlflow": ("training/mlflow_copy.py", "evaluation/tracking.py"),
     "torch.distributed": ("dist.py", "training/"),
 }

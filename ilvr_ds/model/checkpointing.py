@@ -30,8 +30,8 @@ EXPENSIVE = frozenset(
 """Matrix products and attention: nearly all of a layer's work, and 0.7 of what it keeps (of a stock layer half)."""
 KEPT = EXPENSIVE | {_aten.add_.Tensor}
 """DeepSpeed's own linear function for ZeRO-3 adds the bias in place to the product that is kept, and the backward would
-add it again. training/engine.py switches that function off; where it is active after all, keeping the addition too
-makes torch notice that what it keeps was changed, and refuse: else gradients would be wrong without an error."""
+add it again. training/engine_settings.py switches that function off; where it is active after all, keeping the addition
+too makes torch notice that what it keeps was changed, and refuse: else gradients would be wrong without an error."""
 
 
 def checkpoint_arguments(kind: str) -> dict[str, Any]:

@@ -126,8 +126,10 @@ def _update(setup: Setup) -> float:
     pieces = min(UPDATE_ELEMENTS, setup.shard(_averaged(setup)))
     if setup.zero.stage == 3 or setup.world == 1:
         return (8 if setup.zero.offloads_optimizer else 4) * pieces
-    together = setup.trained if setup.lora_rank else max(setup.geometry.text.embedding, EXCHANGED_ELEMENTS)
-    sent = together if setup.zero.offloads_optimizer else EXCHANGED_ELEMENTS  # a weight alone is sent as it lies
+    largest = 0 if setup.lora_rank else setup.geometry.text.embedding
+    together = min(setup.trained, max(largest, EXCHANGED_ELEMENTS))
+    # a weight alone is sent as it lies, if it lies on the device
+    sent = together if setup.zero.offloads_optimizer else min(together, EXCHANGED_ELEMENTS)
     return 8 * pieces + 4 * (sent + setup.shard(together))
 
 

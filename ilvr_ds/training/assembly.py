@@ -36,9 +36,8 @@ from ilvr_ds.training.engine import (
     Networks,
     build_networks,
     check_optimizer,
-    deepspeed_settings,
-    read_deepspeed_json,
 )
+from ilvr_ds.training.engine_settings import deepspeed_settings, read_deepspeed_json
 from ilvr_ds.training.evaluation import HeldOut
 from ilvr_ds.training.gaze import Gaze
 from ilvr_ds.training.initial import find_initial

@@ -25,7 +25,8 @@ from ilvr_ds.model.encoding import build_dataset, build_encoding
 from ilvr_ds.provenance import environment, machine
 from ilvr_ds.training.assembly import build_step, planned_numbers
 from ilvr_ds.training.checkpoint_writer import CheckpointWriter
-from ilvr_ds.training.engine import init_process_group, read_deepspeed_json
+from ilvr_ds.training.engine import init_process_group
+from ilvr_ds.training.engine_settings import read_deepspeed_json
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.throughput import Throughput, model_flops, peak_flops

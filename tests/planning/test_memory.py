@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from ilvr_ds.distill.momentum import PIECE, STREAMS
 from ilvr_ds.planning.geometry import KNOWN
 from ilvr_ds.planning.memory import GIB, Memory, predict_memory
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
+from ilvr_ds.training.even_slices import GROUP
 from tests.ranks import ROOT
 
 
@@ -176,8 +178,8 @@ def test_frozen_layers_in_4_bits_are_whole_on_every_rank() -> None:
 def test_the_update_holds_pieces_of_the_student_where_they_are_no_views() -> None:
     """Under ZeRO-3 and on one rank the float32 weights are the optimizer's; under ZeRO-2 ranks exchange them; from the
     host they are copied."""
-    pieces = 6 * 2**24
-    exchanged = 8 * pieces + 4 * (2**26 + KNOWN["3b"].text.embedding // 2)
+    pieces = STREAMS * PIECE
+    exchanged = 8 * pieces + 4 * (GROUP + KNOWN["3b"].text.embedding // 2)
     cases = (
         ("zero3", 2, 4 * pieces), ("zero2", 2, exchanged), ("zero2", 1, 4 * pieces),
         ("zero3_offload_optimizer", 2, 8 * pieces),
