@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +121,7 @@ class _Shipper(threading.Thread):
     def __init__(self, copy: MlflowCopy) -> None:
         super().__init__(name="mlflow", daemon=True)
         self.copy = copy
-        self._wake, self._ending = threading.Event(), threading.Event()
+        self._wake, self._ending, self._given_up = threading.Event(), threading.Event(), threading.Event()
         self._status: Status | None = None
         self._warned = False
 
@@ -131,11 +130,16 @@ class _Shipper(threading.Thread):
         self._wake.set()
 
     def finish(self, status: Status, timeout_s: float) -> int:
-        """Send the rest, close the MLflow run; gives up after `timeout_s`. Returns the number of unsent lines."""
+        """Send the rest, close the MLflow run; gives up after `timeout_s`. Returns the number of unsent lines.
+
+        A thread that was given up ends with what it is at: it does not knock at the server for as long as the process
+        lives.
+        """
         self._status = status
         self._ending.set()
         self.wake()
         self.join(timeout_s)
+        self._given_up.set()
         return self.copy.unsent()
 
     def run(self) -> None:
@@ -158,9 +162,11 @@ class _Shipper(threading.Thread):
                 self._report(error)
                 # waking at each new line would knock at a dead server once a step
                 if ending:
-                    time.sleep(FIRST_RETRY_S)
+                    self._given_up.wait(FIRST_RETRY_S)
                 else:
                     self._ending.wait(pause)
+                if self._given_up.is_set():
+                    return
                 pause = min(2 * pause, LAST_RETRY_S)
 
     def _report(self, error: Exception) -> None:

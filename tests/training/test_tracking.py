@@ -195,6 +195,7 @@ def bad_server(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_a_bad_server_delays_nothing_and_what_was_not_sent_is_sent_later(
     folder: Path, bad_server: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    before = set(threading.enumerate())
     began = time.monotonic()
     tracker = start(folder, bad_server)
     log(tracker, range(1, 101))
@@ -204,6 +205,9 @@ def test_a_bad_server_delays_nothing_and_what_was_not_sent_is_sent_later(
     assert time.monotonic() - began < 4
     assert [line["step"] for line in recorded(folder) if "metrics" in line] == list(range(1, 101))
     assert "100 lines of" in caplog.text and bad_server in caplog.text
+    for given_up in {thread for thread in threading.enumerate() if thread.name == "mlflow"} - before:
+        given_up.join(30)
+        assert not given_up.is_alive(), "it ends with the request it is at, and does not go on knocking"
 
     later = start(folder)
     log(later, range(101, 103))
