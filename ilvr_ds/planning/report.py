@@ -93,8 +93,8 @@ def _choices(setup: Setup) -> Iterator[tuple[str, Setup]]:
         yield "optim.name=cpu_adam, optimizer offload", offloaded
         if setup.checkpointing != "full":
             yield "that, and full checkpointing", replace(offloaded, checkpointing="full")
-    if setup.zero.stage == 3:
-        yield "ZeRO-2", replace(setup, zero=replace(setup.zero, stage=2))
+    for stage in range(1, setup.zero.stage):
+        yield f"ZeRO-{stage}", replace(setup, zero=replace(setup.zero, stage=stage))
     adapted = replace(setup, lora_rank=setup.lora_rank or 64)
     if not setup.lora_rank:
         yield "model.lora_rank=64", adapted

@@ -11,8 +11,8 @@ Work: comt has one 672x672 input image (576 tokens), three 448x448 helper images
 tokens, four texts of about 60 and K = 8: about 1,000 tokens, 280 of them supervised. mixed has 1 to 3 input images, 1
 to 6 segments and 100 to 1,500 tokens, drawn from a wide distribution. Behind a plus a case may say: features (stored
 vision features instead of the tower), offload-none (teacher on the device), full, selective (activation checkpointing),
-8bit, cpu-adam (optimizer), lora (adapters of rank 64), nf4 (with lora: a base in 4 bits), zero2, kept-weights (of
-ds_configs).
+8bit, cpu-adam (optimizer), lora (adapters of rank 64), nf4 (with lora: a base in 4 bits), zero1, zero2, kept-weights
+(of ds_configs).
 
 --check-syncs reports each synchronisation with the host between batch and optimizer step; one besides DeepSpeed's
 and the wait for the teacher's update ends the benchmark with exit code 1. --profile FOLDER writes as text
@@ -52,6 +52,7 @@ CHOICES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "lora": {"model": {"lora_rank": 64}},
     "nf4": {"model": {"lora_base": "nf4"}},
+    "zero1": {"deepspeed": {"config": "ds_configs/zero1.json"}},
     "zero2": {"deepspeed": {"config": "ds_configs/zero2.json"}},
     "kept-weights": {"deepspeed": {"config": "ds_configs/zero3_kept_weights.json"}},
 }

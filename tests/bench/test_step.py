@@ -58,7 +58,7 @@ def test_cases_are_recipes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert recipe.teacher.offload == ("none" if "offload-none" in name else "cpu")
 
 
-@pytest.mark.parametrize("choice", ["cpu-adam", "zero2", "kept-weights"])
+@pytest.mark.parametrize("choice", ["cpu-adam", "zero1", "zero2", "kept-weights"])
 def test_choices_of_deepspeed_name_files_that_are_there(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"comt+{choice}"
     recipe = recipe_from_dict(case_of(name, 2, options(monkeypatch, "--cases", name), Path("folder")).settings)

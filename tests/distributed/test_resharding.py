@@ -13,7 +13,7 @@ from tests.distributed.test_runs import RECIPE, losses, overrides
 from tests.ranks import ROOT, run_ranks
 
 WORKER = "tests.distributed.workers_run:train"
-ZERO2 = str(ROOT / "ds_configs/zero2.json")
+ZERO1, ZERO2 = (str(ROOT / f"ds_configs/zero{stage}.json") for stage in (1, 2))
 GROUPS = "several sub-groups"
 """ZeRO-3 in pieces of 20,000 elements, as large models have them; DeepSpeed gives all one step counter."""
 
@@ -34,7 +34,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> dict
     [
         (1, 4, GROUPS),
         (2, 4, ZERO2),
-        *(pytest.param(*case, marks=pytest.mark.drill) for case in ((4, 2, ""), (1, 8, ZERO2))),
+        *(pytest.param(*case, marks=pytest.mark.drill) for case in ((4, 2, ""), (1, 8, ZERO2), (2, 4, ZERO1))),
     ],
 )
 def test_a_run_goes_on_with_other_slices(
@@ -74,11 +74,16 @@ def averages(ranks: list[dict[str, Any]]) -> list[torch.Tensor]:
     return [torch.cat(slices) for slices in zip(*(rank["teacher"] for rank in ranks), strict=True)]
 
 
-def test_a_run_goes_on_from_zero2_to_zero3(tmp_path: Path, demo_folder: Path, stopped: dict[str, Any]) -> None:
-    """The other direction: 1 rank under ZeRO-2 saves, 2 ranks under ZeRO-3 go on."""
-    changes = {"train__micro_batch_size": 4, "train__grad_accum_steps": 2}
-    settings = [*overrides(tmp_path / "run", demo_folder, **changes), f"deepspeed.config={ZERO2}"]
-    run_ranks(WORKER, 1, tmp_path / "1", recipe=RECIPE, overrides=settings, stop_after=3)
+@pytest.mark.parametrize(
+    ("zero", "ranks"), [(ZERO2, 1), pytest.param(ZERO1, 2, marks=pytest.mark.drill)], ids=["zero2", "zero1"]
+)
+def test_a_run_goes_on_under_zero3(
+    tmp_path: Path, demo_folder: Path, stopped: dict[str, Any], zero: str, ranks: int
+) -> None:
+    """The other direction: saved under ZeRO-1 or 2, 2 ranks under ZeRO-3 go on."""
+    changes = {"train__micro_batch_size": 2, "train__grad_accum_steps": 4 // ranks}
+    settings = [*overrides(tmp_path / "run", demo_folder, **changes), f"deepspeed.config={zero}"]
+    run_ranks(WORKER, ranks, tmp_path / "1", recipe=RECIPE, overrides=settings, stop_after=3)
     settings = overrides(tmp_path / "run", demo_folder, train__grad_accum_steps=1, checkpoint__resume="must")
     run_ranks(WORKER, 2, tmp_path / "2", recipe=RECIPE, overrides=settings)
     curve = losses(tmp_path / "run")

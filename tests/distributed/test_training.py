@@ -14,7 +14,7 @@ from tests.ranks import run_ranks
 from tests.runs import ZERO3
 
 PERSISTENT = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 10**6}}
-ZERO2 = {"zero_optimization": {"stage": 2}}
+ZERO1, ZERO2 = ({"zero_optimization": {"stage": stage}} for stage in (1, 2))
 OFFLOADED = {"zero_optimization": {**ZERO3["zero_optimization"], "offload_optimizer": {"device": "cpu"}}}
 NEEDS_FP16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_fp16_supported(), reason="DeepSpeed takes fp16 only on a CPU that computes in it"
@@ -32,6 +32,7 @@ WORKERS = "tests.distributed.workers:"
         (3, ZERO3, {}, "cpu", "fp32"),
         (2, ZERO3, {}, "cpu", "bf16"),
         (3, ZERO2, {}, "cpu", "bf16"),
+        (2, ZERO1, {}, "cpu", "bf16"),
     ],
     ids=[
         "zero3-persistent-student",
@@ -41,6 +42,7 @@ WORKERS = "tests.distributed.workers:"
         "three-ranks-with-padding",
         "zero3-bf16",
         "zero2-bf16-three-ranks",
+        "zero1-bf16",
     ],
 )
 def test_teacher_equals_dense_average(
@@ -80,7 +82,7 @@ def test_half_precision_learns(precision: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("grad_accum_steps", [1, 2])
-@pytest.mark.parametrize("zero", [ZERO2, OFFLOADED], ids=["zero2", "zero3-offload"])
+@pytest.mark.parametrize("zero", [ZERO1, ZERO2, OFFLOADED], ids=["zero1", "zero2", "zero3-offload"])
 def test_zero_loss_before_the_first_step_adds_nothing(
     zero: dict[str, Any], grad_accum_steps: int, tmp_path: Path
 ) -> None:
@@ -99,7 +101,7 @@ def test_layout_does_not_matter(zero: dict[str, Any], tmp_path: Path) -> None:
     check_same(one, two)
 
 
-@pytest.mark.parametrize("zero", [ZERO3, OFFLOADED, ZERO2], ids=["zero3", "zero3-offload", "zero2"])
+@pytest.mark.parametrize("zero", [ZERO3, OFFLOADED, ZERO2, ZERO1], ids=["zero3", "zero3-offload", "zero2", "zero1"])
 def test_packed_micro_batches_of_any_size_are_padded_ones(zero: dict[str, Any], tmp_path: Path) -> None:
     """Packed on 2 ranks, with more and fewer samples and micro-batches from step to step and rank to rank, is padded
     on 1 rank: catches attention across samples, and a step that ends at another micro-batch than its last."""
