@@ -84,7 +84,7 @@ class ModelConfig:
     """Draw random weights from the configuration at `path` instead of reading them (benchmarks)."""
     init_from: str | None = None
     """A checkpoint of another run, or the folder of a run (its newest checkpoint): the language model starts from
-    these weights; `path` still says configuration, tokenizer and vision tower. Any number of ranks, ZeRO-2 or 3."""
+    these weights; `path` still says configuration, tokenizer and vision tower. Any number of ranks, any ZeRO stage."""
     latent_size: int = 8
     """Latent slots of a segment (K)."""
     attention: Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = "auto"

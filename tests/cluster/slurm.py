@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tests.cluster.hosts import HEAD, Hosts
 
@@ -32,7 +34,7 @@ SchedulerParameters=bf_interval=2,batch_sched_delay=0,sched_interval=2
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/completed
 ReturnToService=2
-SlurmdTimeout=10
+SlurmdTimeout={timeout_s}
 KillWait=5
 MinJobAge=3600
 GresTypes=gpu
@@ -52,8 +54,7 @@ class Slurm:
     def __init__(self, hosts: Hosts) -> None:
         self.hosts, self.folder = hosts, hosts.folder / "slurm"
         (self.folder / "state").mkdir(parents=True)
-        config = _CONFIG.format(head=HEAD, folder=self.folder, nodes=",".join(hosts.names))
-        (self.folder / "slurm.conf").write_text(config)
+        self._configure(timeout_s=10)
         for number in range(8):
             (self.folder / f"gpu{number}").touch()  # stands for /dev/nvidia0 and so on
         (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-7]\n")
@@ -81,6 +82,17 @@ class Slurm:
             self.hosts.run(name, "env", *self._settings(), "slurmd", "-b")
         self.wait_for_nodes()
 
+    @contextmanager
+    def patience(self, timeout_s: int) -> Iterator[None]:
+        """Meanwhile a node is declared dead only after a silence of `timeout_s`; clusters usually wait for 300 s."""
+        self._configure(timeout_s)
+        self.run("scontrol", "reconfigure")
+        try:
+            yield
+        finally:
+            self._configure(timeout_s=10)
+            self.run("scontrol", "reconfigure")
+
     def run(self, *words: str, timeout_s: float = 60) -> str:
         """A command on the head, such as sbatch; returns what it printed."""
         return self.hosts.run(HEAD, "env", *self._settings(), *words, timeout_s=timeout_s)
@@ -103,6 +115,11 @@ class Slurm:
         while len(self.run("sinfo", "-h", "-N", "-t", "idle", "-p", "low", "-o", "%N").split()) < len(self.hosts.names):
             assert time.monotonic() < deadline, self.run("sinfo", "-R") + (self.folder / "slurmctld.log").read_text()
             time.sleep(0.2)
+
+    def _configure(self, timeout_s: int) -> None:
+        names = ",".join(self.hosts.names)
+        config = _CONFIG.format(head=HEAD, folder=self.folder, nodes=names, timeout_s=timeout_s)
+        (self.folder / "slurm.conf").write_text(config)
 
     def _munge(self, name: str) -> None:
         files = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
@@ -56,13 +55,6 @@ def wait_for_the_end(hosts: Hosts, folder: Path, jobs: dict[str, Job], what: str
         time.sleep(0.2)
 
 
-def has_failed(slurm: Slurm, job: Job) -> bool:
-    """Whether Slurm has found the node dead before the ranks found the other one silent, and counts the job as failed:
-    its srun, which gives up waiting for the step in those very seconds, may then end with 0."""
-    dead = re.search(r"STEP (\d+)\.0 ON \S+ CANCELLED .* DUE TO NODE FAILURE", job.log)
-    return dead is not None and set(slurm.states(dead[1])) == {"NODE_FAIL"}
-
-
 def test_a_killed_rank_ends_the_job_on_all_hosts(hosts: Hosts, slurm: Slurm, demo_folder: Path, tmp_path: Path) -> None:
     """kill -9 on h2 while rank 0 is outside collectives: pdsh and torchrun alone would wait for ever."""
     jobs = start(hosts, slurm, tmp_path, demo_folder, "killed_alone", at=4)
@@ -79,16 +71,17 @@ def test_a_killed_rank_ends_the_job_on_all_hosts(hosts: Hosts, slurm: Slurm, dem
 
 
 def test_a_cut_link_ends_the_job_on_both_sides(hosts: Hosts, slurm: Slurm, demo_folder: Path, tmp_path: Path) -> None:
-    """Nothing is refused, nothing arrives: each side has only its clock."""
+    """Nothing is refused, nothing arrives: each side has only its clock, and Slurm's must not be the first."""
     jobs = start(hosts, slurm, tmp_path, demo_folder, "hanging", at=10**6)
     try:
         for job in jobs.values():
             job.wait_for("step 5/")
-        hosts.cut("h2")
-        wait_for_the_end(hosts, tmp_path, jobs, "the cut")
-        for job in jobs.values():
-            assert "no sign of life from rank 1 on h2" in job.log, job.log[-4000:]
-            assert any(job.codes(GIVE_UP_S)) or has_failed(slurm, job), job.log[-4000:]
+        with slurm.patience(4 * SILENT_S):
+            hosts.cut("h2")
+            wait_for_the_end(hosts, tmp_path, jobs, "the cut")
+            for job in jobs.values():
+                assert "no sign of life from rank 1 on h2" in job.log, job.log[-4000:]
+                assert any(job.codes(GIVE_UP_S)), job.log[-4000:]
     finally:
         hosts.mend("h2")
         stop(hosts, *jobs.values())

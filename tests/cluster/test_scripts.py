@@ -70,31 +70,30 @@ def test_an_array_that_would_leave_shards_out_is_refused(slurm: Slurm, tmp_path:
 
 @pytest.fixture(scope="module")
 def sweep(slurm: Slurm, data: Path, features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two learning rates on the stored features, side by side on a node each; one job is told to make room."""
+    """Two learning rates on the stored features, side by side on a node each; the last job is told to make room, whose
+    number is that of the array, too."""
     folder = checkout(tmp_path_factory.mktemp("sweep"))
     (folder / "settings.txt").write_text("".join(f"optim.lr={rate} optim.warmup_steps=2\n" for rate in RATES))
     words = arguments(folder, data, train__max_steps=STEPS, train__micro_batch_size=8)
     words += [word for key in keys(features) for word in ("--set", key)]
     options = [*SMALL, "--array=1-2", "--nodes=1", "--ntasks-per-node=1"]
     job = sbatch(slurm, folder, *options, "launch/slurm/sweep.sbatch", "settings.txt", *words)
-    signalled = _signal_after_a_step(slurm, folder, job)
+    _wait_for_steps(slurm, folder, job)
+    assert slurm.field(f"{job}_2", "JobId") == job
+    slurm.run("scancel", "--signal=USR1", f"{job}_2")
     wait_for_end(slurm, job)
     logs = "\n".join(log.read_text()[-3000:] for log in sorted(folder.glob(f"slurm-{job}-*.log")))
     assert set(slurm.states(job)) == {"COMPLETED"}, logs
-    (folder / "sweep").write_text(f"{job} {signalled}")
+    (folder / "sweep").write_text(job)
     return folder
 
 
-def _signal_after_a_step(slurm: Slurm, folder: Path, job: str) -> int:
-    """Sends USR1 to the first job of the array that trains; returns its number in the array."""
+def _wait_for_steps(slurm: Slurm, folder: Path, job: str) -> None:
+    """Return when the last job of the array has made a step."""
     deadline = time.monotonic() + START_S
-    while True:
-        for number in (1, 2):
-            record = folder / f"sweep-{job}-{number}/metrics.jsonl"
-            if record.exists() and '"loss/ce"' in record.read_text():
-                slurm.run("scancel", "--signal=USR1", f"{job}_{number}")
-                return number
-        assert time.monotonic() < deadline and not set(slurm.states(job)) & set(OVER), slurm.run("squeue")
+    record = folder / f"sweep-{job}-2/metrics.jsonl"
+    while not record.exists() or '"loss/ce"' not in record.read_text():
+        assert time.monotonic() < deadline and not set(slurm.states(f"{job}_2")) & set(OVER), slurm.run("squeue")
         time.sleep(0.1)
 
 
@@ -102,7 +101,7 @@ def test_runs_of_a_sweep_lie_below_one_run(sweep: Path) -> None:
     """One parent, though both started at once and one started again; each with its own line of the settings."""
     from mlflow import MlflowClient
 
-    job, signalled = (sweep / "sweep").read_text().split()
+    job = (sweep / "sweep").read_text()
     client = MlflowClient(tracking_uri=f"sqlite:///{sweep / 'mlflow.db'}")
     runs: dict[str, Any] = {
         run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("demo").experiment_id])
@@ -113,14 +112,14 @@ def test_runs_of_a_sweep_lie_below_one_run(sweep: Path) -> None:
         run = runs[f"sweep-{job}-{number}"]
         assert run.info.status == "FINISHED"
         assert run.data.tags["mlflow.parentRunId"] == parent
-        assert run.data.tags["attempt"] == ("2" if str(number) == signalled else "1")
+        assert run.data.tags["attempt"] == ("2" if number == 2 else "1")
         assert float(run.data.params["optim.lr"]) == float(rate) and run.data.params["optim.warmup_steps"] == "2"
         points = client.get_metric_history(run.info.run_id, "loss/ce")
         assert sorted(point.step for point in points) == list(range(1, STEPS + 1))
 
 
 def test_a_run_is_answered_and_scored_on_two_nodes(slurm: Slurm, sweep: Path, data: Path, tmp_path: Path) -> None:
-    job, _ = (sweep / "sweep").read_text().split()
+    job = (sweep / "sweep").read_text()
     model = tmp_path / "model"
     assert main(["export", str(sweep / f"sweep-{job}-1"), "--to", str(model)]) == 0
     words = ["--model", str(model), "--shards", str(data / "held_out"), "--benchmark", "comt"]
