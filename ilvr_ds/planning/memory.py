@@ -106,10 +106,9 @@ def _resident(setup: Setup) -> dict[str, float]:
     if setup.has_teacher and setup.teacher_offload == "none":
         terms["teacher's weights"] = wide * setup.shard(_teacher(setup))
         terms["teacher's averages"] = setup.average_itemsize * setup.shard(_averaged(setup))
-    if setup.has_teacher:
-        terms["momentum update"] = _update(setup)
     if setup.has_tower:
         terms["vision tower"] = wide * setup.geometry.vision.total
+    terms["images of a window"] = _images(setup)
     if setup.records_latents:
         text = setup.geometry.text
         in_layers = setup.trained if setup.lora_rank else text.layers * text.layer + text.hidden_size
@@ -118,6 +117,13 @@ def _resident(setup: Setup) -> dict[str, float]:
         terms["recorded latents"] = wide * (in_layers + held)  # sums of gradients; keys, values and theirs
     terms["buckets of gradients"] = wide * zero.reduce_bucket * (2 if zero.overlaps and setup.world > 1 else 1)
     return terms
+
+
+def _images(setup: Setup) -> float:
+    """Of all micro-batches of a step: patches as they come, in 8 bits a value, and merged features."""
+    vision, patches = setup.geometry.vision, setup.window_samples * setup.sample.patches
+    pixels = patches * vision.patch_inputs / vision.temporal_patch_size if setup.has_tower else 0
+    return pixels + setup.itemsize * patches / vision.merge_size**2 * vision.out_hidden_size
 
 
 def _update(setup: Setup) -> float:
@@ -146,17 +152,37 @@ def _moments(setup: Setup) -> dict[str, float]:
         backward += wide * text.hidden_size * text.intermediate_size
     if not setup.has_teacher:  # stage 2: no gradient is whole before the last
         backward += wide * setup.trained
+    student = max(activations + backward, _filling(setup, tokens * kept))
     window = setup.window_samples * setup.sample.tokens
     running = window * (3 * wide * text.intermediate_size + (8 + 3 * wide) * text.hidden_size)
     step: float = wide * zero.gather_bucket if zero.stage < 3 and setup.world > 1 else 0
     if not zero.offloads_optimizer:  # ZeRO-3 steps group by group
         step += 4 * (min(setup.shard(setup.trained), zero.sub_group) if zero.stage == 3 else setup.shard(setup.trained))
-    moments = {"student": activations + backward + _gathered(setup, setup.held), "optimizer": step}
+    moments = {"student": student + _gathered(setup, setup.held), "optimizer": step}
     if setup.has_teacher:
         moments["teacher"] = running + QUERY_BUFFERS + _gathered(setup, _teacher(setup), is_teacher=True)
-    if setup.has_tower:
-        moments["vision"] = setup.micro_batch_size * setup.sample.patches * _vision_bytes(setup)
+    vision = setup.micro_batch_size * setup.sample.patches * _vision_bytes(setup) if setup.has_tower else 0
+    if setup.has_teacher:
+        moments["vision, momentum update"] = vision + _update(setup)
+    elif setup.has_tower:
+        moments["vision"] = vision
     return moments
+
+
+def _filling(setup: Setup, of_layer: float) -> float:
+    """ZeRO-1 and 2 copy a rank's part of the gradients into memory of its own, all of which is there from the first
+    bucket on: on the last rank while most layers still keep their activations, `of_layer` bytes each. A tied head's
+    gradient waits meanwhile for the embedding's."""
+    if setup.zero.stage == 3:
+        return 0
+    wide, text = setup.itemsize, setup.geometry.text
+    part = wide * setup.shard(setup.trained)
+    if text.is_tied and not setup.lora_rank:
+        part += wide * text.embedding
+    if not setup.has_teacher:  # stage 2
+        return part + wide * setup.trained
+    behind = -(-setup.zero.reduce_bucket // text.layer)
+    return part + max(0, text.layers - behind) * of_layer
 
 
 def _keeps_weights(setup: Setup) -> bool:

@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
+from ilvr_ds.config import ModelConfig
 from ilvr_ds.distill.momentum import PIECE, STREAMS
 from ilvr_ds.planning.geometry import KNOWN
-from ilvr_ds.planning.memory import GIB, Memory, predict_memory
+from ilvr_ds.planning.memory import GIB, Memory, activation_bytes, predict_memory
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
 from ilvr_ds.training.even_slices import GROUP
 from tests.ranks import ROOT
+
+LORA = {"lora_rank": 64, "lora_targets": ModelConfig.lora_targets}
 
 
 def setup_of(zero_file: str, name: str = "3b", world: int = 1, samples: int = 4) -> Setup:
@@ -74,7 +77,11 @@ def test_the_measured_points(
         ("zero3.json", "7b", 2, 6, 36, {"optimizer": "adamw_8bit"}, 66.9),
         ("zero3.json", "3b", 2, 6, 36, {}, 47.3),
         ("zero3.json", "3b", 2, 6, 36, {"teacher_offload": "none"}, 53.1),
+        ("zero2.json", "3b", 2, 6, 36, {}, 49.3),
+        ("zero1.json", "3b", 2, 6, 36, {}, 52.1),
+        ("zero1.json", "3b", 1, 6, 36, {}, 72.1),
         ("zero3_single_gpu.json", "3b", 1, 6, 36, {}, 68.4),
+        ("zero3_single_gpu.json", "3b", 1, 6, 36, LORA, 29.5),
         ("zero3_single_gpu.json", "7b", 1, 8, 32, {"optimizer": "adamw_8bit", "has_tower": False}, 107.9),
         ("zero3_single_gpu.json", "7b", 1, 12, 36, {"optimizer": "adamw_8bit", "has_tower": False}, 124.6),
         ("zero2.json", "3b", 2, 8, 8, {"has_teacher": False, "checkpointing": "full"}, 41.8),
@@ -185,4 +192,26 @@ def test_the_update_holds_pieces_of_the_student_where_they_are_no_views() -> Non
         ("zero3_offload_optimizer", 2, 8 * pieces),
     )  # fmt: skip
     for zero, world, expected in cases:
-        assert predict_memory(setup_of(f"{zero}.json", world=world)).resident["momentum update"] == expected
+        setup = replace(setup_of(f"{zero}.json", world=world), has_tower=False)
+        assert predict_memory(setup).moments["vision, momentum update"] == expected
+
+
+@pytest.mark.parametrize(("stage", "world"), [(1, 1), (1, 4), (2, 4)])
+def test_gradients_are_copied_together_under_zero_1_and_2(stage: int, world: int) -> None:
+    """Beside the activations of all layers but those behind the first full bucket, here two."""
+    setup = setup_of("zero3.json", world=world, samples=1)
+    text = setup.geometry.text
+    setup = replace(setup, zero=replace(setup.zero, stage=stage, reduce_bucket=2 * text.layer), logits_chunk=1)
+    kept, _ = activation_bytes(setup)
+    by_hand = 2 * setup.trained / world + 2 * text.embedding + 34 * 999 * kept
+    assert predict_memory(setup).moments["student"] == pytest.approx(by_hand)
+    free = replace(setup, zero=replace(setup.zero, stage=3), world=1)
+    assert predict_memory(free).moments["student"] < by_hand
+
+
+def test_a_window_s_images_and_features_stay() -> None:
+    setup = setup_of("zero3.json", samples=4)
+    patches = 8 * setup.sample.patches
+    assert predict_memory(setup).resident["images of a window"] == patches * (588 + 2 * 2048 / 4)
+    stored = replace(setup, has_tower=False)
+    assert predict_memory(stored).resident["images of a window"] == patches * 2 * 2048 / 4
