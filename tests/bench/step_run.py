@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,17 +66,28 @@ class Case:
 
 
 class Kept:
-    """Stands where the tracker is: keeps what is logged."""
+    """Stands where the tracker is: keeps what is logged, and says it, so that a case that is stopped leaves something.
+
+    samples: of a step on a rank.
+    """
 
     run_id = None
 
-    def __init__(self) -> None:
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
         self.intervals: list[dict[str, float]] = []
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Keep the metrics of an interval."""
         if "speed/s_per_step" in metrics:
             self.intervals.append(dict(metrics))
+            took = 1e3 * metrics["speed/s_per_step"] / self.samples
+            if dist.is_main():
+                print(
+                    f"step {step}: {took:.1f} ms a sample, loss {metrics['loss/total']:.4f}",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
     def event(self, name: str, **details: Any) -> None:
         """Nothing to keep."""
@@ -127,7 +139,7 @@ def run(case: Case) -> dict[str, Any]:
     start = time.perf_counter()
     step, networks = build_step(recipe, file_settings, encoding)
     built = time.perf_counter() - start
-    tracker: Any = Kept()
+    tracker: Any = Kept(batch)
     parts = Parts(
         recipe=recipe,
         loader=WindowLoader(dataset, plan, {}, recipe.data.num_workers, is_gpu),
