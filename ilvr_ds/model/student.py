@@ -14,6 +14,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import VisionLayout
 from ilvr_ds.errors import UserError
+from ilvr_ds.model.adapters import add_adapters
 from ilvr_ds.model.attention import attention_backend
 from ilvr_ds.model.checkpointing import checkpoint_arguments
 
@@ -76,17 +77,6 @@ def prepare_student(model: Any, settings: ModelConfig) -> None:
     if settings.activation_checkpointing != "none":
         model.gradient_checkpointing_enable(checkpoint_arguments(settings.activation_checkpointing))
     model.train()
-
-
-def add_adapters(language_model: nn.Module, settings: ModelConfig) -> None:
-    """LoRA adapters on the linear layers of a language model (the student's and the teacher's alike)."""
-    from peft import LoraConfig, inject_adapter_in_model  # slow to import: it brings DeepSpeed along
-
-    lora = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=list(settings.lora_targets))
-    try:
-        inject_adapter_in_model(lora, language_model)
-    except ValueError as error:
-        raise UserError(f"model.lora_targets: {error}") from error
 
 
 def build_text_model(config: Any, attention: str) -> Any:

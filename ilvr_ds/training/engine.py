@@ -29,16 +29,11 @@ from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.distill.stage1 import StageOne
 from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.errors import UserError
+from ilvr_ds.model.adapters import add_adapters
 from ilvr_ds.model.attention import attention_backend, use_packed_attention, use_varlen_attention
 from ilvr_ds.model.four_bit import pack_layers, weight_of
 from ilvr_ds.model.fused import use_fused_kernels
-from ilvr_ds.model.student import (
-    add_adapters,
-    build_text_model,
-    detach_tower,
-    load_student,
-    prepare_student,
-)
+from ilvr_ds.model.student import build_text_model, detach_tower, load_student, prepare_student
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
 from ilvr_ds.training.build_locks import wait_for_builds
 from ilvr_ds.training.engine_settings import deepspeed_settings, teacher_settings

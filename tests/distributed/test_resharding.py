@@ -98,6 +98,7 @@ def test_a_run_goes_on_under_zero3(
     [
         ["model.lora_rank=4"],
         ["model.lora_rank=4", "model.lora_base=nf4"],
+        ["model.lora_rank=4", f"deepspeed.config={ZERO1}"],
         ["train.stage=2", f"deepspeed.config={ZERO2}"],
     ],
 )

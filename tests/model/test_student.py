@@ -118,18 +118,6 @@ def test_with_adapters_only_they_are_trained(golden: GoldenSet) -> None:
     assert all("language_model.layers" in name for name in trained), "no adapters in the tower, which names its own so"
 
 
-def test_fresh_adapters_change_nothing(golden: GoldenSet, stock: Any) -> None:
-    ids = torch.from_numpy(golden.encoded[5].input_ids)[None]
-    with torch.no_grad():
-        adapted = load(golden, lora_rank=4).model.language_model(input_ids=ids).last_hidden_state
-        assert torch.equal(adapted, stock.model.language_model(input_ids=ids).last_hidden_state)
-
-
-def test_unknown_adapter_targets_name_the_key(golden: GoldenSet) -> None:
-    with pytest.raises(UserError, match=r"^model\.lora_targets: .*no_such_proj"):
-        load(golden, lora_rank=4, lora_targets=("no_such_proj",))
-
-
 @pytest.mark.parametrize("checkpointing", ["none", "full", "selective"])
 def test_checkpointing_runs_each_layer_again_in_the_backward_pass(checkpointing: str, golden: GoldenSet) -> None:
     model = load(golden, activation_checkpointing=checkpointing)
