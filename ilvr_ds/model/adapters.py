@@ -47,4 +47,4 @@ def _adapted(linear: Any, is_in_place: bool, x: Tensor) -> Tensor:
     low = nn.functional.linear(rows, down) * linear.scaling[NAME]
     base = linear.base_layer(rows)
     whole: Tensor = (base.addmm_ if is_in_place else base.addmm)(low, up.t())
-    return whole.view(*x.shape[:-1], -1)
+    return whole.view(*x.shape[:-1], whole.shape[-1])

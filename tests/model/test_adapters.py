@@ -101,3 +101,10 @@ def test_unknown_targets_name_the_key(golden: GoldenSet) -> None:
     settings = replace(golden.model, lora_rank=4, lora_targets=("no_such_proj",))
     with pytest.raises(UserError, match=r"^model\.lora_targets: .*no_such_proj"):
         add_adapters(load_student(settings, torch.float32, 0).model.language_model, settings)
+
+
+def test_no_tokens_are_no_mistake(golden: GoldenSet) -> None:
+    """A rank without samples calls the model all the same."""
+    layer = adapted(golden).layers[0].self_attn
+    width = layer.q_proj.in_features
+    assert layer.q_proj(torch.zeros(1, 0, width, dtype=torch.float64)).shape == (1, 0, layer.q_proj.out_features)
