@@ -11,7 +11,7 @@ from ilvr_ds.config import ModelConfig
 from ilvr_ds.errors import UserError
 
 NAME = "default"
-"""Of the adapter, as PEFT calls the first."""
+"""Of the adapter: PEFT's own choice, which stands in the names of weights."""
 
 
 def add_adapters(language_model: Any, settings: ModelConfig) -> None:
@@ -24,7 +24,7 @@ def add_adapters(language_model: Any, settings: ModelConfig) -> None:
 
     lora = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=list(settings.lora_targets))
     try:
-        inject_adapter_in_model(lora, language_model)
+        inject_adapter_in_model(lora, language_model, adapter_name=NAME)
     except ValueError as error:
         raise UserError(f"model.lora_targets: {error}") from error
     # selective checkpointing puts products aside as they are

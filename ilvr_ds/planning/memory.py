@@ -158,6 +158,8 @@ def _moments(setup: Setup) -> dict[str, float]:
     step: float = wide * zero.gather_bucket if zero.stage < 3 and setup.world > 1 else 0
     if not zero.offloads_optimizer:  # ZeRO-3 steps group by group
         step += 4 * (min(setup.shard(setup.trained), zero.sub_group) if zero.stage == 3 else setup.shard(setup.trained))
+    if setup.itemsize < 4:  # beside their float32 copy; in float32 they are it
+        step += _copied_gradients(setup)
     moments = {"student": student + _gathered(setup, setup.held), "optimizer": step}
     if setup.has_teacher:
         moments["teacher"] = running + QUERY_BUFFERS + _gathered(setup, _teacher(setup), is_teacher=True)
@@ -169,14 +171,21 @@ def _moments(setup: Setup) -> dict[str, float]:
     return moments
 
 
+def _copied_gradients(setup: Setup) -> float:
+    """A rank's part of the gradients, which ZeRO-1 and 2 copy into one piece as they come, and again for the optimizer;
+    not where they are summed in another precision or on the host, in memory that counts already."""
+    zero, wide = setup.zero, setup.itemsize
+    is_copied = zero.stage < 3 and not zero.offloads_optimizer and setup.gradient_itemsize == wide
+    return wide * setup.shard(setup.trained) if is_copied else 0
+
+
 def _filling(setup: Setup, of_layer: float) -> float:
-    """ZeRO-1 and 2 copy a rank's part of the gradients into memory of its own, all of which is there from the first
-    bucket on: on the last rank while most layers still keep their activations, `of_layer` bytes each. A tied head's
-    gradient waits meanwhile for the embedding's."""
-    if setup.zero.stage == 3:
-        return 0
+    """While gradients are copied as they come: all of the piece is there from the first full bucket on, on the last rank
+    beside the activations of most layers, `of_layer` bytes each. A tied head's gradient waits for the embedding's."""
     wide, text = setup.itemsize, setup.geometry.text
-    part = wide * setup.shard(setup.trained)
+    part = _copied_gradients(setup)
+    if not part:
+        return 0
     if text.is_tied and not setup.lora_rank:
         part += wide * text.embedding
     if not setup.has_teacher:  # stage 2
