@@ -180,7 +180,7 @@ def _copied_gradients(setup: Setup) -> float:
 
 
 def _filling(setup: Setup, of_layer: float) -> float:
-    """While gradients are copied as they come: all of the piece is there from the first full bucket on, on the last rank
+    """While gradients are copied as they come: the whole piece is there from the first full bucket on, on the last rank
     beside the activations of most layers, `of_layer` bytes each. A tied head's gradient waits for the embedding's."""
     wide, text = setup.itemsize, setup.geometry.text
     part = _copied_gradients(setup)
