@@ -28,6 +28,9 @@ EXPENSIVE = frozenset(
     for overload in (getattr(operator, name) for name in operator.overloads() if "out" not in name)
 )
 """Matrix products and attention: nearly all of a layer's work, and 0.7 of what it keeps (of a stock layer half)."""
+_BY_NAME = ("bitsandbytes.gemm", "flash_attn")
+"""The same of packages, whose operators exist once they are imported: products of layers in 4 bits, and attention of
+flash-attn 2 and 3. Version 4 brings no operator: its attention is computed again."""
 KEPT = EXPENSIVE | {_aten.add_.Tensor}
 """DeepSpeed's own linear function for ZeRO-3 adds the bias in place to the product that is kept, and the backward would
 add it again. training/engine_settings.py switches that function off; where it is active after all, keeping the addition
@@ -44,6 +47,5 @@ def checkpoint_arguments(kind: str) -> dict[str, Any]:
 
 def _policy(context: Any, operator: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
     """Norms, rotations and activation functions are computed again; they read and write little."""
-    # bitsandbytes' operators exist once it is imported: the products of layers in 4 bits
-    is_product = operator in KEPT or str(operator).startswith("bitsandbytes.gemm")
-    return CheckpointPolicy.MUST_SAVE if is_product else CheckpointPolicy.PREFER_RECOMPUTE
+    is_kept = operator in KEPT or str(operator).startswith(_BY_NAME)
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE

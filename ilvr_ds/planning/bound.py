@@ -1,7 +1,9 @@
-"""A bound on the time of an optimizer step: what the chip's arithmetic, its memory and its links need at least.
+"""A bound on the time of an optimizer step: what the device needs at least, with nothing between its work.
 
-Nothing here is measured. Matrix products run at PRODUCT_RATE of the data sheet's peak; transfers beside arithmetic cost
-only what they take longer; launches, attention, norms, imbalance and waiting cost nothing. A real step takes longer.
+Matrix products and attention run at a part of the data sheet's peak, what lies between them at the memory's speed;
+transfers beside arithmetic cost only what they take longer. Launches, the host, imbalance and waiting cost nothing. The
+rates are what H100s and H200s reached in the benchmark of a step (docs/performance.md): there 7B on one GPU took 1.01
+to 1.15 times this, and where the host is the limit (3B, or ZeRO-3 with small micro-batches) up to twice as long.
 """
 
 from __future__ import annotations
@@ -13,12 +15,23 @@ from ilvr_ds.planning.flops import ModelFlops, Work
 from ilvr_ds.planning.memory import optimizer_bytes
 from ilvr_ds.planning.setup import Setup
 
-PRODUCT_RATE = 0.8
-"""Large bf16 products on random data reach 790 of an H200's 989 TFLOP/s."""
+PRODUCT_RATE = 0.65
+"""Of the peak, measured: the language model's products and attention at 7B on an H200. Large products alone: 0.8."""
+TOWER_RATE = 0.42
+"""Measured: the same of the vision tower, whose layers are narrower, with what lies between them."""
+MEMORY_RATE = 0.9
+"""Measured: large copies on the device, 3.0 of 3.35 TB/s (H100) and 4.3 of 4.8 (H200)."""
+LOGIT_TRAFFIC = 30
+"""Assumed: bytes for each logit, in 16 bit, float32 and as log-softmax, in both directions."""
+OPTIMIZER_TRAFFIC, OPTIMIZER_TRAFFIC_8BIT = 140, 220
+"""Measured: bytes a trained weight that memory could have moved while the optimizer stepped. 28 and 16 must be;
+DeepSpeed passes over the gradients several times, and states in 8 bit are unpacked and packed."""
 LINK_RATE = 0.8
 """Assumed for large transfers."""
-HOST_MEMORY = 100e9
-"""Assumed: bytes a second of host memory for each rank."""
+BOTH_WAYS_RATE = 0.7
+"""Measured: of the link to the host, 44 of 64 GB/s in each direction at once."""
+HOST_MEMORY = 38e9
+"""Measured: bytes a second that DeepSpeed's CPU Adam moved, 3B on 32 cores."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +58,35 @@ def bound_time(setup: Setup, chip: Chip) -> Bound:
     formula = ModelFlops(setup.geometry, setup.trained, setup.frozen, setup.has_teacher)
     work = _work(setup)
     flops, rate = formula.matmul(work), PRODUCT_RATE * chip.flops
-    again = {"none": 0.0, "selective": 0.0, "full": 1.0}[setup.checkpointing]
+    between = _between_products(setup, work) / (MEMORY_RATE * chip.memory_bandwidth)
     passes = 2 if setup.frozen else 3
-    student = flops.student * (1 + again / passes) / rate
+    forwards = 4 if setup.checkpointing == "full" else 3  # a backward passes twice over what a forward does
+    student = flops.student * (1 + (forwards - 3) / passes) / rate + forwards * between
+    student += _sums(setup, work) / (MEMORY_RATE * chip.memory_bandwidth)
     parts = {
-        "vision": flops.vision / rate,
+        "vision": flops.vision / (TOWER_RATE * chip.flops),
         "student": max(student, setup.grad_accum_steps * _communication(setup, chip)),
         "optimizer": _optimizer(setup, chip),
     }
     if setup.has_teacher:
-        parts["teacher"] = max(flops.teacher / rate, _teacher_transfer(setup, chip))
+        parts["teacher"] = max(flops.teacher / rate + between, _teacher_transfer(setup, chip))
         parts["momentum update"] = max(0.0, _momentum(setup, chip) - parts["vision"])  # beside which it runs
     return Bound(parts, formula.of(work).total, setup.window_samples * setup.world)
+
+
+def _between_products(setup: Setup, work: Work) -> float:
+    """Bytes that a forward of the layers reads and writes between products: norms and sums 10 D, queries, keys and
+    values turned, laid out and attended to 6 Q + 8 KV, the gated product 3 I (letters as in memory.py)."""
+    text = setup.geometry.text
+    turned = (6 * text.heads + 8 * text.kv_heads) * text.head_dim
+    elements = 10 * text.hidden_size + turned + 3 * text.intermediate_size
+    return float(setup.itemsize * elements * text.layers * work.tokens)
+
+
+def _sums(setup: Setup, work: Work) -> float:
+    """Bytes to add each micro-batch's gradients to the sum, and for logits."""
+    summed = 3 * setup.itemsize * setup.trained * setup.grad_accum_steps
+    return summed + LOGIT_TRAFFIC * setup.geometry.text.vocab_size * work.labels
 
 
 def _work(setup: Setup) -> Work:
@@ -75,11 +105,12 @@ def _communication(setup: Setup, chip: Chip) -> float:
 
 
 def _optimizer(setup: Setup, chip: Chip) -> float:
-    """Reading and writing of the float32 state, and gradients and weights beside it."""
+    """On the host reading and writing of the float32 state, and gradients and weights beside it, and their way."""
     mine = setup.shard(setup.trained)
-    touched = mine * (2 * (4 + optimizer_bytes(setup.optimizer)) + 2 * setup.itemsize)
     if not setup.zero.offloads_optimizer:
-        return touched / chip.memory_bandwidth
+        traffic = OPTIMIZER_TRAFFIC_8BIT if setup.optimizer.endswith("8bit") else OPTIMIZER_TRAFFIC
+        return traffic * mine / chip.memory_bandwidth
+    touched = mine * (2 * (4 + optimizer_bytes(setup.optimizer)) + 2 * setup.itemsize)
     return touched / HOST_MEMORY + 2 * setup.itemsize * mine / (LINK_RATE * chip.host_link)
 
 
@@ -96,5 +127,5 @@ def _momentum(setup: Setup, chip: Chip) -> float:
     mine = setup.shard(setup.trained if setup.frozen else setup.geometry.text.language_model)
     moved = mine * (setup.average_itemsize + setup.itemsize)
     if setup.teacher_offload == "cpu":
-        return moved / (LINK_RATE * chip.host_link)
+        return moved / (BOTH_WAYS_RATE * chip.host_link)
     return (moved + 8 * mine) / chip.memory_bandwidth

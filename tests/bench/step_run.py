@@ -82,9 +82,11 @@ class Kept:
         if "speed/s_per_step" in metrics:
             self.intervals.append(dict(metrics))
             took = 1e3 * metrics["speed/s_per_step"] / self.samples
+            memory = metrics.get("memory/peak_device_gib")
             if dist.is_main():
+                peak = f", {memory:.1f} GiB" if memory else ""
                 print(
-                    f"step {step}: {took:.1f} ms a sample, loss {metrics['loss/total']:.4f}",
+                    f"step {step}: {took:.1f} ms a sample, loss {metrics['loss/total']:.4f}{peak}",
                     file=sys.stderr,
                     flush=True,
                 )

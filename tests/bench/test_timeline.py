@@ -9,8 +9,9 @@ from torch.autograd import DeviceType
 from tests.bench.timeline import length, merged, timeline
 
 
-def event(name: str, start: float, end: float, device: Any = DeviceType.CUDA, **more: Any) -> Any:
-    return SimpleNamespace(name=name, time_range=SimpleNamespace(start=start, end=end), device_type=device, **more)
+def event(name: str, start: float, end: float, device: Any = DeviceType.CUDA, id: int = 0, **more: Any) -> Any:
+    span = SimpleNamespace(start=start, end=end)
+    return SimpleNamespace(name=name, time_range=span, device_type=device, id=id, **more)
 
 
 def test_time_that_overlaps_counts_once() -> None:
@@ -38,6 +39,22 @@ def test_what_the_device_did_by_kind_alone_and_idle() -> None:
         "  copies: 0.5 ms (5.0%), alone 0.0 ms (0.0%)",
         "  the host in cudaEventSynchronize: 2.0 ms (20.0%), 1 calls",
     ]
+
+
+def test_how_far_the_host_is_ahead() -> None:
+    """Catches a launch that is taken for another kernel's, and NCCL's own waiting counted as the host's lead."""
+    text = timeline(
+        [
+            event("cudaLaunchKernel", 0, 5, DeviceType.CPU, id=1),
+            event("cuLaunchKernelEx", 10, 15, DeviceType.CPU, id=2),
+            event("cudaLaunchKernelExC", 20, 25, DeviceType.CPU, id=3),
+            event("aten::mm", 0, 30, DeviceType.CPU, id=2),
+            event("gemm", 20, 3000, id=1),
+            event("gemm", 3010, 4000, id=2),
+            event("ncclDevKernel_AllGather", 9000, 9500, id=3),
+        ]
+    )
+    assert text.splitlines()[4] == "  the host's lead: 1.51 ms in the median; 50.0% of 2 kernels started at once"
 
 
 def test_torchs_own_events_have_what_is_read() -> None:

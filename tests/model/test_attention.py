@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations.flash_attention import flash_attention_forward
 
 from ilvr_ds.errors import UserError
 from ilvr_ds.model import attention
@@ -98,10 +99,10 @@ def test_a_tower_keeps_its_flash_attention(loaded: str, device: torch.device, dt
     assert tower.config._attn_implementation == used
 
 
-def projections(dtype: torch.dtype, device: torch.device = CPU) -> list[torch.Tensor]:
+def projections(dtype: torch.dtype, device: torch.device = CPU, d: int = D) -> list[torch.Tensor]:
     """Query, key and value of a packed row, [1, heads, tokens, d], with gradients."""
     draw = torch.Generator().manual_seed(3)
-    shapes = [(1, heads, sum(LENGTHS), D) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    shapes = [(1, heads, sum(LENGTHS), d) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     return [torch.randn(s, generator=draw).to(device, dtype).requires_grad_() for s in shapes]
 
 
@@ -166,19 +167,39 @@ def test_varlen_attn_is_asked_for_what_is_meant(is_causal: bool, monkeypatch: py
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="varlen_attn needs a GPU")
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_varlen_attention_is_sdpa(is_causal: bool) -> None:
+    packed = projections(torch.bfloat16, GPU)
+    output, _ = attention._varlen_attention(module(is_causal), *packed, None, **bounds(GPU))
+    assert_as_exact_as_sdpa(output, packed, is_causal)
+
+
+@pytest.mark.parametrize(("d", "is_causal"), [(80, False), (128, True)], ids=["tower", "language-model"])
+@pytest.mark.parametrize("flash", attention._FLASH)
+def test_flash_attn_is_sdpa(flash: str, d: int, is_causal: bool) -> None:
+    """Through transformers, as windows and packed rows call it. The tower is frozen: there only what it says counts.
+
+    Catches bounds that do not arrive, so that samples of a row see each other.
+    """
+    if not (torch.cuda.is_available() and attention._is_installed(flash)):
+        pytest.skip(f"needs a GPU and {flash}")
+    packed = projections(torch.bfloat16, GPU, d)
+    layer = module(is_causal)
+    layer.config = network(flash).config
+    output, _ = flash_attention_forward(layer, *packed, None, **bounds(GPU))
+    assert_as_exact_as_sdpa(output, packed, is_causal, with_gradients=is_causal)
+
+
+def assert_as_exact_as_sdpa(
+    output: torch.Tensor, packed: list[torch.Tensor], is_causal: bool, with_gradients: bool = True
+) -> None:
     """On a GPU in bf16: no further from float64 than twice what PyTorch's own SDPA in bf16 is."""
-    packed, plain = projections(torch.bfloat16, GPU), projections(torch.bfloat16, GPU)
+    plain = [x.detach().clone().requires_grad_() for x in packed]
     exact = [x.detach().double().requires_grad_() for x in packed]
-    outputs = [
-        attention._varlen_attention(module(is_causal), *packed, None, **bounds(GPU))[0],
-        alone(*plain, is_causal),
-        alone(*exact, is_causal),
-    ]
-    weights = torch.randn_like(outputs[2])
-    for output in outputs:
-        (output.double() * weights).sum().backward()
-    results = [
-        [output, *(x.grad for x in inputs)] for output, inputs in zip(outputs, (packed, plain, exact), strict=True)
-    ]
+    outputs = [output, alone(*plain, is_causal), alone(*exact, is_causal)]
+    results = [[one] for one in outputs]
+    if with_gradients:
+        weights = torch.randn_like(outputs[2])
+        for one, inputs, result in zip(outputs, (packed, plain, exact), results, strict=True):
+            (one.double() * weights).sum().backward()
+            result += [x.grad for x in inputs]
     for ours, sdpa, true in zip(*results, strict=True):
         assert (ours.double() - true).norm() < 2 * (sdpa.double() - true).norm() + 1e-3 * true.norm()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from ilvr_ds.config import ModelConfig
@@ -84,6 +85,22 @@ def test_nor_one_of_layers_in_4_bits() -> None:
         counts[kind] = products.count
     assert counts["selective"] == counts["none"] == 7 * len(model.layers)
     assert counts["full"] == 2 * counts["none"]
+
+
+def test_nor_flash_attns_attention() -> None:
+    """Catches a policy that knows PyTorch's operators alone; the package itself needs a GPU, so it is stood in for."""
+    calls = 0
+
+    @torch.library.custom_op("flash_attn_for_tests::_flash_attn_varlen_forward", mutates_args=())
+    def attend(query: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return query.clone()
+
+    attend.register_autograd(lambda _, gradient: gradient)
+    state = torch.randn(3, requires_grad=True)
+    checkpoint(lambda x: attend(x.sin()).cos(), state, **checkpoint_arguments("selective")).sum().backward()
+    assert calls == 1 and state.grad is not None
 
 
 @pytest.mark.parametrize("kind", ["none", "full", "selective"])
