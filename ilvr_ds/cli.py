@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ilvr_ds import __version__, launcher
-from ilvr_ds.config import REQUIRED, Recipe, load_recipe
+from ilvr_ds.config import LIMITS, REQUIRED, Recipe, load_recipe
 from ilvr_ds.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what this machine has, what is missing, how to get it")
     doctor.add_argument("--cluster", action="store_true", help="compare all ranks; start it as you start train")
-    doctor.add_argument("--shards", type=Path, help="with --cluster: data set that every rank tries to read")
+    doctor.add_argument("--shards", help="data set to check, every byte; with --cluster every rank reads a part")
     doctor.set_defaults(run=_doctor)
     return parser
 
@@ -186,7 +186,7 @@ def _pack(options: argparse.Namespace) -> int:
 
     from ilvr_ds.data.pack import pack
 
-    recipe = _recipe(options) if options.config else None
+    recipe = _recipe_if_given(options)
     measure, measured_with = None, None
     if recipe:
         from ilvr_ds.model.encoding import build_encoding
@@ -221,7 +221,10 @@ def _encode(options: argparse.Namespace) -> int:
     from ilvr_ds import dist
     from ilvr_ds.model.feature_pass import EncodeSettings, encode, parse_part
 
-    recipe = _recipe(options) if options.config else Recipe()
+    recipe = _recipe_if_given(options) or Recipe()
+    if options.workers < 0 or options.batch_patches < 1:
+        raise UserError("--workers must be 0 or more, --batch-patches 1 or more")
+    _check_pixels(options)
     settings = EncodeSettings(
         shards=options.shards or recipe.data.shards,
         model=replace(recipe.model, path=options.model or recipe.model.path),
@@ -322,6 +325,7 @@ def _add_generation(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--latent-size", type=int, help="latent steps of a segment (default: the model's)")
     command.add_argument("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    command.add_argument("--max-image-pixels", type=int, help="of an image (default: the model's, which export sets)")
     command.add_argument("--max-new-tokens", type=int, default=1024, help="latent steps included (default 1024)")
     command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     command.add_argument("--top-p", type=float, default=1.0)
@@ -334,6 +338,9 @@ def _generation_settings(options: argparse.Namespace) -> GenerationSettings:
 
     if options.max_new_tokens < 1 or options.temperature < 0 or not 0 < options.top_p <= 1:
         raise UserError("--max-new-tokens must be 1 or more, --temperature 0 or more, --top-p above 0 and at most 1")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: must be 0 or more")
+    _check_pixels(options)
     return GenerationSettings(
         options.max_new_tokens, options.temperature, options.top_p, options.seed, tuple(options.stop)
     )
@@ -341,6 +348,7 @@ def _generation_settings(options: argparse.Namespace) -> GenerationSettings:
 
 def _generate(options: argparse.Namespace) -> int:
     from ilvr_ds import dist
+    from ilvr_ds.data.sample import SampleError
     from ilvr_ds.evaluation.generate import Generator
     from ilvr_ds.evaluation.loading import load_reasoner
     from ilvr_ds.evaluation.question import ask
@@ -349,9 +357,13 @@ def _generate(options: argparse.Namespace) -> int:
     settings = _generation_settings(options)
     sample = ask(options.question, options.image)
     model = find_model(options.model, options.tracking_uri)
-    reasoner = load_reasoner(model, dist.device(), precision=options.precision, latent_size=options.latent_size)
+    reasoner = load_reasoner(model, dist.device(), options.precision, options.latent_size, options.max_image_pixels)
     stream = Generator(reasoner, settings, on_text=lambda row, piece: print(piece, end="", flush=True))
-    generated = stream([reasoner.encoder.prompt(sample)])
+    try:
+        prompt = reasoner.encoder.prompt(sample)
+    except SampleError as error:
+        raise UserError(f"--question: {error}") from error
+    generated = stream([prompt])
     print()
     logger.info("%s", generated.summary())
     return 0
@@ -369,6 +381,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         max_samples=options.max_samples,
         latent_size=options.latent_size,
         precision=options.precision,
+        max_image_pixels=options.max_image_pixels,
         ablate_latents=options.ablate_latents,
         compare_pixels=options.compare_pixels,
         generation=_generation_settings(options),
@@ -384,6 +397,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from ilvr_ds.evaluation.export import export
 
+    if options.register and options.tracking_uri:
+        from ilvr_ds.evaluation.tracking import connect
+
+        connect(options.tracking_uri, "--tracking-uri")
     lines = export(options.source, options.to, options.adapters, options.precision, options.overwrite)
     if options.register:
         from ilvr_ds.evaluation.registry import register
@@ -416,7 +433,7 @@ def _doctor(options: argparse.Namespace) -> int:
         dist.barrier()
         dist.close()
     else:
-        checks = doctor.report()
+        checks = [*doctor.report(), *([doctor.check_shards(options.shards)] if options.shards else [])]
         print(doctor.render(checks))
     return int(any(check.status == "bad" for check in checks))
 
@@ -427,6 +444,18 @@ _BY_RANKS = (_train, _evaluate)
 
 def _recipe(options: argparse.Namespace) -> Recipe:
     return load_recipe(options.config, options.set)
+
+
+def _recipe_if_given(options: argparse.Namespace) -> Recipe | None:
+    if options.set and not options.config:
+        raise UserError(f"--set {options.set[0]}: overrides a key of a recipe; give one by --config")
+    return _recipe(options) if options.config else None
+
+
+def _check_pixels(options: argparse.Namespace) -> None:
+    least, most = LIMITS["data.max_image_pixels"]
+    if options.max_image_pixels is not None and not least <= options.max_image_pixels <= most:
+        raise UserError(f"--max-image-pixels {options.max_image_pixels}: must be from {least} to {most}")
 
 
 def _set_up_logging(rank: int) -> None:

@@ -22,9 +22,11 @@ from pathlib import Path
 import torch
 
 from ilvr_ds import dist
+from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.doctor import GIB, SMALL_DISK_GIB, SMALL_SHM_GIB, Check, Status, installed
-from ilvr_ds.errors import RunError
+from ilvr_ds.errors import RunError, UserError
 from ilvr_ds.ops import build
+from ilvr_ds.provenance import PACKAGES
 
 PATIENCE_S = 120
 """So long a rank waits for the others."""
@@ -36,7 +38,7 @@ CLOCK_S = 2.0
 """Clocks may differ by this; the first errors of several ranks are put in order by time."""
 SLOW = 0.5
 """Below this part of the median, a rank is named as slow."""
-_PACKAGES = ("torch", "transformers", "deepspeed", "webdataset", "numpy", "liger-kernel")
+_PACKAGES = ("numpy", *PACKAGES)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Findings:
         return f"rank {self.rank} on {self.host}"
 
 
-def examine(shards: Path | None) -> tuple[list[str], list[Check]]:
+def examine(shards: str | None) -> tuple[list[str], list[Check]]:
     """Rows of all ranks, and what follows from them (collective). Raises RunError where ranks cannot talk."""
     device = dist.device().type
     try:
@@ -97,6 +99,8 @@ def compare(everyone: list[Findings]) -> Iterator[Check]:
     yield Check("ranks", "ok", f"{len(everyone)} on {hosts} host{'s' * (hosts > 1)}")
     for key in everyone[0].same:
         usual, _ = Counter(findings.same[key] for findings in everyone).most_common(1)[0]
+        if key in PACKAGES and all(findings.same[key] == "none" for findings in everyone):
+            continue
         odd = [f"{findings.name}: {findings.same[key]}" for findings in everyone if findings.same[key] != usual]
         remedy = "install the same on every host" if odd else ""
         yield Check(key, "bad" if odd else "ok", "; ".join([usual, *odd]), remedy)
@@ -115,7 +119,7 @@ def compare(everyone: list[Findings]) -> Iterator[Check]:
         yield _slow("reading", statistics.median(reads), "MiB/s", slow)
 
 
-def _look(shards: Path | None) -> Findings:
+def _look(shards: str | None) -> Findings:
     read, unreadable = _read(shards)
     operators = _operators()
     dist.barrier()
@@ -161,18 +165,16 @@ def _driver() -> str:
     return number.group() if number else "none"
 
 
-def _read(shards: Path | None) -> tuple[float | None, str]:
+def _read(shards: str | None) -> tuple[float | None, str]:
     """Speed in MiB/s and why there is none."""
     if shards is None:
         return None, ""
     try:
-        files = sorted(shards.glob("*.tar"))
-        if not files:
-            return None, f"{shards} holds no .tar file"
+        dataset = open_dataset(shards)
+        shard = dataset.manifest.shards[dist.rank() % len(dataset.manifest.shards)]
         start = time.perf_counter()
-        with files[dist.rank() % len(files)].open("rb", buffering=0) as file:
-            size = len(file.read(READ_MIB * 2**20))
-    except OSError as error:
+        size = len(dataset.storage.read_range(shard.name, 0, min(READ_MIB * 2**20, shard.size_bytes)))
+    except UserError as error:
         return None, str(error)
     return size / 2**20 / (time.perf_counter() - start), ""
 

@@ -28,7 +28,7 @@ class RunConfig:
     name: str = REQUIRED
     """Name of the run: its folder below `output_dir` and its name in MLflow."""
     seed: int = 0
-    """Seeds the sample order, the target noise and dropout."""
+    """Seeds the sample order, the target noise and what is drawn at random: adapters, weights without a source."""
     output_dir: str = "outputs"
     """Root folder of all runs; the MLflow store lies here too unless `tracking.uri` says otherwise."""
     stop_exit_code: int = 0
@@ -301,7 +301,7 @@ class Recipe:
         return {f"{section}.{key}": value for section, keys in self.to_dict().items() for key, value in keys.items()}
 
 
-_RANGES: dict[str, tuple[float, float]] = {
+LIMITS: dict[str, tuple[float, float]] = {
     "run.seed": (0, 2**32 - 1),
     "run.stop_exit_code": (0, 255),
     "run.rank_timeout_s": (1.0, 86400.0),
@@ -420,6 +420,10 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: train.micro_batch_tokens fills packed rows, but {why}; set it to 0")
     if recipe.model.attention == "varlen" and not recipe.packs and not recipe.train.has_free_latents:
         raise UserError(f"{where}: model.attention is varlen, but data.packing is false; valid: auto, sdpa")
+    for name in recipe.model.lora_targets:
+        if name not in ModelConfig.lora_targets:
+            valid = f"{nearest(name, ModelConfig.lora_targets)}; valid: {', '.join(ModelConfig.lora_targets)}"
+            raise UserError(f"{where}: model.lora_targets: no linear layer '{name}'{valid}")
     if recipe.model.lora_base != "full" and not recipe.model.lora_rank:
         raise UserError(
             f"{where}: model.lora_base is {recipe.model.lora_base}, but all weights are trained; set model.lora_rank"
@@ -474,7 +478,7 @@ def _convert(item: _Value, kind: Any, key: str) -> Any:
         value = float(value)
     if type(value) is not kind:
         raise UserError(f"{item.where}: {key} is {value!r}; expected {_KIND_NAMES[kind]}")
-    low, high = _RANGES.get(key, (float("-inf"), float("inf")))
+    low, high = LIMITS.get(key, (float("-inf"), float("inf")))
     if kind in (int, float) and not low <= value <= high:
         raise UserError(f"{item.where}: {key} is {value}; expected a value from {low:g} to {high:g}")
     return value

@@ -16,7 +16,10 @@ from typing import Literal
 import torch
 from packaging.specifiers import SpecifierSet
 
+from ilvr_ds.data.shards import open_dataset
+from ilvr_ds.errors import UserError
 from ilvr_ds.ops import build
+from ilvr_ds.provenance import FLASH_ATTN
 
 Status = Literal["ok", "note", "missing", "bad"]
 GIB = 2**30
@@ -50,6 +53,15 @@ def report() -> list[Check]:
     """All findings, in the order in which they are read."""
     parts = (_python, _packages, _accelerators, _attention, _operators, _compilers, _space)
     return [check for part in parts for check in part()]
+
+
+def check_shards(location: str) -> Check:
+    """Every byte of a packed data set against what was packed."""
+    try:
+        dataset = open_dataset(location, "full")
+    except UserError as error:
+        return Check("shards", "bad", str(error))
+    return Check("shards", "ok", f"{location}: {len(dataset)} samples in {len(dataset.shard_sizes)} shards, as packed")
 
 
 def render(checks: list[Check]) -> str:
@@ -95,9 +107,7 @@ def _accelerators() -> Iterator[Check]:
 
 
 def _attention() -> Iterator[Check]:
-    found = [
-        f"{name} {version}" for name in ("flash-attn", "flash-attn-3", "flash-attn-4") if (version := installed(name))
-    ]
+    found = [f"{name} {version}" for name in FLASH_ATTN if (version := installed(name))]
     if found:
         yield Check("attention", "ok", ", ".join(found))
     elif torch.cuda.is_available():

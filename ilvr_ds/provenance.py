@@ -15,6 +15,8 @@ import torch
 
 from ilvr_ds import __version__
 
+FLASH_ATTN = ("flash-attn", "flash-attn-3", "flash-attn-4")
+"""The packages of its versions."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -23,7 +25,7 @@ PACKAGES = (
     "mlflow-skinny",
     "peft",
     "bitsandbytes",
-    "flash-attn",
+    *FLASH_ATTN,
     "liger-kernel",
 )
 _GIT_TIMEOUT_S = 10

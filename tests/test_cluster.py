@@ -36,6 +36,15 @@ def test_the_odd_one_out_is_named(key: str) -> None:
     assert check.status == "bad" and check.detail == f"{GOOD.same[key]}; rank 3 on h2: other"
 
 
+def test_a_package_that_no_host_has_is_left_out() -> None:
+    same = {**GOOD.same, "flash-attn-4": "none"}
+    ranks = [dataclasses.replace(GOOD, rank=rank, same=same) for rank in range(2)]
+    assert "flash-attn-4" not in {check.name for check in compare(ranks)}
+    ranks[1] = dataclasses.replace(ranks[1], same={**same, "flash-attn-4": "4.0.0"})
+    [check] = [check for check in compare(ranks) if check.name == "flash-attn-4"]
+    assert check.status == "bad"
+
+
 def test_shards_that_one_host_cannot_read_break_the_run() -> None:
     check = checks({"unreadable": "no such folder", "read_mib_s": None})["shards"]
     assert check.status == "bad" and check.detail == "rank 3 on h2: no such folder"

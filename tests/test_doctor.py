@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,6 +82,20 @@ def test_mlflow_may_be_there_in_either_form(monkeypatch: pytest.MonkeyPatch) -> 
     assert not [check for check in report() if check.name == "mlflow-skinny"]
     pretend(monkeypatch, mlflow_skinny=None, mlflow=None)
     assert found("mlflow-skinny").status == "bad"
+
+
+def test_a_data_set_is_checked_to_the_last_byte(demo_folder: Path, tmp_path: Path) -> None:
+    """Catches a byte that was changed by copying, which neither sizes nor indexes show."""
+    packed = tmp_path / "train"
+    shutil.copytree(demo_folder / "train", packed)
+    check = doctor.check_shards(str(packed))
+    assert check.status == "ok" and check.detail.endswith("as packed")
+    tar = packed / "shard-000000.tar"
+    content = bytearray(tar.read_bytes())
+    content[700] ^= 1
+    tar.write_bytes(content)
+    check = doctor.check_shards(str(packed))
+    assert check.status == "bad" and "its bytes are not those that were packed" in check.detail
 
 
 def test_missing_options_do_not_fail_the_command(

@@ -31,8 +31,8 @@ MAY_IMPORT = {
     "planning": BASE | {"planning", "config"},
     "provenance": BASE,
     "pictures": BASE | {"pictures"},
-    "doctor": BASE | {"ops"},
-    "cluster": BASE | {"doctor", "dist", "ops"},
+    "doctor": BASE | {"ops", "data", "provenance"},
+    "cluster": BASE | {"doctor", "dist", "ops", "data", "provenance"},
     "demo": BASE | {"model", "data"},
     "cli": BASE
     | {"config", "data", "model", "training", "evaluation", "planning"}

@@ -70,10 +70,6 @@ class SamplePlan:
         """Samples that an epoch leaves out; they are others in every epoch."""
         return self.num_samples % self.global_batch
 
-    def epoch_of(self, step: int) -> int:
-        """The epoch, from 0, of a global step, from 0."""
-        return step // self.steps_per_epoch
-
     def check_world(self, world: int) -> None:
         """Raise UserError where `world` ranks cannot share the lanes equally."""
         if self.lanes % world == 0:

@@ -64,9 +64,11 @@ def write_card(path: Path, state: dict[str, Any], checkpoint: Path, dtype: torch
 def _scores(record: Path, step: int) -> str:
     """The last teacher-forced evaluation up to this step, if the run's record is there."""
     best: dict[str, float] = {}
-    for text in record.read_text().splitlines() if record.is_file() else []:
+    for text in record.read_text().splitlines(keepends=True) if record.is_file() else []:
+        if not text.endswith("\n"):  # it was being written when the run was killed
+            break
         line = json.loads(text)
-        metrics = {name: value for name, value in line.get("metrics", {}).items() if name.startswith("eval/")}
+        metrics = {name: float(value) for name, value in line.get("metrics", {}).items() if name.startswith("eval/")}
         if metrics and line["step"] <= step:
             best = metrics
     if not best:

@@ -33,7 +33,7 @@ from ilvr_ds.evaluation.pixels import replay_cost
 from ilvr_ds.evaluation.registry import attach, is_reference, resolve
 from ilvr_ds.evaluation.report import metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results, append
-from ilvr_ds.evaluation.tracking import log_scores
+from ilvr_ds.evaluation.tracking import connect, log_scores
 
 logger = logging.getLogger("ilvr_ds")
 EXAMPLES = 50
@@ -53,6 +53,8 @@ class EvaluationSettings:
     max_samples: int | None = None
     latent_size: int | None = None
     precision: str = "auto"
+    max_image_pixels: int | None = None
+    """None: the model's own limit."""
     ablate_latents: bool = False
     compare_pixels: int = 0
     """Samples of each rank on which the cost is compared with the interleaved baseline."""
@@ -68,9 +70,11 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
     Raises UserError for everything that a person can mend, before anything is written.
     """
     benchmark = find_benchmark(settings.benchmark)
-    if settings.batch_size < 2 and settings.ablate_latents:
-        raise UserError("--batch-size: --ablate-latents takes latents from other samples of a batch; give 2 or more")
+    _check_settings(settings)
     dist.join_on_host(timedelta(days=2))
+    if settings.tracking_uri:
+        uri = settings.tracking_uri
+        dist.decided_by_main(lambda: connect(uri, "--tracking-uri") and None)
     reference = settings.model if is_reference(settings.model) else None
     if reference:
         folder = dist.decided_by_main(lambda: resolve(reference, settings.tracking_uri))
@@ -81,7 +85,7 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
     dist.decided_by_main(lambda: _check(reader, count, benchmark))
     with speaking_of_the_option():
         model = model_on_host(settings.model)
-    reasoner = load_reasoner(model, dist.device(), precision=settings.precision, latent_size=settings.latent_size)
+    reasoner = load_reasoner(model, dist.device(), settings.precision, settings.latent_size, settings.max_image_pixels)
     results = Results(settings.output or default_output(settings.model, settings.benchmark))
     identity = _identity(settings, shards.fingerprint, count, reasoner)
     dist.decided_by_main(lambda: results.open(identity))
@@ -178,6 +182,15 @@ class _Run:
                 }
 
 
+def _check_settings(settings: EvaluationSettings) -> None:
+    if settings.batch_size < 1 or settings.compare_pixels < 0:
+        raise UserError("--batch-size must be 1 or more, --compare-pixels 0 or more")
+    if settings.max_samples is not None and settings.max_samples < 1:
+        raise UserError(f"--max-samples {settings.max_samples}: must be 1 or more")
+    if settings.batch_size < 2 and settings.ablate_latents:
+        raise UserError("--batch-size: --ablate-latents takes latents from other samples of a batch; give 2 or more")
+
+
 def _check(reader: ShardReader, count: int, benchmark: Benchmark) -> None:
     """Every sample must hold what it will be judged by, before anything is answered."""
     for number in range(count):
@@ -203,6 +216,7 @@ def _identity(settings: EvaluationSettings, data: str, count: int, reasoner: Rea
         "batch_size": settings.batch_size,
         "latent_size": reasoner.latent_size,
         "precision": str(reasoner.model.dtype),
+        "max_image_pixels": reasoner.encoder.images.max_pixels,
         "ablate_latents": settings.ablate_latents,
         "compare_pixels": settings.compare_pixels,
         "generation": {**settings.generation.__dict__, "stop": list(settings.generation.stop)},

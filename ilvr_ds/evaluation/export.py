@@ -23,7 +23,7 @@ from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.card import write_card
 from ilvr_ds.evaluation.loading import DTYPES
-from ilvr_ds.evaluation.origin import write_origin
+from ilvr_ds.evaluation.origin import is_exported, write_origin
 from ilvr_ds.model.base_weights import linear_weights, tower_weights
 from ilvr_ds.model.four_bit import check_base, round_trip
 from ilvr_ds.model.student import load_config
@@ -44,15 +44,15 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
     """Write the model of a run's newest checkpoint, or of one checkpoint, to `to`; returns what was done as lines.
 
     adapters: "merge" adds LoRA to the weights; "apart" leaves them as the base has them and writes `to`/adapter for
-    peft. precision None: the run's. Written under another name and renamed at the end. Raises UserError.
+    peft. precision None: the run's. overwrite: an exported model at `to` is replaced, and nothing else. Written under
+    another name and renamed at the end. Images are limited as the run's were. Raises UserError.
     """
     checkpoint = _find(source)
+    _check_target(to, checkpoint, overwrite)
     state = saved_state(checkpoint)
     recipe = state["recipe"]
     settings = ModelConfig(**{**recipe["model"], "lora_targets": tuple(recipe["model"]["lora_targets"])})
     check_base(settings.lora_base)
-    if to.exists() and not overwrite and any(to.iterdir()):
-        raise UserError(f"--to: {to} is not empty; give another folder or --overwrite")
     dtype = DTYPES[precision or recipe["train"]["precision"]]
     config = load_config(settings.path)
     tokenizer, special = load_tokenizer(settings.path)
@@ -67,7 +67,9 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
             student.write_adapter(partial / "adapter", dtype)
         _write_config(partial, config, special, settings, dtype)
         tokenizer.save_pretrained(partial)
-        ImageEncoder(settings.path, 2**26).processor.save_pretrained(partial)
+        images = ImageEncoder(settings.path, recipe["data"]["max_image_pixels"])
+        images.processor.size["longest_edge"] = images.max_pixels
+        images.processor.save_pretrained(partial)
         _copy_side_files(settings.path, partial)
         write_card(partial / "README.md", state, checkpoint, dtype)
         write_origin(partial, state, checkpoint)
@@ -79,6 +81,18 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return [f"{to}: step {state['step']} of {checkpoint.parent.parent.name}, {written / 1e9:.3g} GB, {dtype}"]
+
+
+def _check_target(to: Path, checkpoint: Path, overwrite: bool) -> None:
+    if to.exists() and not to.is_dir():
+        raise UserError(f"--to: {to} is a file; give a folder")
+    if checkpoint.resolve().is_relative_to(to.resolve()):
+        raise UserError(f"--to: {to} holds the checkpoint that is to be exported; give another folder")
+    if to.is_dir() and any(to.iterdir()):
+        if not overwrite:
+            raise UserError(f"--to: {to} is not empty; give another folder or --overwrite")
+        if not is_exported(to):
+            raise UserError(f"--to: {to} holds something other than an exported model and is not overwritten")
 
 
 def _find(source: Path) -> Path:

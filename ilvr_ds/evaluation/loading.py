@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from ilvr_ds.config import LIMITS
 from ilvr_ds.data.collate import Collator
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.template import EncodedSample, SampleEncoder
@@ -57,15 +58,14 @@ class Reasoner:
 def load_reasoner(
     path: str,
     device: torch.device,
-    *,
     precision: str = "auto",
     latent_size: int | None = None,
-    attention: str = "auto",
-    max_image_pixels: int = 2**26,
+    max_image_pixels: int | None = None,
 ) -> Reasoner:
     """Load the model at `path` (folder or hub name).
 
     precision "auto": bf16 on a GPU, fp32 elsewhere. latent_size None: what the model's configuration says.
+    max_image_pixels None: the limit of the model's own image processor, which export sets to the run's.
     Raises UserError where the folder is no model, lacks latent tokens or weights, or does not know its latent size.
     """
     name = ("bf16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
@@ -73,12 +73,11 @@ def load_reasoner(
     with speaking_of_the_option():
         config = load_config(path)
         tokenizer, special = load_tokenizer(path, add_latent_tokens=False)
-        images = ImageEncoder(path, max_image_pixels)
-        backend = attention_backend(attention, dtype)
+        images = ImageEncoder(path, max_image_pixels or int(LIMITS["data.max_image_pixels"][1]))
     size = latent_size if latent_size is not None else getattr(config, "latent_size", None)
     if not isinstance(size, int) or size < 1:
         raise UserError(f"--model: the configuration at '{path}' holds no latent_size; give --latent-size")
-    model = _load_weights(path, dtype, backend)
+    model = _load_weights(path, dtype, attention_backend("auto", dtype))
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(f"--model: '{path}' has {rows} embedding rows for {len(tokenizer)} tokens; export it again")
@@ -122,6 +121,4 @@ def speaking_of_the_option() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(
-            str(error).replace("model.path", "--model").replace("model.attention", "--attention")
-        ) from error
+        raise UserError(str(error).replace("model.path", "--model")) from error

@@ -25,6 +25,11 @@ def write_origin(folder: Path, state: dict[str, Any], checkpoint: Path) -> None:
     (folder / FILE).write_text(json.dumps(origin, indent=1) + "\n")
 
 
+def is_exported(folder: Path) -> bool:
+    """Was the folder written by export?"""
+    return (folder / FILE).is_file()
+
+
 def read_origin(model: str) -> dict[str, Any]:
     """What write_origin noted; empty for models that came another way."""
     path = Path(model) / FILE

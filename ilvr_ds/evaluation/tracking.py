@@ -57,7 +57,7 @@ def log_scores(
 def connect(uri: str, option: str) -> tuple[Any, tuple[type[Exception], ...]]:
     """A client of the store and its registry, and what it raises where the server fails.
 
-    Raises UserError, as a mistake of `option`, where MLflow is not installed.
+    Raises UserError, as a mistake of `option`, where MLflow is not installed or takes no such address.
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
@@ -67,7 +67,11 @@ def connect(uri: str, option: str) -> tuple[Any, tuple[type[Exception], ...]]:
     except ImportError as error:
         raise UserError(f"{option}: MLflow is not installed; pip install -c constraints.txt .") from error
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri), (MlflowException, OSError)
+    try:
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except MlflowException as error:
+        raise UserError(f"{option} {uri}: {str(error).strip().splitlines()[0]}") from error
+    return client, (MlflowException, OSError)
 
 
 def _experiment_of(client: Any, run_id: str | None) -> str | None:

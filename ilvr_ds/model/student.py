@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
@@ -57,14 +58,26 @@ def load_student(settings: ModelConfig, dtype: torch.dtype, num_tokens: int, wit
     if settings.random_init:
         model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=attention, dtype=dtype)
     else:
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            settings.path, config=config, dtype=dtype, attn_implementation=attention
-        )
+        model = _read_weights(settings.path, config, dtype, attention)
     if not with_tower:
         model.model.visual = None
     if num_tokens > config.text_config.vocab_size:
         model.resize_token_embeddings(num_tokens, pad_to_multiple_of=ROW_MULTIPLE, mean_resizing=False)
     model.config.use_cache = False
+    return model
+
+
+def _read_weights(path: str, config: Any, dtype: torch.dtype, attention: str) -> Any:
+    """The stock model with all its weights from `path`: transformers itself would draw missing ones at random."""
+    try:
+        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            path, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"model.path: the weights at '{path}' cannot be read ({reason})") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"model.path: '{path}' lacks {len(missing)} weights, the first {missing[0]}")
     return model
 
 

@@ -80,8 +80,11 @@ def _choices(setup: Setup) -> Iterator[tuple[str, Setup]]:
     for kind in ("none", "selective", "full"):
         if kind != setup.checkpointing and (kind != "selective" or setup.has_teacher):
             yield f"model.activation_checkpointing={kind}", replace(setup, checkpointing=kind)
-    if setup.micro_batch_size > 1:
-        accum = setup.micro_batch_size * setup.grad_accum_steps
+    if setup.micro_batch_tokens and setup.micro_batch_size > 1:
+        tokens = setup.micro_batch_tokens // 2
+        yield f"train.micro_batch_tokens={tokens}", setup.filled(tokens)
+    elif setup.micro_batch_size > 1:
+        accum = setup.window_samples
         yield (
             f"train.micro_batch_size=1, train.grad_accum_steps={accum}",
             replace(setup, micro_batch_size=1, grad_accum_steps=accum),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ilvr_ds.config import Recipe
@@ -99,23 +99,22 @@ class Setup:
     """Frozen linear layers in 4 bits, whole on every rank: model/four_bit.py"""
     may_record: bool = True
     """CUDA graphs are allowed"""
+    micro_batch_tokens: int = 0
+    """Micro-batches are filled up to so many tokens; 0: with micro_batch_size samples"""
+    step_samples: int = 0
+    """Of an optimizer step on one rank; 0: all micro-batches are full"""
 
     @staticmethod
     def of(recipe: Recipe, zero: Zero, geometry: Geometry, world: int, sample: SampleSize) -> Setup:
         """A recipe on `world` ranks."""
         model, train = recipe.model, recipe.train
-        size, accum = train.micro_batch_size, train.grad_accum_steps
-        if train.micro_batch_tokens:  # as few micro-batches as hold the step's tokens
-            samples = size * accum
-            accum = min(samples, -(-samples * sample.tokens // train.micro_batch_tokens))
-            size = -(-samples // accum)
-        return Setup(
+        setup = Setup(
             geometry=geometry,
             world=world,
             zero=zero,
             sample=sample,
-            micro_batch_size=size,
-            grad_accum_steps=accum,
+            micro_batch_size=train.micro_batch_size,
+            grad_accum_steps=train.grad_accum_steps,
             itemsize=BYTES[train.precision],
             has_fused_layers=model.kernels != "stock" and BYTES[train.precision] == 2,
             average_itemsize=2 if train.precision == "bf16" else 4,
@@ -130,6 +129,19 @@ class Setup:
             num_workers=recipe.data.num_workers,
             has_4_bit_base=model.lora_base != "full",
             may_record=model.cuda_graphs == "auto",
+        )
+        return setup.filled(train.micro_batch_tokens) if train.micro_batch_tokens else setup
+
+    def filled(self, tokens: int) -> Setup:
+        """The same step in as few micro-batches of up to `tokens` as hold its samples."""
+        samples = self.window_samples
+        accum = min(samples, -(-samples * self.sample.tokens // tokens))
+        return replace(
+            self,
+            micro_batch_size=-(-samples // accum),
+            grad_accum_steps=accum,
+            micro_batch_tokens=tokens,
+            step_samples=samples,
         )
 
     @property
@@ -171,7 +183,7 @@ class Setup:
     @property
     def window_samples(self) -> int:
         """Samples of an optimizer step on one rank."""
-        return self.micro_batch_size * self.grad_accum_steps
+        return self.step_samples or self.micro_batch_size * self.grad_accum_steps
 
     def shard(self, count: int) -> float:
         """A rank's part of `count` weights."""

@@ -57,12 +57,12 @@ MAX_TYPES = 32
 def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     """Build a run (collective). Raises UserError for everything that a person can mend."""
     checkpoint = find_checkpoint(recipe)
-    check_optimizer(recipe.optim.name)
     check_kernels(recipe.model.kernels)
     check_base(recipe.model.lora_base)
     initial = None if checkpoint else dist.decided_by_main(lambda: find_initial(recipe))
     parent = saved_state(initial).get("mlflow_run_id") if initial else None
     file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
+    check_optimizer(recipe.optim.name, file_settings)
     stored = replace(recipe, model=replace(recipe.model, path=model_on_host(recipe.model.path)))
     encoding = build_encoding(stored)
     shards = open_dataset(recipe.data.shards)
@@ -109,7 +109,9 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     if held_out:
         datasets["evaluation"] = held_out[0].reader.shard_set
         evaluation = HeldOut(*held_out, step, _quarantine(recipe, datasets["evaluation"]))
-    tracker = _tracker(recipe, file_settings, datasets, checkpoint is not None, state.get("mlflow_run_id"), parent)
+    is_own = checkpoint is not None and checkpoint.absolute().parent == (recipe.run_dir / "checkpoints").absolute()
+    run_id = state.get("mlflow_run_id") if is_own else None  # from another run's checkpoint this is a new run
+    tracker = _tracker(recipe, file_settings, datasets, checkpoint is not None, run_id, parent)
     save = recipe.checkpoint
     writer = CheckpointWriter(
         recipe.run_dir / "checkpoints", networks.student, networks.trained,

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ilvr_ds import dist
@@ -74,6 +75,8 @@ class _Saving:
     state: dict[str, Any]
     writes: dict[str, Write]
     """File name within the checkpoint -> what writes it."""
+    names: frozenset[str]
+    """All of them."""
     sums: dict[str, list[int]] = field(default_factory=dict)
     """File name -> size in bytes and CRC-32."""
     error: str | None = None
@@ -117,7 +120,8 @@ class CheckpointWriter:
         """
         partial = self._partial(step)
         error = dist.decided_by_main(lambda: _make_folder(self.folder, partial))
-        saving = _Saving(step, state, self._collect())
+        writes = self._collect()
+        saving = _Saving(step, state, writes, frozenset(writes))
         self._saving = saving
         if error:
             saving.error = error
@@ -140,7 +144,9 @@ class CheckpointWriter:
             return None, None
         if saving.thread is not None:
             saving.thread.join()
-        parts = dist.gather_on_host((saving.sums, saving.error))
+        missing = sorted(saving.names - saving.sums.keys())
+        error = saving.error or (f"{missing[0]} was not written" if missing else None)
+        parts = dist.gather_on_host((saving.sums, error))
         errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(parts) if error]
         if errors:
             return None, "; ".join(errors)
@@ -153,7 +159,10 @@ class CheckpointWriter:
         if error:
             return None, f"rank 0: {error}"
         if dist.is_main():
-            remove_old(self.folder, self.keep_last, self.keep_every)
+            try:
+                remove_old(self.folder, self.keep_last, self.keep_every)
+            except OSError as problem:
+                logger.warning("%s: old checkpoints are not deleted: %s", self.folder, _first_line(problem))
         return final, None
 
     def _partial(self, step: int) -> Path:
@@ -245,7 +254,7 @@ def _write_all(saving: _Saving, partial: Path) -> None:
             write(path)
             _sync(path)
             saving.sums[name] = list(size_and_checksum(path))
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors call a full disk
             saving.error = f"{path}: {_first_line(error)}"
             return
     saving.writes.clear()  # the copies' memory

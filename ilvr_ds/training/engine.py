@@ -249,19 +249,38 @@ def _gather(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
     return context
 
 
-def check_optimizer(name: str) -> None:
-    """Raise UserError where the optimizer's package is missing, before anything is loaded."""
+def check_optimizer(name: str, file_settings: dict[str, Any]) -> None:
+    """Raise UserError where the optimizer cannot run, before anything is loaded."""
     if name.endswith("8bit") and find_spec("bitsandbytes") is None:
         raise UserError(f"optim.name is {name}: needs bitsandbytes; pip install bitsandbytes")
+    offload = file_settings.get("zero_optimization", {}).get("offload_optimizer") or {}
+    if name == "cpu_adam" and dist.device().type == "cuda" and offload.get("device") != "cpu":
+        raise UserError(
+            "optim.name is cpu_adam: needs offload_optimizer in the file that deepspeed.config names, as "
+            "ds_configs/zero3_offload_optimizer.json has it"
+        )
 
 
-def _optimizer(settings: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    common: dict[str, Any] = {
+def apply_settings(student: Any, settings: OptimConfig) -> None:
+    """The recipe's settings in place of those that a checkpoint has brought back; the rate is set at each step."""
+    for group in student.optimizer.param_groups:
+        group.update(_common(settings), lr=group["lr"])
+    if hasattr(student.optimizer, "clip_grad"):  # ZeRO-1 and 2 read it back too
+        student.optimizer.clip_grad = settings.max_grad_norm
+
+
+def _common(settings: OptimConfig) -> dict[str, Any]:
+    """What all optimizers are told."""
+    return {
         "lr": settings.lr,
         "betas": (settings.beta1, settings.beta2),
         "eps": settings.eps,
         "weight_decay": settings.weight_decay,
     }
+
+
+def _optimizer(settings: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    common = _common(settings)
     if settings.name == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **common)
     if settings.name == "cpu_adam":

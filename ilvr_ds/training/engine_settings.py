@@ -23,6 +23,8 @@ _OURS = {
     "fp16": "train.precision",
     "activation_checkpointing": "model.activation_checkpointing",
 }
+_DTYPES = ["fp32", "bf16", "fp16"]
+_DATA_TYPES = ("grad_accum_dtype", "param_dtype", "buffer_dtype")
 _THEIRS = frozenset(
     {
         "zero_optimization",
@@ -65,6 +67,7 @@ def read_deepspeed_json(path: str, recipe_dir: Path | None = None) -> dict[str, 
             raise UserError(f"{file}: '{key}' belongs in the recipe, as {_OURS[key]}; remove it here")
         if key not in _THEIRS:
             raise UserError(f"{file}: unknown key '{key}'{nearest(key, _THEIRS)}")
+    _check_data_types(settings.get("data_types", {}), file)
     _check_zero(settings.get("zero_optimization", {}), file)
     return settings
 
@@ -85,8 +88,23 @@ def _check_zero(zero: Any, file: Path) -> None:
         raise UserError(f"{file}: {where}: {first['msg']}") from error
     if checked.stage == 0:
         raise UserError(f"{file}: zero_optimization.stage is 0; the teacher follows sharded weights: take 1, 2 or 3")
-    if checked.offload_optimizer and checked.offload_optimizer.device == "nvme":
-        raise UserError(f"{file}: zero_optimization.offload_optimizer.device: nvme is not supported; valid: cpu, none")
+    for name in ("offload_optimizer", "offload_param"):
+        offload = getattr(checked, name)
+        if offload and offload.device == "nvme":
+            raise UserError(f"{file}: zero_optimization.{name}.device: nvme is not supported; valid: cpu, none")
+    if checked.offload_param and checked.offload_param.device != "none" and checked.stage < 3:
+        raise UserError(f"{file}: zero_optimization.offload_param needs stage 3, this is stage {checked.stage}")
+
+
+def _check_data_types(types: Any, file: Path) -> None:
+    """DeepSpeed itself passes over unknown keys, and over values until an engine is built."""
+    if not isinstance(types, dict):
+        raise UserError(f"{file}: data_types: expected a JSON object")
+    for key, value in types.items():
+        if key not in _DATA_TYPES:
+            raise UserError(f"{file}: unknown key 'data_types.{key}'{nearest(key, _DATA_TYPES)}")
+        if value not in _DTYPES:
+            raise UserError(f"{file}: data_types.{key} is {value!r}; valid: {', '.join(_DTYPES)}")
 
 
 def deepspeed_settings(recipe: Recipe, file_settings: dict[str, Any]) -> dict[str, Any]:

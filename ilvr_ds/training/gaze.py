@@ -6,6 +6,7 @@ Letters: M segments, K latent slots, N candidates, D features, R x C merged patc
 from __future__ import annotations
 
 import io
+import logging
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from ilvr_ds import dist
 from ilvr_ds.data.loader import WindowDataset
-from ilvr_ds.data.sample import LatentStep, Sample, TextStep
+from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep
 from ilvr_ds.data.window import Window
+from ilvr_ds.errors import UserError
 from ilvr_ds.pictures.views import SampleView, SegmentView, Selection
 from ilvr_ds.training.step import Look, TrainingStep
+
+logger = logging.getLogger("ilvr_ds")
 
 LONGEST_SIDE = 448
 """Images are shown at most this large, in pixels."""
@@ -51,7 +55,12 @@ class Gaze:
         bad = {sample.number for sample in self._window.bad}
         segments = _Segments(self._window, look)
         rows = [row for row, number in enumerate(self.numbers) if number not in bad]
-        views = [self._view(row, segments) for row in rows]
+        views = []
+        for row in rows:
+            try:
+                views.append(self._view(row, segments))
+            except (UserError, SampleError) as error:  # read again, and not by the other ranks
+                logger.warning("no picture of sample %d: %s", self.numbers[row], error)
         return [view for view in views if view.segments]
 
     def _view(self, row: int, segments: _Segments) -> SampleView:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import nn
 
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
 from ilvr_ds.errors import UserError
-from ilvr_ds.training.checkpoint import STATE_FILE, check_base_is_the_same, list_checkpoints, saved_state
+from ilvr_ds.training.checkpoint import (
+    STATE_FILE,
+    check_base_is_the_same,
+    list_checkpoints,
+    read_student_weights,
+    saved_state,
+)
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -32,7 +35,10 @@ def find_initial(recipe: Recipe) -> Path | None:
             f"model.init_from: '{wanted}' is neither a checkpoint nor the folder of a run that has one; "
             "expected RUN or RUN/checkpoints/step-00001000"
         )
-    before = saved_state(path)["recipe"]["model"]
+    try:
+        before = saved_state(path)["recipe"]["model"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model.init_from: {path / STATE_FILE}: damaged ({type(error).__name__})") from error
     now = recipe.to_dict()["model"]
     before.setdefault("lora_base", "full")  # checkpoints from before it was a key
     for key in ("latent_size", "lora_rank", "lora_base", "lora_targets"):
@@ -54,8 +60,7 @@ def load_weights(path: Path, root: nn.Module) -> None:
     stored: dict[str, Any] = {}
 
     def read() -> None:
-        with redirect_stdout(StringIO()):  # it prints what it finds
-            stored.update(get_fp32_state_dict_from_zero_checkpoint(str(path), tag="student", lazy_mode=True))
+        stored.update(read_student_weights(path))
         for name, shape in shapes.items():
             if name not in stored:
                 raise UserError(f"model.init_from: {path} has no weight '{name}'")

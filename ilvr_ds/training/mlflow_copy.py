@@ -228,12 +228,23 @@ class MlflowCopy:
             return
         params = [Param(name, value) for name, value in self.state.params.items()]
         for start in range(0, len(params), 100):
-            self._client.log_batch(self.state.run_id, params=params[start : start + 100])
-
+            self._send_some(params[start : start + 100])
         if self.state.datasets:
             self._client.log_inputs(
                 self.state.run_id, datasets=[_dataset_input(entry) for entry in self.state.datasets]
             )
+
+    def _send_some(self, params: list[Any]) -> None:
+        """A server never changes a parameter: where it has others, they stay, and the run goes on."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.log_batch(self.state.run_id, params=params)
+        except MlflowException as error:
+            if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            reason = str(error).partition("\n")[0]
+            logger.warning("MLflow keeps the settings of run %s as they were: %s", self.state.run_id, reason)
 
     def _send_tags(self) -> None:
         """Tags are of the last start: the number of ranks, say, may be another."""

@@ -22,6 +22,7 @@ from ilvr_ds.errors import RunError, UserError
 from ilvr_ds.training.checkpoint import load_checkpoint
 from ilvr_ds.training.checkpoint_reshard import load_resharded
 from ilvr_ds.training.checkpoint_writer import CheckpointWriter
+from ilvr_ds.training.engine import apply_settings
 from ilvr_ds.training.evaluation import HeldOut
 from ilvr_ds.training.monitors import (
     MemoryMonitor,
@@ -110,8 +111,8 @@ class Trainer:
                 self.done = step + 1
                 if self._after_step(self.done):
                     break
-        self._save(self.done)
-        self._finish_saving(is_last=True)
+            self._save(self.done)
+            self._finish_saving(is_last=True)
         finished = self.done == self.parts.total_steps
         if finished:
             self._evaluate(self.done)
@@ -162,7 +163,7 @@ class Trainer:
         """What is due after `done` steps: log, evaluate, save; True when some rank was asked to stop."""
         every = self.recipe
         stop = self._agree()
-        last = done == self.parts.total_steps or self.quarantine.exceeded
+        last = done == self.parts.total_steps or self.quarantine.exceeded or stop
         if done % every.tracking.every_steps == 0 or last:
             self._log(done)
         if every.evaluation.every_steps and done % every.evaluation.every_steps == 0 and done < self.parts.total_steps:
@@ -172,8 +173,9 @@ class Trainer:
             self._draw(done)
         if every.checkpoint.every_steps and done % every.checkpoint.every_steps == 0 and done < self.parts.total_steps:
             self._save(done)
-        if self.quarantine.exceeded and self.quarantine.max_fraction:  # at 0 no step without a sample is kept
-            self._save(done)
+        if self.quarantine.exceeded:
+            if self.quarantine.max_fraction:  # at 0 no step without a sample is kept
+                self._save(done)
             self._finish_saving()
         self.quarantine.check()
         return stop
@@ -287,6 +289,7 @@ class Trainer:
         load = load_resharded if self.parts.is_resharded else load_checkpoint
         shards = self.teacher.shards if self.teacher is not None else None
         state = load(self.parts.checkpoint, self.student, self.parts.trained, shards)
+        apply_settings(self.student, self.recipe.optim)
         self.loader.load_state_dict(state["loader"])
         self.quarantine.load_state_dict(state["quarantine"])
         self.done = self.saved_step = self.loader.step

@@ -55,7 +55,6 @@ def test_epochs_and_seeds_differ_in_order_and_in_what_they_leave_out():
     assert len({tuple(order) for order in orders}) == 5
     left_out = {tuple(sorted(set(range(451)) - set(order))) for order in orders}
     assert len(left_out) > 1, "the same samples would never be seen"
-    assert [PLAN.epoch_of(step) for step in (0, 27, 28, 56)] == [0, 0, 1, 2]
 
 
 def test_a_lane_is_shuffled_within_windows_and_not_beyond():

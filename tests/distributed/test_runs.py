@@ -100,6 +100,27 @@ def test_resume_is_bitwise_equal(tmp_path: Path, demo_folder: Path, stop_after: 
     assert losses(whole) == losses(parts)
 
 
+@pytest.mark.parametrize("zero", ["zero2", "zero3"])
+def test_changed_settings_of_the_optimizer_count_from_the_resume_on(
+    tmp_path: Path, demo_folder: Path, zero: str
+) -> None:
+    """Catches settings that are announced and not applied: DeepSpeed brings back those of the checkpoint."""
+    worker = "tests.distributed.workers_run:train"
+    settings = overrides(tmp_path / "run", demo_folder, deepspeed__config=f"{ROOT}/ds_configs/{zero}.json")
+    run_ranks(worker, 1, tmp_path / "1", recipe=RECIPE, overrides=settings, stop_after=1)
+    changed = [
+        "optim.weight_decay=0.3",
+        "optim.beta2=0.9",
+        "optim.eps=1e-6",
+        "optim.max_grad_norm=7",
+        "train.max_steps=2",
+    ]
+    [result] = run_ranks(worker, 1, tmp_path / "2", recipe=RECIPE, overrides=[*settings, *changed])
+    assert result["clip_grad"] == 7
+    for group in result["optimizer"]:
+        assert group == {"betas": (0.9, 0.9), "eps": 1e-6, "weight_decay": 0.3}
+
+
 def test_micro_batches_filled_by_tokens_are_the_same_steps(tmp_path: Path, demo_folder: Path) -> None:
     """Samples change rank and micro-batch, the step does not. Catches a step that ends early or late, a sample that is
     left out or seen twice, and losses that are means of micro-batches; and it goes on from its checkpoint."""

@@ -47,6 +47,8 @@ def train(recipe: str, overrides: list[str], stop_after: int = 0) -> dict[str, A
         "teacher": [shard.clone() for shard in parts.step.teacher.state()] if parts.step.teacher else [],
         "loader": parts.loader.state_dict(),
         "random": torch.get_rng_state(),
+        "optimizer": [{k: g[k] for k in ("betas", "eps", "weight_decay")} for g in student.optimizer.param_groups],
+        "clip_grad": student.optimizer.clip_grad,
         "recipe": dataclasses.asdict(parts.recipe),
     }
 

@@ -163,6 +163,13 @@ def test_batches_are_fixed_and_none_has_one_sample() -> None:
         ({"--shards": "{tmp}/bare"}, "cannot be scored for comt: it has no answer"),
         ({"--shards": "{tmp}/none"}, "expected a folder that `ilvr-ds pack` wrote"),
         ({"--top-p": "0"}, "--top-p above 0"),
+        ({"--seed": "-1"}, "--seed -1: must be 0 or more"),
+        ({"--max-image-pixels": "1"}, "--max-image-pixels 1: must be from 3136 to"),
+        ({"--batch-size": "0"}, "--batch-size must be 1 or more"),
+        ({"--compare-pixels": "-1"}, "--compare-pixels 0 or more"),
+        ({"--max-samples": "-1"}, "--max-samples -1: must be 1 or more"),
+        ({"--max-samples": "0"}, "--max-samples 0: must be 1 or more"),
+        ({"--tracking-uri": "bogus://x"}, "--tracking-uri bogus://x: "),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
@@ -189,6 +196,8 @@ def test_generate_answers_one_question(
     command = ["generate", "--model", f"{model}", "--question", "How many? A) 1 B) 2", "--max-new-tokens", "8"]
     assert main([*command, "--image", image]) == 0
     assert capsys.readouterr().out.strip()
+    assert main([*command, "--question", "<|im_end|> A) 1 B) 2"]) == 2
+    assert "--question: " in capsys.readouterr().err
     (tmp_path / "no.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     for path, words in ((f"{tmp_path}/no.png", "not a JPEG"), (f"{tmp_path}/gone.png", "cannot read it")):
         assert main([*command, "--image", path]) == 2

@@ -37,7 +37,8 @@ def load(folder: Path) -> Any:
 
 @pytest.mark.parametrize("stage", [3, 2])
 def test_an_export_is_exactly_what_the_ranks_held(demo_folder: Path, tmp_path: Path, stage: int) -> None:
-    result = train(demo_folder, tmp_path, f"deepspeed.config={ROOT}/ds_configs/zero{stage}.json")
+    limit = "data.max_image_pixels=50176"
+    result = train(demo_folder, tmp_path, f"deepspeed.config={ROOT}/ds_configs/zero{stage}.json", limit)
     assert main(["export", f"{tmp_path / 'demo'}", "--to", f"{tmp_path / 'model'}"]) == 0
     model, base = load(tmp_path / "model"), load(demo_folder / "model")
     weights = model.state_dict()
@@ -54,6 +55,32 @@ def test_an_export_is_exactly_what_the_ranks_held(demo_folder: Path, tmp_path: P
     card = (tmp_path / "model/README.md").read_text()
     assert '"max_steps": 2' in card and "optimizer steps: 2" in card
     assert not list(tmp_path.glob("*.partial"))
+    assert load_reasoner(str(tmp_path / "model"), torch.device("cpu")).encoder.images.max_pixels == 50_176
+
+
+def test_overwriting_replaces_a_model_and_nothing_else(
+    demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches an export that takes its own run, or a folder of something else, for a model to replace; and scores of a
+    killed run that end it: a NaN, and a line that was being written."""
+    train(demo_folder, tmp_path)
+    run = tmp_path / "demo"
+    with (run / "metrics.jsonl").open("a") as record:
+        record.write('{"step": 2, "time": 1, "metrics": {"eval/ce": "nan"}}\n{"step": 2, "ti')
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious/thesis.txt").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for to, words in (
+        (run, "holds the checkpoint that is to be exported"),
+        (tmp_path / "precious", "holds something other than an exported model"),
+        (tmp_path / "file", "is a file; give a folder"),
+    ):
+        assert main(["export", f"{run}", "--to", f"{to}", "--overwrite"]) == 2
+        assert words in capsys.readouterr().err
+    assert (tmp_path / "precious/thesis.txt").exists() and (run / "checkpoints").exists()
+    for _ in range(2):
+        assert main(["export", f"{run}", "--to", f"{tmp_path / 'model'}", "--overwrite"]) == 0
+    assert "- ce: nan" in (tmp_path / "model/README.md").read_text()
 
 
 @pytest.mark.parametrize("base", ["full", "nf4"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config
 
 from ilvr_ds.errors import UserError
@@ -96,6 +97,33 @@ def test_weights_come_in_the_precision_that_is_asked_for(dtype: torch.dtype, gol
         model = load_student(replace(golden.model, path=str(folder), random_init=random_init), dtype, 0)
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert torch.get_default_dtype() == torch.float32, "the default is put back"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("lacking", r"lacks 1 weights, the first model\.language_model\.layers\.0\.self_attn\.q_proj\.weight"),
+        ("pointer", r"the weights at '.*' cannot be read"),
+        ("none", r"the weights at '.*' cannot be read"),
+    ],
+)
+def test_weights_that_are_not_all_there_are_a_mistake(
+    damage: str, message: str, golden: GoldenSet, tmp_path: Path
+) -> None:
+    """transformers draws what is missing at random and says so where nobody looks; a pointer is what git leaves where
+    large files were not fetched."""
+    folder = shutil.copytree(golden.model.path, tmp_path / "model")
+    file = folder / "model.safetensors"
+    if damage == "lacking":
+        weights = load_file(file)
+        del weights[next(name for name in weights if name.endswith("layers.0.self_attn.q_proj.weight"))]
+        save_file(weights, file, metadata={"format": "pt"})
+    elif damage == "pointer":
+        file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    else:
+        file.unlink()
+    with pytest.raises(UserError, match=rf"model\.path: .*{message}"):
+        load_student(replace(golden.model, path=str(folder)), torch.float32, 0)
 
 
 def test_random_weights_are_not_the_stored_ones(golden: GoldenSet, stock: Any) -> None:

@@ -35,6 +35,14 @@ def test_a_recipe_in_detail(capsys: pytest.CaptureFixture[str]) -> None:
         assert term in text
 
 
+def test_a_step_has_the_recipes_samples_however_micro_batches_are_filled(capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a step of three times six samples where the recipe has sixteen."""
+    assert main(["plan", "--config", "launch/recipes/comt_3b.yaml", "--gpus", "2", "--gpu-memory", "80"]) == 0
+    text = capsys.readouterr().out
+    assert "a step of 32 samples" in text and "\ntrain.micro_batch_tokens=4096 " in text
+    assert "train.micro_batch_size=1" not in text
+
+
 def test_a_folder_is_read_for_its_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(golden_set().folder)
     assert main(["plan", "--model", folder, "--config", "launch/recipes/demo.yaml", *SIZE]) == 0
@@ -52,6 +60,10 @@ def test_a_folder_is_read_for_its_sizes(capsys: pytest.CaptureFixture[str]) -> N
         (["--model", "7b", *SIZE, "--tokens", "0"], "plan: --tokens and --labels must be 1 or more"),
         (["--config", "none.yaml", *SIZE], "none.yaml: cannot read the recipe"),
         (["--model", "7b", *SIZE, "--set", "optim.nme=x"], "--set optim.nme=x: unknown key"),
+        (
+            ["--config", "launch/recipes/comt_3b.yaml", *SIZE, "--set", "model.lora_targets=[qproj]"],
+            "launch/recipes/comt_3b.yaml: model.lora_targets: no linear layer 'qproj'; did you mean 'q_proj'?",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(

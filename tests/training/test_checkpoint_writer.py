@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from ilvr_ds.training import checkpoint_writer
 from ilvr_ds.training.checkpoint import find_checkpoint, first_fault, list_checkpoints, saved_state
@@ -107,6 +108,47 @@ def test_a_full_disk_costs_that_checkpoint_alone(folder: Path, background: bool)
     writer.start(3, state_of(folder, 3))
     assert writer.finish()[0] == list_checkpoints(folder)[-1]
     assert not list(folder.glob("*.partial")), "what was left of the failed one is cleared away"
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_teacher_that_cannot_be_written_costs_that_checkpoint_alone(
+    folder: Path, background: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a checkpoint without it that is called whole, for which older ones are deleted."""
+    writer = writer_of(folder, Student(1), background, keep_last=1)
+    writer.start(1, state_of(folder, 1))
+    older, _ = writer.finish()
+
+    def full(*_: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint_writer, "save_file", full)
+    writer.start(2, state_of(folder, 2))
+    path, error = writer.finish()
+    assert path is None and error is not None and "teacher-rank-00000.safetensors: I/O error" in error
+    assert list_checkpoints(folder) == [older]
+
+
+def test_a_file_that_nobody_wrote_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a thread that died of something else."""
+    monkeypatch.setattr(checkpoint_writer, "_write_all", lambda *_: None)
+    writer = writer_of(folder, Student(1))
+    writer.start(1, state_of(folder, 1))
+    path, error = writer.finish()
+    assert path is None and error == "rank 0: rng-rank-00000.pt was not written"
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_stays(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(checkpoint_writer, "remove_old", refuse)
+    writer = writer_of(folder, Student(1))
+    writer.start(1, state_of(folder, 1))
+    assert writer.finish()[0] == list_checkpoints(folder)[-1]
+    assert "old checkpoints are not deleted: [Errno 39]" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_that_checkpoint(tmp_path: Path) -> None:

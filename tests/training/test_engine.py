@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from ilvr_ds.errors import UserError
 from ilvr_ds.training import engine
@@ -9,6 +10,14 @@ from ilvr_ds.training.engine import check_optimizer
 
 def test_a_missing_optimizer_is_told_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
-    check_optimizer("adamw")
+    check_optimizer("adamw", {})
     with pytest.raises(UserError, match=r"optim\.name is adamw_8bit: needs bitsandbytes"):
-        check_optimizer("adamw_8bit")
+        check_optimizer("adamw_8bit", {})
+
+
+def test_adam_on_the_host_needs_its_states_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it asserts, after all weights have been read."""
+    monkeypatch.setattr(engine.dist, "device", lambda: torch.device("cuda"))
+    check_optimizer("cpu_adam", {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
+    with pytest.raises(UserError, match=r"cpu_adam: needs offload_optimizer .* zero3_offload_optimizer\.json"):
+        check_optimizer("cpu_adam", {"zero_optimization": {"stage": 3}})

@@ -62,6 +62,15 @@ def test_a_key_of_the_recipe_is_refused_with_its_name_there(tmp_path: Path, key:
         ("", ":1: not valid JSON (Expecting value)"),
         ([], ": expected a JSON object"),
         ({"zero_optimization": 3}, ": zero_optimization: expected a JSON object"),
+        ({"data_types": "fp32"}, ": data_types: expected a JSON object"),
+        (
+            {"data_types": {"grad_accum_dtype": "fp23"}},
+            ": data_types.grad_accum_dtype is 'fp23'; valid: fp32, bf16, fp16",
+        ),
+        (
+            {"data_types": {"grad_dtype": "fp32"}},
+            ": unknown key 'data_types.grad_dtype'; did you mean 'grad_accum_dtype'?",
+        ),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, content: Any, message: str) -> None:
@@ -143,6 +152,8 @@ def test_the_teacher_is_sharded_and_keeps_no_gathered_copies(file: Path, offload
     [
         ({}, "zero_optimization.stage is 0; the teacher follows sharded weights: take 1, 2 or 3"),
         ({"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}, "nvme is not supported"),
+        ({"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}, "nvme is not supported"),
+        ({"stage": 2, "offload_param": {"device": "cpu"}}, "offload_param needs stage 3, this is stage 2"),
     ],
 )
 def test_what_the_teacher_cannot_follow_is_refused(zero: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def test_a_folder_without_a_checkpoint_is_a_mistake(tmp_path: Path) -> None:
         find_initial(recipe(tmp_path))
 
 
+def test_a_state_that_is_torn_is_a_mistake(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 1)
+    (path / "state.json").write_text('{"recipe": {"mo')
+    with pytest.raises(UserError, match=r"model\.init_from: .*state\.json: damaged \(JSONDecodeError\)"):
+        find_initial(recipe(tmp_path))
+
+
 @pytest.mark.parametrize("change", [{"latent_size": 4}, {"lora_rank": 2}, {"lora_base": "nf4"}])
 def test_other_settings_are_a_mistake(tmp_path: Path, change: dict[str, Any]) -> None:
     """Catches a student that is fed another number of latents than it learnt."""

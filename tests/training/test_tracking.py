@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ilvr_ds.training.mlflow_copy import MlflowCopy
 from ilvr_ds.training.record import read_record
 from ilvr_ds.training.tracking import Tracker, TrackingTarget
 
@@ -316,6 +317,23 @@ def test_a_metric_that_mlflow_refuses_does_not_hold_up_the_others(
         assert tracker.close("FINISHED", START_S) == 0
     assert history(folder, "loss/ce") == [(1, 2.0)] and history(folder, "lr") == [(1, 0.5)]
     assert "MLflow refuses bad (name): only in" in caplog.text
+
+
+def test_settings_that_mlflow_refuses_do_not_hold_up_the_metrics(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a run whose copy stops for good, as the server never changes a parameter."""
+    tracker = start(folder)
+    assert tracker.close("FINISHED", START_S) == 0
+    state = json.loads((folder / "mlflow.json").read_text())
+    state |= {"params": {"optim.lr": "2"}, "described": False}
+    (folder / "mlflow.json").write_text(json.dumps(state))
+    target = TrackingTarget(None, "exp", folder.name, folder.parent)
+    with caplog.at_level("WARNING", logger="ilvr_ds"):
+        MlflowCopy(folder / "metrics.jsonl", folder / "mlflow.json", target).send()
+    assert "MLflow keeps the settings of run" in caplog.text
+    [run] = runs_of(folder)
+    assert run.data.params["optim.lr"] == "1e-05"
 
 
 def draw(folder: Path, name: str) -> None:
