@@ -100,6 +100,27 @@ def test_resume_is_bitwise_equal(tmp_path: Path, demo_folder: Path, stop_after: 
     assert losses(whole) == losses(parts)
 
 
+def test_a_run_from_another_runs_checkpoint_is_a_run_of_its_own(tmp_path: Path, demo_folder: Path) -> None:
+    """Catches two runs that write into one of MLflow's, which refuses the second one's settings."""
+    worker = "tests.distributed.workers_run:train"
+    settings = overrides(tmp_path, demo_folder, train__max_steps=1)
+    run_ranks(worker, 1, tmp_path / "1", recipe=RECIPE, overrides=settings)
+    [checkpoint] = (tmp_path / "demo/checkpoints").iterdir()
+    more = ["run.name=other", f"checkpoint.resume={checkpoint}", "train.max_steps=2"]
+    run_ranks(worker, 1, tmp_path / "2", recipe=RECIPE, overrides=[*settings, *more])
+    copies = [json.loads((tmp_path / name / "mlflow.json").read_text()) for name in ("demo", "other")]
+    assert copies[0]["run_id"] and copies[1]["run_id"] not in (None, copies[0]["run_id"])
+    assert copies[1]["described"]
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_does_not_cost_it(tmp_path: Path, demo_folder: Path) -> None:
+    """Catches handlers that are gone by then: the launcher's SIGTERM after a Ctrl-C, Slurm's after its warning."""
+    worker = "tests.distributed.workers_run:handlers_while_saving"
+    settings = overrides(tmp_path / "run", demo_folder, train__max_steps=1)
+    [found] = run_ranks(worker, 1, tmp_path / "1", recipe=RECIPE, overrides=settings)
+    assert len(found) >= 2 and all(found)
+
+
 @pytest.mark.parametrize("zero", ["zero2", "zero3"])
 def test_changed_settings_of_the_optimizer_count_from_the_resume_on(
     tmp_path: Path, demo_folder: Path, zero: str

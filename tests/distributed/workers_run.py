@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,26 @@ def train(recipe: str, overrides: list[str], stop_after: int = 0) -> dict[str, A
         "clip_grad": student.optimizer.clip_grad,
         "recipe": dataclasses.asdict(parts.recipe),
     }
+
+
+def handlers_while_saving(recipe: str, overrides: list[str]) -> list[bool]:
+    """For each checkpoint that is begun or finished, whether a signal then asks to stop, and does not kill."""
+    found = []
+
+    def noting(method: Any) -> Any:
+        def noted(self: Trainer, *arguments: Any, **named: Any) -> None:
+            found.append(signal.getsignal(signal.SIGUSR1) == self.signal._handle)
+            method(self, *arguments, **named)
+
+        return noted
+
+    before = Trainer._save, Trainer._finish_saving
+    Trainer._save, Trainer._finish_saving = noting(before[0]), noting(before[1])  # type: ignore[method-assign]
+    try:
+        train(recipe, overrides)
+    finally:
+        Trainer._save, Trainer._finish_saving = before  # type: ignore[method-assign]
+    return found
 
 
 def train_unrehearsed(recipe: str, overrides: list[str]) -> dict[str, Any]:

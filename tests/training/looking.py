@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ilvr_ds import dist
 from ilvr_ds.config import load_recipe
 from ilvr_ds.data.sample import Sample
+from ilvr_ds.errors import UserError
 from ilvr_ds.pictures.views import SampleView
 from ilvr_ds.training.assembly import assemble
 from ilvr_ds.training.engine import init_process_group
@@ -23,6 +24,25 @@ def views(demo: str) -> list[SampleView]:
     parts = _assemble("launch/recipes/demo.yaml", demo, [])
     assert parts.pictures.gaze is not None
     found = parts.pictures.gaze()
+    parts.tracker.close("KILLED", timeout_s=0)
+    return found
+
+
+def views_of_what_went_away(demo: str) -> list[SampleView]:
+    """What it sees where a sample can no longer be read when it is looked at."""
+    parts = _assemble("launch/recipes/demo.yaml", demo, [])
+    gaze = parts.pictures.gaze
+    assert gaze is not None
+    gaze()
+    read, first = gaze.dataset.reader.read, int(gaze.numbers[0])
+
+    def lost(number: int) -> Sample:
+        if number == first:
+            raise UserError("the server is away")
+        return read(number)
+
+    gaze.dataset.reader.read = lost  # type: ignore[method-assign]
+    found = gaze()
     parts.tracker.close("KILLED", timeout_s=0)
     return found
 

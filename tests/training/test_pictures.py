@@ -96,6 +96,12 @@ def test_views_hold_the_teachers_choice(demo_folder: Path, tmp_path: Path) -> No
             assert segment.helper.shape[0] * columns == segment.helper.shape[1] * rows
 
 
+def test_a_sample_that_cannot_be_read_again_is_left_out(demo_folder: Path, tmp_path: Path) -> None:
+    """Catches a read error on the main rank alone, which the others would wait for."""
+    [views] = run_ranks("tests.training.looking:views_of_what_went_away", 1, tmp_path, demo=str(demo_folder))
+    assert len(views) == 2
+
+
 @pytest.mark.parametrize("zero", ["zero2", "zero3"])
 def test_in_stage_2_each_map_is_the_cosine_of_the_students_own_latent(
     demo_folder: Path, tmp_path: Path, zero: str
