@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -76,7 +77,7 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
         if to.exists():
             shutil.rmtree(to)
         partial.rename(to)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"--to: cannot write {to} ({error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

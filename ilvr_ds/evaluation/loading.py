@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.config import LIMITS
@@ -98,7 +99,7 @@ def _load_weights(path: str, dtype: torch.dtype, attention: str) -> Any:
         model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model: cannot load '{path}' ({str(error).strip().splitlines()[0]})") from error
     for kind in ("missing_keys", "unexpected_keys"):
         if names := sorted(info[kind]):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ilvr_ds.config import ModelConfig
@@ -41,7 +41,11 @@ def _tensors(settings: ModelConfig, prefix: str) -> Iterator[tuple[str, Tensor]]
     folder = Path(model_folder(settings.path))
     files = sorted(folder.glob("*.safetensors"))
     for file in files:
-        with safe_open(file, "pt") as tensors:
+        try:
+            opened = safe_open(file, "pt")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"model.path: {file} cannot be read ({error})") from error
+        with opened as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
                 if _bare(name).startswith(prefix):
                     yield _bare(name), tensors.get_tensor(name)

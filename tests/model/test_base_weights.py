@@ -39,3 +39,11 @@ def test_a_model_without_a_tower_is_a_mistake(tmp_path: Path) -> None:
     settings = folder_of(tmp_path, None, "model.")
     with pytest.raises(UserError, match="holds no weights of a vision tower"):
         list(tower_weights(settings))
+
+
+def test_a_file_that_is_no_safetensors_is_a_mistake(tmp_path: Path) -> None:
+    """As git leaves it where large files were not fetched."""
+    settings = folder_of(tmp_path, "visual.", "model.")
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(UserError, match=r"model\.path: .*model\.safetensors cannot be read"):
+        list(tower_weights(settings))
