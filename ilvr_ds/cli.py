@@ -338,6 +338,8 @@ def _generation_settings(options: argparse.Namespace) -> GenerationSettings:
 
     if options.max_new_tokens < 1 or options.temperature < 0 or not 0 < options.top_p <= 1:
         raise UserError("--max-new-tokens must be 1 or more, --temperature 0 or more, --top-p above 0 and at most 1")
+    if "" in options.stop:
+        raise UserError("--stop: is empty; give a text, or leave it out")
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: must be 0 or more")
     _check_pixels(options)
@@ -397,15 +399,21 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from ilvr_ds.evaluation.export import export
 
-    if options.register and options.tracking_uri:
+    if options.register is not None:
+        from ilvr_ds.evaluation.registry import check_name
         from ilvr_ds.evaluation.tracking import connect
 
-        connect(options.tracking_uri, "--tracking-uri")
+        check_name(options.register)
+        if options.tracking_uri:
+            connect(options.tracking_uri, "--tracking-uri")
     lines = export(options.source, options.to, options.adapters, options.precision, options.overwrite)
     if options.register:
         from ilvr_ds.evaluation.registry import register
 
-        lines.append(f"registered as {register(options.to, options.register, options.tracking_uri)}")
+        try:
+            lines.append(f"registered as {register(options.to, options.register, options.tracking_uri)}")
+        except UserError as error:
+            raise UserError(f"{error} (the model is whole in {options.to})") from error
     print("\n".join(lines))
     return 0
 

@@ -143,6 +143,7 @@ def test_samples_that_are_too_long_are_rejected(demo: Path, tmp_path: Path, fail
         ("encode {recipe} --max-image-pixels -5", "--max-image-pixels -5: must be from 3136 to 67108864"),
         ("encode --shards {demo}/train --set data.x=1", "--set data.x=1: overrides a key of a recipe; give one by"),
         ("pack --input {demo}/task/train.jsonl --output {tmp}/d --set data.max_tokens=9", "give one by --config"),
+        ("export {tmp} --to {tmp}/m --register a/b", "--register 'a/b': expected a name without / and :"),
         ("export {tmp} --to {tmp}/m --register x --tracking-uri bogus://x", "--tracking-uri bogus://x: "),
         ("mlflow-sync {tmp}", "{tmp}: holds no mlflow.json; give the folder of a run"),
         ("demo-data --output {demo}", "demo/task: exists already"),

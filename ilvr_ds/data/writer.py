@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import secrets
 import shutil
 from collections import Counter
@@ -20,6 +21,8 @@ from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.shards import DATASET_FILE, Manifest, ShardInfo, build_index, describe_shard
 from ilvr_ds.errors import UserError
 
+_OURS = re.compile(r"dataset\.json|rejected\.jsonl|shard-\d{6,}\.(tar|idx)")
+"""Files of a packed data set."""
 MAX_SAMPLES_PER_SHARD = 1000
 MAX_SHARD_BYTES = 1024 * 1024 * 1024
 
@@ -167,3 +170,5 @@ def _check_output(output: Path, overwrite: bool) -> None:
             raise UserError(f"{output}: is not empty; give another folder or overwrite it")
         if not (output / DATASET_FILE).exists():
             raise UserError(f"{output}: holds something other than a packed data set and is not overwritten")
+        if others := sorted(path.name for path in output.iterdir() if not _OURS.fullmatch(path.name)):
+            raise UserError(f"{output / others[0]}: is no part of the data set there; move it away, or delete it")

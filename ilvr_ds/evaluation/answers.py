@@ -93,11 +93,15 @@ class AnswerReader:
         text = self._text(tokens)
         return any(word in text for word in self.stop)
 
+    def _until_stop(self, text: str) -> str:
+        """Up to the end of the first stop string in it."""
+        return text[: min((text.index(word) + len(word) for word in self.stop if word in text), default=len(text))]
+
     def _text(self, tokens: list[int]) -> str:
         return str(self.reasoner.encoder.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _show(self, row: int) -> None:
-        text = self._text(self._tokens[row])
+        text = self._until_stop(self._text(self._tokens[row]))
         if self.on_text and not text.endswith("\ufffd"):  # a letter of several tokens is not whole yet
             if piece := text[self._shown[row] :]:
                 self.on_text(row, piece)
@@ -114,11 +118,9 @@ class AnswerReader:
             elif token == special.latent_pad:
                 steps[-1] += 1
                 places[-1].append(position)
-        text = self._text(tokens)
-        ends = [text.index(word) + len(word) for word in self.stop if word in text]
         return Answer(
             id=self.ids[row],
-            text=text[: min(ends, default=len(text))],
+            text=self._until_stop(self._text(tokens)),
             tokens=list(tokens),
             steps=tuple(steps),
             hit_limit=not self._ended[row],

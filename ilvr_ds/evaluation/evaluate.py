@@ -48,7 +48,7 @@ class EvaluationSettings:
     shards: str
     benchmark: str
     output: Path | None = None
-    """None: MODEL/evaluation/BENCHMARK."""
+    """None: MODEL/evaluation/BENCHMARK, for a hub's model evaluation/NAME/BENCHMARK."""
     batch_size: int = 16
     max_samples: int | None = None
     latent_size: int | None = None
@@ -87,7 +87,7 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
         model = model_on_host(settings.model)
     reasoner = load_reasoner(model, dist.device(), settings.precision, settings.latent_size, settings.max_image_pixels)
     results = Results(settings.output or default_output(settings.model, settings.benchmark))
-    identity = _identity(settings, shards.fingerprint, count, reasoner)
+    identity = _identity(settings, Path(model), shards.fingerprint, count, reasoner)
     dist.decided_by_main(lambda: results.open(identity))
     done = dist.decided_by_main(lambda: {line["number"] for line in results.lines()})
     batches = cut_batches(count, settings.batch_size)
@@ -105,8 +105,10 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
 
 
 def default_output(model: str, benchmark: str) -> Path:
-    """Where results go unless told otherwise."""
-    return Path(model) / "evaluation" / benchmark
+    """Where results go unless told otherwise: into the model's folder, or below one of this name for a hub's."""
+    if Path(model).is_dir():
+        return Path(model) / "evaluation" / benchmark
+    return Path("evaluation") / model.replace("/", "--") / benchmark
 
 
 def cut_batches(count: int, size: int) -> list[range]:
@@ -203,12 +205,11 @@ def _check(reader: ShardReader, count: int, benchmark: Benchmark) -> None:
             ) from error
 
 
-def _identity(settings: EvaluationSettings, data: str, count: int, reasoner: Reasoner) -> dict[str, Any]:
-    """What must be the same when an evaluation goes on."""
-    folder = Path(settings.model)
-    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
+def _identity(settings: EvaluationSettings, folder: Path, data: str, count: int, reasoner: Reasoner) -> dict[str, Any]:
+    """What must be the same when an evaluation goes on; `folder`: of the model, a hub's too."""
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
     return {
-        "model": str(folder.resolve()) if folder.is_dir() else settings.model,
+        "model": str(folder.resolve()) if Path(settings.model).is_dir() else settings.model,
         "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
         "data": data,
         "samples": count,

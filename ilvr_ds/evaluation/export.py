@@ -94,6 +94,8 @@ def _check_target(to: Path, checkpoint: Path, overwrite: bool) -> None:
             raise UserError(f"--to: {to} is not empty; give another folder or --overwrite")
         if not is_exported(to):
             raise UserError(f"--to: {to} holds something other than an exported model and is not overwritten")
+        if (to / "evaluation").exists():
+            raise UserError(f"--to: {to / 'evaluation'} holds scores of the model there; move it away, or delete it")
 
 
 def _find(source: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,10 @@ def load_reasoner(
     max_image_pixels None: the limit of the model's own image processor, which export sets to the run's.
     Raises UserError where the folder is no model, lacks latent tokens or weights, or does not know its latent size.
     """
+    if latent_size is not None and latent_size < 1:
+        raise UserError(f"--latent-size {latent_size}: must be 1 or more")
+    if (Path(path) / "checkpoints").is_dir():
+        raise UserError(f"--model: '{path}' is a run; make a model of it: ilvr-ds export {path} --to DIR")
     name = ("bf16" if device.type == "cuda" else "fp32") if precision == "auto" else precision
     dtype = DTYPES[name]
     with speaking_of_the_option():

@@ -66,7 +66,9 @@ class _Replay:
                 hidden = context.read(window)
                 count += len(image.input_ids)
                 segment += 1
-            elif token not in (special.latent_pad, special.latent_end):
+            elif token in (special.latent_pad, special.latent_end):
+                continue
+            else:
                 hidden = context.step(torch.tensor([token], device=device), hidden)
                 count += 1
             self.reasoner.model.lm_head(hidden)

@@ -11,6 +11,8 @@ from ilvr_ds.errors import UserError
 
 def ask(question: str, images: Sequence[Path]) -> Sample:
     """A sample without steps; raises UserError where an image is missing or does not decode, or markers do not fit."""
+    if not question.strip():
+        raise UserError("--question: is empty")
     data = []
     for path in images:
         try:

@@ -30,6 +30,12 @@ def find_model(model: str, uri: str | None) -> str:
     return resolve(model, uri) if is_reference(model) else model
 
 
+def check_name(name: str) -> None:
+    """Raise UserError for a name that MLflow gives no model."""
+    if not name.strip() or "/" in name or ":" in name:
+        raise UserError(f"--register '{name}': expected a name without / and :")
+
+
 def register(folder: Path, name: str, uri: str | None) -> str:
     """Make the next version of model `name` from an exported folder; returns its reference, `models:/NAME/VERSION`.
 

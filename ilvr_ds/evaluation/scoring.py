@@ -16,7 +16,8 @@ Options = Sequence[str]
 LETTERS = "ABCDEFGHIJ"
 _OPTION = re.compile(r"(?:(?<=\s)|^|(?<=[(\[]))([A-J])\s?[).:\]]\s*", re.MULTILINE)
 _YES, _NO = {"yes", "true", "a"}, {"no", "false", "b"}
-_MARKDOWN = re.compile(r"\*+|`+|__|~~|^#+\s*|\\(?:text|mathrm|mathbf|textbf)\b|\$|\\[()\[\]]")
+_MARKDOWN = re.compile(r"(?<!\w)\*+|\*+(?!\w)|`+|__|~~|^#+\s*|\\(?:text|mathrm|mathbf|textbf)\b|\$|\\[()\[\]]")
+_BARE_FRACTION = re.compile(r"(?<!\S)\.(?=\d)")
 _EDGES = " \t\n.,;:!?\"'“”‘’(){}[]<>"
 _FINAL_ANSWER = re.compile(r"final\s+answer(?:\s+is)?\s*:?\s*([^\n]*)", re.IGNORECASE)
 _ANSWER = re.compile(r"\banswer(?:\s+is)?\s*:\s*([^\n]*)", re.IGNORECASE)
@@ -78,8 +79,9 @@ def comt_answer(response: str, options: Options) -> str | None:
 
 
 def clean(text: str) -> str:
-    """Without markdown, TeX wrappers, and punctuation at the ends; runs of blanks as one."""
-    return " ".join(_MARKDOWN.sub("", text).split()).strip(_EDGES)
+    """Without markdown, TeX wrappers, and punctuation at the ends; runs of blanks as one; .5 as 0.5."""
+    plain = " ".join(_MARKDOWN.sub("", text).split())
+    return _BARE_FRACTION.sub("0.", plain).strip(_EDGES)
 
 
 def ilvr_2026_08(response: str, answer: str, options: Options) -> bool:

@@ -49,6 +49,9 @@ def plan(options: PlanOptions, read_config: ReadConfig, read_deepspeed: ReadDeep
     if options.config is not None:
         recipe = load_recipe(options.config, options.overrides)
         geometry = _geometry(options.model or _released(recipe) or recipe.model.path, read_config)
+        if recipe.data.lanes % options.gpus:
+            lanes = f"{recipe.data.lanes} lanes cannot be shared by {options.gpus} ranks"
+            raise UserError(f"{options.config}: data.lanes: {lanes}; set it to a multiple of --gpus")
         setup = _setup(recipe, options.config, geometry, options, read_deepspeed)
         return detail(str(options.config), setup, options.gpu_memory, chip)
     if options.model is None:

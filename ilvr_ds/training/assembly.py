@@ -41,6 +41,7 @@ from ilvr_ds.training.engine_settings import deepspeed_settings, read_deepspeed_
 from ilvr_ds.training.evaluation import HeldOut
 from ilvr_ds.training.gaze import Gaze
 from ilvr_ds.training.initial import find_initial
+from ilvr_ds.training.mlflow_copy import PARENT_TAG, read_state
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.stage2_step import StageTwoStep
@@ -60,7 +61,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     check_kernels(recipe.model.kernels)
     check_base(recipe.model.lora_base)
     initial = None if checkpoint else dist.decided_by_main(lambda: find_initial(recipe))
-    parent = saved_state(initial).get("mlflow_run_id") if initial else None
+    parent = _mlflow_run(initial) if initial else None
     file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
     check_optimizer(recipe.optim.name, file_settings)
     stored = replace(recipe, model=replace(recipe.model, path=model_on_host(recipe.model.path)))
@@ -339,7 +340,7 @@ def _tracker(
             "git.commit": here["git_commit"],
             "git.dirty": str(here["git_dirty"]).lower(),
             **{f"version.{name}": found for name, found in here["versions"].items()},
-            **({"mlflow.parentRunId": parent} if parent else {}),
+            **({PARENT_TAG: parent} if parent else {}),
         },
         datasets=[_dataset_entry(context, data) for context, data in datasets.items()],
         artifacts=[directory / name for name in settings],
@@ -347,6 +348,11 @@ def _tracker(
         goes_on=goes_on,
         run_id=mlflow_run_id,
     )
+
+
+def _mlflow_run(checkpoint: Path) -> str | None:
+    """MLflow's id of the run that a checkpoint is of: its copy's, which may have come after the checkpoint."""
+    return read_state(checkpoint.parent.parent / "mlflow.json").run_id or saved_state(checkpoint).get("mlflow_run_id")
 
 
 def _dataset_entry(context: str, shards: ShardSet) -> dict[str, Any]:

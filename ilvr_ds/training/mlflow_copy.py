@@ -27,6 +27,7 @@ logger = logging.getLogger("ilvr_ds")
 BATCH = 500
 """Metrics of one request: MLflow takes up to 1,000; a request of this size takes under 0.1 s."""
 KEY_TAG = "ilvr_ds.key"
+PARENT_TAG = "mlflow.parentRunId"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -202,7 +203,7 @@ class MlflowCopy:
             self.state = self.state.restarted()
         if self.target.parent is not None:
             experiment, server = str(self.state.experiment_id), without_password(uri)
-            self.state.tags["mlflow.parentRunId"] = parent_run(
+            self.state.tags[PARENT_TAG] = parent_run(
                 client, experiment, self.target.parent, self.target.root, server, _run_exists
             )
         if self.state.run_id is None:

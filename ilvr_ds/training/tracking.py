@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds.training.mlflow_copy import (
+    PARENT_TAG,
     MlflowCopy,
     Status,
     TrackingTarget,
@@ -191,7 +192,8 @@ def _describe(
     state.uri = without_password(target.resolved_uri())
     state.experiment, state.run_name, state.parent = target.experiment, target.run_name, target.parent
     state.params = {name: without_password(str(value)) for name, value in params.items()}
-    state.tags = {name: without_password(value) for name, value in tags.items()}
+    parent = {name: value for name, value in state.tags.items() if name == PARENT_TAG}  # known at the first start alone
+    state.tags = parent | {name: without_password(value) for name, value in tags.items()}
     state.artifacts = [path.name if path.parent == directory else str(path.absolute()) for path in artifacts]
     state.datasets = list(datasets)
     state.attempt, state.tagged = state.attempt + 1, False

@@ -121,6 +121,14 @@ def test_a_folder_in_the_way(packed, tmp_path):
     make_dataset(tmp_path / "empty")
 
 
+def test_what_lies_in_a_data_set_besides_is_not_overwritten(packed):
+    """Stored vision features lie there unless told otherwise."""
+    (packed / "features").mkdir()
+    with pytest.raises(UserError, match=r"set/features: is no part of the data set there"):
+        write_shards([(make_sample(0), 0)], packed, overwrite=True)
+    assert (packed / "features").is_dir()
+
+
 def test_overwriting_replaces_the_whole(packed, tmp_path):
     write_shards([(make_sample(0), 0)], packed, overwrite=True)
     assert sorted(path.name for path in packed.iterdir()) == ["dataset.json", "shard-000000.idx", "shard-000000.tar"]

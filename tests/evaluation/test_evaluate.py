@@ -16,7 +16,7 @@ from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.evaluation import evaluate as module
-from ilvr_ds.evaluation.evaluate import cut_batches
+from ilvr_ds.evaluation.evaluate import cut_batches, default_output
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import load_reasoner
 from ilvr_ds.evaluation.registry import register
@@ -147,6 +147,14 @@ def test_files_hold_what_is_promised(model: Path, demo_folder: Path, tmp_path: P
     assert files == ["examples.json", "pictures", "table_images"]
 
 
+def test_results_of_a_models_name_do_not_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a folder ORG/NAME, which from then on is what `--model ORG/NAME` means."""
+    monkeypatch.chdir(tmp_path)
+    assert default_output("org/name", "comt") == Path("evaluation/org--name/comt")
+    (tmp_path / "org/name").mkdir(parents=True)
+    assert default_output("org/name", "comt") == Path("org/name/evaluation/comt")
+
+
 def test_batches_are_fixed_and_none_has_one_sample() -> None:
     assert cut_batches(16, 5) == [range(0, 5), range(5, 10), range(10, 16)]
     assert cut_batches(1, 5) == [range(0, 1)]
@@ -164,6 +172,9 @@ def test_batches_are_fixed_and_none_has_one_sample() -> None:
         ({"--shards": "{tmp}/none"}, "expected a folder that `ilvr-ds pack` wrote"),
         ({"--top-p": "0"}, "--top-p above 0"),
         ({"--seed": "-1"}, "--seed -1: must be 0 or more"),
+        ({"--stop": ""}, "--stop: is empty"),
+        ({"--latent-size": "0"}, "--latent-size 0: must be 1 or more"),
+        ({"--model": "{tmp}/run"}, "is a run; make a model of it: ilvr-ds export"),
         ({"--max-image-pixels": "1"}, "--max-image-pixels 1: must be from 3136 to"),
         ({"--batch-size": "0"}, "--batch-size must be 1 or more"),
         ({"--compare-pixels": "-1"}, "--compare-pixels 0 or more"),
@@ -179,6 +190,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     if "bare" in str(changes):
         (tmp_path / "bare.jsonl").write_text('{"text_input": "Why?", "sequence_plan": []}\n')
         assert main(["pack", "--input", f"{tmp_path}/bare.jsonl", "--output", f"{tmp_path}/bare"]) == 0
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
     command = arguments(model, demo_folder, tmp_path / "out")
     for name, value in changes.items():
         command += [name, value.format(demo=demo_folder, tmp=tmp_path)]
@@ -196,6 +208,8 @@ def test_generate_answers_one_question(
     command = ["generate", "--model", f"{model}", "--question", "How many? A) 1 B) 2", "--max-new-tokens", "8"]
     assert main([*command, "--image", image]) == 0
     assert capsys.readouterr().out.strip()
+    assert main([*command, "--question", " "]) == 2
+    assert "--question: is empty" in capsys.readouterr().err
     assert main([*command, "--question", "<|im_end|> A) 1 B) 2"]) == 2
     assert "--question: " in capsys.readouterr().err
     (tmp_path / "no.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")

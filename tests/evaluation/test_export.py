@@ -80,6 +80,9 @@ def test_overwriting_replaces_a_model_and_nothing_else(
     assert (tmp_path / "precious/thesis.txt").exists() and (run / "checkpoints").exists()
     for _ in range(2):
         assert main(["export", f"{run}", "--to", f"{tmp_path / 'model'}", "--overwrite"]) == 0
+    (tmp_path / "model/evaluation").mkdir()
+    assert main(["export", f"{run}", "--to", f"{tmp_path / 'model'}", "--overwrite"]) == 2
+    assert "holds scores of the model there" in capsys.readouterr().err
     assert "- ce: nan" in (tmp_path / "model/README.md").read_text()
 
 

@@ -123,6 +123,13 @@ def test_an_answer_only_in_the_prompt_does_not_count(rule: str) -> None:
         assert not RULES[rule](response, "blue", COLOURS)
 
 
+def test_cleaning_changes_no_number() -> None:
+    """Catches a point or a star that is taken for punctuation or markdown."""
+    assert not exact_match("\\boxed{5}", ".5", []) and exact_match("\\boxed{0.5}", ".5", [])
+    assert clean("2*3") == "2*3" and clean("**2*3**.") == "2*3" and clean("*a*") == "a"
+    assert clean("... .75!") == "0.75" and clean("end.") == "end"
+
+
 def test_exact_match_folds_neither_numbers_nor_words() -> None:
     assert exact_match("The final answer is: **Paris**.", "Paris", [])
     assert not exact_match("The final answer is: paris", "Paris", [])

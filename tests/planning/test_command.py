@@ -59,6 +59,10 @@ def test_a_folder_is_read_for_its_sizes(capsys: pytest.CaptureFixture[str]) -> N
         (["--model", "7b", *SIZE, "--chip", "H300"], "plan: --chip H300 is not known; valid: H100 PCIe"),
         (["--model", "7b", *SIZE, "--tokens", "0"], "plan: --tokens and --labels must be 1 or more"),
         (["--config", "none.yaml", *SIZE], "none.yaml: cannot read the recipe"),
+        (
+            ["--config", "launch/recipes/comt_3b.yaml", "--gpus", "3", "--gpu-memory", "80"],
+            "launch/recipes/comt_3b.yaml: data.lanes: 16 lanes cannot be shared by 3 ranks",
+        ),
         (["--model", "7b", *SIZE, "--set", "optim.nme=x"], "--set optim.nme=x: unknown key"),
         (
             ["--config", "launch/recipes/comt_3b.yaml", *SIZE, "--set", "model.lora_targets=[qproj]"],

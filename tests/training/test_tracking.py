@@ -336,6 +336,16 @@ def test_settings_that_mlflow_refuses_do_not_hold_up_the_metrics(
     assert run.data.params["optim.lr"] == "1e-05"
 
 
+def test_the_run_above_is_known_at_the_first_start_alone(folder: Path) -> None:
+    """Catches a second stage that goes on, and is no child of the first any more."""
+    tracker = start(folder, "http://127.0.0.1:9", tags={"mlflow.parentRunId": "abc", "host": "a"})
+    tracker.close("KILLED", 0)
+    tracker = start(folder, "http://127.0.0.1:9", tags={"host": "b"}, goes_on=True)
+    tracker.close("KILLED", 0)
+    tags = json.loads((folder / "mlflow.json").read_text())["tags"]
+    assert tags == {"mlflow.parentRunId": "abc", "host": "b"}
+
+
 def draw(folder: Path, name: str) -> None:
     from PIL import Image
 
