@@ -71,7 +71,8 @@ def test_the_odd_one_out_is_named(hosts: Hosts, slurm: Slurm, odd_host: str, tmp
     codes, log = run(Job(hosts, tmp_path, by_srun(words, hosts.names, tasks=8), **slurm.environment))
     assert codes == [1], log
     assert "8 on 3 hosts" in log
-    for what, value in (("webdataset", "0.2.100"), ("code", r"\w{12}"), ("shards", f"{SHARDS} holds no .tar file")):
+    missing = rf"{SHARDS}/dataset\.json: cannot be read"
+    for what, value in (("webdataset", "0.2.100"), ("code", r"\w{12}"), ("shards", missing)):
         [line] = re.findall(rf"(?m)^.*\b{what}\b.*on {odd_host}: .*$", log)
         assert re.search(rf"rank [67] on {odd_host}: {value}", line), line
         assert not re.search(r"rank \d on h[12]:", line), line
