@@ -401,11 +401,11 @@ def _export(options: argparse.Namespace) -> int:
 
     if options.register is not None:
         from ilvr_ds.evaluation.registry import check_name
-        from ilvr_ds.evaluation.tracking import connect
+        from ilvr_ds.evaluation.tracking import check_address
 
         check_name(options.register)
         if options.tracking_uri:
-            connect(options.tracking_uri, "--tracking-uri")
+            check_address(options.tracking_uri, "--tracking-uri")
     lines = export(options.source, options.to, options.adapters, options.precision, options.overwrite)
     if options.register:
         from ilvr_ds.evaluation.registry import register

@@ -33,7 +33,7 @@ from ilvr_ds.evaluation.pixels import replay_cost
 from ilvr_ds.evaluation.registry import attach, is_reference, resolve
 from ilvr_ds.evaluation.report import metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results, append
-from ilvr_ds.evaluation.tracking import connect, log_scores
+from ilvr_ds.evaluation.tracking import check_address, log_scores
 
 logger = logging.getLogger("ilvr_ds")
 EXAMPLES = 50
@@ -74,7 +74,7 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
     dist.join_on_host(timedelta(days=2))
     if settings.tracking_uri:
         uri = settings.tracking_uri
-        dist.decided_by_main(lambda: connect(uri, "--tracking-uri") and None)
+        dist.decided_by_main(lambda: check_address(uri, "--tracking-uri"))
     reference = settings.model if is_reference(settings.model) else None
     if reference:
         folder = dist.decided_by_main(lambda: resolve(reference, settings.tracking_uri))

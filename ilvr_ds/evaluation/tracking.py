@@ -74,6 +74,11 @@ def connect(uri: str, option: str) -> tuple[Any, tuple[type[Exception], ...]]:
     return client, (MlflowException, OSError)
 
 
+def check_address(uri: str, option: str) -> None:
+    """Raise UserError as `connect` does, before any work."""
+    connect(uri, option)
+
+
 def _experiment_of(client: Any, run_id: str | None) -> str | None:
     """The experiment of a run; None where the server does not know the run."""
     from mlflow.exceptions import MlflowException

@@ -3,7 +3,7 @@
 Matrix products and attention run at a part of the data sheet's peak, what lies between them at the memory's speed;
 transfers beside arithmetic cost only what they take longer. Launches, the host, imbalance and waiting cost nothing. The
 rates are what H100s and H200s reached in the benchmark of a step (docs/performance.md): there 7B on one GPU took 1.01
-to 1.15 times this, and where the host is the limit (3B, or ZeRO-3 with small micro-batches) up to twice as long.
+to 1.15 times this, and where the host is the limit (3B, or ZeRO-3 with small micro-batches) up to 2.2 times.
 """
 
 from __future__ import annotations

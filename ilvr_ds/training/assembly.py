@@ -61,7 +61,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     check_kernels(recipe.model.kernels)
     check_base(recipe.model.lora_base)
     initial = None if checkpoint else dist.decided_by_main(lambda: find_initial(recipe))
-    parent = _mlflow_run(initial) if initial else None
+    parent = dist.decided_by_main(lambda: _mlflow_run(initial)) if initial else None
     file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
     check_optimizer(recipe.optim.name, file_settings)
     stored = replace(recipe, model=replace(recipe.model, path=model_on_host(recipe.model.path)))

@@ -114,14 +114,14 @@ def _candidates(recipe: Recipe, folder: Path) -> list[Path]:
 
 def first_fault(path: Path) -> str | None:
     """What is wrong with the first damaged file of a checkpoint, or None (collective: ranks share the reading)."""
+    fault, files = None, []
     try:
         state = saved_state(path)
         files = sorted(state["files"].items())
         if state.pop("checksum") != checksum_of(state):
-            return f"{path / STATE_FILE}: damaged (its checksum is another)"
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        return f"{path / STATE_FILE}: damaged ({type(error).__name__})"
-    fault = None
+            fault = f"{path / STATE_FILE}: damaged (its checksum is another)"
+    except (OSError, ValueError, KeyError, AttributeError) as error:  # perhaps on this rank alone
+        fault = f"{path / STATE_FILE}: damaged ({type(error).__name__})"
     for name, (size, checksum) in files[dist.rank() :: dist.world_size()]:
         fault = fault or _fault(path / name, size, checksum)
     return next((found for found in dist.gather_on_host(fault) if found), None)

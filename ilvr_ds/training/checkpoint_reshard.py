@@ -87,8 +87,9 @@ def _convert(path: Path, change: str, old_stage: int, new_stage: int) -> None:
         _translate(partial, old_stage, new_stage)
         partial.rename(path / UNIVERSAL)
         (path / "latest_universal").unlink()  # left by the conversion; it names a folder that is gone
-    except OSError as error:
-        raise UserError(f"{partial}: {error.strerror or error}; conversion needs room for the checkpoint") from error
+    except (OSError, RuntimeError) as error:  # a full disk is to torch a RuntimeError
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{partial}: {reason}; conversion needs room for the checkpoint") from error
 
 
 def _translate(folder: Path, old_stage: int, new_stage: int) -> None:

@@ -74,9 +74,7 @@ class _Saving:
     step: int
     state: dict[str, Any]
     writes: dict[str, Write]
-    """File name within the checkpoint -> what writes it."""
-    names: frozenset[str]
-    """All of them."""
+    """File name within the checkpoint -> what writes it; those that are still to be written."""
     sums: dict[str, list[int]] = field(default_factory=dict)
     """File name -> size in bytes and CRC-32."""
     error: str | None = None
@@ -120,8 +118,7 @@ class CheckpointWriter:
         """
         partial = self._partial(step)
         error = dist.decided_by_main(lambda: _make_folder(self.folder, partial))
-        writes = self._collect()
-        saving = _Saving(step, state, writes, frozenset(writes))
+        saving = _Saving(step, state, self._collect())
         self._saving = saving
         if error:
             saving.error = error
@@ -144,11 +141,12 @@ class CheckpointWriter:
             return None, None
         if saving.thread is not None:
             saving.thread.join()
-        missing = sorted(saving.names - saving.sums.keys())
-        error = saving.error or (f"{missing[0]} was not written" if missing else None)
+        error = saving.error or next((f"{name} was not written" for name in saving.writes), None)
         parts = dist.gather_on_host((saving.sums, error))
         errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(parts) if error]
         if errors:
+            if dist.is_main():  # it may be what fills the disk
+                shutil.rmtree(self._partial(saving.step), ignore_errors=True)
             return None, "; ".join(errors)
         files = {name: sums for part, _ in parts for name, sums in part.items()}
         content = {"step": saving.step, "world_size": dist.world_size(), **saving.state, "files": files}
@@ -248,16 +246,16 @@ def _map_tensors(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:
 
 def _write_all(saving: _Saving, partial: Path) -> None:
     """Write, sync and sum this rank's files; an error is kept for `finish`, where all ranks learn of it."""
-    for name, write in saving.writes.items():
+    for name in list(saving.writes):
         path = partial / name
         try:
-            write(path)
+            saving.writes[name](path)
             _sync(path)
             saving.sums[name] = list(size_and_checksum(path))
         except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors call a full disk
             saving.error = f"{path}: {_first_line(error)}"
             return
-    saving.writes.clear()  # the copies' memory
+        del saving.writes[name]  # and its copies' memory
 
 
 def _sync(path: Path) -> None:

@@ -158,19 +158,25 @@ class MlflowCopy:
     def _send_batch(self, metrics: list[Any], offset: int, steps: dict[str, int]) -> None:
         for start in range(0, len(metrics), BATCH):
             batch = metrics[start : start + BATCH]
-            if not self._accepted(batch):
-                refused = sorted({metric.key for metric in batch if not self._accepted([metric])})
+            if refused := self._refused(metrics=batch):
                 logger.warning("MLflow refuses %s: only in %s", ", ".join(refused), self.record)
         if offset != self.state.offset:
             self.state.offset, self.state.last_steps = offset, dict(steps)
             write_state(self.state_file, self.state)
 
-    def _accepted(self, metrics: list[Any]) -> bool:
-        """Send metrics; False where the server will never take them, whatever is tried again."""
+    def _refused(self, **content: list[Any]) -> list[str]:
+        """Send `metrics` or `params`; the names of those that the server does not take, alone either."""
+        [(kind, entries)] = content.items()
+        if self._accepted(**content):
+            return []
+        return sorted({entry.key for entry in entries if not self._accepted(**{kind: [entry]})})
+
+    def _accepted(self, **content: list[Any]) -> bool:
+        """Send them; False where the server will never take them together, whatever is tried again."""
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client.log_batch(self.state.run_id, metrics=metrics)
+            self._client.log_batch(self.state.run_id, **content)
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
                 raise
@@ -229,23 +235,12 @@ class MlflowCopy:
             return
         params = [Param(name, value) for name, value in self.state.params.items()]
         for start in range(0, len(params), 100):
-            self._send_some(params[start : start + 100])
+            if refused := self._refused(params=params[start : start + 100]):  # it never changes a parameter
+                logger.warning("MLflow keeps %s of run %s as before", ", ".join(refused), self.state.run_id)
         if self.state.datasets:
             self._client.log_inputs(
                 self.state.run_id, datasets=[_dataset_input(entry) for entry in self.state.datasets]
             )
-
-    def _send_some(self, params: list[Any]) -> None:
-        """A server never changes a parameter: where it has others, they stay, and the run goes on."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self._client.log_batch(self.state.run_id, params=params)
-        except MlflowException as error:
-            if error.error_code != "INVALID_PARAMETER_VALUE":
-                raise
-            reason = str(error).partition("\n")[0]
-            logger.warning("MLflow keeps the settings of run %s as they were: %s", self.state.run_id, reason)
 
     def _send_tags(self) -> None:
         """Tags are of the last start: the number of ranks, say, may be another."""

@@ -111,7 +111,7 @@ class Trainer:
                 self.done = step + 1
                 if self._after_step(self.done):
                     break
-            self._save(self.done)
+            self._save(self.done, is_last=True)
             self._finish_saving(is_last=True)
         finished = self.done == self.parts.total_steps
         if finished:
@@ -246,7 +246,7 @@ class Trainer:
         with self._away("pictures"):
             self.parts.pictures(done)
 
-    def _save(self, done: int) -> None:
+    def _save(self, done: int, is_last: bool = False) -> None:
         """Begin to save after `done` steps, once."""
         if done == self.saved_step:
             return
@@ -265,7 +265,7 @@ class Trainer:
         self.saved_step = done
         self.tracker.log(done, {"checkpoint/stall_seconds": time.monotonic() - start})
         if not is_beside:
-            self._finish_saving()
+            self._finish_saving(is_last)
 
     def _finish_saving(self, is_last: bool = False) -> None:
         """Make the checkpoint under way whole. One that could not be written is tried again when the next is due; the

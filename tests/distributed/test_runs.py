@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.ranks import ROOT, free_port, heeding_ctrl_c, run_ranks
+from tests.training.test_checkpoint import save
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 
@@ -111,6 +112,26 @@ def test_a_run_from_another_runs_checkpoint_is_a_run_of_its_own(tmp_path: Path, 
     copies = [json.loads((tmp_path / name / "mlflow.json").read_text()) for name in ("demo", "other")]
     assert copies[0]["run_id"] and copies[1]["run_id"] not in (None, copies[0]["run_id"])
     assert copies[1]["described"]
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_last_checkpoint_that_cannot_be_written_ends_the_run(
+    tmp_path: Path, demo_folder: Path, background: bool
+) -> None:
+    """Catches one that is a warning where training waits for it: the run would end as if it were saved."""
+    worker = "tests.distributed.workers_run:mistake"
+    settings = overrides(tmp_path, demo_folder, train__max_steps=1, checkpoint__background=background)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/checkpoints").write_text("a file where the folder should be")
+    [found] = run_ranks(worker, 1, tmp_path / "1", recipe=RECIPE, overrides=settings)
+    assert found.startswith("the checkpoint after step 1 could not be written: ")
+
+
+def test_ranks_agree_on_a_checkpoint_that_one_of_them_cannot_read(tmp_path: Path) -> None:
+    """Catches ranks that go on from different checkpoints, with every collective in step."""
+    path = save(tmp_path / "run/checkpoints", 1)
+    found = run_ranks("tests.distributed.workers_run:fault_seen_by_one_rank", 2, tmp_path / "1", path=str(path))
+    assert found[0] == found[1] == f"{path}/state.json: damaged (OSError)"
 
 
 def test_a_signal_while_the_last_checkpoint_is_written_does_not_cost_it(tmp_path: Path, demo_folder: Path) -> None:

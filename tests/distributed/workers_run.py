@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+from ilvr_ds import dist
 from ilvr_ds.config import load_recipe
+from ilvr_ds.errors import UserError
+from ilvr_ds.training import checkpoint
 from ilvr_ds.training.assembly import assemble
 from ilvr_ds.training.engine import init_process_group
 from ilvr_ds.training.trainer import Trainer
@@ -52,6 +55,31 @@ def train(recipe: str, overrides: list[str], stop_after: int = 0) -> dict[str, A
         "clip_grad": student.optimizer.clip_grad,
         "recipe": dataclasses.asdict(parts.recipe),
     }
+
+
+def mistake(recipe: str, overrides: list[str]) -> str:
+    """What a run ends with."""
+    try:
+        train(recipe, overrides)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def fault_seen_by_one_rank(path: str) -> str | None:
+    """`first_fault` where the last rank alone cannot read the state; then an exchange that all must be in step for."""
+    init_process_group()
+
+    def unreadable(_: Path) -> dict[str, Any]:
+        raise OSError(116, "Stale file handle")
+
+    before = checkpoint.saved_state
+    if dist.rank() == dist.world_size() - 1:
+        checkpoint.saved_state = unreadable
+    found = checkpoint.first_fault(Path(path))
+    checkpoint.saved_state = before
+    assert dist.gather_on_host(found) == [found] * dist.world_size()
+    return found
 
 
 def handlers_while_saving(recipe: str, overrides: list[str]) -> list[bool]:

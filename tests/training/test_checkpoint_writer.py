@@ -135,7 +135,7 @@ def test_a_file_that_nobody_wrote_is_an_error(folder: Path, monkeypatch: pytest.
     writer = writer_of(folder, Student(1))
     writer.start(1, state_of(folder, 1))
     path, error = writer.finish()
-    assert path is None and error == "rank 0: rng-rank-00000.pt was not written"
+    assert path is None and error == "rank 0: student/number.pt was not written"
 
 
 def test_an_old_checkpoint_that_cannot_be_deleted_stays(

@@ -326,14 +326,14 @@ def test_settings_that_mlflow_refuses_do_not_hold_up_the_metrics(
     tracker = start(folder)
     assert tracker.close("FINISHED", START_S) == 0
     state = json.loads((folder / "mlflow.json").read_text())
-    state |= {"params": {"optim.lr": "2"}, "described": False}
+    state |= {"params": {"optim.lr": "2", "optim.eps": "3"}, "described": False}
     (folder / "mlflow.json").write_text(json.dumps(state))
     target = TrackingTarget(None, "exp", folder.name, folder.parent)
     with caplog.at_level("WARNING", logger="ilvr_ds"):
         MlflowCopy(folder / "metrics.jsonl", folder / "mlflow.json", target).send()
-    assert "MLflow keeps the settings of run" in caplog.text
+    assert "MLflow keeps optim.lr of run" in caplog.text
     [run] = runs_of(folder)
-    assert run.data.params["optim.lr"] == "1e-05"
+    assert run.data.params == {"optim.lr": "1e-05", "optim.eps": "3"}
 
 
 def test_the_run_above_is_known_at_the_first_start_alone(folder: Path) -> None:
