@@ -280,10 +280,10 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from ilvr_ds.engine.settings import read_deepspeed_json
     from ilvr_ds.model.student import load_config
     from ilvr_ds.planning.command import PlanOptions, plan
     from ilvr_ds.planning.setup import SampleSize
-    from ilvr_ds.training.engine_settings import read_deepspeed_json
 
     settings = PlanOptions(
         model=options.model,
@@ -299,7 +299,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _mlflow_sync(options: argparse.Namespace) -> int:
-    from ilvr_ds.training.mlflow_sync import sync
+    from ilvr_ds.tracking.mlflow_sync import sync
 
     for line in sync(options.directory, options.uri):
         print(line)
@@ -307,13 +307,13 @@ def _mlflow_sync(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from ilvr_ds.training.ui import show
+    from ilvr_ds.tracking.ui import show
 
     return show(options.directory, options.experiment, options.port, lambda line: print(line, flush=True))
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from ilvr_ds.training.compare import compare
+    from ilvr_ds.tracking.compare import compare
 
     print("\n".join(compare(options.runs)))
     return 0
@@ -354,7 +354,7 @@ def _generate(options: argparse.Namespace) -> int:
     from ilvr_ds.evaluation.generate import Generator
     from ilvr_ds.evaluation.loading import load_reasoner
     from ilvr_ds.evaluation.question import ask
-    from ilvr_ds.evaluation.registry import find_model
+    from ilvr_ds.tracking.registry import find_model
 
     settings = _generation_settings(options)
     sample = ask(options.question, options.image)
@@ -400,15 +400,15 @@ def _export(options: argparse.Namespace) -> int:
     from ilvr_ds.evaluation.export import export
 
     if options.register is not None:
-        from ilvr_ds.evaluation.registry import check_name
-        from ilvr_ds.evaluation.tracking import check_address
+        from ilvr_ds.tracking.registry import check_name
+        from ilvr_ds.tracking.scores import check_address
 
         check_name(options.register)
         if options.tracking_uri:
             check_address(options.tracking_uri, "--tracking-uri")
     lines = export(options.source, options.to, options.adapters, options.precision, options.overwrite)
     if options.register:
-        from ilvr_ds.evaluation.registry import register
+        from ilvr_ds.tracking.registry import register
 
         try:
             lines.append(f"registered as {register(options.to, options.register, options.tracking_uri)}")
@@ -419,7 +419,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _demo_data(options: argparse.Namespace) -> int:
-    from ilvr_ds.demo import write_demo
+    from ilvr_ds.demo.material import write_demo
 
     for line in write_demo(
         options.output, options.train, options.held_out, options.grid, options.size, options.seed, options.workers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,18 @@ def no_place_is_left_behind() -> Iterator[None]:
     for name in LAUNCHER_VARIABLES:
         os.environ.pop(name, None)
     os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def caplog_hears_us_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Undo what the command line does to the logger, for a test file that ran before; libraries log at any time."""
+    logger = logging.getLogger("ilvr_ds")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "propagate", True)
+    ours = logging.Filter(logger.name)
+    caplog.handler.addFilter(ours)
+    yield
+    caplog.handler.removeFilter(ours)
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ from ilvr_ds import dist
 from ilvr_ds.config import DataConfig, DeepSpeedConfig, OptimConfig, Recipe, RunConfig, TeacherConfig, TrainConfig
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import Window
+from ilvr_ds.engine.networks import Networks, init_process_group
 from ilvr_ds.model.encoding import Encoding
 from ilvr_ds.model.student import load_config, vision_layout
 from ilvr_ds.training.assembly import build_step
-from ilvr_ds.training.engine import Networks, init_process_group
 from ilvr_ds.training.totals import Totals
 from tests.golden_set import GoldenSet, equal_sizes, golden_set, without_helpers
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ilvr_ds.config import SelectionConfig
 from ilvr_ds.data.window import Window
-from ilvr_ds.distill.momentum import MomentumShards
+from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.distill.query import Context
 from ilvr_ds.distill.selection import Targets, select_targets
 from ilvr_ds.ops.reference import pool_candidates

@@ -28,12 +28,12 @@ from ilvr_ds.evaluation.charts import draw_scores
 from ilvr_ds.evaluation.examples import example, marked_text
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import Reasoner, load_reasoner, speaking_of_the_option
-from ilvr_ds.evaluation.origin import read_origin
 from ilvr_ds.evaluation.pixels import replay_cost
-from ilvr_ds.evaluation.registry import attach, is_reference, resolve
 from ilvr_ds.evaluation.report import metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results, append
-from ilvr_ds.evaluation.tracking import check_address, log_scores
+from ilvr_ds.tracking.origin import read_origin
+from ilvr_ds.tracking.registry import attach, is_reference, resolve
+from ilvr_ds.tracking.scores import check_address, log_scores
 
 logger = logging.getLogger("ilvr_ds")
 EXAMPLES = 50

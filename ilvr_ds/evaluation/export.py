@@ -18,17 +18,17 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ilvr_ds.checkpoint.load import list_checkpoints, read_student_weights, saved_state
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.card import write_card
 from ilvr_ds.evaluation.loading import DTYPES
-from ilvr_ds.evaluation.origin import is_exported, write_origin
 from ilvr_ds.model.base_weights import linear_weights, tower_weights
 from ilvr_ds.model.four_bit import check_base, round_trip
 from ilvr_ds.model.student import load_config
-from ilvr_ds.training.checkpoint import list_checkpoints, read_student_weights, saved_state
+from ilvr_ds.tracking.origin import is_exported, write_origin
 
 SHARD_BYTES = 4 * 1024**3
 """Tensors that wait to be written hold at most this much, plus the last one."""

@@ -33,7 +33,7 @@ _BY_NAME = ("bitsandbytes.gemm", "flash_attn")
 flash-attn 2 and 3. Version 4 brings no operator: its attention is computed again."""
 KEPT = EXPENSIVE | {_aten.add_.Tensor}
 """DeepSpeed's own linear function for ZeRO-3 adds the bias in place to the product that is kept, and the backward would
-add it again. training/engine_settings.py switches that function off; where it is active after all, keeping the addition
+add it again. engine/settings.py switches that function off; where it is active after all, keeping the addition
 too makes torch notice that what it keeps was changed, and refuse: else gradients would be wrong without an error."""
 
 

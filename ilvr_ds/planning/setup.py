@@ -84,7 +84,7 @@ class Setup:
     has_fused_layers: bool
     """Fused norms, activations and rotations: model/fused.py, with liger-kernel installed"""
     average_itemsize: int
-    """Bytes of a teacher's weight beside what its network reads: distill/momentum.py"""
+    """Bytes of a teacher's weight beside what its network reads: distill/ema.py"""
     checkpointing: str
     logits_chunk: int
     """Supervised tokens whose logits are held at a time"""

@@ -13,14 +13,24 @@ from numpy.typing import NDArray
 
 from ilvr_ds import dist
 from ilvr_ds.base_model import model_on_host
+from ilvr_ds.checkpoint.load import check_fits, find_checkpoint, saved_state
+from ilvr_ds.checkpoint.reshard import needs_resharding, reshard
+from ilvr_ds.checkpoint.writer import CheckpointWriter
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.features import FeatureSet, open_features
 from ilvr_ds.data.loader import PlannedNumbers, SequentialNumbers, WindowDataset, WindowLoader
 from ilvr_ds.data.packing import PackedNumbers
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import ShardSet, open_dataset
-from ilvr_ds.distill.momentum import MomentumShards
+from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
+from ilvr_ds.engine.initial import find_initial
+from ilvr_ds.engine.networks import (
+    Networks,
+    build_networks,
+    check_optimizer,
+)
+from ilvr_ds.engine.settings import deepspeed_settings, read_deepspeed_json
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.attention import attention_in_words
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
@@ -28,28 +38,18 @@ from ilvr_ds.model.four_bit import check_base
 from ilvr_ds.model.fused import check_kernels, kernels_in_words
 from ilvr_ds.model.tower import tower_identity
 from ilvr_ds.model.vision import VisionTower
+from ilvr_ds.monitoring.throughput import Throughput, model_flops, peak_flops
+from ilvr_ds.monitoring.watchdog import Watchdog
 from ilvr_ds.provenance import environment, machine
-from ilvr_ds.training.checkpoint import check_fits, find_checkpoint, saved_state
-from ilvr_ds.training.checkpoint_reshard import needs_resharding, reshard
-from ilvr_ds.training.checkpoint_writer import CheckpointWriter
-from ilvr_ds.training.engine import (
-    Networks,
-    build_networks,
-    check_optimizer,
-)
-from ilvr_ds.training.engine_settings import deepspeed_settings, read_deepspeed_json
-from ilvr_ds.training.evaluation import HeldOut
+from ilvr_ds.tracking.mlflow_copy import PARENT_TAG, read_state
+from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
 from ilvr_ds.training.gaze import Gaze
-from ilvr_ds.training.initial import find_initial
-from ilvr_ds.training.mlflow_copy import PARENT_TAG, read_state
+from ilvr_ds.training.held_out import HeldOut
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
-from ilvr_ds.training.stage2_step import StageTwoStep
+from ilvr_ds.training.stage2 import StageTwoStep
 from ilvr_ds.training.step import StageOneStep, TrainingStep
-from ilvr_ds.training.throughput import Throughput, model_flops, peak_flops
-from ilvr_ds.training.tracking import Tracker, TrackingTarget
 from ilvr_ds.training.trainer import Parts
-from ilvr_ds.training.watchdog import Watchdog
 
 logger = logging.getLogger("ilvr_ds")
 MAX_TYPES = 32

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from ilvr_ds import dist
 from ilvr_ds.pictures.views import SampleView
+from ilvr_ds.tracking.record import read_record
+from ilvr_ds.tracking.tracker import Tracker
 from ilvr_ds.training.gaze import Gaze
-from ilvr_ds.training.record import read_record
-from ilvr_ds.training.tracking import Tracker
 
 logger = logging.getLogger("ilvr_ds")
 PANELS = {

@@ -18,7 +18,7 @@ from typing import Any
 from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.data.window import BadSample
 from ilvr_ds.errors import UserError
-from ilvr_ds.training.record import drop_torn_line, read_record
+from ilvr_ds.tracking.record import drop_torn_line, read_record
 
 logger = logging.getLogger("ilvr_ds")
 

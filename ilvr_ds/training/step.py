@@ -21,7 +21,7 @@ from ilvr_ds.distill.selection import Targets
 from ilvr_ds.distill.stage1 import Negatives
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
-from ilvr_ds.training.phases import PhaseTimer
+from ilvr_ds.monitoring.phases import PhaseTimer
 from ilvr_ds.training.totals import Totals, ratio
 
 SUMS = [

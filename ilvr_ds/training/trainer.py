@@ -15,32 +15,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilvr_ds import dist
+from ilvr_ds.checkpoint.load import load_checkpoint
+from ilvr_ds.checkpoint.reshard import load_resharded
+from ilvr_ds.checkpoint.writer import CheckpointWriter
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.loader import WindowLoader
 from ilvr_ds.data.window import BadSample, Window
+from ilvr_ds.engine.networks import apply_settings
 from ilvr_ds.errors import RunError, UserError
-from ilvr_ds.training.checkpoint import load_checkpoint
-from ilvr_ds.training.checkpoint_reshard import load_resharded
-from ilvr_ds.training.checkpoint_writer import CheckpointWriter
-from ilvr_ds.training.engine import apply_settings
-from ilvr_ds.training.evaluation import HeldOut
-from ilvr_ds.training.monitors import (
+from ilvr_ds.monitoring.monitors import (
     MemoryMonitor,
     NodeMonitor,
     Progress,
     StopSignal,
     of_all_ranks,
 )
-from ilvr_ds.training.phases import shares
+from ilvr_ds.monitoring.phases import shares
+from ilvr_ds.monitoring.throughput import Throughput
+from ilvr_ds.monitoring.watchdog import Watchdog
+from ilvr_ds.monitoring.work import work_of
+from ilvr_ds.tracking.tracker import Tracker
+from ilvr_ds.training.held_out import HeldOut
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.schedule import learning_rate
 from ilvr_ds.training.step import TrainingStep
-from ilvr_ds.training.throughput import Throughput
 from ilvr_ds.training.totals import Totals
-from ilvr_ds.training.tracking import Tracker
-from ilvr_ds.training.watchdog import Watchdog
-from ilvr_ds.training.work import work_of
 
 logger = logging.getLogger("ilvr_ds")
 

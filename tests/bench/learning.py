@@ -24,9 +24,9 @@ import yaml
 
 from ilvr_ds.data.pack import pack_samples
 from ilvr_ds.data.sample import Sample
-from ilvr_ds.data.synthetic import OPERATIONS, TaskSpec, draw_samples
-from ilvr_ds.data.synthetic.generate import Split
-from ilvr_ds.demo import write_demo_model
+from ilvr_ds.demo.material import write_demo_model
+from ilvr_ds.demo.task import OPERATIONS, TaskSpec, draw_samples
+from ilvr_ds.demo.task.generate import Split
 
 CHUNK = 512
 

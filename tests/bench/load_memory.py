@@ -27,9 +27,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.integrations import HfDeepSpeedConfig
 
 from ilvr_ds.config import ModelConfig
+from ilvr_ds.demo.tiny import TinySize, build_tiny_model
+from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.model.student import load_student
-from ilvr_ds.model.tiny import TinySize, build_tiny_model
-from ilvr_ds.training.engine import init_process_group
 from tests.ranks import free_port, rank_environment
 
 SIZE = TinySize(1024, 2816, 12, 16, 4, vision_hidden_size=32, vision_heads=2, vocab_size=512)

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from ilvr_ds.monitoring.monitors import MemoryMonitor, NodeMonitor, of_all_ranks
 from ilvr_ds.pictures.charts import draw_curves
 from ilvr_ds.pictures.selection import draw_latents, draw_selection
 from ilvr_ds.pictures.views import SampleView, SegmentView, Selection
-from ilvr_ds.training.monitors import MemoryMonitor, NodeMonitor, of_all_ranks
-from ilvr_ds.training.tracking import Tracker, TrackingTarget
+from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
 
 INTERVALS, METRICS = 40, 40
 STEPS_S = {"demo, 2 CPU ranks, logged every 20 steps": 20 * 0.25, "3B on an H200, logged every 10 steps": 10 * 2.6}

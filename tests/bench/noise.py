@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from ilvr_ds.data.sample import LatentStep, Sample, TextStep
-from ilvr_ds.data.synthetic import TaskSpec
-from ilvr_ds.demo import write_demo_model
+from ilvr_ds.demo.material import write_demo_model
+from ilvr_ds.demo.task import TaskSpec
 from tests.bench.geometry import TEXT
 
 VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ilvr_ds.config import load_recipe
 from ilvr_ds.distill.query import Context
+from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.engine import init_process_group
 from ilvr_ds.training.trainer import Parts, Trainer
 
 SAMPLES = 64

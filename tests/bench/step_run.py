@@ -17,23 +17,23 @@ import numpy as np
 import torch
 
 from ilvr_ds import dist
+from ilvr_ds.checkpoint.writer import CheckpointWriter
 from ilvr_ds.config import Recipe, recipe_from_dict
 from ilvr_ds.data.loader import WindowDataset, WindowLoader, iterate_windows
 from ilvr_ds.data.pack import pack_samples
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import open_dataset
+from ilvr_ds.engine.networks import init_process_group
+from ilvr_ds.engine.settings import read_deepspeed_json
 from ilvr_ds.model.encoding import build_dataset, build_encoding
+from ilvr_ds.monitoring.throughput import Throughput, model_flops, peak_flops
+from ilvr_ds.monitoring.watchdog import Watchdog
 from ilvr_ds.provenance import environment, machine
 from ilvr_ds.training.assembly import build_step, planned_numbers
-from ilvr_ds.training.checkpoint_writer import CheckpointWriter
-from ilvr_ds.training.engine import init_process_group
-from ilvr_ds.training.engine_settings import read_deepspeed_json
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
-from ilvr_ds.training.throughput import Throughput, model_flops, peak_flops
 from ilvr_ds.training.totals import Totals
 from ilvr_ds.training.trainer import Parts, Trainer
-from ilvr_ds.training.watchdog import Watchdog
 from tests.bench.noise import SIZES, draw_samples, write_geometry
 from tests.bench.syncs import Syncs
 from tests.bench.timeline import timeline

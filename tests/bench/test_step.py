@@ -11,7 +11,7 @@ import pytest
 
 from ilvr_ds.config import recipe_from_dict
 from ilvr_ds.data.sample import LatentStep, TextStep, check_sample
-from ilvr_ds.training.engine_settings import read_deepspeed_json
+from ilvr_ds.engine.settings import read_deepspeed_json
 from tests.bench import step
 from tests.bench.noise import CELL, SIZES, draw_samples
 from tests.bench.step import _options, case_of

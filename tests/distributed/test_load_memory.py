@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ilvr_ds.model.tiny import TinySize
+from ilvr_ds.demo.tiny import TinySize
 from tests.bench.load_memory import measure, write_model
 
 SIZE = TinySize(768, 2048, 8, 12, 4, vision_hidden_size=32, vision_heads=2, vocab_size=512)

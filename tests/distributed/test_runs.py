@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.checkpoint.test_load import save
 from tests.ranks import ROOT, free_port, heeding_ctrl_c, run_ranks
-from tests.training.test_checkpoint import save
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 

@@ -11,9 +11,9 @@ from deepspeed.utils import safe_get_full_grad
 
 from ilvr_ds import dist
 from ilvr_ds.config import load_recipe
+from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.engine import init_process_group
 from ilvr_ds.training.trainer import Trainer
 from tests.runs import SmallRun
 

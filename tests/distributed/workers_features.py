@@ -17,10 +17,10 @@ from ilvr_ds import dist
 from ilvr_ds.config import load_recipe
 from ilvr_ds.data.features import FeatureSet
 from ilvr_ds.data.window import Window
+from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.vision import VisionTower
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.engine import init_process_group
 from ilvr_ds.training.totals import Totals
 from ilvr_ds.training.trainer import Parts
 from tests.distributed import workers_run

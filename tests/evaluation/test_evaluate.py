@@ -19,8 +19,8 @@ from ilvr_ds.evaluation import evaluate as module
 from ilvr_ds.evaluation.evaluate import cut_batches, default_output
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import load_reasoner
-from ilvr_ds.evaluation.registry import register
-from ilvr_ds.evaluation.tracking import log_scores
+from ilvr_ds.tracking.registry import register
+from ilvr_ds.tracking.scores import log_scores
 from tests.ranks import ROOT, free_port, rank_environment
 
 

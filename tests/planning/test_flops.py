@@ -19,10 +19,10 @@ from ilvr_ds.distill.stage1 import StageOne
 from ilvr_ds.model.injection import last_hidden, write_images
 from ilvr_ds.model.student import build_text_model, detach_tower, load_student, prepare_student
 from ilvr_ds.model.vision import VisionTower
+from ilvr_ds.monitoring.throughput import model_flops
+from ilvr_ds.monitoring.work import work_of
 from ilvr_ds.planning.flops import ModelFlops, Work
 from ilvr_ds.planning.geometry import KNOWN
-from ilvr_ds.training.throughput import model_flops
-from ilvr_ds.training.work import work_of
 from tests.golden_set import golden_set
 
 

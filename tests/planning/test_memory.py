@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from ilvr_ds.config import ModelConfig
-from ilvr_ds.distill.momentum import PIECE, STREAMS
+from ilvr_ds.distill.ema import PIECE, STREAMS
+from ilvr_ds.engine.even_slices import GROUP
 from ilvr_ds.planning.geometry import KNOWN
 from ilvr_ds.planning.memory import GIB, Memory, activation_bytes, predict_memory
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
-from ilvr_ds.training.even_slices import GROUP
 from tests.ranks import ROOT
 
 LORA = {"lora_rank": 64, "lora_targets": ModelConfig.lora_targets}

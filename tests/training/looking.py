@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from ilvr_ds import dist
 from ilvr_ds.config import load_recipe
 from ilvr_ds.data.sample import Sample
+from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
 from ilvr_ds.pictures.views import SampleView
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.engine import init_process_group
 from ilvr_ds.training.trainer import Parts
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ilvr_ds.config import load_recipe
+from ilvr_ds.tracking.record import Record, read_record
+from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
 from ilvr_ds.training.pictures import Pictures, panels_of
-from ilvr_ds.training.record import Record, read_record
-from ilvr_ds.training.tracking import Tracker, TrackingTarget
 from tests.ranks import ROOT, run_ranks
 
 RECIPE = "launch/recipes/demo.yaml"

@@ -1,0 +1,297 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped.
+
+    checkpoints/step-00000100/
+      state.json                  step, loader position, recipe, MLflow run, world size, size and CRC-32 of each file
+      student/                    DeepSpeed's files: weights, optimizer, loss scale
+      teacher-rank-00000.safetensors, rng-rank-00000.pt
+
+checkpoint_writer.py writes them; this file finds, checks, loads and removes them.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import random
+import re
+import shutil
+import zlib
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ilvr_ds import dist
+from ilvr_ds.config import Recipe
+from ilvr_ds.distill.ema import MomentumShards
+from ilvr_ds.errors import UserError
+
+logger = logging.getLogger("ilvr_ds")
+CHUNK = 2**24
+"""Bytes that are summed at a time."""
+_FIXED = (
+    "train.stage",
+    "train.precision",
+    "model.latent_size",
+    "model.lora_rank",
+    "model.lora_base",
+    "model.lora_targets",
+    "optim.name",
+)
+_FREE = (
+    "run.",
+    "evaluation.",
+    "checkpoint.",
+    "tracking.",
+    "data.shards",
+    "data.eval_shards",
+    "data.num_workers",
+    "model.cuda_graphs",
+)
+_NAME = re.compile(r"step-(\d{8})")
+STATE_FILE = "state.json"
+UNIVERSAL = "universal"
+"""Folder of the student's universal form within a checkpoint, while a job goes on with other slices."""
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint after `step` optimizer steps."""
+    return f"step-{step:08d}"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / STATE_FILE).is_file())
+
+
+def find_checkpoint(recipe: Recipe) -> Path | None:
+    """The checkpoint that `checkpoint.resume` asks for, or None to start anew (collective).
+
+    Every file of it is checked. A damaged one is a UserError that names the file; with `auto` it is set aside and the
+    one before it is taken. Checkpoints of this run that are newer than the one taken are set aside too: the run goes
+    another way from here.
+    """
+    folder = recipe.run_dir / "checkpoints"
+    is_automatic = recipe.checkpoint.resume == "auto"
+    candidates = dist.decided_by_main(lambda: _candidates(recipe, folder))
+    for path in reversed(candidates):
+        fault = first_fault(path)
+        if fault is None:
+            dist.decided_by_main(lambda path=path: _set_newer_aside(folder, path))  # type: ignore[misc]
+            return path
+        if not is_automatic:
+            raise UserError(f"{fault}; take another checkpoint, or checkpoint.resume: auto for the newest intact one")
+        dist.warn("%s; looking at the checkpoint before it", fault)
+    if candidates:
+        raise UserError(f"checkpoint.resume: no checkpoint in {folder} is intact; take another run.name to start anew")
+    return None
+
+
+def _candidates(recipe: Recipe, folder: Path) -> list[Path]:
+    """What may be gone on from, oldest first."""
+    wanted = recipe.checkpoint.resume
+    found = list_checkpoints(folder)
+    if wanted == "never":
+        if found:
+            raise UserError(f"checkpoint.resume is never, but {folder} holds checkpoints; take another run.name")
+        return []
+    if wanted in ("auto", "must"):
+        if not found and wanted == "must":
+            raise UserError(f"checkpoint.resume is must, but {folder} holds no complete checkpoint")
+        return found if wanted == "auto" else found[-1:]
+    path = Path(wanted)
+    if not (path / STATE_FILE).is_file():
+        raise UserError(f"checkpoint.resume: '{wanted}' is not a checkpoint; valid: auto, must, never, or a folder")
+    return [path]
+
+
+def first_fault(path: Path) -> str | None:
+    """What is wrong with the first damaged file of a checkpoint, or None (collective: ranks share the reading)."""
+    fault, files = None, []
+    try:
+        state = saved_state(path)
+        files = sorted(state["files"].items())
+        if state.pop("checksum") != checksum_of(state):
+            fault = f"{path / STATE_FILE}: damaged (its checksum is another)"
+    except (OSError, ValueError, KeyError, AttributeError) as error:  # perhaps on this rank alone
+        fault = f"{path / STATE_FILE}: damaged ({type(error).__name__})"
+    for name, (size, checksum) in files[dist.rank() :: dist.world_size()]:
+        fault = fault or _fault(path / name, size, checksum)
+    return next((found for found in dist.gather_on_host(fault) if found), None)
+
+
+def _fault(file: Path, size: int, checksum: int) -> str | None:
+    try:
+        if file.stat().st_size != size:
+            return f"{file}: damaged ({file.stat().st_size} bytes instead of {size})"
+        if size_and_checksum(file) != (size, checksum):
+            return f"{file}: damaged (its checksum is another)"
+    except OSError as error:
+        return f"{file}: {error.strerror}"
+    return None
+
+
+def checksum_of(state: dict[str, Any]) -> int:
+    """CRC-32 of a `state.json` without its checksum."""
+    return zlib.crc32(json.dumps(state, sort_keys=True).encode())
+
+
+def size_and_checksum(file: Path) -> tuple[int, int]:
+    """Size in bytes and CRC-32 of a file."""
+    size = checksum = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            size += len(chunk)
+            checksum = zlib.crc32(chunk, checksum)
+    return size, checksum
+
+
+def _set_newer_aside(folder: Path, path: Path) -> None:
+    """Rename the checkpoints that follow `path` in its run's folder, and tell."""
+    if path.absolute().parent != folder.absolute():
+        return
+    for newer in list_checkpoints(folder):
+        if newer.name > path.name:
+            number = 1
+            while (aside := newer.with_name(f"{newer.name}.aside-{number}")).exists():
+                number += 1
+            newer.rename(aside)
+            logger.warning("going on from %s: %s is now %s", path.name, newer.name, aside.name)
+
+
+def saved_state(path: Path) -> dict[str, Any]:
+    """What `state.json` of a checkpoint says."""
+    state: dict[str, Any] = json.loads((path / STATE_FILE).read_text())
+    return state
+
+
+def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """What `state.json` of a checkpoint says, if this job can go on from it; warns of settings that changed since.
+
+    Raises UserError for another batch, or other settings that weights, samples or optimizer state depend on.
+    """
+    state = saved_state(path)
+    _check_batch(path, recipe, state["loader"]["samples per step"])
+    check_base_is_the_same(path, state["recipe"]["model"], recipe)
+    now = recipe.flat()
+    before = {"model.lora_base": "full"}  # checkpoints from before it was a key
+    before |= {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
+    changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
+    for key in changed:
+        was = f"{key} = {before.get(key)}, this run has {now[key]}"
+        if key in _FIXED:
+            raise UserError(f"{path}: made with {was}; go on with the old value, or take another run.name")
+        dist.warn("going on with other settings: the checkpoint was made with %s", was)
+    return state
+
+
+def check_base_is_the_same(path: Path, before: dict[str, Any], recipe: Recipe) -> None:
+    """Raise UserError where a base in 4 bits, which no checkpoint holds, may be another than a checkpoint's `model`."""
+    model = recipe.model
+    if model.lora_base == "full":
+        return
+    if model.random_init:
+        raise UserError(f"{path}: model.random_init drew a base for model.lora_base {model.lora_base}, stored nowhere")
+    if before["path"] != model.path:
+        raise UserError(
+            f"{path}: made with model.path = {before['path']}, this run has {model.path}; with model.lora_base "
+            f"{model.lora_base} checkpoints do not hold the base: give the same path"
+        )
+
+
+def _check_batch(path: Path, recipe: Recipe, wanted: int) -> None:
+    """The samples of each step must stay the same, whatever the number of ranks."""
+    micro, ranks = recipe.train.micro_batch_size, dist.world_size()
+    if micro * recipe.train.grad_accum_steps * ranks == wanted:
+        return
+    advice = "take a micro-batch and a number of ranks whose product divides it"
+    if wanted % (micro * ranks) == 0:
+        advice = f"set train.grad_accum_steps={wanted // (micro * ranks)}"
+    raise UserError(
+        f"{path}: made with {wanted} samples a step, this job has {ranks} ranks x train.micro_batch_size {micro} x "
+        f"train.grad_accum_steps {recipe.train.grad_accum_steps}; {advice}"
+    )
+
+
+def load_checkpoint(
+    path: Path, student: Any, names: list[str], teacher: MomentumShards | None, slices: list[Tensor] | None = None
+) -> dict[str, Any]:
+    """Restore student, teacher and random numbers (collective); returns the state that was saved.
+
+    slices: the teacher's averages as checkpoint_reshard.py cut them for this job, where it has other slices than the
+    job that saved; the student is then read from its universal form.
+    """
+    state = saved_state(path)
+    loaded, _ = student.load_checkpoint(str(path), tag="student" if slices is None else UNIVERSAL)
+    if loaded is None:
+        raise UserError(f"{path}: DeepSpeed found no student in it")
+    if slices is None:
+        slices = _teacher_of_rank(path, names) if teacher else []
+        _set_random_state(torch.load(path / f"rng-rank-{dist.rank():05d}.pt", weights_only=False))
+    if teacher:
+        teacher.load_state(slices)
+    return state
+
+
+def _teacher_of_rank(path: Path, names: list[str]) -> list[Tensor]:
+    stored = load_file(path / teacher_file(dist.rank()))
+    if sorted(stored) != sorted(names):
+        raise UserError(f"{path}: the stored teacher has other weights than this recipe trains")
+    return [stored[name] for name in names]
+
+
+def remove_old(folder: Path, keep_last: int, keep_every: int = 0) -> list[Path]:
+    """Delete complete checkpoints (main rank only): all but the newest `keep_last` (0 keeps all) and those whose step
+    is a multiple of `keep_every`. Returns what was deleted."""
+    old = list_checkpoints(folder)[:-keep_last] if keep_last else []
+    old = [path for path in old if not keep_every or int(path.name.removeprefix("step-")) % keep_every]
+    for path in old:
+        (path / STATE_FILE).unlink()  # without it a half-deleted checkpoint is never taken for a whole one
+        shutil.rmtree(path)
+    return old
+
+
+def teacher_file(rank: int) -> str:
+    """Name of a rank's file of the teacher's averages."""
+    return f"teacher-rank-{rank:05d}.safetensors"
+
+
+def random_state() -> dict[str, Any]:
+    """The global random numbers of this rank."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if dist.device().type == "cuda" else None,
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def read_student_weights(path: Path) -> dict[str, Any]:
+    """The student's weights in a checkpoint by name, as lazy tensors: `.contiguous()` reads one.
+
+    Trained weights are the fp32 master copies. Under ZeRO-3 each is put together from memory-mapped shards when it is
+    read; under ZeRO-2 DeepSpeed joins all of them first. Frozen weights (with LoRA) are held in their own precision.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it reports its progress in prints
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(path), tag="student", lazy_mode=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: DeepSpeed cannot read the student ({str(error).strip().splitlines()[0]})") from error
+    return dict(weights)

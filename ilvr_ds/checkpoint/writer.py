@@ -1,0 +1,298 @@
+"""Writing a checkpoint, beside the training where memory allows.
+
+DeepSpeed and the teacher hand over their state; this rank's files are then written, synced to disk and summed, by a
+thread or at once, under a name that ends in `.partial`. When every rank has finished, the main rank adds `state.json`,
+which lists every file with its size and CRC-32, and renames the folder: a folder with a plain name is whole, whenever
+the job was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from ilvr_ds import dist
+from ilvr_ds.checkpoint.load import (
+    STATE_FILE,
+    checkpoint_name,
+    checksum_of,
+    random_state,
+    remove_old,
+    size_and_checksum,
+    teacher_file,
+)
+from ilvr_ds.distill.ema import MomentumShards
+from ilvr_ds.distill.teacher import MomentumTeacher
+from ilvr_ds.monitoring.monitors import available_host_bytes
+
+logger = logging.getLogger("ilvr_ds")
+HEADROOM = 1.25
+"""A copy of the state is taken only where this many times its size is free on the host."""
+
+Write = Callable[[Path], None]
+
+
+class _Capture(CheckpointEngine):  # type: ignore[misc]
+    """Takes what DeepSpeed would write: file name -> content. The content is live: it changes with the next step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "capture"
+        self.files: dict[str, Any] = {}
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        """Nothing to prepare."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self.files[Path(path).name] = state_dict
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        raise NotImplementedError("this engine only takes states")
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        return True
+
+
+@dataclass
+class _Saving:
+    """One checkpoint on its way to disk, on this rank."""
+
+    step: int
+    state: dict[str, Any]
+    writes: dict[str, Write]
+    """File name within the checkpoint -> what writes it; those that are still to be written."""
+    sums: dict[str, list[int]] = field(default_factory=dict)
+    """File name -> size in bytes and CRC-32."""
+    error: str | None = None
+    thread: Thread | None = None
+
+
+class CheckpointWriter:
+    """Saves checkpoints of one run below `folder`.
+
+    student: DeepSpeed engine. teacher: the momentum averages of the weights `names`, or None where there is no teacher.
+    Calls are collective. A checkpoint that cannot be written costs the run nothing else: `finish` says so.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        student: Any,
+        names: list[str],
+        teacher: MomentumTeacher | MomentumShards | None,
+        keep_last: int,
+        keep_every: int,
+        beside_training: bool,
+    ) -> None:
+        self.folder = folder
+        self.student = student
+        self.names = names
+        self.teacher = teacher
+        self.keep_last, self.keep_every = keep_last, keep_every
+        self.beside_training = beside_training
+        self._saving: _Saving | None = None
+
+    @property
+    def is_written(self) -> bool:
+        """Whether a started checkpoint waits on this rank to be finished; asks nobody else."""
+        return self._saving is not None and (self._saving.thread is None or not self._saving.thread.is_alive())
+
+    def start(self, step: int, state: dict[str, Any]) -> bool:
+        """Begin a checkpoint after `step` optimizer steps; `state` must be JSON. The one before must be finished.
+
+        Returns whether it goes on beside the training; else everything is written.
+        """
+        partial = self._partial(step)
+        error = dist.decided_by_main(lambda: _make_folder(self.folder, partial))
+        saving = _Saving(step, state, self._collect())
+        self._saving = saving
+        if error:
+            saving.error = error
+            return False
+        copied = self.beside_training and self._copy(saving)
+        if copied:
+            saving.thread = Thread(target=_write_all, args=(saving, partial), name="checkpoint", daemon=True)
+            saving.thread.start()
+        else:
+            _write_all(saving, partial)
+        return copied
+
+    def finish(self) -> tuple[Path | None, str | None]:
+        """Wait for the started checkpoint, make it whole, delete old ones.
+
+        Returns its folder, or None and what went wrong on which rank; (None, None) where nothing was started.
+        """
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return None, None
+        if saving.thread is not None:
+            saving.thread.join()
+        error = saving.error or next((f"{name} was not written" for name in saving.writes), None)
+        parts = dist.gather_on_host((saving.sums, error))
+        errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(parts) if error]
+        if errors:
+            if dist.is_main():  # it may be what fills the disk
+                shutil.rmtree(self._partial(saving.step), ignore_errors=True)
+            return None, "; ".join(errors)
+        files = {name: sums for part, _ in parts for name, sums in part.items()}
+        content = {"step": saving.step, "world_size": dist.world_size(), **saving.state, "files": files}
+        partial, final = self._partial(saving.step), self.folder / checkpoint_name(saving.step)
+        content = json.loads(json.dumps(content))  # as it will be read
+        content["checksum"] = checksum_of(content)
+        error = dist.decided_by_main(lambda: _publish(partial, final, content))
+        if error:
+            return None, f"rank 0: {error}"
+        if dist.is_main():
+            try:
+                remove_old(self.folder, self.keep_last, self.keep_every)
+            except OSError as problem:
+                logger.warning("%s: old checkpoints are not deleted: %s", self.folder, _first_line(problem))
+        return final, None
+
+    def _partial(self, step: int) -> Path:
+        return self.folder / (checkpoint_name(step) + ".partial")
+
+    def _collect(self) -> dict[str, Write]:
+        """This rank's files and how to write them, from live state."""
+        writes: dict[str, Write] = {}
+        for name, content in _student_files(self.student).items():
+            writes[f"student/{name}"] = _TorchFile(content)
+        if self.teacher is not None:
+            tensors = dict(zip(self.names, self.teacher.state(), strict=True))  # copies, on the host
+            writes[teacher_file(dist.rank())] = lambda path: save_file(tensors, path)
+        writes[f"rng-rank-{dist.rank():05d}.pt"] = _TorchFile(random_state())
+        return writes
+
+    def _copy(self, saving: _Saving) -> bool:
+        """Replace live tensors by copies on the host; False, on all ranks, where some host has too little memory."""
+        files = [write for write in saving.writes.values() if isinstance(write, _TorchFile)]
+        mine = (socket.gethostname(), sum(file.size() for file in files), available_host_bytes())
+        everyone = dist.gather_on_host(mine)
+        for host, _, free in everyone:
+            if HEADROOM * sum(size for other, size, _ in everyone if other == host) > free:
+                dist.warn("%s has too little free memory to save beside the training, which waits for this one", host)
+                return False
+        for file in files:
+            file.content = _copy_to_host(file.content)
+        return True
+
+
+class _TorchFile:
+    """Writes `content` with torch.save."""
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+    def __call__(self, path: Path) -> None:
+        torch.save(self.content, path)
+
+    def size(self) -> int:
+        """Bytes of the tensors."""
+        sizes: list[int] = []
+        _map_tensors(self.content, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
+        return sum(sizes)
+
+
+def _student_files(student: Any) -> dict[str, Any]:
+    """What DeepSpeed would write on this rank, without a file being written (collective)."""
+    before, capture = student.checkpoint_engine, _Capture()
+    student.checkpoint_engine = capture
+    try:
+        with tempfile.TemporaryDirectory() as scratch:  # rank 0 leaves its conversion scripts there
+            student.save_checkpoint(scratch, tag="student", save_latest=False)
+    finally:
+        student.checkpoint_engine = before
+    return capture.files
+
+
+def _copy_to_host(tree: Any) -> Any:
+    """The same with each tensor copied to host memory; one that stands in several places is copied once."""
+    copies: dict[Any, torch.Tensor] = {}
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+        if key not in copies:
+            copies[key] = tensor.detach().to("cpu", copy=True)
+        return copies[key]
+
+    return _map_tensors(tree, copied)
+
+
+def _map_tensors(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:
+    """The same nested dictionaries, lists and tuples with `function` applied to each tensor."""
+    if isinstance(tree, torch.Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        mapped = {key: _map_tensors(value, function) for key, value in tree.items()}
+        return type(tree)(mapped) if type(tree) is not dict else mapped
+    if isinstance(tree, (list, tuple)) and not hasattr(tree, "_fields"):
+        return type(tree)(_map_tensors(value, function) for value in tree)
+    return tree
+
+
+def _write_all(saving: _Saving, partial: Path) -> None:
+    """Write, sync and sum this rank's files; an error is kept for `finish`, where all ranks learn of it."""
+    for name in list(saving.writes):
+        path = partial / name
+        try:
+            saving.writes[name](path)
+            _sync(path)
+            saving.sums[name] = list(size_and_checksum(path))
+        except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors call a full disk
+            saving.error = f"{path}: {_first_line(error)}"
+            return
+        del saving.writes[name]  # and its copies' memory
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or a folder's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _make_folder(folder: Path, partial: Path) -> str | None:
+    """Clear away what killed saves left, and make room for a new one."""
+    try:
+        for rest in folder.glob("*.partial"):
+            shutil.rmtree(rest)
+        (partial / "student").mkdir(parents=True)
+    except OSError as error:
+        return f"{partial}: {_first_line(error)}"
+    return None
+
+
+def _publish(partial: Path, final: Path, content: dict[str, Any]) -> str | None:
+    """Add `state.json` and give the checkpoint its name."""
+    try:
+        with (partial / STATE_FILE).open("w") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        for folder in (partial / "student", partial):
+            _sync(folder)
+        partial.rename(final)
+        _sync(final.parent)
+    except OSError as error:
+        return f"{final}: {_first_line(error)}"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,37 @@
+"""The demo's material: a drawn task in the authors' format and a tiny random model with its tokenizer."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from ilvr_ds.data.sample import Sample, TextStep
+from ilvr_ds.demo.task import TaskSpec, draw_samples, write_task
+from ilvr_ds.demo.tiny import SMALL, TINY, build_tiny_model
+
+TOKENIZER_SAMPLES = 400
+SIZES = {"tiny": TINY, "small": SMALL}
+
+
+def write_demo(
+    output: Path, train: int, held_out: int, grid: int, size: str, seed: int = 0, workers: int = 1
+) -> list[str]:
+    """Write `output`/task (JSON Lines and images) and `output`/model; returns lines that say what was written.
+
+    Raises UserError where a folder exists already or a number is out of range.
+    """
+    spec = TaskSpec(grid=grid)
+    write_task(output / "task", spec, seed, train, held_out, workers)
+    write_demo_model(output / "model", spec, size, seed)
+    return [f"{output / 'task'}: {train} training and {held_out} held-out samples", f"{output / 'model'}: {size} model"]
+
+
+def write_demo_model(directory: Path, spec: TaskSpec, size: str, seed: int = 0) -> None:
+    """A random model whose tokenizer knows the words of the task."""
+    samples = islice(draw_samples(spec, seed, "train", TOKENIZER_SAMPLES), TOKENIZER_SAMPLES)
+    texts = [text for sample in samples for text in _texts(sample)]
+    build_tiny_model(directory, texts=texts, size=SIZES[size], seed=seed)
+
+
+def _texts(sample: Sample) -> list[str]:
+    return [sample.question, *(step.content for step in sample.steps if isinstance(step, TextStep))]

@@ -1,0 +1,77 @@
+"""Starting from the weights of another run: `model.init_from`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from ilvr_ds import dist
+from ilvr_ds.checkpoint.load import (
+    STATE_FILE,
+    check_base_is_the_same,
+    list_checkpoints,
+    read_student_weights,
+    saved_state,
+)
+from ilvr_ds.config import Recipe
+from ilvr_ds.errors import UserError
+
+logger = logging.getLogger("ilvr_ds")
+
+
+def find_initial(recipe: Recipe) -> Path | None:
+    """The checkpoint that `model.init_from` names, or None; raises UserError where it is none, or does not fit."""
+    wanted = recipe.model.init_from
+    if wanted is None:
+        return None
+    path = next(reversed(list_checkpoints(Path(wanted) / "checkpoints")), Path(wanted))
+    if not (path / STATE_FILE).is_file():
+        raise UserError(
+            f"model.init_from: '{wanted}' is neither a checkpoint nor the folder of a run that has one; "
+            "expected RUN or RUN/checkpoints/step-00001000"
+        )
+    try:
+        before = saved_state(path)["recipe"]["model"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"model.init_from: {path / STATE_FILE}: damaged ({type(error).__name__})") from error
+    now = recipe.to_dict()["model"]
+    before.setdefault("lora_base", "full")  # checkpoints from before it was a key
+    for key in ("latent_size", "lora_rank", "lora_base", "lora_targets"):
+        if before[key] != now[key]:
+            raise UserError(f"model.init_from: {path} was made with model.{key} = {before[key]}, here it is {now[key]}")
+    check_base_is_the_same(path, before, recipe)
+    return path
+
+
+@torch.no_grad()
+def load_weights(path: Path, root: nn.Module) -> None:
+    """Copy a checkpoint's float32 weights into the root module of an engine that is not started yet (collective).
+
+    Only the main rank reads, one weight at a time. Sharded weights are handed on here; whole ones reach the other
+    ranks when DeepSpeed starts the engine, which hands on the main rank's. Raises UserError where weights are missing
+    or have other shapes.
+    """
+    shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in root.named_parameters()}
+    stored: dict[str, Any] = {}
+
+    def read() -> None:
+        stored.update(read_student_weights(path))
+        for name, shape in shapes.items():
+            if name not in stored:
+                raise UserError(f"model.init_from: {path} has no weight '{name}'")
+            if tuple(stored[name].shape) != shape:
+                raise UserError(
+                    f"model.init_from: '{name}' has shape {tuple(stored[name].shape)} in {path}, {shape} in this model"
+                )
+        logger.info("starting from the weights of %s", path)
+
+    dist.decided_by_main(read)
+    for name, parameter in root.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if dist.is_main():
+                parameter.copy_(stored[name].contiguous())

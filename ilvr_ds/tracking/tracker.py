@@ -1,0 +1,213 @@
+"""The record of a run and the thread that copies it to MLflow without ever holding up training.
+
+A server that is slow, refuses or comes back later costs nothing but delay: what was not sent is sent when the run
+goes on or by `ilvr-ds mlflow-sync`, and nothing is sent twice (see mlflow_copy.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ilvr_ds.tracking.mlflow_copy import (
+    PARENT_TAG,
+    MlflowCopy,
+    Status,
+    TrackingTarget,
+    read_state,
+    without_password,
+    write_state,
+)
+from ilvr_ds.tracking.record import Record
+
+logger = logging.getLogger("ilvr_ds")
+
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
+
+__all__ = ["Status", "Tracker", "TrackingTarget", "charts_page"]
+
+
+def charts_page(server: str, experiment_id: str | None) -> str:
+    """Address of the charts of an experiment; MLflow's own start page opens something else."""
+    charts = f"experiments/{experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
+    return f"{server}/#/{charts}" if experiment_id else f"{server}/"
+
+
+class Tracker:
+    """Records metrics and events of a run on the main rank; on other ranks every call does nothing."""
+
+    def __init__(
+        self,
+        directory: Path,
+        target: TrackingTarget,
+        *,
+        params: Mapping[str, object],
+        tags: Mapping[str, str],
+        artifacts: Sequence[Path] = (),
+        datasets: Sequence[dict[str, Any]] = (),
+        is_writer: bool = True,
+        goes_on: bool = True,
+        run_id: str | None = None,
+    ) -> None:
+        """`goes_on` False: a run from step 0; the record of an earlier try in `directory` is set aside.
+
+        `datasets`: as CopyState has them. `run_id`: MLflow's id of the run that goes on, for when `directory` does not
+        know it any more.
+        """
+        self.target = target
+        self._directory = directory
+        self._record: Record | None = None
+        self._shipper: _Shipper | None = None
+        if is_writer:
+            directory.mkdir(parents=True, exist_ok=True)
+            if not goes_on:
+                _set_aside(directory)
+            self._record = Record(directory / "metrics.jsonl")
+            _describe(directory, target, params, tags, artifacts, datasets, run_id)
+            self._shipper = _Shipper(MlflowCopy(directory / "metrics.jsonl", directory / "mlflow.json", target))
+            self._shipper.start()
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of this run; None until the server has given one, and on other ranks."""
+        return self._shipper.copy.state.run_id if self._shipper else None
+
+    def how_to_look(self) -> str:
+        """How to see the charts of this run: a command, or a page where there is a server."""
+        experiment = self._shipper.copy.state.experiment_id if self._shipper else None
+        uri = without_password(self.target.resolved_uri())
+        return charts_page(uri, experiment) if uri.startswith("http") else f"ilvr-ds ui {self._directory}"
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a step; returns at once."""
+        if self._record and self._shipper:
+            self._record.metrics(step, metrics)
+            self._shipper.wake()
+
+    def event(self, name: str, **details: Any) -> None:
+        """Record an event; of these only pictures and the folder of the newest checkpoint are sent."""
+        if self._record:
+            self._record.event(name, **details)
+
+    def picture(self, step: int, key: str, file: str, seconds: float) -> None:
+        """Record a PNG file in the folder `pictures` beside the record, drawn in `seconds`; `key` names it in MLflow.
+
+        Any thread may call.
+        """
+        if self._record and self._shipper:
+            self._record.event("picture", step=step, key=key, file=file, seconds=seconds)
+            self._shipper.wake()
+
+    def close(self, status: Status, timeout_s: float = 30.0) -> int:
+        """Send what is left for at most `timeout_s`; returns the number of lines that stay unsent."""
+        if not self._record or not self._shipper:
+            return 0
+        self._record.event("end", status=status)
+        self._record.close()
+        unsent = self._shipper.finish(status, timeout_s)
+        if unsent:
+            logger.warning(
+                "%d lines of %s did not reach MLflow at %s; send them with: ilvr-ds mlflow-sync %s",
+                unsent, self._record.path, without_password(self.target.resolved_uri()), self._directory,
+            )  # fmt: skip
+        return unsent
+
+
+class _Shipper(threading.Thread):
+    """Copies the record in the background. A daemon: a server that hangs cannot keep the process alive."""
+
+    def __init__(self, copy: MlflowCopy) -> None:
+        super().__init__(name="mlflow", daemon=True)
+        self.copy = copy
+        self._wake, self._ending, self._given_up = threading.Event(), threading.Event(), threading.Event()
+        self._status: Status | None = None
+        self._warned = False
+
+    def wake(self) -> None:
+        """There is something new to send."""
+        self._wake.set()
+
+    def finish(self, status: Status, timeout_s: float) -> int:
+        """Send the rest, close the MLflow run; gives up after `timeout_s`. Returns the number of unsent lines.
+
+        A thread that was given up ends with what it is at: it does not knock at the server for as long as the process
+        lives.
+        """
+        self._status = status
+        self._ending.set()
+        self.wake()
+        self.join(timeout_s)
+        self._given_up.set()
+        return self.copy.unsent()
+
+    def run(self) -> None:
+        """The thread: send whenever there is something, wait longer after each failure, whatever is logged."""
+        pause, marked = FIRST_RETRY_S, False
+        while True:
+            ending = self._status
+            try:
+                self.copy.send()
+                if ending:
+                    self.copy.end(ending)
+                    return
+                if not marked:
+                    self.copy.mark_running()
+                    marked = True
+                pause = FIRST_RETRY_S
+                self._wake.wait()
+                self._wake.clear()
+            except Exception as error:  # noqa: BLE001 - whatever a server or a network does must not end the thread
+                self._report(error)
+                # waking at each new line would knock at a dead server once a step
+                if ending:
+                    self._given_up.wait(FIRST_RETRY_S)
+                else:
+                    self._ending.wait(pause)
+                if self._given_up.is_set():
+                    return
+                pause = min(2 * pause, LAST_RETRY_S)
+
+    def _report(self, error: Exception) -> None:
+        if not self._warned:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            uri = without_password(self.copy.target.resolved_uri())
+            logger.warning("MLflow at %s: %s; training goes on, sending is tried again", uri, reason)
+        self._warned = True
+
+
+def _describe(
+    directory: Path,
+    target: TrackingTarget,
+    params: Mapping[str, object],
+    tags: Mapping[str, str],
+    artifacts: Sequence[Path],
+    datasets: Sequence[dict[str, Any]],
+    run_id: str | None,
+) -> None:
+    """Write down what the run is, so that it can be sent later without its recipe."""
+    state = read_state(directory / "mlflow.json")
+    state.uri = without_password(target.resolved_uri())
+    state.experiment, state.run_name, state.parent = target.experiment, target.run_name, target.parent
+    state.params = {name: without_password(str(value)) for name, value in params.items()}
+    parent = {name: value for name, value in state.tags.items() if name == PARENT_TAG}  # known at the first start alone
+    state.tags = parent | {name: without_password(value) for name, value in tags.items()}
+    state.artifacts = [path.name if path.parent == directory else str(path.absolute()) for path in artifacts]
+    state.datasets = list(datasets)
+    state.attempt, state.tagged = state.attempt + 1, False
+    state.run_id = state.run_id or run_id
+    write_state(directory / "mlflow.json", state)
+
+
+def _set_aside(directory: Path) -> None:
+    """Rename the record and the MLflow state of an earlier try to the first free number."""
+    number = 1
+    while (directory / f"metrics.{number}.jsonl").exists():
+        number += 1
+    for name, ending in (("metrics", "jsonl"), ("mlflow", "json")):
+        if (directory / f"{name}.{ending}").exists():
+            (directory / f"{name}.{ending}").rename(directory / f"{name}.{number}.{ending}")
+    if (directory / "pictures").exists():
+        (directory / "pictures").rename(directory / f"pictures.{number}")

@@ -1,0 +1,123 @@
+"""MLflow's pages on this machine: starts the server with few processes and prints the page with the charts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from ilvr_ds.errors import UserError, nearest
+from ilvr_ds.tracking.mlflow_copy import CopyState, read_state, without_password
+from ilvr_ds.tracking.tracker import charts_page
+
+START_S = 120.0
+HOST = "127.0.0.1"
+_SETTINGS = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else fifteen processes and half a minute to start
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def show(root: Path, experiment: str | None, port: int, say: Callable[[str], None]) -> int:
+    """Serve the store of the runs below `root` on loopback until Ctrl-C or SIGTERM; returns 0 then.
+
+    Says the address of the charts of `experiment` (None: that of the newest run) once the server answers. Raises
+    UserError where full MLflow is not installed, nothing is to be seen or the port is taken.
+    """
+    state = newest(root, experiment)
+    if state.uri.startswith(("http://", "https://")):
+        say(f"this experiment's server: {charts_page(state.uri, state.experiment_id)}")
+        return 0
+    _check_installed()
+    _check_free(port)
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", state.uri, "--host", HOST,
+        "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+    server = subprocess.Popen(
+        command, env={**os.environ, **_SETTINGS}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _wait(server, port)
+        say(f"charts of experiment '{state.experiment}': {charts_page(f'http://{HOST}:{port}', state.experiment_id)}")
+        say("Ctrl-C ends the server")
+        server.communicate()  # reads what it says, which would fill the pipe
+        raise UserError(f"the MLflow server ended by itself with code {server.returncode}")
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _end(server)
+
+
+def newest(root: Path, experiment: str | None) -> CopyState:
+    """What the newest run below `root` (a folder of runs, or of one run) says of its copy in MLflow.
+
+    Raises UserError where there is none, or none of `experiment`.
+    """
+    files = [*root.glob("mlflow.json"), *root.glob("*/mlflow.json")]
+    states = [read_state(file) for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
+    known = [state for state in states if state.experiment_id]
+    if not known:
+        raise UserError(f"{root}: no run with a copy in MLflow; give the folder that holds the runs (run.output_dir)")
+    wanted = [state for state in known if experiment in (None, state.experiment)]
+    if not wanted:
+        names = sorted({state.experiment for state in known})
+        raise UserError(f"--experiment: no run of '{experiment}' below {root}{nearest(experiment or '', names)}")
+    return wanted[0]
+
+
+def _check_installed() -> None:
+    try:
+        version("mlflow")  # mlflow-skinny, which training needs, has no pages
+    except PackageNotFoundError as error:
+        raise UserError("MLflow's pages are not installed; pip install '.[ui]'") from error
+
+
+def _check_free(port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port: {port} is not a port; give 1 to 65535")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise UserError(f"--port: {port} is taken ({error.strerror}); give another") from error
+
+
+def _wait(server: subprocess.Popen[str], port: int) -> None:
+    """Until it answers; raises UserError where it ends or takes too long."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            _, said = server.communicate()
+            last = (said.strip().splitlines() or ["it said nothing"])[-1]
+            raise UserError(f"the MLflow server did not start: {without_password(last)}")
+        try:
+            with urlopen(f"http://{HOST}:{port}/health", timeout=5):
+                return
+        except (URLError, OSError):
+            time.sleep(0.2)
+    raise UserError(f"the MLflow server did not answer within {START_S:.0f} s")
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    """End the server with its workers."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(server.pid, number)
+            server.wait(timeout=10)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue

@@ -1,0 +1,99 @@
+"""How one optimizer step of stage 2 is computed: no teacher, no targets, the cross-entropy alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ilvr_ds import dist
+from ilvr_ds.data.window import MicroBatch, Window
+from ilvr_ds.model.vision import StoredFeatures, VisionTower
+from ilvr_ds.monitoring.phases import PhaseTimer
+from ilvr_ds.ops.reference import pool_candidates
+from ilvr_ds.training.step import Look, answer_accuracy, by_type, ce_by_type, type_sums
+from ilvr_ds.training.totals import Totals, ratio
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A window on the device with all that its micro-batches share."""
+
+    window: Window
+    """Its layouts have equally many rounds on all ranks."""
+    features: Tensor
+    """[F, D]"""
+    supervised: Tensor
+    """[] float32: supervised tokens of the step on all ranks, at least 1"""
+
+
+class StageTwoStep:
+    """Vision and student of stage 2, put together. `student` is the engine around a StageTwo."""
+
+    teacher = None
+
+    def __init__(
+        self, student: Any, vision: VisionTower | StoredFeatures, latent_size: int, types: tuple[str, ...] = ()
+    ) -> None:
+        self.student = student
+        self.vision = vision
+        self.latent_size = latent_size
+        self.types = types
+        self.sums = ["ce", "supervised", "right", "answers", *type_sums(types)]
+        self.phases = PhaseTimer(dist.device())
+
+    @torch.no_grad()
+    def prepare(self, window: Window) -> Prepared:
+        """Features and global counts of a window that is on the device already, and layouts of equal length.
+
+        Under ZeRO-3 every layer call is collective, so ranks whose samples have fewer segments add empty rounds. How
+        many, they tell each other through host memory, once a step.
+        """
+        with self.phases("vision"):
+            features = self.vision.features(window)
+        supervised = dist.sum_over_ranks(window.supervised.float()).clamp(min=1).squeeze(0)
+        layouts = [micro.rollout for micro in window.micro_batches if micro.rollout]
+        rounds = map(max, zip(*dist.gather_on_host([layout.rounds for layout in layouts]), strict=True))
+        micro_batches = tuple(
+            replace(micro, rollout=layout.with_rounds(most, self.latent_size))
+            for micro, layout, most in zip(window.micro_batches, layouts, rounds, strict=True)
+        )
+        return Prepared(replace(window, micro_batches=micro_batches), features, supervised)
+
+    def loss(self, micro: MicroBatch, prepared: Prepared, step: int, totals: Totals) -> Tensor:
+        """This micro-batch's part of the step's loss: summed over micro-batches and ranks it is the step's loss."""
+        loss: Tensor = self._sums(micro, prepared, totals)["ce"] / prepared.supervised
+        return loss
+
+    def answers(self, micro: MicroBatch, prepared: Prepared, totals: Totals) -> Tensor:
+        """[B] bool: is the answer of each sample the most probable one? Adds the losses to `totals`."""
+        return self._sums(micro, prepared, totals)["right"]
+
+    def losses(self, sums: dict[str, float]) -> dict[str, float]:
+        """Mean losses by name, from sums over all ranks."""
+        return {"ce": ratio(sums["ce"], sums["supervised"])}
+
+    def metrics(self, sums: dict[str, float]) -> dict[str, float]:
+        """Means over the logged interval and all ranks."""
+        ce = self.losses(sums)["ce"]
+        return {"loss/total": ce, "loss/ce": ce} | ce_by_type(sums, self.types) | answer_accuracy(sums, "train")
+
+    @torch.no_grad()
+    def look(self, micro: MicroBatch, prepared: Prepared) -> Look:
+        """The latents that the student feeds itself, beside the patches of helper images, which no step reads.
+
+        The window must be of samples that were encoded with their helper images.
+        """
+        where = prepared.window.candidates
+        candidates = pool_candidates(prepared.features, where.rows, where.weights)[micro.candidate_rows]
+        return Look(self.student(micro, prepared.features)["latents"], candidates, None)
+
+    def _sums(self, micro: MicroBatch, prepared: Prepared, totals: Totals) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = self.student(micro, prepared.features)
+        answers = micro.has_answer.sum()
+        counts = {"supervised": torch.full_like(answers, len(micro.label_ids)), "answers": answers}
+        shown = {name: sums[name].detach().sum() for name in ("ce", "right")}
+        totals.add({**counts, **shown, **by_type(micro, sums, self.types)})
+        return sums

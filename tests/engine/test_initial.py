@@ -1,0 +1,64 @@
+"""Starting from another run: which checkpoint is meant, and what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ilvr_ds.config import ModelConfig, Recipe
+from ilvr_ds.engine.initial import find_initial
+from ilvr_ds.errors import UserError
+
+
+def checkpoint(folder: Path, step: int, **model: Any) -> Path:
+    path = folder / "checkpoints" / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    settings = {**Recipe().to_dict()["model"], **model}
+    (path / "state.json").write_text(json.dumps({"recipe": {"model": settings}}))
+    return path
+
+
+def recipe(start: Path | None, **model: Any) -> Recipe:
+    return Recipe(model=ModelConfig(init_from=None if start is None else str(start), **model))
+
+
+def test_a_run_means_its_newest_checkpoint(tmp_path: Path) -> None:
+    older, newer = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    assert find_initial(recipe(tmp_path)) == newer
+    assert find_initial(recipe(older)) == older
+    assert find_initial(recipe(None)) is None
+
+
+def test_a_folder_without_a_checkpoint_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model.init_from: '.*' is neither a checkpoint nor the folder of a run"):
+        find_initial(recipe(tmp_path))
+
+
+def test_a_state_that_is_torn_is_a_mistake(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 1)
+    (path / "state.json").write_text('{"recipe": {"mo')
+    with pytest.raises(UserError, match=r"model\.init_from: .*state\.json: damaged \(JSONDecodeError\)"):
+        find_initial(recipe(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"latent_size": 4}, {"lora_rank": 2}, {"lora_base": "nf4"}])
+def test_other_settings_are_a_mistake(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Catches a student that is fed another number of latents than it learnt."""
+    checkpoint(tmp_path, 1, **change)
+    (key,) = change
+    with pytest.raises(UserError, match=rf"was made with model.{key} = {change[key]}, here it is"):
+        find_initial(recipe(tmp_path))
+
+
+def test_a_base_in_4_bits_must_be_the_same(tmp_path: Path) -> None:
+    """No checkpoint holds it: adapters of one model would run on another without a word."""
+    adapted: dict[str, Any] = {"lora_rank": 4, "lora_base": "nf4"}
+    path = checkpoint(tmp_path, 1, path="a", **adapted)
+    assert find_initial(recipe(tmp_path, path="a", **adapted)) == path
+    with pytest.raises(UserError, match=r"made with model.path = a, this run has b; .* give the same path"):
+        find_initial(recipe(tmp_path, path="b", **adapted))
+    with pytest.raises(UserError, match=r"random_init drew a base for model\.lora_base nf4, stored nowhere"):
+        find_initial(recipe(tmp_path, path="a", random_init=True, **adapted))

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import socket
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+from ilvr_ds.errors import UserError
+from ilvr_ds.tracking import ui
+from ilvr_ds.tracking.mlflow_copy import CopyState, write_state
+
+
+def write(folder: Path, experiment: str, number: str, uri: str = "sqlite:////a.db") -> None:
+    folder.mkdir(parents=True)
+    write_state(folder / "mlflow.json", CopyState(uri=uri, experiment=experiment, experiment_id=number, run_id="r"))
+
+
+def test_charts_are_those_of_the_wanted_experiment(tmp_path: Path) -> None:
+    write(tmp_path / "a", "first", "1")
+    write(tmp_path / "b", "second", "2")
+    assert ui.newest(tmp_path, "first").experiment_id == "1"
+    assert ui.newest(tmp_path / "b", None).experiment_id == "2", "the folder of one run"
+    with pytest.raises(UserError, match=r"no run of 'secnd' .* did you mean 'second'"):
+        ui.newest(tmp_path, "secnd")
+    with pytest.raises(UserError, match="no run with a copy in MLflow"):
+        ui.newest(tmp_path / "nowhere", None)
+
+
+def test_without_full_mlflow_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches mlflow-skinny, which has no pages, taken for the whole."""
+    write(tmp_path / "a", "first", "1")
+
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(ui, "version", version)
+    with pytest.raises(UserError, match=r"pip install '.\[ui\]'"):
+        ui.show(tmp_path, None, 1, print)
+
+
+def test_a_taken_port_is_an_error_before_anything_starts(tmp_path: Path) -> None:
+    write(tmp_path / "a", "first", "1")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UserError, match=r"--port: .* is taken"):
+            ui.show(tmp_path, None, other.getsockname()[1], print)
+    with pytest.raises(UserError, match="--port: 99999 is not a port"):
+        ui.show(tmp_path, None, 99999, print)
+
+
+def test_a_run_on_a_server_has_its_page_there(tmp_path: Path) -> None:
+    """Catches a second server in front of one that runs."""
+    write(tmp_path / "a", "first", "7", uri="http://store:5000")
+    said: list[str] = []
+    assert ui.show(tmp_path, None, 1, said.append) == 0
+    assert "http://store:5000/#/experiments/7/runs?compareRunsMode=CHART" in said[0]
