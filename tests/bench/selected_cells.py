@@ -23,7 +23,6 @@ from ilvr_ds.training.assembly import assemble
 from ilvr_ds.training.trainer import Parts, Trainer
 
 SAMPLES = 64
-RECIPE = "launch/recipes/demo.yaml"
 
 
 def main(run: Path) -> None:
@@ -34,7 +33,8 @@ def main(run: Path) -> None:
             "run.output_dir": run.parent / ".selected-cells", "checkpoint.resume": resume,
             "train.micro_batch_size": 16, "tracking.picture_samples": 0, "tracking.uri": "http://127.0.0.1:9",
         }  # fmt: skip
-        parts = assemble(load_recipe(RECIPE, [f"{key}={value}" for key, value in settings.items()]), Path(RECIPE))
+        recipe = load_recipe(run / "recipe.json", [f"{key}={value}" for key, value in settings.items()])
+        parts = assemble(recipe, run / "recipe.json")
         trainer = Trainer(parts)
         trainer._restore()
         print(f"\n{name} ({trainer.done}), {SAMPLES} held-out samples")

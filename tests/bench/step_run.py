@@ -116,7 +116,7 @@ class RandomFeatures:
 class NothingSaved(Trainer):
     """The real loop without checkpoints."""
 
-    def _save(self, done: int) -> None:
+    def _save(self, done: int, is_last: bool = False) -> None:
         """Weights of noise are not kept."""
 
 

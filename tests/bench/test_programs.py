@@ -1,0 +1,57 @@
+"""Every program in this folder runs its smallest case on the CPU: what is not run breaks unseen."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import ROOT
+
+PROGRAMS = {
+    "step": ["--cpu", "--cases", "comt,mixed+features", "--steps", "1", "--repeats", "1", "--workers", "1",
+             "--micro-batch", "2", "--accum", "1", "--samples", "8"],
+    "stage2": ["--geometry", "tiny", "--layers", "1", "--tokens", "120", "--micro-batches", "1", "--repeats", "1"],
+    "compiled_layers": ["--geometry", "tiny", "--layers", "1", "--tokens", "1024", "--repeats", "1"],
+    "load_memory": ["--ranks", "1"],
+    "looking_cost": [],
+    "selective_ops": ["--device", "cpu", "--seconds", "0.01", "--widths", "64", "--sizes", "8,64", "--no-compiled"],
+}  # fmt: skip
+LIBRARIES = {"geometry", "noise", "step_run", "step_table", "syncs", "timeline"}
+LEARNING = [
+    "--size", "tiny", "--precision", "fp32", "--samples", "128", "--held-out", "64", "--steps", "2", "--batch", "64",
+    "--control-steps", "1", "--workers", "1", "--control-workers", "1",
+]  # fmt: skip
+
+
+def run_program(name: str, *arguments: str) -> str:
+    """What the program prints."""
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", f"tests.bench.{name}", *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+    return result.stdout
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_runs_and_prints_a_table(name: str, tmp_path: Path) -> None:
+    folder = ["--folder", str(tmp_path)] if name == "step" else []
+    assert len(run_program(name, *PROGRAMS[name], *folder).splitlines()) >= 2
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(600)
+def test_the_learning_experiment_and_what_reads_its_run(tmp_path: Path) -> None:
+    assert "held-out accuracy" in run_program("learning", "--output", str(tmp_path), *LEARNING)
+    assert (tmp_path / "learning.png").stat().st_size > 5_000
+    printed = run_program("selected_cells", str(tmp_path / "runs/seeing"))
+    assert "before the first step" in printed and "after the last step (2)" in printed
+
+
+def test_no_program_is_left_out() -> None:
+    files = {file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith(("test_", "__"))}
+    assert files - LIBRARIES - {"learning", "selected_cells"} == set(PROGRAMS)
