@@ -42,6 +42,9 @@ class Picture:
     marked: tuple[int, int] | None = None
 
 
+SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "hourglass")
+
+
 def read_pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
@@ -55,10 +58,23 @@ def read_picture(png: bytes) -> Picture:
         cell = pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
         if tuple(cell[0, 0]) == FRAME:
             marked.append((row, column))
-        if name := _read_cell(cell[2:-2, 2:-2].tobytes()):
+        if name := _read_cell(_on_white(cell)[2:-2, 2:-2].tobytes()):
             cells[row, column] = name
     assert len(marked) <= 1
     return Picture(side, cells, marked[0] if marked else None)
+
+
+def _on_white(cell: np.ndarray) -> np.ndarray:
+    """A shaded cell without its two dots and with white where its background is."""
+    shade = cell[2:-2, 2:-2][-1, -1]
+    if tuple(shade) in ((255, 255, 255), FRAME):  # the dot of the last cell stands there
+        shade = cell[-3, 12]
+    if tuple(shade) == (255, 255, 255) and not (cell[2:5] == FRAME).all(-1).any():
+        return cell
+    cell = cell.copy()
+    cell[2:-2, 2:-2][(cell[2:-2, 2:-2] == FRAME).all(-1)] = shade
+    cell[(cell == shade).all(-1)] = 255
+    return cell
 
 
 @cache
@@ -109,6 +125,8 @@ def _solve(ask: str, given: Picture) -> tuple[str, list[Picture]]:
         return _delete(ask, given)
     if ask.startswith("Move"):
         return _move(ask, given)
+    if ask.startswith("Follow"):
+        return _follow(ask, given)
     return _zoom(ask, given)
 
 
@@ -148,6 +166,16 @@ def _move(ask: str, given: Picture) -> tuple[str, list[Picture]]:
     row, column = STEPS[BESIDE[re.search(r"mark the cell (above|below|left of|right of) it", ask)[1]]]
     marked = place[0] + row, place[1] + column
     return cells[marked], [*helpers, Picture(given.side, cells, marked)]
+
+
+def _follow(ask: str, given: Picture) -> tuple[str, list[Picture]]:
+    colours = ("red", "blue", "green", "black", "orange", "purple", "cyan", "yellow")
+    place, helpers = given.marked, []
+    for _ in range(int(re.match(r"Follow (\d+) sign", ask)[1])):
+        colour, shape = given.cells[place].split()
+        place = SHAPES.index(shape), colours.index(colour)
+        helpers.append(Picture(given.side, given.cells, place))
+    return given.cells[place].split()[0], helpers
 
 
 def _zoom(ask: str, given: Picture) -> tuple[str, list[Picture]]:

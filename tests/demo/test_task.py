@@ -30,6 +30,7 @@ SPECS = [
     TaskSpec(grid=6, shapes=8, colours=8),
     TaskSpec(grid=8),
 ]
+TRAILS = [TaskSpec(operations=("trail",)), TaskSpec(grid=6, shapes=6, colours=6, operations=("trail",), signs=9)]
 OPERATION_CLASSES = (Creation, Deletion, Update, Selection)
 
 
@@ -38,7 +39,9 @@ def words_before_answer(sample: Sample) -> str:
     return " ".join([sample.question, *steps])
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{spec.grid}-{spec.shapes}-{spec.colours}")
+@pytest.mark.parametrize(
+    "spec", [*SPECS, *TRAILS], ids=lambda spec: f"{spec.grid}-{spec.operations[-1]}-{spec.colours}"
+)
 def test_the_answer_and_the_helper_pictures_follow_from_the_pixels_and_the_question(spec: TaskSpec) -> None:
     for split in ("train", "held_out"):
         for sample in draw_samples(spec, 5, split, 100):
@@ -237,6 +240,55 @@ def test_the_same_learner_finds_what_is_there_to_find() -> None:
     assert naive_bayes_score(leaky_train, leaky, text_features) > 0.9
 
 
+# --- trails ---
+
+
+@pytest.mark.parametrize("spec", TRAILS, ids=["4", "6"])
+def test_signs_lead_through_every_cell_before_they_come_back(spec: TaskSpec) -> None:
+    for sample in draw_samples(spec, 3, "train", 40):
+        given = read_picture(sample.input_images[0])
+        assert len(set(given.cells.values())) == spec.grid**2
+        place, seen = given.marked, set()
+        while place not in seen:
+            seen.add(place)
+            colour, shape = given.cells[place].split()
+            place = spec.shape_names.index(shape), spec.colour_names.index(colour)
+        assert len(seen) == spec.grid**2 and place == given.marked
+
+
+def test_trails_are_balanced_and_their_words_say_nothing() -> None:
+    """Each start, each last colour, each letter as often as the others; the text is the same for all."""
+    samples = list(draw_samples(TRAILS[0], 4, "train", 1600))
+    starts = Counter(read_picture(sample.input_images[0]).marked for sample in samples)
+    letters, ends = Counter(s.answer for s in samples), Counter(s.steps[-1].content.split()[-1] for s in samples)
+    assert len(starts) == 16 and min(starts.values()) > 60 and max(starts.values()) < 145
+    assert min(letters.values()) > 330 and min(ends.values()) > 330
+    assert {tuple(s.content for s in sample.steps[:-1] if isinstance(s, TextStep)) for sample in samples} == {
+        ("Follow the sign.",) * 6
+    }
+
+
+def test_the_text_of_a_trail_is_no_better_than_chance_unless_it_names_what_it_sees() -> None:
+    plain, named = (TaskSpec(operations=("trail",), shuffled_options=False, named=named) for named in (False, True))
+    bound = 0.25 + 3.3 * math.sqrt(0.25 * 0.75 / 1000)
+    for spec, is_told in ((plain, False), (named, True)):
+        train, test = (list(draw_samples(spec, 9, *which)) for which in (("train", 2000), ("held_out", 1000)))
+        score = naive_bayes_score(train, test, text_features)
+        assert score > 0.9 if is_told else score < bound
+
+
+def test_cells_are_told_apart_by_their_place() -> None:
+    """The same figure, unmarked, in another cell has other pixels."""
+    seen: dict[bytes, tuple[int, int]] = {}
+    for sample in draw_samples(TRAILS[0], 5, "train", 200):
+        pixels, picture = read_pixels(sample.input_images[0]), read_picture(sample.input_images[0])
+        for row, column in picture.cells:
+            cell = pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+            if picture.marked != (row, column):
+                assert seen.setdefault(cell.tobytes(), (row, column)) == (row, column)
+    assert len(seen) == 16 * 15  # no sign points to its own cell
+
+
 # --- files ---
 
 
@@ -281,6 +333,9 @@ def test_a_folder_that_exists_is_not_overwritten(tmp_path) -> None:
         ({"operations": ("deletoin",)}, "did you mean 'deletion'"),
         ({"operations": ("update", "update")}, "named twice"),
         ({"operations": ()}, "none given"),
+        ({"operations": ("trial",)}, "did you mean 'trail'"),
+        ({"operations": ("trail",), "grid": 6}, "all three must be the same"),
+        ({"operations": ("trail",), "signs": 15}, "signs: 15; choose 1 to 14"),
     ],
 )
 def test_impossible_tasks_are_refused(settings: dict, message: str) -> None:

@@ -36,25 +36,72 @@ _FRAME_WIDTH = 2
 _RADIUS = 10  # of a shape, in pixels: clear of the frame
 _LEVELS = 16  # of cover, from 0 (white) to 15 (the colour itself), so that edges are smooth
 _FINE = 8  # shapes are drawn so many times larger and averaged down
+_DOT = 3
 _FRAME_INDEX = len(COLOURS) * _LEVELS
+
+_SHADE_DOWN, _SHADE_ALONG = np.array([0, 50, 50]), np.array([50, 50, 0])
+"""What the background loses of red, green and blue from the top to the bottom and from the left to the right."""
 
 Tile = NDArray[np.uint8]
 Point = tuple[float, float]
 
 
 def encode_scene(scene: Scene) -> bytes:
-    """The scene as a PNG of rows*28 x columns*28 pixels with a palette, on white."""
+    """The scene as a PNG of rows*28 x columns*28 pixels, on white or on its shades."""
+    image = _shaded(scene) if scene.is_shaded else _on_white(scene)
+    file = io.BytesIO()
+    image.save(file, format="PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _on_white(scene: Scene) -> Image.Image:
+    """An image with a palette."""
     pixels = np.zeros((scene.rows * CELL, scene.columns * CELL), dtype=np.uint8)
     for (row, column), figure in scene.figures.items():
         pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] = _tile(figure)
     if scene.marked is not None:
         row, column = scene.marked
-        _draw_frame(pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL])
+        _draw_frame(pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL], _FRAME_INDEX)
     image = Image.frombytes("P", (pixels.shape[1], pixels.shape[0]), pixels.tobytes())
     image.putpalette(_palette())
-    file = io.BytesIO()
-    image.save(file, format="PNG", compress_level=1)
-    return file.getvalue()
+    return image
+
+
+def _shaded(scene: Scene) -> Image.Image:
+    """An RGB image."""
+    pixels = np.empty((scene.rows * CELL, scene.columns * CELL, 3), dtype=np.uint8)
+    for row in range(scene.rows):
+        for column in range(scene.columns):
+            place = (row / (scene.rows - 1), column / (scene.columns - 1))
+            cell = pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+            cell[:] = _shaded_tile(scene.figures.get((row, column)), *place)
+            if scene.marked == (row, column):
+                for edge in (
+                    cell[:_FRAME_WIDTH],
+                    cell[-_FRAME_WIDTH:],
+                    cell[:, :_FRAME_WIDTH],
+                    cell[:, -_FRAME_WIDTH:],
+                ):
+                    edge[:] = FRAME
+    return Image.fromarray(pixels)
+
+
+@lru_cache(maxsize=4096)
+def _shaded_tile(figure: Figure | None, down: float, along: float) -> Tile:
+    """A cell on the background of its place (0 to 1 from the top and from the left), [28, 28, 3].
+
+    A frozen random tower hardly tells shades of neighbours apart: two dots on the cell's rims point to the place too.
+    """
+    shade = 255 - down * _SHADE_DOWN - along * _SHADE_ALONG
+    tile = np.broadcast_to(shade, (CELL, CELL, 3))
+    if figure is not None:
+        tile = tile + (np.array(PALETTE[figure.colour]) - shade) * _mask(figure.shape)[:, :, None]
+    pixels = np.rint(tile).astype(np.uint8)
+    first, last = _FRAME_WIDTH, CELL - _FRAME_WIDTH - _DOT
+    y, x = (round(first + part * (last - first)) for part in (down, along))
+    pixels[y : y + _DOT, first : first + _DOT] = FRAME
+    pixels[first : first + _DOT, x : x + _DOT] = FRAME
+    return pixels
 
 
 @lru_cache(maxsize=1)
@@ -73,10 +120,10 @@ def _tile(figure: Figure) -> Tile:
     return np.where(cover > 0, cover + COLOURS.index(figure.colour) * _LEVELS, 0).astype(np.uint8)
 
 
-def _draw_frame(tile: Tile) -> None:
+def _draw_frame(tile: Tile, ink: int | tuple[int, int, int]) -> None:
     """Paint the mark along the inside of a cell, in place."""
     for edge in (tile[:_FRAME_WIDTH], tile[-_FRAME_WIDTH:], tile[:, :_FRAME_WIDTH], tile[:, -_FRAME_WIDTH:]):
-        edge[:] = _FRAME_INDEX
+        edge[:] = ink
 
 
 def _mask(shape: str) -> NDArray[np.float64]:

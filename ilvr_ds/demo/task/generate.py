@@ -22,6 +22,7 @@ from ilvr_ds.demo.task.drawing import encode_scene
 from ilvr_ds.demo.task.scene import Scene
 from ilvr_ds.demo.task.selection import Selection
 from ilvr_ds.demo.task.spec import TaskSpec
+from ilvr_ds.demo.task.trail import Trail
 from ilvr_ds.demo.task.update import Update
 from ilvr_ds.demo.task.words import LETTERS, Words
 from ilvr_ds.errors import UserError, nearest
@@ -76,6 +77,8 @@ def _draw_words(operation: str, rng: np.random.Generator, spec: TaskSpec) -> Wor
         return Deletion.draw(rng, spec)
     if operation == "update":
         return Update.draw(rng, spec)
+    if operation == "trail":
+        return Trail.draw(rng, spec)
     return Selection.draw(rng, spec)
 
 

@@ -30,6 +30,8 @@ class Scene:
     columns: int
     figures: Mapping[Place, Figure]
     marked: Place | None = None
+    is_shaded: bool = False
+    """Whether the background tells the place of a cell: it turns blue from left to right and red from top to bottom."""
 
     def keep(self, figures: Mapping[Place, Figure]) -> Scene:
         """The same grid with other figures."""

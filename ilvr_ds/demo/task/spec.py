@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ilvr_ds.errors import UserError, nearest
 
 OPERATIONS = ("creation", "deletion", "update", "selection")
+"""CoMT's kinds of task, drawn by default."""
+ALL_OPERATIONS = (*OPERATIONS, "trail")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "hourglass")
 COLOURS = ("red", "blue", "green", "black", "orange", "purple", "cyan", "yellow")
 
@@ -24,7 +26,11 @@ class TaskSpec:
     shuffled_options: bool = True
     """Whether the four options stand in random order; in a fixed one the letter can be told without reading them."""
     operations: tuple[str, ...] = OPERATIONS
-    """Which operations are drawn, in turn."""
+    """Which operations are drawn, in turn: of ALL_OPERATIONS."""
+    signs: int = 6
+    """How many signs a trail has: 1 to two fewer than there are cells."""
+    named: bool = False
+    """Whether the text of a trail names each figure on the way."""
 
     def __post_init__(self) -> None:
         if self.grid not in (4, 6, 8):
@@ -34,12 +40,21 @@ class TaskSpec:
         if not 4 <= self.colours <= len(COLOURS):
             raise UserError(f"colours: {self.colours} colours; choose 4 (one an option) to {len(COLOURS)}")
         if not self.operations:
-            raise UserError(f"operations: none given; choose from {', '.join(OPERATIONS)}")
+            raise UserError(f"operations: none given; choose from {', '.join(ALL_OPERATIONS)}")
         for name in self.operations:
-            if name not in OPERATIONS:
-                raise UserError(f"operations: '{name}' is unknown{nearest(name, OPERATIONS)}")
+            if name not in ALL_OPERATIONS:
+                raise UserError(f"operations: '{name}' is unknown{nearest(name, ALL_OPERATIONS)}")
         if len(set(self.operations)) < len(self.operations):
             raise UserError("operations: one is named twice, which would unbalance the task; name each once")
+        if "trail" in self.operations:
+            self._check_trail()
+
+    def _check_trail(self) -> None:
+        if not self.shapes == self.colours == self.grid:
+            given = f"{self.shapes} shapes, {self.colours} colours, {self.grid} cells a side"
+            raise UserError(f"trail: {given}; every cell needs a sign of its own, so all three must be the same")
+        if not 1 <= self.signs <= self.grid**2 - 2:
+            raise UserError(f"signs: {self.signs}; choose 1 to {self.grid**2 - 2} on a grid of {self.grid}")
 
     @property
     def half(self) -> int:
