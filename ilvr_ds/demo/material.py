@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ilvr_ds.data.sample import Sample, TextStep
 from ilvr_ds.demo.task import TaskSpec, draw_samples, write_task
-from ilvr_ds.demo.tiny import SMALL, TINY, build_tiny_model
+from ilvr_ds.demo.tiny import MEDIUM, MINI, SMALL, TINY, build_tiny_model
 
 TOKENIZER_SAMPLES = 400
-SIZES = {"tiny": TINY, "small": SMALL}
+SIZES = {"tiny": TINY, "mini": MINI, "medium": MEDIUM, "small": SMALL}
 
 
 def write_demo(

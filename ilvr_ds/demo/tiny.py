@@ -102,6 +102,12 @@ class TinySize:
 TINY = TinySize(64, 128, 2, 4, 2, vision_hidden_size=32, vision_heads=2, vocab_size=512)
 """About 0.2 M parameters: for tests and the demo."""
 
+MINI = TinySize(128, 384, 4, 4, 2, vision_hidden_size=64, vision_heads=2, vocab_size=512)
+"""About 1 M parameters: the smallest that learns to follow a trail."""
+
+MEDIUM = TinySize(384, 1024, 6, 6, 2, vision_hidden_size=128, vision_heads=4, vocab_size=512)
+"""A language model of about 10 M parameters: to compare what latents are taught, several at a time on one GPU."""
+
 SMALL = TinySize(640, 1920, 5, 10, 2, vision_hidden_size=128, vision_heads=4, vocab_size=1024)
 """A language model of about 25 M parameters: to learn the demo task on one GPU."""
 

@@ -1,0 +1,311 @@
+"""When do latents matter? One task, equal data and steps, and what the latents are taught as the only difference.
+
+    python -m tests.bench.latents --output outputs/latents                       # the main arms, N = 6, on a GPU
+    python -m tests.bench.latents --output outputs/latents --arms changed --signs 3 6 9 --seeds 0 1 2
+    python -m tests.bench.latents --output /tmp/l --size tiny --precision fp32 --samples 256 --held-out 32 --steps 2 \\
+        --second-steps 2 --batch 32 --arms changed --together 1                  # anywhere, to see that it runs
+
+Draws `trail` (ilvr_ds/demo/task/trail.py), packs it, stores its vision features, trains each arm through
+`launch/train.sh`, exports it and lets `ilvr-ds evaluate --ablate-latents` read free answers. Each reading is a line of
+OUTPUT/results.jsonl; the table at the end is made of that file, and so is a later one by `--table-only`.
+
+Arms: text (steps that say nothing), named (steps that name the figure), pads (the same words and filler tokens),
+single (one segment, of the last picture), random (latents of random patches), published (`selection.pool: all`), query
+(the published query among what changed), changed (what changed most), region (the marked cell, told by the data).
+Behind a plus the second stage: detached (own latents, targets kept) or full (cross-entropy through the whole chain).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ilvr_ds.data.pack import pack_samples
+from ilvr_ds.data.sample import LatentStep, Sample, TextStep
+from ilvr_ds.demo.material import SIZES, write_demo_model
+from ilvr_ds.demo.task import TaskSpec, draw_samples
+from ilvr_ds.demo.task.drawing import CELL
+from ilvr_ds.demo.task.generate import Split
+from tests.bench.latents_table import read_results, table
+
+CHUNK, LATENTS = 256, 2
+FILLER = " ." * LATENTS
+CHANGED = {"pool": "changed", "by": "change", "top_p": 1.0}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is taught."""
+
+    form: str
+    """Of the samples: latent, single, random, text, named or pads"""
+    selection: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether its samples hold latent steps."""
+        return self.form in ("latent", "single", "random")
+
+
+ARMS = {
+    "text": Arm("text"),
+    "named": Arm("named"),
+    "pads": Arm("pads"),
+    "single": Arm("single", CHANGED),
+    "random": Arm("random", {"pool": "region", "top_p": 1.0}),
+    "published": Arm("latent", {"pool": "all", "temperature": 0.1}),
+    "query": Arm("latent", {"pool": "changed", "by": "query", "top_p": 1.0}),
+    "changed": Arm("latent", CHANGED),
+    "region": Arm("latent", {"pool": "region", "top_p": 1.0}),
+}
+MAIN = ["text", "pads", "random", "published+full", "changed+detached+full"]
+
+
+def main() -> None:
+    options = _options()
+    results = options.output / "results.jsonl"
+    if not options.table_only:
+        options.output.mkdir(parents=True, exist_ok=True)
+        cases = [Case(options, name, signs, seed, Lock()) for signs in options.signs for seed in options.seeds
+                 for name in options.arms]  # fmt: skip
+        prepare(options, cases)
+        lock = Lock()
+        with ThreadPoolExecutor(options.together) as pool:
+            for failure in pool.map(lambda case: case.run(results, lock), cases):
+                if failure:
+                    print(failure, file=sys.stderr)
+    print("\n".join(table(read_results(results))))
+
+
+def _options() -> Any:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--arms", nargs="+", default=MAIN, metavar="ARM[+detached][+full]")
+    parser.add_argument("--signs", type=int, nargs="+", default=[6], help="length of the trail (default 6)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of weights and sample order (default 0)")
+    parser.add_argument("--samples", type=int, default=60_000)
+    parser.add_argument("--held-out", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--second-steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--second-lr", type=float, default=1.6e-4)
+    parser.add_argument("--size", choices=SIZES, default="medium")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--together", type=int, default=5, help="arms that train at the same time (default 5)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes of each (default 2)")
+    parser.add_argument("--draw-workers", type=int, default=14)
+    parser.add_argument("--minutes", type=float, default=60.0, help="of a stage, at most; then it saves and ends")
+    parser.add_argument("--table-only", action="store_true")
+    options = parser.parse_args()
+    options.output = options.output.absolute()
+    for name in options.arms:
+        arm, *second = name.split("+")
+        if arm not in ARMS or set(second) - {"detached", "full"} or (second and not ARMS[arm].has_latents):
+            parser.error(f"--arms {name}: expected one of {', '.join(ARMS)}; those with latents +detached or +full")
+    return options
+
+
+# --- data ---
+
+
+def prepare(options: Any, cases: list[Case]) -> None:
+    """Model, shards and stored features of all cases, where they are not there yet."""
+    for signs in options.signs:
+        folder = options.output / f"model-{signs}"
+        if not folder.exists():
+            write_demo_model(folder, TaskSpec(operations=("trail",), signs=signs, named=True), options.size)
+    wanted = sorted({(case.signs, ARMS[case.arm].form) for case in cases})
+    workers = max(1, options.draw_workers // max(1, len(wanted)))
+    with ThreadPoolExecutor(max(1, len(wanted))) as pool:
+        for _ in pool.map(lambda key: _prepare_form(options, *key, workers), wanted):
+            pass
+
+
+def _prepare_form(options: Any, signs: int, form: str, workers: int) -> None:
+    folder = options.output / f"data-{signs}-{form}"
+    for split, count in (("train", options.samples), ("held_out", options.held_out)):
+        if (folder / split / "features").exists():
+            continue
+        start = time.monotonic()
+        pack_samples(_drawn(form, signs, split, count, workers), folder / split, max_samples_per_shard=10_000,
+                     overwrite=True)  # fmt: skip
+        drawn = time.monotonic()
+        _call(["encode", "--model", options.output / f"model-{signs}", "--shards", folder / split,
+               "--precision", options.precision, "--max-image-pixels", (4 * CELL) ** 2, "--workers", workers],
+              folder / f"encode-{split}.log")  # fmt: skip
+        print(f"{folder.name}/{split}: drawn in {drawn - start:.0f} s, encoded in {time.monotonic() - drawn:.0f} s",
+              file=sys.stderr)  # fmt: skip
+
+
+def _drawn(form: str, signs: int, split: Split, count: int, workers: int) -> Iterator[Sample]:
+    jobs = [(form, signs, split, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for part in pool.map(_draw, jobs):
+            yield from part
+
+
+def _draw(job: tuple[str, int, Split, int, int]) -> list[Sample]:
+    form, signs, split, start, count = job
+    spec = TaskSpec(operations=("trail",), signs=signs, named=form == "named", shuffled_options=False)
+    return [in_form(sample, form, start + n) for n, sample in enumerate(draw_samples(spec, 0, split, count, start))]
+
+
+def in_form(sample: Sample, form: str, number: int) -> Sample:
+    """A trail as an arm wants it: with boxes around the marked or around random cells, or without helper pictures."""
+    texts = [step for step in sample.steps if isinstance(step, TextStep)]
+    if form in ("text", "named"):
+        return replace(sample, steps=tuple(texts), helper_images=())
+    if form == "pads":
+        filled = [TextStep(step.content + FILLER) for step in texts[:-1]]
+        return replace(sample, steps=(*filled, texts[-1]), helper_images=())
+    if form == "single":
+        return replace(sample, steps=(*texts[:-1], LatentStep(0), texts[-1]), helper_images=sample.helper_images[-1:])
+    cells = sample.meta["trail"].split() if form == "latent" else None
+    steps, draw = [], np.random.default_rng((7, number))
+    for step in sample.steps:
+        if isinstance(step, LatentStep):
+            row, column = map(int, cells[step.helper].split(",")) if cells else draw.integers(4, size=2).tolist()
+            box = (column * CELL, row * CELL, (column + 1) * CELL, (row + 1) * CELL)
+            step = replace(step, region=tuple(map(float, box)))
+        steps.append(step)
+    return replace(sample, steps=tuple(steps))
+
+
+# --- one arm ---
+
+
+@dataclass(frozen=True)
+class Case:
+    """An arm with a length of trail and a seed."""
+
+    options: Any
+    name: str
+    signs: int
+    seed: int
+    lock: Lock
+
+    @property
+    def arm(self) -> str:
+        """Without its second stages."""
+        return self.name.split("+")[0]
+
+    def run(self, results: Path, lock: Lock) -> str | None:
+        """Train, and write down what is read after each stage; returns what failed."""
+        try:
+            for stage in ("1", *self.name.split("+")[1:]):
+                run = f"{self.arm}-n{self.signs}-s{self.seed}-{stage}"
+                started = time.monotonic()
+                seconds = self._train(run, stage)
+                scores = self._evaluate(run)
+                line = {"arm": self.arm, "signs": self.signs, "seed": self.seed, "stage": stage, "seconds": seconds,
+                        "wall": time.monotonic() - started, **self._last_metrics(run), **readings(scores)}  # fmt: skip
+                with lock, results.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(json.dumps(line), file=sys.stderr, flush=True)
+        except subprocess.CalledProcessError as error:
+            return f"{self.name}, N = {self.signs}, seed {self.seed}: {' '.join(map(str, error.cmd))} failed"
+        return None
+
+    def _train(self, run: str, stage: str) -> float:
+        path = self.options.output / f"{run}.yaml"
+        path.write_text(yaml.safe_dump(self.recipe(run, stage)))
+        started = time.monotonic()
+        with path.with_suffix(".log").open("w") as log:
+            command = [sys.executable, "launch/train.sh", "--config", str(path)]
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            try:
+                process.wait(60 * self.options.minutes)
+            except subprocess.TimeoutExpired:
+                process.terminate()  # it saves after its step
+                process.wait()
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        return time.monotonic() - started
+
+    def recipe(self, run: str, stage: str) -> dict[str, Any]:
+        """The settings of a stage: 1, detached or full."""
+        output, is_first, options = self.options.output, stage == "1", self.options
+        data = output / f"data-{self.signs}-{ARMS[self.arm].form}"
+        is_published = stage == "full"
+        recipe: dict[str, Any] = {
+            "run": {"name": run, "output_dir": str(output / "runs"), "seed": self.seed},
+            "data": {
+                "shards": str(data / "train"), "eval_shards": str(data / "held_out"), "max_tokens": 512, "lanes": 32,
+                "features": str(data / "train/features"), "eval_features": str(data / "held_out/features"),
+                "num_workers": options.workers, "max_image_pixels": (4 * CELL) ** 2,
+            },
+            "model": {"path": str(output / f"model-{self.signs}"), "latent_size": LATENTS},
+            "teacher": {"momentum": 0.99, "offload": "none"},
+            "selection": ARMS[self.arm].selection,
+            "loss": {"align_weight": 0.0 if is_published else 1.0, "contrastive_weight": 0.0 if is_published else 0.1,
+                     "contrastive_temperature": 0.1},
+            "optim": {
+                "lr": options.lr if is_first else options.second_lr, "warmup_steps": 100 if is_first else 20,
+                "schedule": "linear", "min_lr_ratio": 0.05, "beta2": 0.98, "weight_decay": 0.01,
+            },
+            "train": {"max_steps": options.steps if is_first else options.second_steps,
+                      "micro_batch_size": options.batch, "precision": options.precision},
+            "evaluation": {"max_samples": min(512, options.held_out), "every_steps": 250},
+            "checkpoint": {"every_steps": 0},
+            "tracking": {"every_steps": 50, "experiment": "latents", "picture_samples": 0},
+            "deepspeed": {"config": str(Path("ds_configs/zero2.json").absolute())},
+        }  # fmt: skip
+        if not is_first:
+            recipe["model"]["init_from"] = str(output / "runs" / run.replace(f"-{stage}", "-1"))
+            recipe["train"] |= {"stage": 2, "latent_gradient": stage}
+        return recipe
+
+    def _evaluate(self, run: str) -> dict[str, Any]:
+        folder, model = self.options.output / "runs" / run, self.options.output / "models" / run
+        _call(["export", folder, "--to", model], folder / "export.log")
+        data = self.options.output / f"data-{self.signs}-{ARMS[self.arm].form}" / "held_out"
+        ablate = ["--ablate-latents"] if ARMS[self.arm].has_latents else []
+        _call(["evaluate", "--model", model, "--shards", data, "--benchmark", "comt", "--batch-size", 256,
+               "--max-new-tokens", 24 + 14 * self.signs, "--precision", self.options.precision, *ablate],
+              folder / "evaluate.log")  # fmt: skip
+        return json.loads((model / "evaluation/comt/scores.json").read_text())
+
+    def _last_metrics(self, run: str) -> dict[str, float]:
+        """The last of what training logged that says whether it learned."""
+        lines = (self.options.output / "runs" / run / "metrics.jsonl").read_text().splitlines()
+        found: dict[str, float] = {}
+        for line in map(json.loads, lines):
+            metrics = line.get("metrics", {})
+            found |= {key: float(value) for key, value in metrics.items() if key.startswith(("loss/", "select/", "grad/"))}
+            if "loss/total" in metrics:
+                found["steps"] = line["step"]
+            if "eval/answer_accuracy" in metrics:
+                found["teacher_forced"] = float(metrics["eval/answer_accuracy"])
+        return found
+
+
+def readings(scores: dict[str, Any]) -> dict[str, float]:
+    """Accuracies by what stood in the latents' place."""
+    rule = next(iter(scores["rules"]))
+    effects = scores.get("ablation", {}).get(rule, {})
+    return {"own": scores["rules"][rule]["accuracy"], **{name: part["accuracy"] for name, part in effects.items()}}
+
+
+def _call(arguments: list[Any], log: Path) -> None:
+    """Run ilvr-ds."""
+    command = [sys.executable, "-m", "ilvr_ds.cli", *map(str, arguments)]
+    with log.open("w") as file:
+        subprocess.run(command, check=True, stdout=file, stderr=subprocess.STDOUT)
+
+
+if __name__ == "__main__":
+    main()
