@@ -36,9 +36,9 @@ class StageOne(nn.Module):
     same module calls whatever the samples hold, so that ZeRO-3 stays in step on all ranks.
     """
 
-    def __init__(self, model: Any, settings: LossConfig, seed: int) -> None:
+    def __init__(self, model: Any, settings: LossConfig, seed: int, sums_in_fp32: bool = True) -> None:
         super().__init__()
-        use_loss_head(model)
+        use_loss_head(model, sums_in_fp32)
         self.model = model
         self.settings = settings
         self.seed = seed

@@ -32,15 +32,17 @@ class StageTwo(nn.Module):
         activation_checkpointing: bool,
         logits_chunk: int,
         has_recorded_latents: bool = False,
+        sums_in_fp32: bool = True,
     ) -> None:
         super().__init__()
-        use_loss_head(model)
+        use_loss_head(model, sums_in_fp32)
         self.model = model
         self.latent_size = latent_size
         self.activation_checkpointing = activation_checkpointing
         self.logits_chunk = logits_chunk
         use_cached_attention(model.model.language_model)
-        self.latent_passes = LatentPasses(model.model.language_model) if has_recorded_latents else None
+        passes = LatentPasses(model.model.language_model, sums_in_fp32) if has_recorded_latents else None
+        self.latent_passes = passes
 
     def forward(self, micro: MicroBatch, features: Tensor) -> dict[str, Tensor]:
         """What text_sums says of one micro-batch; and latents [M, K, D], detached, of the segments that it counts.

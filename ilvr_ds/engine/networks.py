@@ -19,7 +19,9 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero import stage3
+from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -144,7 +146,7 @@ def build_networks(
     if zero_stage == 3:
         _fetch_by_layer(model.model.language_model)
     trained = [p for p in root.parameters() if p.requires_grad]
-    with _gradients_by_weight():
+    with _gradients_by_weight(), _one_optimizer_for_all_sums():
         student, *_ = deepspeed.initialize(
             model=root, model_parameters=trained, optimizer=_optimizer(recipe.optim, trained), config=settings
         )
@@ -172,14 +174,15 @@ def _detached_tower(
 
 def _root_module(model: Any, recipe: Recipe, zero_stage: int) -> nn.Module:
     """The network of the recipe's stage with its losses."""
+    in_fp32 = recipe.train.gradient_precision == "fp32"
     if not recipe.train.has_free_latents:
         prepare_student(model, recipe.model)
-        return StageOne(model, recipe.loss, recipe.run.seed)
+        return StageOne(model, recipe.loss, recipe.run.seed, in_fp32)
     # transformers' own activation checkpointing switches caches off: the rollout does it itself
     prepare_student(model, replace(recipe.model, activation_checkpointing="none"))
     is_thrifty = recipe.model.activation_checkpointing == "full"
     is_recorded = recipe.model.cuda_graphs == "auto" and zero_stage < 3 and dist.device().type == "cuda"
-    return StageTwo(model, recipe.model.latent_size, is_thrifty, recipe.loss.logits_chunk, is_recorded)
+    return StageTwo(model, recipe.model.latent_size, is_thrifty, recipe.loss.logits_chunk, is_recorded, in_fp32)
 
 
 def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: Any) -> Any:
@@ -222,6 +225,21 @@ def _gradients_by_weight() -> Iterator[None]:
         yield
     finally:
         stage3.z3_leaf_parameter = before
+
+
+@contextmanager
+def _one_optimizer_for_all_sums() -> Iterator[None]:
+    """Let ZeRO-1 keep its optimizer where bf16 gradients are summed in float32.
+
+    DeepSpeed (0.19) would take its BF16_Optimizer there, which sums over ranks after the backward and not beside it,
+    keeps float32 gradients of all weights between steps, and whose checkpoints are others. ZeRO-1's own sums as well.
+    """
+    before = DeepSpeedEngine._do_optimizer_sanity_check
+    DeepSpeedEngine._do_optimizer_sanity_check = lambda engine, optimizer: ZERO_OPTIMIZATION
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._do_optimizer_sanity_check = before
 
 
 @torch.no_grad()

@@ -22,16 +22,14 @@ _OURS = {
     "bf16": "train.precision",
     "fp16": "train.precision",
     "activation_checkpointing": "model.activation_checkpointing",
+    "communication_data_type": "train.gradient_precision",
+    "data_types": "train.precision and train.gradient_precision",
 }
-_DTYPES = ["fp32", "bf16", "fp16"]
-_DATA_TYPES = ("grad_accum_dtype", "param_dtype", "buffer_dtype")
 _THEIRS = frozenset(
     {
         "zero_optimization",
-        "communication_data_type",
         "prescale_gradients",
         "gradient_predivide_factor",
-        "data_types",
         "aio",
         "comms_logger",
         "flops_profiler",
@@ -67,7 +65,6 @@ def read_deepspeed_json(path: str, recipe_dir: Path | None = None) -> dict[str, 
             raise UserError(f"{file}: '{key}' belongs in the recipe, as {_OURS[key]}; remove it here")
         if key not in _THEIRS:
             raise UserError(f"{file}: unknown key '{key}'{nearest(key, _THEIRS)}")
-    _check_data_types(settings.get("data_types", {}), file)
     _check_zero(settings.get("zero_optimization", {}), file)
     return settings
 
@@ -96,26 +93,19 @@ def _check_zero(zero: Any, file: Path) -> None:
         raise UserError(f"{file}: zero_optimization.offload_param needs stage 3, this is stage {checked.stage}")
 
 
-def _check_data_types(types: Any, file: Path) -> None:
-    """DeepSpeed itself passes over unknown keys, and over values until an engine is built."""
-    if not isinstance(types, dict):
-        raise UserError(f"{file}: data_types: expected a JSON object")
-    for key, value in types.items():
-        if key not in _DATA_TYPES:
-            raise UserError(f"{file}: unknown key 'data_types.{key}'{nearest(key, _DATA_TYPES)}")
-        if value not in _DTYPES:
-            raise UserError(f"{file}: data_types.{key} is {value!r}; valid: {', '.join(_DTYPES)}")
-
-
 def deepspeed_settings(recipe: Recipe, file_settings: dict[str, Any]) -> dict[str, Any]:
     """The student's DeepSpeed configuration: the JSON's settings and what the recipe owns."""
     precision = recipe.train.precision
     if recipe.model.activation_checkpointing == "selective":  # see model/checkpointing.py
         zero = {**file_settings.get("zero_optimization", {}), "memory_efficient_linear": False}
         file_settings = {**file_settings, "zero_optimization": zero}
+    # DeepSpeed needs both: where one is missing, sums of several ranks or micro-batches are rounded each time
+    sums = precision if recipe.train.gradient_precision == "model" else recipe.train.gradient_precision
     return {
         "steps_per_print": 2**31,
         **file_settings,
+        "communication_data_type": sums,
+        "data_types": {"grad_accum_dtype": sums},
         "train_micro_batch_size_per_gpu": recipe.train.micro_batch_size,
         # filled by tokens, a step has more or fewer micro-batches: the trainer says which is its last, and 1 would
         # let DeepSpeed leave out what accumulates

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,11 +33,12 @@ SHAPES = 16
 class LatentPasses:
     """The recordings of one language model, by shape. It must use `use_cached_attention`."""
 
-    def __init__(self, language_model: Any) -> None:
+    def __init__(self, language_model: Any, sums_in_fp32: bool = True) -> None:
         self.body = _Body(language_model)
         self.weights = [weight for weight in self.body.parameters() if weight.requires_grad]
+        self.sums_in_fp32 = sums_in_fp32
         self.sums: list[Tensor] = []
-        """Gradients of `weights` from all passes of a micro-batch."""
+        """Gradients of `weights` from all passes of a micro-batch, in float32 or in the weights' precision."""
         self.room = torch.empty(0)
         """Keys, values and their gradients of the largest shape so far; only one micro-batch is under way."""
         self.turn = 0
@@ -71,13 +73,16 @@ class LatentPasses:
             return
         self._shapes.clear()
         self._places = places
-        self.sums = self.sums or [torch.zeros_like(weight) for weight in self.weights]
+        self.sums = self.sums or [torch.zeros_like(weight, dtype=self._sum_of(weight)) for weight in self.weights]
         size = max(size, self.room.numel())
         self.room = torch.empty(0)  # free before the larger one is taken
         self.room = self.body.norm.weight.new_zeros(size)
         if self.room.is_cuda:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = self._stream or torch.cuda.Stream(self.room.device)  # type: ignore[no-untyped-call]
+
+    def _sum_of(self, weight: Tensor) -> torch.dtype:
+        return torch.promote_types(weight.dtype, torch.float32) if self.sums_in_fp32 else weight.dtype
 
     def recorded(self, function: Callable[[], None]) -> Callable[[], None]:
         """What does the same as `function`, which reads and writes tensors at fixed places alone."""
@@ -174,7 +179,10 @@ class LatentPass:
         }
         trained = [weight for weight in weights.values() if weight.requires_grad]
         for weight, total in zip(trained, self.owner.sums, strict=True):
-            weight.grad = total  # added to in place, layer by layer
+            if total.dtype == weight.dtype:
+                weight.grad = total  # added to in place, layer by layer
+            else:
+                weight.register_post_accumulate_grad_hook(partial(_move_gradient, total))  # type: ignore[no-untyped-call]
         with torch.enable_grad():
             output = self._run(hidden, weights)
         torch.autograd.backward(output, self.grad_output, inputs=[hidden, *trained])
@@ -188,6 +196,13 @@ class LatentPass:
         arguments = (hidden, mask, positions, memories)
         result: Tensor = torch.func.functional_call(self.body, weights, arguments)
         return result
+
+
+def _move_gradient(total: Tensor, weight: Tensor) -> None:
+    """Add what a weight has of one pass to the sum of all, layer by layer."""
+    assert weight.grad is not None
+    total += weight.grad
+    weight.grad = None
 
 
 class _Body(nn.Module):
@@ -230,6 +245,6 @@ class _Replayed(torch.autograd.Function):
         if turn != owner.turn:
             raise RuntimeError("the memory of these latent passes has been used for another micro-batch since")
         of_hidden = latent_pass.backward(hidden, column, grads[0])
-        of_weights = owner.sums if is_first else []
+        of_weights = [s.to(w.dtype) for s, w in zip(owner.sums, owner.weights, strict=True)] if is_first else []
         owner.turn += is_first
         return None, None, of_hidden, *[None] * (others - len(of_weights)), *of_weights

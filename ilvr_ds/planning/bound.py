@@ -85,7 +85,7 @@ def _between_products(setup: Setup, work: Work) -> float:
 
 def _sums(setup: Setup, work: Work) -> float:
     """Bytes to add each micro-batch's gradients to the sum, and for logits."""
-    summed = 3 * setup.itemsize * setup.trained * setup.grad_accum_steps
+    summed = (setup.itemsize + 2 * setup.gradient_itemsize) * setup.trained * setup.grad_accum_steps
     return summed + LOGIT_TRAFFIC * setup.geometry.text.vocab_size * work.labels
 
 
@@ -99,7 +99,7 @@ def _communication(setup: Setup, chip: Chip) -> float:
     """Of one micro-batch: ZeRO-3 gathers the weights for the forward and the backward and scatters the gradients."""
     others = (setup.world - 1) / setup.world
     gathered = 2 * setup.held if setup.zero.stage == 3 else 0
-    moved = setup.itemsize * others * (gathered + setup.trained)
+    moved = others * (setup.itemsize * gathered + setup.gradient_itemsize * setup.trained)
     from_host = setup.itemsize * setup.shard(2 * setup.held) if setup.zero.offloads_weights else 0
     return max(moved / (LINK_RATE * chip.link), from_host / (LINK_RATE * chip.host_link))
 

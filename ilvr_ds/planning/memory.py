@@ -4,7 +4,7 @@ Letters: P weights, W ranks, b bytes of an element of the computation (2 in bf16
 Q and KV width of all query and of all key heads, V rows of the head, T tokens of a micro-batch.
 
 States that stay (ZeRO-3; ZeRO-2 holds the weights whole, ZeRO-1 the gradients too):
-    weights b P / W, gradients b P_trained / W (4 instead of b where data_types.grad_accum_dtype is fp32), float32
+    weights b P / W, gradients b P_trained / W (4 instead of b where train.gradient_precision is fp32), float32
     master weights 4 P_trained / W, and Adam's two moments: 8 P_trained / W, or 2 and a scale for each 256 elements in
     8 bit. Optimizer offload moves gradients, master weights and moments to the host.
 
@@ -114,8 +114,9 @@ def _resident(setup: Setup) -> dict[str, float]:
         in_layers = setup.trained if setup.lora_rank else text.layers * text.layer + text.hidden_size
         columns = setup.micro_batch_size * 256 * -(-setup.sample.tokens // 256)  # samples that are alike need no more
         held = 4 * text.layers * text.kv_heads * text.head_dim * columns
-        terms["recorded latents"] = wide * (in_layers + held)  # sums of gradients; keys, values and theirs
-    terms["buckets of gradients"] = wide * zero.reduce_bucket * (2 if zero.overlaps and setup.world > 1 else 1)
+        terms["recorded latents"] = setup.gradient_itemsize * in_layers + wide * held  # sums; keys, values and theirs
+    buckets = 2 if zero.overlaps and setup.world > 1 else 1
+    terms["buckets of gradients"] = setup.bucket_itemsize * zero.reduce_bucket * buckets
     return terms
 
 
@@ -147,7 +148,8 @@ def _moments(setup: Setup) -> dict[str, float]:
     labels = min(setup.logits_chunk, setup.micro_batch_size * setup.sample.labels)
     logits = (wide + 8) * text.vocab_size * labels
     largest_gradient = 0 if setup.lora_rank else wide * max(text.embedding, text.layer)
-    backward = max(logits, tokens * again + largest_gradient, wide * text.vocab_size * labels + largest_gradient)
+    of_head = wide * text.vocab_size * labels + largest_gradient + _head_sums(setup)
+    backward = max(logits, tokens * again + largest_gradient, of_head)
     if setup.packed:  # the widest as it is multiplied
         backward += wide * text.hidden_size * text.intermediate_size
     if not setup.has_teacher:  # stage 2: no gradient is whole before the last
@@ -156,9 +158,9 @@ def _moments(setup: Setup) -> dict[str, float]:
     window = setup.window_samples * setup.sample.tokens
     running = window * (3 * wide * text.intermediate_size + (8 + 3 * wide) * text.hidden_size)
     step: float = wide * zero.gather_bucket if zero.stage < 3 and setup.world > 1 else 0
-    if not zero.offloads_optimizer:  # ZeRO-3 steps group by group
+    if not zero.offloads_optimizer and (zero.stage == 3 or setup.gradient_itemsize < 4):  # ZeRO-3 steps group by group
         step += 4 * (min(setup.shard(setup.trained), zero.sub_group) if zero.stage == 3 else setup.shard(setup.trained))
-    if setup.itemsize < 4:  # beside their float32 copy; in float32 they are it
+    if setup.gradient_itemsize < 4:  # beside their float32 copy; in float32 they are it
         step += _copied_gradients(setup)
     moments = {"student": student + _gathered(setup, setup.held), "optimizer": step}
     if setup.has_teacher:
@@ -171,12 +173,24 @@ def _moments(setup: Setup) -> dict[str, float]:
     return moments
 
 
+def _head_sums(setup: Setup) -> float:
+    """While the head's gradient is there, before any activation is free: its float32 sum over chunks of logits, if
+    there are several, then what converts it to be sent in float32; a tied head's waits for the embedding's."""
+    text = setup.geometry.text
+    if setup.lora_rank or setup.itemsize == 4 or not setup.sums_in_fp32:
+        return 0
+    has_chunks = setup.micro_batch_size * setup.sample.labels > setup.logits_chunk
+    return 4.0 * text.embedding if has_chunks or not text.is_tied else 0
+
+
 def _copied_gradients(setup: Setup) -> float:
-    """A rank's part of the gradients, which ZeRO-1 and 2 copy into one piece as they come, and again for the optimizer;
-    not where they are summed in another precision or on the host, in memory that counts already."""
-    zero, wide = setup.zero, setup.itemsize
-    is_copied = zero.stage < 3 and not zero.offloads_optimizer and setup.gradient_itemsize == wide
-    return wide * setup.shard(setup.trained) if is_copied else 0
+    """A rank's part of the gradients, which ZeRO-1 and 2 copy into one piece as they come, and in 16 bit again for the
+    optimizer; not where the sum is that piece (ZeRO-2 in float32) or on the host, in memory that counts already."""
+    zero = setup.zero
+    is_copied = zero.stage == 1 or (zero.stage == 2 and setup.gradient_itemsize == setup.itemsize)
+    if zero.offloads_optimizer or not is_copied:
+        return 0
+    return setup.gradient_itemsize * setup.shard(setup.trained)
 
 
 def _filling(setup: Setup, of_layer: float) -> float:

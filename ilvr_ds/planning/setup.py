@@ -37,8 +37,6 @@ class Zero:
     persistence_threshold: int = 10**5
     sub_group: int = 10**9
     overlaps: bool = False
-    sums_in_fp32: bool = False
-    """Gradients are accumulated in float32"""
 
     @staticmethod
     def of(settings: Mapping[str, Any]) -> Zero:
@@ -63,7 +61,6 @@ class Zero:
             gather_bucket=size("allgather_bucket_size", Zero.gather_bucket),
             persistence_threshold=size("stage3_param_persistence_threshold", Zero.persistence_threshold),
             sub_group=size("sub_group_size", Zero.sub_group),
-            sums_in_fp32=(settings.get("data_types") or {}).get("grad_accum_dtype") == "fp32",
             overlaps=bool(zero.get("overlap_comm", stage == 3)),
         )
 
@@ -95,6 +92,8 @@ class Setup:
     teacher_offload: str
     has_tower: bool
     num_workers: int
+    sums_in_fp32: bool = False
+    """Gradients are added up in float32: train.gradient_precision"""
     has_4_bit_base: bool = False
     """Frozen linear layers in 4 bits, whole on every rank: model/four_bit.py"""
     may_record: bool = True
@@ -127,6 +126,7 @@ class Setup:
             teacher_offload=recipe.teacher.offload,
             has_tower=recipe.data.features is None,
             num_workers=recipe.data.num_workers,
+            sums_in_fp32=train.gradient_precision == "fp32",
             has_4_bit_base=model.lora_base != "full",
             may_record=model.cuda_graphs == "auto",
         )
@@ -173,7 +173,12 @@ class Setup:
     @property
     def gradient_itemsize(self) -> int:
         """Bytes of a gradient between backward and optimizer."""
-        return 4 if self.zero.sums_in_fp32 else self.itemsize
+        return 4 if self.sums_in_fp32 else self.itemsize
+
+    @property
+    def bucket_itemsize(self) -> int:
+        """Bytes of a gradient that waits to be summed over ranks: ZeRO-2 converts it when it is sent."""
+        return self.itemsize if self.zero.stage == 2 else self.gradient_itemsize
 
     @property
     def micro_tokens(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from ilvr_ds.config import OptimConfig, Recipe, TrainConfig, load_recipe
+from ilvr_ds.engine.networks import DTYPES
 from ilvr_ds.engine.settings import deepspeed_settings, read_deepspeed_json, teacher_settings
 from ilvr_ds.errors import UserError
 
@@ -42,6 +43,8 @@ def mistake(tmp_path: Path, content: Any) -> str:
         ("bf16", "train.precision"),
         ("fp16", "train.precision"),
         ("activation_checkpointing", "model.activation_checkpointing"),
+        ("communication_data_type", "train.gradient_precision"),
+        ("data_types", "train.precision and train.gradient_precision"),
     ],
 )
 def test_a_key_of_the_recipe_is_refused_with_its_name_there(tmp_path: Path, key: str, owner: str) -> None:
@@ -62,15 +65,6 @@ def test_a_key_of_the_recipe_is_refused_with_its_name_there(tmp_path: Path, key:
         ("", ":1: not valid JSON (Expecting value)"),
         ([], ": expected a JSON object"),
         ({"zero_optimization": 3}, ": zero_optimization: expected a JSON object"),
-        ({"data_types": "fp32"}, ": data_types: expected a JSON object"),
-        (
-            {"data_types": {"grad_accum_dtype": "fp23"}},
-            ": data_types.grad_accum_dtype is 'fp23'; valid: fp32, bf16, fp16",
-        ),
-        (
-            {"data_types": {"grad_dtype": "fp32"}},
-            ": unknown key 'data_types.grad_dtype'; did you mean 'grad_accum_dtype'?",
-        ),
     ],
 )
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, content: Any, message: str) -> None:
@@ -133,6 +127,19 @@ def test_only_deepspeeds_own_adam_is_forced() -> None:
     for optim, forced in ((OptimConfig(name="adamw"), False), (OptimConfig(name="cpu_adam"), True)):
         settings = deepspeed_settings(Recipe(optim=optim), {})
         assert settings["zero_force_ds_cpu_optimizer"] is forced
+
+
+@every_file
+@pytest.mark.parametrize(
+    ("precision", "gradients", "sums"), [("bf16", "fp32", "fp32"), ("fp16", "model", "fp16"), ("fp32", "model", "fp32")]
+)
+def test_gradients_are_accumulated_and_sent_in_one_precision(
+    file: Path, precision: Any, gradients: Any, sums: str
+) -> None:
+    recipe = Recipe(train=dataclasses.replace(TRAIN, precision=precision, gradient_precision=gradients))
+    understood = DeepSpeedConfig(deepspeed_settings(recipe, read_deepspeed_json(str(file))))
+    assert understood.grad_accum_dtype == sums
+    assert understood.communication_data_type == DTYPES[sums]
 
 
 @every_file

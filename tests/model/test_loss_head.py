@@ -11,12 +11,12 @@ from ilvr_ds.model.loss_head import LossHead, use_loss_head
 V, D = 97, 6
 
 
-def head_of(dtype: torch.dtype) -> LossHead:
+def head_of(dtype: torch.dtype, sums_in_fp32: bool = True) -> LossHead:
     torch.manual_seed(0)
     model = nn.Module()
     model.lm_head = nn.Linear(D, V, bias=False, dtype=dtype)
     weight = model.lm_head.weight
-    use_loss_head(model)
+    use_loss_head(model, sums_in_fp32)
     head = model.lm_head
     assert isinstance(head, LossHead) and head.weight is weight and list(model.state_dict()) == ["lm_head.weight"]
     return head
@@ -50,6 +50,20 @@ def test_one_chunk_in_bf16_is_torchs_own() -> None:
     losses, _ = head(hidden, labels, 12)
     assert torch.equal(losses, expected)
     torch.testing.assert_close(gradients(losses, hidden, head.weight), gradients(expected, hidden, head.weight))
+
+
+@pytest.mark.parametrize(("in_fp32", "least", "most"), [(True, 0.0, 0.004), (False, 0.01, 1.0)])
+def test_many_chunks_in_bf16_are_added_up_in_float32(in_fp32: bool, least: float, most: float) -> None:
+    """A product of bf16 and the sum are each rounded once, 2^-9 at most; in bf16 every further chunk is rounded."""
+    head = head_of(torch.bfloat16, in_fp32)
+    hidden = (torch.randn(512, D) + 1).to(torch.bfloat16).requires_grad_()
+    labels = torch.randint(V, (512,))
+    wide = head.weight.detach().double().requires_grad_()
+    expected = cross_entropy(hidden.detach().double() @ wide.T, labels, reduction="none")
+    (exact,) = torch.autograd.grad(expected.sum(), [wide])
+    (grad,) = torch.autograd.grad(head(hidden, labels, 1)[0].sum(), [head.weight])
+    assert grad.dtype == torch.bfloat16
+    assert least < float((grad.double() - exact).norm() / exact.norm()) < most
 
 
 def test_a_frozen_head_gets_no_gradient() -> None:

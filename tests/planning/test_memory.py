@@ -178,9 +178,27 @@ def test_the_teacher_rests_on_the_host_in_powers_of_two() -> None:
 
 
 def test_gradients_may_be_summed_in_float32() -> None:
-    zero = Zero.of({"zero_optimization": {"stage": 3}, "data_types": {"grad_accum_dtype": "fp32"}})
-    setup = replace(setup_of("zero3.json"), zero=zero)
-    assert predict_memory(setup).resident["gradients"] == 4 * setup.trained
+    """Two bytes a gradient more, also while they wait in buckets, which ZeRO-2 converts when they are sent. Under
+    ZeRO-1 and 2 the optimizer reads the sum itself, and no copies of it."""
+    for stage, buckets in ((1, 4), (2, 2), (3, 4)):
+        setup = setup_of("zero3.json", world=4)
+        setup = replace(setup, zero=replace(setup.zero, stage=stage))
+        less, more = (predict_memory(replace(setup, sums_in_fp32=on)) for on in (False, True))
+        held = setup.trained / (4 if stage > 1 else 1)
+        assert (less.resident["gradients"], more.resident["gradients"]) == (2 * held, 4 * held)
+        assert more.resident["buckets of gradients"] == buckets * 2 * setup.zero.reduce_bucket
+        assert less.resident["buckets of gradients"] == 2 * 2 * setup.zero.reduce_bucket
+        saved = less.moments["optimizer"] - more.moments["optimizer"]
+        assert saved == {1: (2 + 4) * setup.trained / 4, 2: (2 + 4) * setup.trained / 4, 3: 0}[stage]
+
+
+def test_a_sum_over_chunks_of_logits_is_a_float32_matrix() -> None:
+    """Of the head, with all activations there: two bytes for the products, four for the sum."""
+    setup = replace(setup_of("zero3.json"), logits_chunk=64)
+    moments = [predict_memory(replace(setup, sums_in_fp32=on)).moments["student"] for on in (False, True)]
+    assert moments[1] - moments[0] == 4 * setup.geometry.text.embedding
+    whole = replace(setup, logits_chunk=2**20)
+    assert len({predict_memory(replace(whole, sums_in_fp32=on)).moments["student"] for on in (False, True)}) == 1
 
 
 def test_auto_and_absent_sizes_are_deepspeeds_own() -> None:
@@ -196,6 +214,8 @@ def test_recorded_latents_hold_sums_of_gradients_and_the_keys_and_values() -> No
     columns = 2 * 2 * text.layers * text.kv_heads * text.head_dim * 4 * 1024
     layers = text.language_model - text.embedding
     assert recorded["recorded latents"] == 2 * (layers + columns)
+    summed = predict_memory(replace(setup, sums_in_fp32=True)).resident["recorded latents"]
+    assert summed == 4 * layers + 2 * columns
     assert "recorded latents" not in plain
 
 
@@ -234,9 +254,14 @@ def test_gradients_are_copied_together_under_zero_1_and_2(stage: int, world: int
     assert predict_memory(setup).moments["student"] == pytest.approx(by_hand)
     again = 2 * setup.trained / world + 4 * setup.trained / world
     assert predict_memory(setup).moments["optimizer"] == again + (2 * setup.zero.gather_bucket if world > 1 else 0)
-    for change in ({"stage": 3}, {"sums_in_fp32": True}, {"offloads_optimizer": True}):
+    for change in ({"stage": 3}, {"offloads_optimizer": True}):
         free = replace(setup, zero=replace(setup.zero, **change), world=1)  # type: ignore[arg-type]
         assert predict_memory(free).moments["student"] < by_hand, change
+    summed = predict_memory(replace(setup, sums_in_fp32=True)).moments["student"]
+    if stage == 1:  # a rank's part, in float32
+        assert summed == pytest.approx(by_hand + 2 * setup.trained / world)
+    else:  # the sum itself, which is there anyway
+        assert summed < by_hand
 
 
 def test_a_window_s_images_and_features_stay() -> None:
