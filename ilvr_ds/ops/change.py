@@ -35,8 +35,8 @@ ROWS = 4096
 class MostChanged(NamedTuple):
     """What `most_changed` says."""
 
-    pool: Tensor
-    """[N] bool: among these is chosen"""
+    members: Tensor
+    """[N] bool: the pool"""
     stands_out: Tensor
     """[N] bool: the candidate differs from before by more than most of its picture does"""
     unchanged: Tensor
@@ -49,7 +49,7 @@ def change_at_place(candidates: Tensor, earlier: Tensor, before: Tensor) -> Tens
     candidates [N, D]; earlier [E, D]; before [N, B] int64: rows of `earlier`, one for each picture.
     """
     parts = []
-    for rows, places in zip(candidates.split(ROWS), before.split(ROWS), strict=True):
+    for rows, places in zip(torch.split(candidates, ROWS), torch.split(before, ROWS), strict=True):
         now = unit(rows)
         columns = [(now * unit(earlier[column])).sum(-1) for column in places.unbind(1)]
         parts.append(1 - torch.stack(columns).amax(0))
@@ -58,9 +58,9 @@ def change_at_place(candidates: Tensor, earlier: Tensor, before: Tensor) -> Tens
 
 def change_to_nearest(candidates: Tensor, earlier: Tensor) -> Tensor:
     """1 - the largest cosine of each candidate [P, D] to any row of `earlier` [E, D]: [P]."""
-    now = [unit(rows) for rows in candidates.split(ROWS)]
+    now = [unit(rows) for rows in torch.split(candidates, ROWS)]
     best: list[Tensor | None] = [None] * len(now)
-    for rows in earlier.split(ROWS):
+    for rows in torch.split(earlier, ROWS):
         then = unit(rows)
         for i, mine in enumerate(now):
             nearest, known = (mine @ then.T).amax(1), best[i]
@@ -87,8 +87,8 @@ def most_changed(change: Tensor, offsets: Tensor, least: int, most: int) -> Most
     stands_out = step > bar[segment]
     unchanged = highest - lowest <= NOISE
     joins = (rank < least) & (step > (lowest + NOISE)[segment])
-    pool = (rank < most) & (stands_out | joins) | unchanged[segment]
-    return MostChanged(pool, stands_out, unchanged)
+    members = (rank < most) & (stands_out | joins) | unchanged[segment]
+    return MostChanged(members, stands_out, unchanged)
 
 
 def _in_order(ranked: Tensor, offsets: Tensor, part: float) -> Tensor:

@@ -74,7 +74,7 @@ def test_without_candidates_there_is_no_pool() -> None:
     found = most_changed(torch.empty(0), torch.tensor([0]), 2, 4)
     assert [len(part) for part in found] == [0, 0, 0]
     found = most_changed(torch.empty(0), torch.tensor([0, 0]), 2, 4)
-    assert found.pool.shape == (0,) and found.unchanged.shape == (1,)
+    assert found.members.shape == (0,) and found.unchanged.shape == (1,)
 
 
 def mixed(patches: Tensor, strength: float, seed: int) -> Tensor:
@@ -99,8 +99,8 @@ def test_a_tower_that_mixes_does_not_hide_what_changed(strength: float, cells: i
         if strength == 4.0:
             assert moved.median() > 1e-5, "most patches have heard of it"
         found = most_changed(moved, torch.tensor([0, 64]), 4, 8)
-        assert not found.unchanged.any() and found.pool.sum() <= 8
-        missed += int((~found.pool[painted]).sum()) + int((~found.stands_out[painted]).sum())
+        assert not found.unchanged.any() and found.members.sum() <= 8
+        missed += int((~found.members[painted]).sum()) + int((~found.stands_out[painted]).sum())
         falsely += int(found.stands_out.sum()) - int(found.stands_out[painted].sum())
     assert missed == 0
     assert falsely <= 64, "of 1,280 patches"
@@ -112,7 +112,7 @@ def test_a_clean_change_is_the_whole_pool() -> None:
     moved = still.clone()
     moved[[3, 9]] = rows(2, seed=5)
     found = most_changed(change_at_place(moved, still, torch.arange(16)[:, None]), torch.tensor([0, 16]), 4, 8)
-    assert found.pool.nonzero()[:, 0].tolist() == [3, 9]
+    assert found.members.nonzero()[:, 0].tolist() == [3, 9]
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3])
@@ -121,4 +121,4 @@ def test_a_picture_like_the_one_before_is_unchanged(noise: float) -> None:
     still = rows(16, 512)
     again = still + noise * rows(16, 512, seed=1)
     found = most_changed(change_at_place(again, still, torch.arange(16)[:, None]), torch.tensor([0, 16]), 4, 8)
-    assert found.unchanged.tolist() == [True] and found.pool.all() and not found.stands_out.any()
+    assert found.unchanged.tolist() == [True] and found.members.all() and not found.stands_out.any()
