@@ -3,9 +3,10 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(ilvr_ds, m) {
+  // pool [N]: only these candidates may be picked. score [N] takes the place of their cosines.
   m.def(
       "selective_topk(Tensor query, Tensor candidates, Tensor candidate_offsets, int k, float top_p, "
-      "float temperature) -> (Tensor indices, Tensor kept, Tensor entropy)");
+      "float temperature, Tensor? pool=None, Tensor? score=None) -> (Tensor indices, Tensor kept, Tensor entropy)");
   // sample_of_segment: given for negatives "all", absent for "segment". slots [S, 4] and rows [N] are kept for the
   // backward: 1/|prediction|, 1/|target|, their cosine and the contrastive loss of a slot (inf where it has none); the
   // segment of a candidate, as its complement ~segment where the candidate is selected.

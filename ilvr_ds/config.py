@@ -19,6 +19,7 @@ import yaml
 from ilvr_ds.errors import UserError, nearest
 
 REQUIRED = "<required>"
+Pool = Literal["all", "changed", "region"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,19 @@ class SelectionConfig:
     """Keep the smallest set of candidates whose probability reaches this mass, at most `model.latent_size`."""
     temperature: float = 1.0
     """Divides the cosines before the softmax; 1.0 is almost flat, so that latent_size patches are always kept."""
+    pool: Pool = "all"
+    """Candidates among which is chosen. all: those of the helper image, as published; changed: those that differ most
+    from the picture before (the helper image before, for the first the input images of its grid; where grids differ,
+    from the nearest patch of all earlier pictures); region: those in the box that the data give for the step."""
+    pool_size: int = 0
+    """With pool changed, at most so many candidates of a helper image are in the pool; 0: twice `model.latent_size`."""
+    by: Literal["query", "change"] = "query"
+    """What ranks within the pool. query: cosine to the teacher's query, as published; change (with pool changed): how
+    much the candidate differs from the picture before."""
+
+    def pool_limit(self, latent_size: int) -> int:
+        """At most so many candidates of a helper image have changed."""
+        return self.pool_size or 2 * latent_size
 
 
 @dataclass(frozen=True)
@@ -323,6 +337,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "selection.group_size": (1, 2**16),
     "selection.top_p": (1e-6, 1.0),
     "selection.temperature": (1e-6, 1e6),
+    "selection.pool_size": (0, 2**16),
     "loss.ce_weight": (0.0, 1e6),
     "loss.align_weight": (0.0, 1e6),
     "loss.contrastive_weight": (0.0, 1e6),
@@ -419,6 +434,14 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
     loss = recipe.loss
     if loss.ce_weight == loss.align_weight == loss.contrastive_weight == 0:
         raise UserError(f"{where}: loss.ce_weight, loss.align_weight and loss.contrastive_weight are all 0")
+    selection, latents = recipe.selection, recipe.model.latent_size
+    if selection.by == "change" and selection.pool != "changed":
+        raise UserError(f"{where}: selection.by is change, but selection.pool is {selection.pool}; set it to changed")
+    if 0 < selection.pool_size < latents:
+        raise UserError(
+            f"{where}: selection.pool_size is {selection.pool_size}, less than model.latent_size {latents}; 0 takes "
+            f"{2 * latents}"
+        )
     if recipe.train.micro_batch_tokens and not recipe.packs:
         why = "stage 2 has rows of its own" if recipe.train.has_free_latents else "data.packing is false"
         raise UserError(f"{where}: train.micro_batch_tokens fills packed rows, but {why}; set it to 0")

@@ -74,15 +74,19 @@ struct Arguments {
 };
 
 std::tuple<Tensor, Tensor, Tensor> topk(const Tensor& query_, const Tensor& candidates_, const Tensor& offsets_,
-                                        int64_t K, double top_p, double temperature) {
+                                        int64_t K, double top_p, double temperature, const OptionalTensor& pool_,
+                                        const OptionalTensor& score_) {
   const c10::cuda::CUDAGuard guard(candidates_.device());
   const int64_t M = query_.size(0), N = candidates_.size(0), D = candidates_.size(1);
   const Tensor query = query_.to(at::kFloat).contiguous(), candidates = candidates_.contiguous();
   const Tensor offsets = offsets_.contiguous();
+  const Tensor pool = pool_ ? pool_->contiguous() : Tensor();
+  const Tensor score = score_ ? score_->to(at::kFloat).contiguous() : Tensor();
   Tensor index = scratch({M, K}, offsets, at::kLong), kept = scratch({M}, offsets, at::kInt);
   Tensor entropy = scratch({M}, query, at::kFloat), cosine = scratch({N}, query, at::kFloat);
   const TopK problem{type_of(candidates), M, N, D, K, static_cast<float>(top_p), static_cast<float>(1 / temperature),
                      query.const_data_ptr<float>(), candidates.const_data_ptr(), offsets.const_data_ptr<int64_t>(),
+                     pool_ ? pool.const_data_ptr<bool>() : nullptr, score_ ? score.const_data_ptr<float>() : nullptr,
                      data<float>(cosine), data<int64_t>(index), data<int32_t>(kept), data<float>(entropy)};
   C10_CUDA_CHECK(selective_topk(problem, c10::cuda::getCurrentCUDAStream()));
   return {index, kept, entropy};

@@ -16,6 +16,8 @@ struct TopK {
   const float* query;       // [M, D]
   const void* candidates;   // [N, D]
   const int64_t* offsets;   // [M + 1]
+  const bool* pool;         // [N], or null: all candidates may be picked
+  const float* score;       // [N], or null: their cosines count, which are written to
   float* cosine;            // [N] scratch
   int64_t* indices;         // [M, K]
   int32_t* kept;            // [M]

@@ -34,7 +34,7 @@ __global__ __launch_bounds__(kBlock) void cosine_kernel(TopK problem) {
   constexpr int kNumbers = 16 / sizeof(T), kUnroll = 4;
   const int lane = threadIdx.x % 32;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32, D = problem.D;
-  if (n >= problem.N) return;
+  if (n >= problem.N || (problem.pool && !problem.pool[n])) return;
   const T* row = static_cast<const T*>(problem.candidates) + n * D;
   const float* query = problem.query + segment_of(n, problem.offsets, problem.M) * D;
   float3 sums = {0, 0, 0};
@@ -64,14 +64,14 @@ __global__ __launch_bounds__(kBlock) void cosine_kernel(TopK problem) {
   if (lane == 0) problem.cosine[n] = dot * inverse_length(squares) * inverse_length(query_squares);
 }
 
-// Larger cosines first, then lower places: unsigned keys in descending order.
-__device__ uint64_t sort_key(float cosine, uint32_t place) {
-  const uint32_t bits = __float_as_uint(cosine + 0.0f);  // -0 is 0
+// Larger scores first, then lower places: unsigned keys in descending order, none of them 0.
+__device__ uint64_t sort_key(float score, uint32_t place) {
+  const uint32_t bits = __float_as_uint(score + 0.0f);  // -0 is 0
   const uint32_t ascending = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   return static_cast<uint64_t>(ascending) << 32 | ~place;
 }
 
-__device__ float cosine_of(uint64_t key) {
+__device__ float score_of(uint64_t key) {
   const uint32_t ascending = key >> 32;
   return __uint_as_float(ascending & 0x80000000u ? ascending ^ 0x80000000u : ~ascending);
 }
@@ -90,6 +90,7 @@ __device__ void sort_block(uint64_t* keys, int size) {
   __syncthreads();
 }
 
+// A key of 0 stands for no candidate: one past the end, or one that is not in the pool.
 __global__ __launch_bounds__(kSelectBlock) void select_kernel(TopK problem) {
   __shared__ uint64_t keys[kSorted];
   __shared__ int kept;
@@ -98,7 +99,8 @@ __global__ __launch_bounds__(kSelectBlock) void select_kernel(TopK problem) {
     ILVR_DEVICE_CHECK(P >= 0 && first >= 0 && first + P <= problem.N, "candidate_offsets");
     kept = 0;
   }
-  const float* cosine = problem.cosine + first;
+  const float* score = (problem.score ? problem.score : problem.cosine) + first;
+  const bool* pool = problem.pool ? problem.pool + first : nullptr;
 
   // the largest keys to the front: new ones come in behind the best so far
   int size = 2;
@@ -108,15 +110,17 @@ __global__ __launch_bounds__(kSelectBlock) void select_kernel(TopK problem) {
   for (int64_t begin = 0; begin < P; begin += fresh) {
     __syncthreads();
     for (int i = threadIdx.x; i < fresh; i += kSelectBlock)
-      keys[size - fresh + i] = begin + i < P ? sort_key(cosine[begin + i], begin + i) : 0;
+      keys[size - fresh + i] =
+          begin + i < P && (!pool || pool[begin + i]) ? sort_key(score[begin + i], begin + i) : 0;
     sort_block(keys, size);
   }
   __syncthreads();
-  const float scale = problem.inverse_temperature, highest = P ? cosine_of(keys[0]) * scale : 0;
+  const float scale = problem.inverse_temperature, highest = keys[0] ? score_of(keys[0]) * scale : 0;
 
   float mass = 0, moment = 0;  // entropy = log(mass) - sum of p * shifted
   for (int64_t i = threadIdx.x; i < P; i += kSelectBlock) {
-    const float shifted = cosine[i] * scale - highest, e = expf(shifted);
+    if (pool && !pool[i]) continue;
+    const float shifted = score[i] * scale - highest, e = expf(shifted);
     mass += e;
     moment = fmaf(e, shifted, moment);
   }
@@ -129,14 +133,15 @@ __global__ __launch_bounds__(kSelectBlock) void select_kernel(TopK problem) {
     float before = 0;
     for (int i = 0; i < most && before < problem.top_p; i += 32) {
       const int place = i + threadIdx.x;
-      const float p = place < most ? expf(cosine_of(keys[place]) * scale - highest) / mass : 0;
+      const bool exists = place < most && keys[place];
+      const float p = exists ? expf(score_of(keys[place]) * scale - highest) / mass : 0;
       float sum = p;
       for (int step = 1; step < 32; step *= 2) {
         const float left = __shfl_up_sync(kFullWarp, sum, step);
         if (threadIdx.x >= step) sum += left;
       }
       const float mine = __shfl_up_sync(kFullWarp, sum, 1);
-      const bool keep = place < most && before + (threadIdx.x ? mine : 0.0f) < problem.top_p;
+      const bool keep = exists && before + (threadIdx.x ? mine : 0.0f) < problem.top_p;
       const unsigned votes = __ballot_sync(kFullWarp, keep);
       if (threadIdx.x == 0) kept += __popc(votes);
       before += __shfl_sync(kFullWarp, sum, 31);
@@ -147,7 +152,7 @@ __global__ __launch_bounds__(kSelectBlock) void select_kernel(TopK problem) {
     problem.indices[m * K + i] = i < kept ? first + static_cast<uint32_t>(~keys[i]) : -1;
   if (threadIdx.x == 0) {
     problem.kept[m] = kept;
-    problem.entropy[m] = P ? logf(mass) - moment / mass : 0;
+    problem.entropy[m] = keys[0] ? logf(mass) - moment / mass : 0;
   }
 }
 
@@ -161,7 +166,7 @@ void launch_cosines(const TopK& problem, cudaStream_t stream) {
 
 cudaError_t selective_topk(const TopK& problem, cudaStream_t stream) {
   if (problem.M == 0) return cudaSuccess;
-  if (problem.N > 0) switch (problem.type) {
+  if (problem.N > 0 && !problem.score) switch (problem.type) {
       case Type::kFloat: launch_cosines<float>(problem, stream); break;
       case Type::kHalf: launch_cosines<__half>(problem, stream); break;
       case Type::kBFloat16: launch_cosines<__nv_bfloat16>(problem, stream); break;

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ilvr_ds.config import Pool
+from ilvr_ds.data.candidates import CandidateLayout
 from ilvr_ds.data.images import Grid, VisionLayout, attention_bookkeeping
 from ilvr_ds.data.rollout import lay_out
 from ilvr_ds.data.template import IGNORE, EncodedSample
 from ilvr_ds.data.tokens import SpecialTokens
-from ilvr_ds.data.window import Candidates, ImageBatch, MicroBatch, QueryContext, Round, TokenBatch, Window
+from ilvr_ds.data.window import ImageBatch, MicroBatch, QueryContext, Round, TokenBatch, Window
 
 Int64 = NDArray[np.int64]
 Rows = Literal["packed", "right", "left"]
@@ -42,15 +44,16 @@ class Collator:
         rows: Rows,
         free_latents: bool = False,
         types: tuple[str, ...] = (),
+        pool: Pool = "all",
     ) -> None:
         self.special = special
         self.layout = layout
         self.latent_size = latent_size
-        self.group_size = group_size
         self.rows = rows
         self.free_latents = free_latents
         self.types = {name: number for number, name in enumerate(types)}
         self.merge_unit = layout.merge_size**2
+        self.candidates = CandidateLayout(layout.merge_size, group_size, pool)
 
     def __call__(self, samples: list[EncodedSample], numbers: Int64, sizes: Sequence[int]) -> Window:
         """The window of `samples`, of which so many after each other are a micro-batch as `sizes` says.
@@ -66,7 +69,7 @@ class Collator:
             feature_starts, images = self._stored_starts(samples), ()
         rounds = max(map(_num_helpers, samples))
         order = [(i, m) for m in range(rounds) for i, s in enumerate(samples) if m < _num_helpers(s)]
-        offsets, candidates = self._candidates(samples, order, feature_starts)
+        offsets, candidates = self.candidates(samples, order, feature_starts)
         everyone = self._tokens(samples, feature_starts)
         micro_batches = tuple(
             self._micro_batch(
@@ -125,27 +128,6 @@ class Collator:
             next_row = int(rows[-1])
             starts.append((rows[: s.num_input_images], rows[s.num_input_images : -1]))
         return starts
-
-    def _candidates(
-        self, samples: list[EncodedSample], order: list[tuple[int, int]], starts: list[tuple[Int64, Int64]]
-    ) -> tuple[Int64, Candidates]:
-        """Group pooling: with P >= group_size rows, runs of P // group_size rows are averaged, the rest dropped."""
-        runs: list[Int64] = []
-        for i, m in order:
-            sample = samples[i]
-            count = self._merged(sample.grids[sample.num_input_images + m])
-            run = max(1, count // self.group_size)
-            kept = min(count, self.group_size)
-            runs.append(starts[i][1][m] + np.arange(kept * run).reshape(kept, run))
-        longest = max((run.shape[1] for run in runs), default=1)
-        rows = [np.pad(run, ((0, 0), (0, longest - run.shape[1]))) for run in runs]
-        weights = [np.pad(np.full(run.shape, 1 / run.shape[1]), ((0, 0), (0, longest - run.shape[1]))) for run in runs]
-        offsets = np.cumsum([0, *(len(run) for run in runs)], dtype=np.int64)
-        return offsets, Candidates(
-            rows=torch.from_numpy(np.concatenate([np.empty((0, longest), dtype=np.int64), *rows])),
-            weights=torch.from_numpy(np.concatenate([np.empty((0, longest)), *weights])).float(),
-            offsets=torch.from_numpy(offsets),
-        )
 
     def _tokens(self, samples: list[EncodedSample], starts: list[tuple[Int64, Int64]]) -> TokenBatch:
         shape, base = self._lay(samples)

@@ -3,11 +3,13 @@
 One record a line. `text_input` is the question and `image_input` its images (a path, a list of paths, or absent),
 relative to an image root. What the model shall answer is, in the two formats:
 
-    ilvr    {"sequence_plan": [{"type": "text", "content": ...}, {"type": "latent", "helper_image": ...}, ...],
+    ilvr    {"sequence_plan": [{"type": "text", "content": ...},
+                               {"type": "latent", "helper_image": ..., "region": ...}, ...],
              "original_final_answer": ...}
     mirage  {"text_output": "<think> ... </think><output_image> ... \\boxed{A}.", "image_output": ...}
 
-Mirage's helper image stands where `<output_image>` (or `<image>`) stands in the text; without a marker it comes
+`region`, which may be absent, says what the step is about: a box [left, top, right, bottom] in pixels of the helper
+image. Mirage's helper image stands where `<output_image>` (or `<image>`) stands in the text; without a marker it comes
 before the text. `<think>` is text like any other. A Mirage record without both outputs, or an empty
 `sequence_plan`, is a sample to evaluate on.
 
@@ -26,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from ilvr_ds.data.sample import LatentStep, Sample, SampleError, Step, TextStep, check_sample, decode_image
+from ilvr_ds.data.sample import LatentStep, Region, Sample, SampleError, Step, TextStep, check_sample, decode_image
 from ilvr_ds.errors import UserError, nearest
 
 Format = Literal["auto", "ilvr", "mirage"]
@@ -162,13 +164,24 @@ def _plan(record: dict[str, Any]) -> tuple[list[Step], list[str]]:
             if (kind := _text(step, "type")) == "text":
                 steps.append(TextStep(_text(step, "content")))
             elif kind == "latent":
-                steps.append(LatentStep(len(helpers)))
+                steps.append(LatentStep(len(helpers), _region(step)))
                 helpers.append(_text(step, "helper_image"))
             else:
                 raise SampleError(f"unknown type '{kind}'{nearest(kind, ('text', 'latent'))}")
         except SampleError as error:
             raise SampleError(f"step {number} of the plan: {error}") from error
     return steps, helpers
+
+
+def _region(step: dict[str, Any]) -> Region | None:
+    """The box of a latent step; whether it lies inside the image is checked with the sample."""
+    value = step.get("region")
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 4 or not all(type(x) in (int, float) for x in value):
+        raise SampleError(f"'region' is {json.dumps(value)}, expected [left, top, right, bottom] in pixels")
+    left, top, right, bottom = value
+    return left, top, right, bottom
 
 
 def _mirage_plan(record: dict[str, Any]) -> tuple[list[Step], list[str]]:

@@ -62,10 +62,7 @@ def encode_members(sample: Sample) -> dict[str, bytes]:
     record = {
         "id": sample.id,
         "question": sample.question,
-        "steps": [
-            {"type": "text", "content": step.content} if isinstance(step, TextStep) else {"type": "latent"}
-            for step in sample.steps
-        ],
+        "steps": [_step_record(step) for step in sample.steps],
         "answer": sample.answer,
         "group": sample.group,
         "meta": sample.meta,
@@ -131,12 +128,18 @@ def walk_members(data: bytes | mmap.mmap) -> list[Member]:
     return members
 
 
+def _step_record(step: Step) -> dict[str, Any]:
+    if isinstance(step, TextStep):
+        return {"type": "text", "content": step.content}
+    return {"type": "latent"} if step.region is None else {"type": "latent", "region": list(step.region)}
+
+
 def _sample(record: dict[str, Any], images: dict[str, bytes]) -> Sample:
     helpers = 0
     steps: list[Step] = []
     for step in record["steps"]:
         if step["type"] == "latent":
-            steps.append(LatentStep(helpers))
+            steps.append(LatentStep(helpers, tuple(step["region"]) if "region" in step else None))
             helpers += 1
         else:
             steps.append(TextStep(step["content"]))

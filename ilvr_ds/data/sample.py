@@ -17,6 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from ilvr_ds.errors import OneLineError
 
 IMAGE_MARKER = "<image>"
+Region = tuple[float, float, float, float]
+"""A box in pixels of an image as it is stored: left, top, right, bottom, from the top left corner."""
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 DECODE_PIXEL_LIMIT = 64 * 1024 * 1024
 """No stored image may decode to more pixels than this: a 20 KB PNG can otherwise ask for gigabytes."""
@@ -35,9 +37,13 @@ class TextStep:
 
 @dataclass(frozen=True)
 class LatentStep:
-    """A latent segment; `helper` is the index of its helper image in `Sample.helper_images`."""
+    """A latent segment; `helper` is the index of its helper image in `Sample.helper_images`.
+
+    `region` is the part of the helper image that the step is about, where the source says it.
+    """
 
     helper: int
+    region: Region | None = None
 
 
 Step = TextStep | LatentStep
@@ -64,12 +70,21 @@ class Sample:
 
 
 def check_sample(sample: Sample) -> None:
-    """Raise SampleError where the parts of `sample` do not fit together (images are not decoded here)."""
+    """Raise SampleError where the parts of `sample` do not fit together.
+
+    No image is decoded; of helper images with a region the header is read.
+    """
     if not sample.id:
         raise SampleError("the id is empty")
     helpers = [step.helper for step in sample.steps if isinstance(step, LatentStep)]
     if helpers != list(range(len(sample.helper_images))):
         raise SampleError(f"{len(helpers)} latent steps but {len(sample.helper_images)} helper images, or out of order")
+    for number, step in enumerate(sample.steps, start=1):
+        if isinstance(step, LatentStep) and step.region is not None:
+            try:
+                _check_region(step.region, *image_size(sample.helper_images[step.helper]))
+            except SampleError as error:
+                raise SampleError(f"step {number} of the plan: {error}") from error
     texts = [sample.id, sample.question, sample.answer, sample.group, *sample.meta, *sample.meta.values()]
     try:
         "".join([*texts, *(step.content for step in sample.steps if isinstance(step, TextStep))]).encode()
@@ -79,6 +94,16 @@ def check_sample(sample: Sample) -> None:
     if markers and markers != len(sample.input_images):
         found = len(sample.input_images)
         raise SampleError(f"{markers} {IMAGE_MARKER} markers in the question but {found} input images")
+
+
+def _check_region(region: Region, width: int, height: int) -> None:
+    """Raise SampleError where a box is empty or not inside an image of so many pixels."""
+    left, top, right, bottom = region
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):  # and NaN
+        raise SampleError(
+            f"region {list(region)} is no box [left, top, right, bottom] inside its helper image of {width}x{height} "
+            "pixels"
+        )
 
 
 def decode_image(data: bytes, pixel_limit: int = DECODE_PIXEL_LIMIT) -> Image.Image:

@@ -74,12 +74,15 @@ class Manifest:
     created_with: dict[str, str]
     """Versions of the packages that wrote it."""
     shards: tuple[ShardInfo, ...]
+    samples_without_region: int | None = None
+    """Samples with a latent step that has no region; None where no step of the data set has one."""
 
     def to_json(self) -> bytes:
         """The content of `dataset.json`."""
-        return (
-            json.dumps({"version": VERSION, **dataclasses.asdict(self)}, indent=1, ensure_ascii=True).encode() + b"\n"
-        )
+        content = {"version": VERSION, **dataclasses.asdict(self)}
+        if self.samples_without_region is None:
+            del content["samples_without_region"]
+        return json.dumps(content, indent=1, ensure_ascii=True).encode() + b"\n"
 
     @staticmethod
     def from_json(data: bytes, where: str) -> Manifest:
@@ -137,6 +140,16 @@ class ShardSet:
         if missing := self.manifest.samples_without_plan:
             raise UserError(
                 f"{self.location}: {missing} of {len(self)} samples have no plan; they can only be evaluated on"
+            )
+
+    def check_regions(self) -> None:
+        """Raise UserError where latent steps have no region, which `selection.pool: region` needs."""
+        missing = self.manifest.samples_without_region
+        if missing != 0:
+            who = "no sample has a region" if missing is None else f"{missing} of {len(self)} samples have none"
+            raise UserError(
+                f"selection.pool is region, which every latent step needs, but in {self.location} {who}; pack records "
+                "that have them (docs/data.md), or set selection.pool to changed or all"
             )
 
 
@@ -207,7 +220,10 @@ def _check(manifest: Manifest) -> None:
         raise ValueError(f"shards {names[:3]} ... are not named shard-000000.tar and so on")
     if any(type(n) is not int or n <= 0 for shard in manifest.shards for n in (shard.samples, shard.size_bytes)):
         raise ValueError("a shard without samples or bytes")
-    counts = (manifest.samples_without_plan, manifest.longest_tokens, manifest.rejected, *manifest.groups.values())
+    counts = (
+        manifest.samples_without_plan, manifest.longest_tokens, manifest.rejected, manifest.samples_without_region or 0,
+        *manifest.groups.values(),
+    )  # fmt: skip
     if any(type(n) is not int or n < 0 for n in counts):
         raise ValueError("a count that is no number")
     for total, parts in (

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ilvr_ds.data.features import Rows
 from ilvr_ds.data.images import Grid, ImageEncoder
-from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Sample, SampleError, TextStep
+from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Region, Sample, SampleError, TextStep, image_size
 from ilvr_ds.data.tokens import LATENT_TOKENS, SpecialTokens
 
 IGNORE = -100
@@ -48,6 +48,9 @@ class EncodedSample:
     num_input_images: int
     features: Rows | None = None
     """[merged patches, D] bf16 as uint16: rows of all images where they are stored; then there are no `patches`."""
+    regions: tuple[Region | None, ...] = ()
+    """[M]: the part of each helper image that its step is about, in fractions of width and height; None where the data
+    do not say it."""
 
 
 class SampleEncoder:
@@ -101,6 +104,7 @@ class SampleEncoder:
             patches=tuple(patches for patches, _ in encoded),
             grids=grids,
             num_input_images=len(sample.input_images),
+            regions=tuple(_fractions(sample, step) for step in sample.steps if isinstance(step, LatentStep)),
         )
 
     def seeing_helpers(self) -> SampleEncoder:
@@ -233,6 +237,15 @@ def _user_turn(sample: Sample) -> list[dict[str, Any]]:
             if part:
                 content.append({"type": "text", "text": part})
     return [{"role": "user", "content": content}]
+
+
+def _fractions(sample: Sample, step: LatentStep) -> Region | None:
+    """A step's region in fractions of its helper image."""
+    if step.region is None:
+        return None
+    width, height = image_size(sample.helper_images[step.helper])
+    left, top, right, bottom = step.region
+    return left / width, top / height, right / width, bottom / height
 
 
 def _answer_span(text: str, sample: Sample, steps: list[str], offsets: list[tuple[int, int]]) -> tuple[int, int]:

@@ -91,6 +91,34 @@ class TokenBatch(TensorTree):
     """Tokens of each sample."""
 
 
+class Search(NamedTuple):
+    """Candidates [first, last) whose picture has another grid than the one before: they are held against the rows
+    `Before.earlier[start:stop]`, which are those of all earlier pictures of the sample."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Before(TensorTree):
+    """The pictures before each helper image, as rows of the *earlier table* [E, D]: the window's candidates, and behind
+    them the input images, pooled alike."""
+
+    input_rows: torch.Tensor
+    """[E - N, R'] int64 rows of the window's features that are averaged, as in Candidates"""
+    input_weights: torch.Tensor
+    """[E - N, R'] float32"""
+    place: torch.Tensor
+    """[N, B] int64: what stands at a candidate's place in the helper image before, or for a first one in the input
+    images that have its grid; repeated where there are fewer than B. The candidate itself where there is no such
+    picture."""
+    earlier: torch.Tensor
+    """[Y] int64"""
+    searches: tuple[Search, ...] = ()
+
+
 @dataclass(frozen=True)
 class Candidates(TensorTree):
     """Where the candidate features of the window's segments come from (helper images, pooled)."""
@@ -101,6 +129,10 @@ class Candidates(TensorTree):
     """[N, R] float32: 1 / run length, 0 where a run is shorter than R"""
     offsets: torch.Tensor
     """[M + 1] int64: candidates of segment m are rows offsets[m] to offsets[m + 1]"""
+    before: Before | None = None
+    """With `selection.pool: changed`"""
+    in_region: torch.Tensor | None = None
+    """[N] bool, with `selection.pool: region`: the candidate lies in the region of its segment"""
 
 
 class Round(NamedTuple):

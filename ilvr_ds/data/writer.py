@@ -17,7 +17,7 @@ import webdataset
 
 import ilvr_ds
 from ilvr_ds.data.members import encode_members, key_of
-from ilvr_ds.data.sample import Sample
+from ilvr_ds.data.sample import LatentStep, Sample
 from ilvr_ds.data.shards import DATASET_FILE, Manifest, ShardInfo, build_index, describe_shard
 from ilvr_ds.errors import UserError
 
@@ -58,6 +58,8 @@ class DatasetWriter:
         self.samples = 0
         self.groups: Counter[str] = Counter()
         self.samples_without_plan = 0
+        self.samples_without_region = 0
+        self.regions = 0
         self.bytes = 0
         self.longest_tokens = 0
         self._tokens: list[int] = []  # of the samples of the open shard
@@ -91,6 +93,9 @@ class DatasetWriter:
         self.bytes += sum(map(len, members.values()))
         self.groups[sample.group] += 1
         self.samples_without_plan += not sample.steps
+        regions = [step.region for step in sample.steps if isinstance(step, LatentStep)]
+        self.regions += sum(region is not None for region in regions)
+        self.samples_without_region += None in regions
         self.longest_tokens = max(self.longest_tokens, tokens)
 
     def finish(self, provenance: Provenance) -> Manifest:
@@ -107,6 +112,7 @@ class DatasetWriter:
             longest_tokens=self.longest_tokens,
             created_with={"ilvr_ds": ilvr_ds.__version__, "webdataset": webdataset.__version__},
             shards=tuple(self._shards),
+            samples_without_region=self.samples_without_region if self.regions else None,
             **dataclasses.asdict(provenance),
         )
         (self.folder / DATASET_FILE).write_bytes(manifest.to_json())

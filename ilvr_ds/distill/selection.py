@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ilvr_ds.config import SelectionConfig
 from ilvr_ds.data.window import MicroBatch, QueryContext
+from ilvr_ds.distill.pool import ChoicePool
 from ilvr_ds.distill.query import Context
+from ilvr_ds.ops.reference import candidate_cosines, segment_of_rows
 from ilvr_ds.ops.selective_topk import selective_topk
 
 
@@ -32,6 +34,8 @@ class Targets:
     """[M] float32, nats"""
     query: Tensor
     """[M, D] float32"""
+    pool: ChoicePool | None = None
+    """Among which was chosen; None: all"""
 
     def of(self, micro: MicroBatch) -> Targets:
         """The same for one micro-batch, with rows counted within the micro-batch."""
@@ -44,6 +48,7 @@ class Targets:
             kept=self.kept[micro.segments],
             entropy=self.entropy[micro.segments],
             query=self.query[micro.segments],
+            pool=self.pool.of(micro) if self.pool else None,
         )
 
     def values(self) -> Tensor:
@@ -55,11 +60,18 @@ class Targets:
 
 @torch.no_grad()
 def select_targets(
-    context: Context, plan: QueryContext, candidates: Tensor, offsets: Tensor, settings: SelectionConfig, k: int
+    context: Context,
+    plan: QueryContext,
+    candidates: Tensor,
+    offsets: Tensor,
+    settings: SelectionConfig,
+    k: int,
+    pool: ChoicePool | None = None,
 ) -> Targets:
     """Run the rounds: query = mean of user context, text before the segment and what was selected just before.
 
-    The number of rounds is known on the CPU; a rank with fewer rounds makes fewer launches and no fewer collectives.
+    pool: among which candidates is chosen; None: all. The number of rounds is known on the CPU; a rank with fewer
+    rounds makes fewer launches and no fewer collectives.
     """
     M = len(plan.sample)
     indices = torch.full((M, k), -1, dtype=torch.int64, device=candidates.device)
@@ -70,15 +82,29 @@ def select_targets(
     for start, stop, first, last in plan.rounds:
         now = slice(start, stop)
         queries[now] = _queries(context, plan, selected_mean, now)
-        pool = candidates[first:last]
+        here, bounds = candidates[first:last], offsets[start : stop + 1] - first
+        members = pool.members[first:last] if pool else None
+        score = None
+        if pool and settings.by == "change":
+            score = _change_or_cosine(pool, queries[now], here, bounds, now, slice(first, last))
         top, kept[now], entropy[now] = selective_topk(
-            queries[now], pool, offsets[start : stop + 1] - first, k, settings.top_p, settings.temperature
+            queries[now], here, bounds, k, settings.top_p, settings.temperature, members, score
         )
         is_kept = top >= 0
         indices[now] = torch.where(is_kept, top + first, -1)
-        picked = pool[top.clamp(min=0)].float()
+        picked = here[top.clamp(min=0)].float()
         selected_mean[now] = torch.einsum("mkd,mk->md", picked, is_kept.float()) / kept[now, None].clamp(min=1)
-    return Targets(candidates, offsets, indices, kept, entropy, queries)
+    return Targets(candidates, offsets, indices, kept, entropy, queries, pool)
+
+
+def _change_or_cosine(
+    pool: ChoicePool, query: Tensor, candidates: Tensor, offsets: Tensor, now: slice, rows: slice
+) -> Tensor:
+    """[n]: how much each candidate of a round changed; in pictures that did not change, its cosine to the query."""
+    assert pool.change is not None and pool.unchanged is not None
+    is_still = pool.unchanged[now][segment_of_rows(offsets, len(candidates))]
+    cosine = candidate_cosines(query, candidates, offsets)
+    return torch.where(is_still, cosine, pool.change[rows].to(cosine.dtype))
 
 
 def _queries(context: Context, plan: QueryContext, selected_mean: Tensor, now: slice) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ilvr_ds.config import SelectionConfig
 from ilvr_ds.data.window import Window
 from ilvr_ds.distill.ema import MomentumShards
+from ilvr_ds.distill.pool import find_pool
 from ilvr_ds.distill.query import Context
 from ilvr_ds.distill.selection import Targets, select_targets
 from ilvr_ds.ops.reference import pool_candidates
@@ -50,10 +51,10 @@ class MomentumTeacher:
     @torch.no_grad()
     def select(self, window: Window, features: Tensor, context: Context) -> Targets:
         """Targets of the whole window, by what the teacher read."""
-        candidates = pool_candidates(features, window.candidates.rows, window.candidates.weights)
-        return select_targets(
-            context, window.context, candidates, window.candidates.offsets, self.selection, self.latent_size
-        )
+        where, settings, k = window.candidates, self.selection, self.latent_size
+        candidates = pool_candidates(features, where.rows, where.weights)
+        pool = find_pool(features, where, candidates, settings, k)
+        return select_targets(context, window.context, candidates, where.offsets, settings, k, pool)
 
     def follow(self) -> None:
         """The student has moved. The teacher does so when it is needed next: by then the device has other work to do

@@ -61,5 +61,6 @@ def build_dataset(
         "packed" if recipe.packs else recipe.data.padding_side,
         recipe.train.has_free_latents,
         types,
+        recipe.selection.pool,
     )
     return WindowDataset(ShardReader(shards), encoding.encoder, collator, numbers_of, features)

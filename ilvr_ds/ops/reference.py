@@ -38,12 +38,19 @@ def segment_of_rows(offsets: Tensor, num_rows: int) -> Tensor:
 def candidate_cosines(query: Tensor, candidates: Tensor, offsets: Tensor) -> Tensor:
     """Cosine of every candidate with the query of its segment: query [M, D], candidates [N, D] -> [N]."""
     segment = segment_of_rows(offsets, len(candidates))
-    cosine: Tensor = (_unit(candidates) * _unit(query)[segment]).sum(-1)
+    cosine: Tensor = (unit(candidates) * unit(query)[segment]).sum(-1)
     return cosine
 
 
 def selective_topk(
-    query: Tensor, candidates: Tensor, candidate_offsets: Tensor, k: int, top_p: float, temperature: float
+    query: Tensor,
+    candidates: Tensor,
+    candidate_offsets: Tensor,
+    k: int,
+    top_p: float,
+    temperature: float,
+    pool: Tensor | None = None,
+    score: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pick the candidates of each segment that matter for its query.
 
@@ -51,6 +58,7 @@ def selective_topk(
     prefix whose mass reaches `top_p`, at most `k` candidates.
 
     query [M, D]; candidates [N, D], where candidate_offsets[m] to candidate_offsets[m + 1] are the rows of segment m.
+    pool [N] bool: only these rows are picked, and p is over them alone. score [N] takes the place of the cosines.
     Returns indices [M, k] int64 rows of candidates, -1 where not kept; kept [M] int32; entropy [M] of p in nats.
     """
     M, N = len(query), len(candidates)
@@ -58,23 +66,33 @@ def selective_topk(
         empty = candidate_offsets.new_full((M, k), -1)
         return empty, empty.new_zeros(M, dtype=torch.int32), query.new_zeros(M, dtype=_compute(query))
     segment = segment_of_rows(candidate_offsets, N)
-    cosine = candidate_cosines(query, candidates, candidate_offsets)
-    logit = cosine / temperature
+    inside = torch.ones(N, dtype=torch.bool, device=query.device) if pool is None else pool
+    if score is None:
+        score = candidate_cosines(query, candidates, candidate_offsets)
+    score = score.to(_compute(candidates)).masked_fill(~inside, -torch.inf)
+    logit = score / temperature
     highest = logit.new_full((M,), -torch.inf).scatter_reduce(0, segment, logit, "amax")
-    shifted = logit - highest[segment]
+    shifted = torch.where(inside, logit - highest[segment], -torch.inf)
     log_mass = logit.new_zeros(M).index_add(0, segment, shifted.exp()).log()
-    log_p = shifted - log_mass[segment]
-    entropy = -logit.new_zeros(M).index_add(0, segment, log_p.exp() * log_p)
+    log_p = torch.where(inside, shifted - log_mass[segment], -torch.inf)
+    moment = torch.where(inside, log_p.exp() * log_p, 0)
+    entropy = -logit.new_zeros(M).index_add(0, segment, moment)
 
-    by_cosine = torch.argsort(cosine, descending=True, stable=True)
-    ranked = by_cosine[torch.argsort(segment[by_cosine], stable=True)]
+    ranked = rank_in_segments(score, segment)
     place = candidate_offsets[:-1, None] + torch.arange(k, device=query.device)
-    exists = place < candidate_offsets[1:, None]
+    size = candidate_offsets.new_zeros(M).index_add(0, segment, inside.long())
+    exists = place < candidate_offsets[:-1, None] + size[:, None]
     top = ranked[place.clamp(max=N - 1)]
     p = torch.where(exists, log_p[top].exp(), 0)
     mass_before = p.cumsum(1) - p
     keep = exists & (mass_before < top_p)
     return torch.where(keep, top, -1), keep.sum(1, dtype=torch.int32), entropy
+
+
+def rank_in_segments(values: Tensor, segment: Tensor) -> Tensor:
+    """Rows [N] segment by segment, each in descending order of `values` [N], of equal ones the lower first."""
+    by_value = torch.argsort(values, descending=True, stable=True)
+    return by_value[torch.argsort(segment[by_value], stable=True)]
 
 
 def selective_contrastive_loss(
@@ -108,8 +126,8 @@ def selective_contrastive_loss(
     target = candidates[target_index.clamp(min=0)].to(_compute(candidates))
     if noise is not None:
         target = target + noise.to(target.dtype)
-    z = _unit(prediction)
-    positive = (z * _unit(target)).sum(-1)
+    z = unit(prediction)
+    positive = (z * unit(target)).sum(-1)
     alignment = torch.where(has_target, 1 - positive, 0)
 
     segment = segment_of_rows(candidate_offsets, N)
@@ -121,7 +139,7 @@ def selective_contrastive_loss(
             raise ValueError('negatives "all" needs sample_of_segment')
         sample = sample_of_segment[segment]
         negative |= sample_of_segment[segment_of_slot][:, None] != sample
-    logits = (z @ _unit(candidates).T / temperature).masked_fill(~negative, -torch.inf)
+    logits = (z @ unit(candidates).T / temperature).masked_fill(~negative, -torch.inf)
     positive = positive / temperature
     # -log(e^pos / (e^pos + sum e^neg)); with no negatives the sum is empty and the loss exactly 0
     every = torch.cat([positive[:, None], logits], dim=1).logsumexp(1)
@@ -132,7 +150,7 @@ def _compute(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _unit(rows: Tensor) -> Tensor:
+def unit(rows: Tensor) -> Tensor:
     """Rows scaled to length 1 in float32 (or float64); a zero row stays zero and gets no gradient."""
     rows = rows.to(_compute(rows))
     is_zero = torch.linalg.vector_norm(rows.detach(), dim=-1, keepdim=True) < EPSILON

@@ -14,7 +14,14 @@ MOST_ON_GPU = 1024
 
 
 def selective_topk(
-    query: Tensor, candidates: Tensor, candidate_offsets: Tensor, k: int, top_p: float, temperature: float
+    query: Tensor,
+    candidates: Tensor,
+    candidate_offsets: Tensor,
+    k: int,
+    top_p: float,
+    temperature: float,
+    pool: Tensor | None = None,
+    score: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.selective_topk`, which says what is computed; never synchronises with a GPU.
 
@@ -25,6 +32,10 @@ def selective_topk(
     arguments.check("query", query, "M D", FLOATS)
     arguments.check("candidates", candidates, "N D", FLOATS)
     arguments.check("candidate_offsets", candidate_offsets, "M+1", INDEX)
+    if pool is not None:
+        arguments.check("pool", pool, "N", (torch.bool,))
+    if score is not None:
+        arguments.check("score", score, "N", FLOATS)
     on_gpu = query.device.type == "cuda"
     if k < 0 or (on_gpu and k > MOST_ON_GPU):
         raise ValueError(f"k = {k}: expected 0 to {MOST_ON_GPU}" if on_gpu else f"k = {k}: expected 0 or more")
@@ -34,9 +45,9 @@ def selective_topk(
         check_offsets(candidate_offsets, len(candidates))
     double_on_gpu = on_gpu and torch.float64 in (query.dtype, candidates.dtype)
     if double_on_gpu or not use_native(query.device.type):
-        return reference.selective_topk(query, candidates, candidate_offsets, k, top_p, temperature)
+        return reference.selective_topk(query, candidates, candidate_offsets, k, top_p, temperature, pool, score)
     chosen: tuple[Tensor, Tensor, Tensor] = torch.ops.ilvr_ds.selective_topk(
-        query, candidates, candidate_offsets, k, top_p, temperature
+        query, candidates, candidate_offsets, k, top_p, temperature, pool, score
     )
     return chosen
 
@@ -47,7 +58,14 @@ def _register() -> None:
 
 
 def _fake(
-    query: Tensor, candidates: Tensor, offsets: Tensor, k: int, top_p: float, temperature: float
+    query: Tensor,
+    candidates: Tensor,
+    offsets: Tensor,
+    k: int,
+    top_p: float,
+    temperature: float,
+    pool: Tensor | None = None,
+    score: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     M = query.shape[0]
     dtype = torch.float64 if candidates.dtype == torch.float64 else torch.float32

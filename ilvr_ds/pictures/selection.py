@@ -25,7 +25,7 @@ INPUT = 240
 
 def draw_selection(view: SampleView, step: int, path: Path) -> None:
     """Question and input images; below, for each segment, the text so far, the helper image with the selected patches
-    outlined and numbered, and the cosine of every patch to the teacher's query."""
+    outlined and numbered, and the cosine of every patch to the teacher's query; pale where it was not in the pool."""
     shown = [segment for segment in view.segments[:MAX_SEGMENTS] if segment.selection]
     helpers = [fitted(segment.helper, 250, 250) for segment in shown]
     columns = (EDGE, 420, 420 + 250 + GAP)
@@ -40,9 +40,10 @@ def draw_selection(view: SampleView, step: int, path: Path) -> None:
         page.words(columns[0], top + TITLE, wrapped(text.strip(), 50, (height - TITLE - GAP) // LINE))
         text += f" [segment {number + 1}] "
         page.words(columns[1], top, "helper image, selected patches")
-        page.words(columns[2], top, "cosine to the teacher's query")
+        in_pool = segment.selection.pool
+        page.words(columns[2], top, "cosine to the teacher's query" + (", pale: not in the pool" if in_pool else ""))
         low, high = limits(segment.selection.cosine)
-        heat = _enlarged(coloured(segment.selection.cosine, low, high), helper)
+        heat = _enlarged(_faded(coloured(segment.selection.cosine, low, high), in_pool), helper)
         marks = _numbered(segment.selection.cells)
         for x, pixels in zip(columns[1:], (helper, heat), strict=True):
             page.image(x, top + TITLE, pixels)
@@ -146,6 +147,15 @@ def _enlarged(pixels: Pixels, like: Pixels) -> Pixels:
     r, c = (np.arange(n) * size // n for n, size in ((height, len(pixels)), (width, pixels.shape[1])))
     enlarged: Pixels = pixels[r][:, c]
     return enlarged
+
+
+def _faded(pixels: Pixels, pool: frozenset[Cell] | None) -> Pixels:
+    """A map [R, C, 3] that is nearly white outside the pool."""
+    if pool is None:
+        return pixels
+    outside = np.array([[(r, c) not in pool for c in range(pixels.shape[1])] for r in range(len(pixels))])
+    faded: Pixels = np.where(outside[..., None], 255 - (255 - pixels) // 5, pixels).astype(np.uint8)
+    return faded
 
 
 def _outline(page: Page, x: int, y: int, image: Pixels, grid: tuple[int, ...], marks: dict[Cell, str]) -> None:

@@ -21,6 +21,8 @@ class Selection:
     """[R, C] cosine of the query to each candidate, on the patches that it is the mean of; NaN where there is none"""
     cells: tuple[tuple[Cell, ...], ...]
     """Patches of each kept candidate, in the order of selection."""
+    pool: frozenset[Cell] | None = None
+    """Patches of the candidates among which was chosen; None: all"""
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     encoding = build_encoding(stored)
     shards = open_dataset(recipe.data.shards)
     shards.check_trainable()
+    _check_regions(recipe, shards)
     are_measured = _check_lengths(recipe, shards)
     train, world = recipe.train, dist.world_size()
     plan = SamplePlan(
@@ -182,6 +183,12 @@ def build_step(
     return StageOneStep(networks.student, networks.vision, teacher, recipe.loss, types), networks
 
 
+def _check_regions(recipe: Recipe, shards: ShardSet) -> None:
+    """Raise UserError where targets are selected by regions that the data set does not have."""
+    if recipe.selection.pool == "region" and not recipe.train.has_free_latents:
+        shards.check_regions()
+
+
 def _check_lengths(recipe: Recipe, shards: ShardSet) -> bool:
     """Refuse a data set whose samples are too long, before anything is loaded.
 
@@ -272,6 +279,7 @@ def _held_out_dataset(
         return None
     shards = open_dataset(recipe.data.eval_shards)
     shards.check_trainable()
+    _check_regions(recipe, shards)
     micro, world = recipe.train.micro_batch_size, dist.world_size()
     steps = min(recipe.evaluation.max_samples, len(shards)) // (micro * world)
     if steps == 0:

@@ -87,6 +87,8 @@ class _Segments:
         self.candidates, self.latents = _unit(look.candidates), _unit(look.latents)
         self.query = _unit(look.targets.query) if look.targets else None
         self.indices = look.targets.indices.cpu().tolist() if look.targets else None
+        pool = look.targets.pool if look.targets else None
+        self.members = pool.members.cpu().tolist() if pool else None
 
     def of_sample(self, row: int) -> list[int]:
         """Numbers of a sample's segments in their order."""
@@ -104,8 +106,11 @@ class _Segments:
             return SegmentView(text, _pixels(helper), latents)
         cosine = _map(self.query[number][None] @ candidates.T, patches, grid)[0]
         kept = [index - first for index in self.indices[number] if index >= 0]
-        cells = tuple(tuple((int(p) // grid[1], int(p) % grid[1]) for p in patches[n]) for n in kept)
-        return SegmentView(text, _pixels(helper), latents, Selection(cosine, cells))
+        cells = [tuple((int(p) // grid[1], int(p) % grid[1]) for p in run) for run in patches]
+        pool = None
+        if self.members is not None:
+            pool = frozenset(cell for n, run in enumerate(cells) if self.members[first + n] for cell in run)
+        return SegmentView(text, _pixels(helper), latents, Selection(cosine, tuple(cells[n] for n in kept), pool))
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -18,15 +18,17 @@ from ilvr_ds import dist
 from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch, Window
 from ilvr_ds.distill.selection import Targets
+from ilvr_ds.distill.similarity import similarity, unit_sums
 from ilvr_ds.distill.stage1 import Negatives
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
 from ilvr_ds.monitoring.phases import PhaseTimer
+from ilvr_ds.training.target_watch import TargetWatch
 from ilvr_ds.training.totals import Totals, ratio
 
 SUMS = [
     "ce", "alignment", "contrastive", "supervised", "slots", "segments", "entropy", "cosine_top1", "right", "answers",
-    "drift", "weight",
+    "drift", "weight", "pool", "unchanged", "stands_out", "similarity", "pairs",
 ]  # fmt: skip
 
 
@@ -89,6 +91,8 @@ class Prepared:
     """[] float32: supervised tokens of the step on all ranks, at least 1"""
     slots: Tensor
     """[] float32: latent slots with a target on all ranks, at least 1"""
+    alike: tuple[Tensor, Tensor]
+    """Of all ranks' targets: the sum of cosines over pairs from different samples, and the number of such pairs"""
 
 
 class StageOneStep:
@@ -109,6 +113,7 @@ class StageOneStep:
         self.types = types
         self.sums = SUMS + type_sums(types)
         self.phases = PhaseTimer(dist.device())
+        self.watch = TargetWatch()
 
     @torch.no_grad()
     def prepare(self, window: Window) -> Prepared:
@@ -121,9 +126,11 @@ class StageOneStep:
             context = self.teacher.read(window, features)
         with self.phases("selection"):
             targets = self.teacher.select(window, features, context)
-        counts = torch.cat([window.supervised.float(), targets.kept.sum(0, keepdim=True).float()])
-        supervised, slots = dist.sum_over_ranks(counts).clamp(min=1).unbind()
-        return Prepared(window, features, targets, supervised, slots)
+        counts = [window.supervised.float(), targets.kept.sum(0, keepdim=True).float()]
+        alike = unit_sums(targets, window.context.sample, len(window.context.prompt))
+        sums = dist.sum_over_ranks(torch.cat([*counts, alike]))
+        supervised, slots = sums[:2].clamp(min=1).unbind()
+        return Prepared(window, features, targets, supervised, slots, similarity(sums[2:]))
 
     def loss(self, micro: MicroBatch, prepared: Prepared, step: int, totals: Totals) -> Tensor:
         """This micro-batch's part of the step's loss: summed over micro-batches and ranks it is the step's loss."""
@@ -152,9 +159,16 @@ class StageOneStep:
             "select/kept_per_segment": ratio(sums["slots"], sums["segments"]),
             "select/entropy": ratio(sums["entropy"], sums["segments"]),
             "select/cosine_top1": ratio(sums["cosine_top1"], sums["segments"]),
+            "select/pool_size": ratio(sums["pool"], sums["segments"]),
             "teacher/drift": math.sqrt(ratio(sums["drift"], sums["weight"])),
             "teacher/momentum": self.teacher.shards.momentum,
         }
+        if self.teacher.selection.pool == "changed":
+            metrics["select/unchanged"] = ratio(sums["unchanged"], sums["segments"])
+            metrics["select/changed_share"] = ratio(sums["stands_out"], sums["slots"])
+        if sums["pairs"]:
+            metrics["select/target_similarity"] = sums["similarity"] / sums["pairs"]
+        self.watch(metrics)
         return metrics | ce_by_type(sums, self.types) | answer_accuracy(sums, "train")
 
     def look(self, micro: MicroBatch, prepared: Prepared) -> Look:
@@ -167,7 +181,9 @@ class StageOneStep:
         targets = prepared.targets.of(micro)
         sums: dict[str, Tensor] = self.student(micro, prepared.features, targets, step, self._foreign(targets))
         shown = {name: sums[name].detach().sum() for name in ("ce", "alignment", "contrastive", "right")}
-        totals.add({**_counts(micro, targets), **shown, **by_type(micro, sums, self.types)})
+        parts = len(prepared.window.micro_batches)  # each adds its part of what is the window's
+        alike = {name: value / parts for name, value in zip(("similarity", "pairs"), prepared.alike, strict=True)}
+        totals.add({**_counts(micro, targets), **alike, **shown, **by_type(micro, sums, self.types)})
         return sums
 
     def _foreign(self, targets: Targets) -> Negatives | None:
@@ -189,7 +205,20 @@ def _counts(micro: MicroBatch, targets: Targets) -> dict[str, Tensor]:
         "entropy": targets.entropy.sum(),
         "cosine_top1": torch.nn.functional.cosine_similarity(best.float(), targets.query.float(), dim=-1).sum(),
         "answers": micro.has_answer.sum(),
+        **_pool_counts(targets, kept),
     }
+
+
+def _pool_counts(targets: Targets, kept: Tensor) -> dict[str, Tensor]:
+    """Candidates in the pool; segments in which nothing changed; selected candidates that stand out by their change."""
+    pool = targets.pool
+    if pool is None:
+        return {"pool": torch.full_like(kept, len(targets.candidates))}
+    counts = {"pool": pool.members.sum()}
+    if pool.stands_out is not None and pool.unchanged is not None and len(targets.candidates):
+        stands_out = pool.stands_out[targets.indices.clamp(min=0)] & (targets.indices >= 0)
+        counts |= {"unchanged": pool.unchanged.sum(), "stands_out": stands_out.sum()}
+    return counts
 
 
 def type_sums(types: tuple[str, ...]) -> list[str]:

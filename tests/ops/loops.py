@@ -51,13 +51,22 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return math.fsum(p * q for p, q in zip(x, y, strict=True)) / (length_x * length_y)
 
 
-def select(query: Tensor, rows: Tensor, k: int, top_p: float, temperature: float) -> tuple[list[int], float]:
+def select(
+    query: Tensor,
+    rows: Tensor,
+    k: int,
+    top_p: float,
+    temperature: float,
+    pool: Tensor | None = None,
+    score: Tensor | None = None,
+) -> tuple[list[int], float]:
     """Kept rows of one segment in order, and the entropy of its distribution."""
-    cosines = [cosine(row, query) for row in rows]
-    weights = [math.exp(c / temperature) for c in cosines]
-    p = [weight / math.fsum(weights) for weight in weights]
+    scores = [cosine(row, query) for row in rows] if score is None else score.tolist()
+    inside = [n for n in range(len(rows)) if pool is None or pool[n]]
+    weights = [math.exp(c / temperature) if n in inside else 0.0 for n, c in enumerate(scores)]
+    p = [weight / math.fsum(weights) for weight in weights] if inside else []
     kept: list[int] = []
-    for n in sorted(range(len(p)), key=lambda n: (-cosines[n], n)):
+    for n in sorted(inside, key=lambda n: (-scores[n], n)):
         if len(kept) < k and math.fsum(p[i] for i in kept) < top_p:
             kept.append(n)
     return kept, -math.fsum(x * math.log(x) for x in p if x > 0)

@@ -45,6 +45,43 @@ def test_the_loop_picks_the_same_rows(sizes: list[int], width: int, dtype: torch
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("given", ["pool", "score", "pool and score"])
+def test_the_loop_picks_the_same_rows_of_a_pool(given: str, dtype: torch.dtype, device: str) -> None:
+    """Catches rows outside the pool that are picked, or that take of the mass; segments with an empty pool among them."""
+    sizes = [1, 40, 0, 7, 300, 5]
+    query, candidates, offsets = draw(sizes, 64, device, dtype)
+    generator = torch.Generator().manual_seed(3)
+    pool = torch.rand(len(candidates), generator=generator) < 0.3
+    pool[int(offsets[3]) : int(offsets[4])] = False
+    score = torch.rand(len(candidates), generator=generator)
+    more = {"pool": pool.to(device), "score": score.to(device)}
+    more = {name: value for name, value in more.items() if name in given}
+    for operator in (selective_topk, reference.selective_topk):
+        indices, kept, entropy = (x.cpu() for x in operator(query, candidates, offsets, 6, 0.8, 0.2, **more))
+        for m in range(len(sizes)):
+            here = slice(int(offsets[m]), int(offsets[m + 1]))
+            part = {name: value.cpu()[here] for name, value in more.items()}
+            rows, nats = loops.select(query[m].cpu(), candidates[here].cpu(), 6, 0.8, 0.2, **part)
+            assert indices[m].tolist() == [here.start + row for row in rows] + [-1] * (6 - len(rows))
+            assert entropy[m].item() == pytest.approx(nats, abs=1e-5)
+            assert kept[m] == len(rows)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", [700, 5000])
+def test_a_pool_of_all_changes_no_bit_and_long_segments_have_pools_too(rows: int, device: str) -> None:
+    query, candidates, offsets = draw([rows, 3, rows], 16, device, torch.bfloat16, seed=rows)
+    plain = selective_topk(query, candidates, offsets, 8, 0.9, 0.3)
+    everyone = torch.ones(len(candidates), dtype=torch.bool, device=device)
+    assert all(map(torch.equal, plain, selective_topk(query, candidates, offsets, 8, 0.9, 0.3, everyone)))
+    few = torch.arange(len(candidates), device=device) % 50 == 7
+    indices, kept, _ = selective_topk(query, candidates, offsets, 1024, 1.1, 0.3, few)
+    wanted, number, _ = reference.selective_topk(query.double(), candidates.double(), offsets, 1024, 1.1, 0.3, few)
+    assert torch.equal(indices, wanted) and torch.equal(kept, number) and kept[1] == 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_entropy_is_as_good_as_pytorchs_own(dtype: torch.dtype, device: str) -> None:
     seed = torch.seed() % 2**32
     query, candidates, offsets = draw([400, 3, 1000], 513, device, dtype, seed)
@@ -114,6 +151,7 @@ def test_rows_may_begin_anywhere_in_memory(dtype: torch.dtype, device: str) -> N
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_number_of_the_outputs_is_written(device: str) -> None:
     arguments = (*draw([30, 0, 1, 20], 64, device, torch.bfloat16), 7, 0.9, 0.2)
+    arguments += (torch.arange(51, device=device) % 3 == 0,)
     wanted = selective_topk(*arguments)
     with poisoned_memory():
         actual = selective_topk(*arguments)
@@ -122,22 +160,25 @@ def test_every_number_of_the_outputs_is_written(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_it_is_a_well_behaved_operator_that_compiles_without_a_break(device: str) -> None:
-    arguments = (*draw([30, 2], 24, device, torch.bfloat16), 7, 0.9, 0.2)
-    torch.library.opcheck(torch.ops.ilvr_ds.selective_topk.default, arguments)
+    plain = (*draw([30, 2], 24, device, torch.bfloat16), 7, 0.9, 0.2)
+    pool, score = torch.arange(32, device=device) % 3 == 0, torch.linspace(0, 1, 32, device=device)
     compiled = torch.compile(selective_topk, fullgraph=True, backend="aot_eager")
-    assert all(torch.equal(a, b) for a, b in zip(compiled(*arguments), selective_topk(*arguments), strict=True))
+    for arguments in (plain, (*plain, pool), (*plain, pool, score)):
+        torch.library.opcheck(torch.ops.ilvr_ds.selective_topk.default, arguments)
+        assert all(torch.equal(a, b) for a, b in zip(compiled(*arguments), selective_topk(*arguments), strict=True))
 
 
 @needs_gpu
 def test_it_can_be_captured_and_never_waits_for_the_gpu() -> None:
     query, candidates, offsets = draw([300, 2, 40], 256, "cuda", torch.bfloat16)
-    wanted = selective_topk(query, candidates, offsets, 7, 0.9, 0.2)
+    pool = torch.arange(342, device="cuda") % 3 == 0
+    wanted = selective_topk(query, candidates, offsets, 7, 0.9, 0.2, pool)
     graph, static = torch.cuda.CUDAGraph(), candidates.flip(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        selective_topk(query, static, offsets, 7, 0.9, 0.2)
+        selective_topk(query, static, offsets, 7, 0.9, 0.2, pool)
         with torch.cuda.graph(graph):
-            captured = selective_topk(query, static, offsets, 7, 0.9, 0.2)
+            captured = selective_topk(query, static, offsets, 7, 0.9, 0.2, pool)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     static.copy_(candidates)
@@ -154,6 +195,9 @@ def test_it_can_be_captured_and_never_waits_for_the_gpu() -> None:
         ({"candidate_offsets": torch.tensor([0, 4])}, ValueError, "candidate_offsets [2] = [0, 4]: expected ascending"),
         ({"candidates": torch.zeros(5, 3, device="meta")}, ValueError, "candidates [5, 3] is on meta: expected cpu"),
         ({"k": -1}, ValueError, "k = -1: expected 0 or more"),
+        ({"pool": torch.ones(4, dtype=torch.bool)}, ValueError, "pool has shape [4]: expected [N] with N = 5"),
+        ({"pool": torch.ones(5)}, TypeError, "pool [5] is torch.float32: expected bool"),
+        ({"score": torch.ones(5, 1)}, ValueError, "score has shape [5, 1]: expected [N] with N = 5"),
         ({"temperature": 0.0}, ValueError, "temperature = 0.0: expected more than 0"),
     ],
 )

@@ -1,0 +1,66 @@
+"""Among which candidates of each helper image the teacher chooses (`selection.pool`).
+
+Letters: M segments of the window, N candidates, E rows of the earlier table, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ilvr_ds.config import SelectionConfig
+from ilvr_ds.data.window import Before, Candidates, MicroBatch
+from ilvr_ds.ops.change import change_at_place, change_to_nearest, most_changed
+from ilvr_ds.ops.reference import pool_candidates
+
+
+@dataclass(frozen=True)
+class ChoicePool:
+    """A pool of a window, or of one micro-batch of it."""
+
+    members: Tensor
+    """[N] bool"""
+    change: Tensor | None = None
+    """[N] float32: 1 - cosine to the picture before; this and the rest where the pool is of what changed"""
+    stands_out: Tensor | None = None
+    """[N] bool: it differs by more than most of its picture does"""
+    unchanged: Tensor | None = None
+    """[M] bool: nothing sets a candidate apart, or there is no picture before; all of them are members"""
+
+    def of(self, micro: MicroBatch) -> ChoicePool:
+        """The same for one micro-batch."""
+        if self.change is None or self.stands_out is None or self.unchanged is None:
+            return ChoicePool(self.members[micro.candidate_rows])
+        change, stands_out = self.change[micro.candidate_rows], self.stands_out[micro.candidate_rows]
+        return ChoicePool(self.members[micro.candidate_rows], change, stands_out, self.unchanged[micro.segments])
+
+
+@torch.no_grad()
+def find_pool(
+    features: Tensor, where: Candidates, candidates: Tensor, settings: SelectionConfig, k: int
+) -> ChoicePool | None:
+    """The pool of a window; None where all candidates are in it, by the published rule.
+
+    features [F, D]: merged image features of the window; candidates [N, D]: of its helper images, pooled by `where`.
+    """
+    if settings.pool == "region":
+        assert where.in_region is not None, "collate with regions"
+        return ChoicePool(where.in_region)
+    if settings.pool == "changed":
+        assert where.before is not None, "collate for a pool of what changed"
+        change = change_from_before(features, where.before, candidates)
+        return ChoicePool(change=change, **most_changed(change, where.offsets, k, settings.pool_limit(k))._asdict())
+    return None
+
+
+def change_from_before(features: Tensor, before: Before, candidates: Tensor) -> Tensor:
+    """How little each candidate resembles the picture before: [N] float32, 0 where there is none."""
+    inputs = pool_candidates(features, before.input_rows, before.input_weights)
+    earlier = torch.cat([candidates, inputs])
+    change = change_at_place(candidates, earlier, before.place)
+    for first, last, start, stop in before.searches:
+        # one by one: the same product whatever else is in the window, to the last bit
+        change[first:last] = change_to_nearest(candidates[first:last], earlier[before.earlier[start:stop]])
+    return change
