@@ -169,7 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--train", type=int, default=1024, help="training samples (default 1024)")
     demo.add_argument("--held-out", type=int, default=128, help="held-out samples (default 128)")
     demo.add_argument("--grid", type=int, default=4, help="cells of a side of the pictures: 4, 6 or 8 (default 4)")
-    demo.add_argument("--size", choices=["tiny", "mini", "medium", "small"], default="tiny", help="size of the model (default tiny)")
+    demo.add_argument(
+        "--size", choices=["tiny", "mini", "medium", "small"], default="tiny", help="size of the model (default tiny)"
+    )
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--workers", type=int, default=1, help="processes that draw (default 1)")
     demo.set_defaults(run=_demo_data)

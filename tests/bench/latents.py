@@ -12,7 +12,9 @@ OUTPUT/results.jsonl; the table at the end is made of that file, and so is a lat
 Arms: text (steps that say nothing), named (steps that name the figure), pads (the same words and filler tokens),
 single (one segment, of the last picture), random (latents of random patches), published (`selection.pool: all`), query
 (the published query among what changed), changed (what changed most), region (the marked cell, told by the data).
-Behind a plus the second stage: detached (own latents, targets kept) or full (cross-entropy through the whole chain).
+Behind an @ the steps of the first stage, where they are not --steps; behind a plus the second stages: detached (own
+latents, targets kept), through (the same, gradient through the whole chain) or full (cross-entropy alone through the
+whole chain, as published). What OUTPUT holds already is not done again.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -34,7 +35,9 @@ import numpy as np
 import yaml
 
 from ilvr_ds.data.pack import pack_samples
+from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import LatentStep, Sample, TextStep
+from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.demo.material import SIZES, write_demo_model
 from ilvr_ds.demo.task import TaskSpec, draw_samples
 from ilvr_ds.demo.task.drawing import CELL
@@ -71,6 +74,7 @@ ARMS = {
     "changed": Arm("latent", CHANGED),
     "region": Arm("latent", {"pool": "region", "top_p": 1.0}),
 }
+SECOND = ("detached", "through", "full")
 MAIN = ["text", "pads", "random", "published+full", "changed+detached+full"]
 
 
@@ -79,7 +83,7 @@ def main() -> None:
     results = options.output / "results.jsonl"
     if not options.table_only:
         options.output.mkdir(parents=True, exist_ok=True)
-        cases = [Case(options, name, signs, seed, Lock()) for signs in options.signs for seed in options.seeds
+        cases = [Case(options, name, signs, seed) for signs in options.signs for seed in options.seeds
                  for name in options.arms]  # fmt: skip
         prepare(options, cases)
         lock = Lock()
@@ -93,14 +97,14 @@ def main() -> None:
 def _options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--arms", nargs="+", default=MAIN, metavar="ARM[+detached][+full]")
+    parser.add_argument("--arms", nargs="+", default=MAIN, metavar="ARM[@STEPS][+STAGE...]")
     parser.add_argument("--signs", type=int, nargs="+", default=[6], help="length of the trail (default 6)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of weights and sample order (default 0)")
-    parser.add_argument("--samples", type=int, default=60_000)
+    parser.add_argument("--samples", type=int, default=24_000)
     parser.add_argument("--held-out", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--second-steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--second-lr", type=float, default=1.6e-4)
     parser.add_argument("--size", choices=SIZES, default="medium")
@@ -113,9 +117,15 @@ def _options() -> Any:
     options = parser.parse_args()
     options.output = options.output.absolute()
     for name in options.arms:
-        arm, *second = name.split("+")
-        if arm not in ARMS or set(second) - {"detached", "full"} or (second and not ARMS[arm].has_latents):
-            parser.error(f"--arms {name}: expected one of {', '.join(ARMS)}; those with latents +detached or +full")
+        title, *second = name.split("+")
+        arm, _, steps = title.partition("@")
+        if arm not in ARMS or not (steps or "1").isdigit() or set(second) - set(SECOND) or (
+            second and not ARMS[arm].has_latents
+        ):  # fmt: skip
+            parser.error(
+                f"--arms {name}: expected one of {', '.join(ARMS)}, behind it @STEPS, and for those with "
+                f"latents +{', +'.join(SECOND)}"
+            )
     return options
 
 
@@ -128,44 +138,68 @@ def prepare(options: Any, cases: list[Case]) -> None:
         folder = options.output / f"model-{signs}"
         if not folder.exists():
             write_demo_model(folder, TaskSpec(operations=("trail",), signs=signs, named=True), options.size)
-    wanted = sorted({(case.signs, ARMS[case.arm].form) for case in cases})
-    workers = max(1, options.draw_workers // max(1, len(wanted)))
-    with ThreadPoolExecutor(max(1, len(wanted))) as pool:
-        for _ in pool.map(lambda key: _prepare_form(options, *key, workers), wanted):
-            pass
+        forms = sorted({ARMS[case.arm].form for case in cases if case.signs == signs} - {"latent", "named"})
+        for split, count in (("train", options.samples), ("held_out", options.held_out)):
+            _draw_shards(options, "latent", signs, split, count)
+            with ProcessPoolExecutor(options.draw_workers, mp_context=get_context("spawn")) as pool:
+                waiting = [pool.submit(_derive_shards, options, form, signs, split) for form in forms]
+                if any(case.arm == "named" for case in cases):
+                    _draw_shards(options, "named", signs, split, count)
+                workers = max(1, options.draw_workers // (1 + len(forms)))
+                done = [pool.submit(_encode, options, form, signs, split, workers) for form in ("latent", "named")]
+                for form, job in zip(forms, waiting, strict=True):
+                    job.result()
+                    done.append(pool.submit(_encode, options, form, signs, split, workers))
+                for job in done:
+                    job.result()
 
 
-def _prepare_form(options: Any, signs: int, form: str, workers: int) -> None:
-    folder = options.output / f"data-{signs}-{form}"
-    for split, count in (("train", options.samples), ("held_out", options.held_out)):
-        if (folder / split / "features").exists():
-            continue
-        start = time.monotonic()
-        pack_samples(_drawn(form, signs, split, count, workers), folder / split, max_samples_per_shard=10_000,
-                     overwrite=True)  # fmt: skip
-        drawn = time.monotonic()
-        _call(["encode", "--model", options.output / f"model-{signs}", "--shards", folder / split,
-               "--precision", options.precision, "--max-image-pixels", (4 * CELL) ** 2, "--workers", workers],
-              folder / f"encode-{split}.log")  # fmt: skip
-        print(f"{folder.name}/{split}: drawn in {drawn - start:.0f} s, encoded in {time.monotonic() - drawn:.0f} s",
-              file=sys.stderr)  # fmt: skip
+def shards_of(options: Any, form: str, signs: int, split: Split) -> Path:
+    """Where samples of a form lie."""
+    path: Path = options.output / f"data-{signs}-{form}" / split
+    return path
 
 
-def _drawn(form: str, signs: int, split: Split, count: int, workers: int) -> Iterator[Sample]:
+def _draw_shards(options: Any, form: str, signs: int, split: Split, count: int) -> None:
+    folder = shards_of(options, form, signs, split)
+    if folder.exists():
+        return
+    start = time.monotonic()
     jobs = [(form, signs, split, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for part in pool.map(_draw, jobs):
-            yield from part
+    with ProcessPoolExecutor(options.draw_workers, mp_context=get_context("spawn")) as pool:
+        pack_samples((sample for part in pool.map(_draw, jobs) for sample in part), folder, max_samples_per_shard=5_000)
+    print(f"{folder}: drawn in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
 def _draw(job: tuple[str, int, Split, int, int]) -> list[Sample]:
     form, signs, split, start, count = job
     spec = TaskSpec(operations=("trail",), signs=signs, named=form == "named", shuffled_options=False)
-    return [in_form(sample, form, start + n) for n, sample in enumerate(draw_samples(spec, 0, split, count, start))]
+    samples = draw_samples(spec, 0, split, count, start)
+    return [in_form(sample, form, start + number) for number, sample in enumerate(samples)]
+
+
+def _derive_shards(options: Any, form: str, signs: int, split: Split) -> None:
+    """The same trails in another form."""
+    folder = shards_of(options, form, signs, split)
+    if not folder.exists():
+        reader = ShardReader(open_dataset(str(shards_of(options, "latent", signs, split))))
+        samples = (in_form(reader.read(number), form, number) for number in range(len(reader)))
+        pack_samples(samples, folder, max_samples_per_shard=5_000)
+
+
+def _encode(options: Any, form: str, signs: int, split: Split, workers: int) -> None:
+    """Store the vision features of shards, where there are shards without."""
+    folder = shards_of(options, form, signs, split)
+    if folder.exists() and not (folder / "features").exists():
+        start = time.monotonic()
+        _call(["encode", "--model", options.output / f"model-{signs}", "--shards", folder, "--precision",
+               options.precision, "--max-image-pixels", (4 * CELL) ** 2, "--workers", workers],
+              folder.with_suffix(".encode.log"))  # fmt: skip
+        print(f"{folder}: encoded in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
 def in_form(sample: Sample, form: str, number: int) -> Sample:
-    """A trail as an arm wants it: with boxes around the marked or around random cells, or without helper pictures."""
+    """A trail as an arm wants it: as it is, with boxes around random cells, or without helper pictures."""
     texts = [step for step in sample.steps if isinstance(step, TextStep)]
     if form in ("text", "named"):
         return replace(sample, steps=tuple(texts), helper_images=())
@@ -174,13 +208,14 @@ def in_form(sample: Sample, form: str, number: int) -> Sample:
         return replace(sample, steps=(*filled, texts[-1]), helper_images=())
     if form == "single":
         return replace(sample, steps=(*texts[:-1], LatentStep(0), texts[-1]), helper_images=sample.helper_images[-1:])
-    cells = sample.meta["trail"].split() if form == "latent" else None
-    steps, draw = [], np.random.default_rng((7, number))
+    if form == "latent":
+        return sample
+    draw, steps = np.random.default_rng((7, number)), []
     for step in sample.steps:
         if isinstance(step, LatentStep):
-            row, column = map(int, cells[step.helper].split(",")) if cells else draw.integers(4, size=2).tolist()
+            row, column = draw.integers(4, size=2).tolist()
             box = (column * CELL, row * CELL, (column + 1) * CELL, (row + 1) * CELL)
-            step = replace(step, region=tuple(map(float, box)))
+            step = replace(step, region=box)
         steps.append(step)
     return replace(sample, steps=tuple(steps))
 
@@ -196,22 +231,33 @@ class Case:
     name: str
     signs: int
     seed: int
-    lock: Lock
+
+    @property
+    def title(self) -> str:
+        """Without its second stages."""
+        return self.name.split("+")[0]
 
     @property
     def arm(self) -> str:
-        """Without its second stages."""
-        return self.name.split("+")[0]
+        """Without its steps either."""
+        return self.title.split("@")[0]
+
+    @property
+    def steps(self) -> int:
+        """Of the first stage."""
+        return int(self.title.partition("@")[2] or self.options.steps)
 
     def run(self, results: Path, lock: Lock) -> str | None:
         """Train, and write down what is read after each stage; returns what failed."""
         try:
             for stage in ("1", *self.name.split("+")[1:]):
-                run = f"{self.arm}-n{self.signs}-s{self.seed}-{stage}"
+                run = f"{self.title.replace('@', '-')}-n{self.signs}-s{self.seed}-{stage}"
+                if (self.options.output / "models" / run / "evaluation/comt/scores.json").exists():
+                    continue
                 started = time.monotonic()
                 seconds = self._train(run, stage)
                 scores = self._evaluate(run)
-                line = {"arm": self.arm, "signs": self.signs, "seed": self.seed, "stage": stage, "seconds": seconds,
+                line = {"arm": self.title, "signs": self.signs, "seed": self.seed, "stage": stage, "seconds": seconds,
                         "wall": time.monotonic() - started, **self._last_metrics(run), **readings(scores)}  # fmt: skip
                 with lock, results.open("a") as file:
                     file.write(json.dumps(line) + "\n")
@@ -257,7 +303,7 @@ class Case:
                 "lr": options.lr if is_first else options.second_lr, "warmup_steps": 100 if is_first else 20,
                 "schedule": "linear", "min_lr_ratio": 0.05, "beta2": 0.98, "weight_decay": 0.01,
             },
-            "train": {"max_steps": options.steps if is_first else options.second_steps,
+            "train": {"max_steps": self.steps if is_first else options.second_steps,
                       "micro_batch_size": options.batch, "precision": options.precision},
             "evaluation": {"max_samples": min(512, options.held_out), "every_steps": 250},
             "checkpoint": {"every_steps": 0},
@@ -265,8 +311,8 @@ class Case:
             "deepspeed": {"config": str(Path("ds_configs/zero2.json").absolute())},
         }  # fmt: skip
         if not is_first:
-            recipe["model"]["init_from"] = str(output / "runs" / run.replace(f"-{stage}", "-1"))
-            recipe["train"] |= {"stage": 2, "latent_gradient": stage}
+            recipe["model"]["init_from"] = str(output / "runs" / run.removesuffix(stage)) + "1"
+            recipe["train"] |= {"stage": 2, "latent_gradient": "detached" if stage == "detached" else "full"}
         return recipe
 
     def _evaluate(self, run: str) -> dict[str, Any]:
@@ -285,7 +331,9 @@ class Case:
         found: dict[str, float] = {}
         for line in map(json.loads, lines):
             metrics = line.get("metrics", {})
-            found |= {key: float(value) for key, value in metrics.items() if key.startswith(("loss/", "select/", "grad/"))}
+            found |= {
+                key: float(value) for key, value in metrics.items() if key.startswith(("loss/", "select/", "grad/"))
+            }
             if "loss/total" in metrics:
                 found["steps"] = line["step"]
             if "eval/answer_accuracy" in metrics:

@@ -277,6 +277,14 @@ def test_the_text_of_a_trail_is_no_better_than_chance_unless_it_names_what_it_se
         assert score > 0.9 if is_told else score < bound
 
 
+def test_a_trails_latent_steps_are_about_the_marked_cell() -> None:
+    for sample in draw_samples(TRAILS[1], 6, "train", 10):
+        boxes = [step.region for step in sample.steps if isinstance(step, LatentStep)]
+        for box, png in zip(boxes, sample.helper_images, strict=True):
+            row, column = read_picture(png).marked
+            assert box == (28 * column, 28 * row, 28 * column + 28, 28 * row + 28)
+
+
 def test_cells_are_told_apart_by_their_place() -> None:
     """The same figure, unmarked, in another cell has other pixels."""
     seen: dict[bytes, tuple[int, int]] = {}

@@ -15,10 +15,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ilvr_ds.data.sample import LatentStep, Sample, Step, TextStep
+from ilvr_ds.data.sample import LatentStep, Region, Sample, Step, TextStep
 from ilvr_ds.demo.task.creation import Creation
 from ilvr_ds.demo.task.deletion import Deletion
-from ilvr_ds.demo.task.drawing import encode_scene
+from ilvr_ds.demo.task.drawing import CELL, encode_scene
 from ilvr_ds.demo.task.scene import Scene
 from ilvr_ds.demo.task.selection import Selection
 from ilvr_ds.demo.task.spec import TaskSpec
@@ -85,5 +85,13 @@ def _draw_words(operation: str, rng: np.random.Generator, spec: TaskSpec) -> Wor
 def _steps(words: Words, scenes: list[Scene], right: int) -> tuple[Step, ...]:
     steps: list[Step] = []
     for number, text in enumerate(words.rationale(scenes)):
-        steps += [TextStep(text), LatentStep(number)]
+        steps += [TextStep(text), LatentStep(number, _marked_box(scenes[number + 1]))]
     return (*steps, TextStep(f"The final answer is: {LETTERS[right]}) {words.options[right]}"))
+
+
+def _marked_box(scene: Scene) -> Region | None:
+    """The marked cell in pixels, where it is all that a picture is about."""
+    if scene.marked is None or not scene.is_shaded:
+        return None
+    row, column = scene.marked
+    return float(column * CELL), float(row * CELL), float((column + 1) * CELL), float((row + 1) * CELL)

@@ -2,8 +2,9 @@
 
 The grid holds each figure once. A figure is a sign: its shape names the row of the next cell and its colour the column
 (the first shape of the spec the first row, and so on). The signs lead through all cells in one circle, so that no trail
-is shorter than it looks. Helper picture n has the mark on the n-th cell; the words say nothing of it, unless the spec
-names what is seen, which makes a chain of thought in text: the baseline that needs no latents.
+is shorter than it looks. Helper picture n has the mark on the n-th cell, which is also the region that its latent step
+is about. The words say nothing of it, unless the spec names what is seen, which makes a chain of thought in text: the
+baseline that needs no latents.
 """
 
 from __future__ import annotations

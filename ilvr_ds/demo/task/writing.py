@@ -83,7 +83,7 @@ def _record(sample: Sample, given: list[str], helpers: list[str]) -> dict[str, o
     plan = [
         {"type": "text", "content": step.content}
         if isinstance(step, TextStep)
-        else {"type": "latent", "helper_image": helpers[step.helper]}
+        else {"type": "latent", "helper_image": helpers[step.helper]} | ({"region": step.region} if step.region else {})
         for step in sample.steps
     ]
     return {
