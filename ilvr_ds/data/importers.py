@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from ilvr_ds.data.sample import LatentStep, Sample, SampleError, Step, TextStep, check_sample, decode_image
+from ilvr_ds.data.decode import decode_image
+from ilvr_ds.data.sample import LatentStep, Sample, SampleError, Step, TextStep, check_sample
 from ilvr_ds.errors import UserError, nearest
 
 Format = Literal["auto", "ilvr", "mirage"]

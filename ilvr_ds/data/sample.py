@@ -6,20 +6,11 @@ step stands for one *helper image*, the picture that the reasoning would look li
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-from PIL import Image, UnidentifiedImageError
 
 from ilvr_ds.errors import OneLineError
 
 IMAGE_MARKER = "<image>"
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
-DECODE_PIXEL_LIMIT = 64 * 1024 * 1024
-"""No stored image may decode to more pixels than this: a 20 KB PNG can otherwise ask for gigabytes."""
 
 
 class SampleError(OneLineError, ValueError):
@@ -79,43 +70,3 @@ def check_sample(sample: Sample) -> None:
     if markers and markers != len(sample.input_images):
         found = len(sample.input_images)
         raise SampleError(f"{markers} {IMAGE_MARKER} markers in the question but {found} input images")
-
-
-def decode_image(data: bytes, pixel_limit: int = DECODE_PIXEL_LIMIT) -> Image.Image:
-    """Decode to an RGB image; the size is checked before any pixel is.
-
-    Raises SampleError for other formats, damaged files and images above `pixel_limit` pixels.
-    """
-    with _errors_in_one_line(pixel_limit):
-        return _open_image(data, pixel_limit).convert("RGB")
-
-
-def image_size(data: bytes, pixel_limit: int = DECODE_PIXEL_LIMIT) -> tuple[int, int]:
-    """Width and height of an image by its header, without decoding a pixel; raises SampleError like decode_image."""
-    with _errors_in_one_line(pixel_limit):
-        return _open_image(data, pixel_limit).size
-
-
-def _open_image(data: bytes, pixel_limit: int) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-    width, height = image.size
-    if width * height > pixel_limit:
-        raise SampleError(f"image of {width}x{height} pixels is above the limit of {pixel_limit} pixels")
-    return image
-
-
-@contextmanager
-def _errors_in_one_line(pixel_limit: int) -> Iterator[None]:
-    """Whatever Pillow raises, as a SampleError."""
-    try:
-        yield
-    except UnidentifiedImageError as error:  # its text holds the address of an object
-        raise SampleError(f"not a {', '.join(IMAGE_FORMATS)} image") from error
-    except Image.DecompressionBombError as error:
-        raise SampleError(f"image above the limit of {pixel_limit} pixels ({error})") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, SampleError):
-            raise
-        raise SampleError(f"not a readable {', '.join(IMAGE_FORMATS)} image ({error})") from error

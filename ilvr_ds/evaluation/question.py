@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ilvr_ds.data.sample import Sample, SampleError, check_sample, decode_image
+from ilvr_ds.data.decode import decode_image
+from ilvr_ds.data.sample import Sample, SampleError, check_sample
 from ilvr_ds.errors import UserError
 
 
