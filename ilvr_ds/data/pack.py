@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds.data.decode import Treatment, treatments
+from ilvr_ds.data.foreign import refuse_foreign
 from ilvr_ds.data.importers import Format, Rejected, numbered_records
 from ilvr_ds.data.sample import LatentStep, Sample, SampleError
 from ilvr_ds.data.shards import Manifest, file_sha256
@@ -137,6 +138,7 @@ def pack(
     `max_tokens` are rejected, never truncated. Rejected records go to `rejected.jsonl` with line and reason. Nothing
     is left at `output` unless all went well; raises UserError also where no record was accepted.
     """
+    refuse_foreign(input)
     records = numbered_records(input, image_root, format)
     writer = DatasetWriter(output, max_samples_per_shard=max_samples_per_shard, overwrite=overwrite)
     source = {"file": input.name, "sha256": _source_sha256(input)}
