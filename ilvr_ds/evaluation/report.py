@@ -9,6 +9,7 @@ from ilvr_ds.evaluation.benchmarks import Benchmark
 from ilvr_ds.evaluation.generate import Speed
 from ilvr_ds.evaluation.results import Line
 from ilvr_ds.evaluation.scoring import macro_mean, score_by_type
+from ilvr_ds.tracking.names import metric_name
 
 
 def summarize(lines: list[Line], benchmark: Benchmark) -> tuple[dict[str, Any], list[str]]:
@@ -65,7 +66,8 @@ def metrics_of(scores: dict[str, Any]) -> dict[str, float]:
     for rule, part in scores["rules"].items():
         metrics[f"{rule}/accuracy"] = part["accuracy"]
         metrics[f"{rule}/macro_mean"] = part["macro_mean"]
-        metrics |= {f"{rule}/accuracy/{name or 'all'}": score["accuracy"] for name, score in part["types"].items()}
+        types = {name: score for name, score in part["types"].items() if name or len(part["types"]) > 1}
+        metrics |= {metric_name(f"{rule}/accuracy", name): score["accuracy"] for name, score in types.items()}
     for rule, effects in scores.get("ablation", {}).items():
         metrics |= {f"{rule}/ablation/{name}": part["difference"] for name, part in effects.items()}
     return metrics

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ def log_scores(
 ) -> str | None:  # fmt: skip
     """Write a finished run; returns its id, or None where the server failed (the files on disk are the record).
 
-    parent: id of the training run; where this server has it, the new run is its child, in its experiment.
+    metrics: by names as metric_name makes them. parent: id of the training run; where this server has it, the new run
+    is its child, in its experiment.
 
     Raises UserError where MLflow is not installed.
     """
@@ -41,7 +41,7 @@ def log_scores(
         for key, value in params.items():
             client.log_param(run_id, key, str(value))
         for key, number in metrics.items():
-            client.log_metric(run_id, re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII), float(number))
+            client.log_metric(run_id, key, float(number))
         if examples:
             columns = {key: [example[key] for example in examples] for key in examples[0]}
             client.log_table(run_id, columns, "examples.json")
