@@ -60,6 +60,14 @@ def summarize(lines: list[Line], benchmark: Benchmark) -> tuple[dict[str, Any], 
     return scores, text
 
 
+def left_out_lines(reasons: dict[int, str]) -> list[str]:
+    """What a person reads of samples that were not evaluated; [] where all were."""
+    if not reasons:
+        return []
+    samples = "sample" if len(reasons) == 1 else "samples"
+    return [f"left out: {len(reasons)} {samples}; the first: {next(iter(reasons.values()))}"]
+
+
 def metrics_of(scores: dict[str, Any]) -> dict[str, float]:
     """The numbers of scores.json that MLflow gets, by name."""
     metrics = {f"speed/{name}": value for name, value in scores["speed"].items()}
