@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds.errors import UserError
+from ilvr_ds.tracking.address import sqlite_path
 
 logger = logging.getLogger("ilvr_ds")
 _QUIET = {
@@ -97,6 +98,6 @@ def _experiment(client: Any, uri: str, name: str) -> str:
     """The experiment of a name, made where it is missing; a SQLite store keeps its files beside it."""
     if known := client.get_experiment_by_name(name):
         return str(known.experiment_id)
-    database = Path(uri.removeprefix("sqlite:///")).absolute()
-    place = (database.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
+    database = sqlite_path(uri)
+    place = (database.parent / "mlartifacts").as_uri() if database else None
     return str(client.create_experiment(name, artifact_location=place))
