@@ -39,7 +39,7 @@ setup(
         "deepspeed>=0.19.3",
         "webdataset>=1.0.2",
         "mlflow-skinny>=3.17",
-        "sqlalchemy>=2",
+        "sqlalchemy>=2.1",
         "alembic",
         "pandas",
         "psutil",

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
-from ilvr_ds.data.sample import Sample, decode_image
+from ilvr_ds.data.decode import decode_image
+from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import IGNORE, EncodedSample, SampleEncoder
 
 

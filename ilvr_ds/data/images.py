@@ -18,7 +18,8 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from ilvr_ds.data.sample import SampleError, decode_image, image_size
+from ilvr_ds.data.decode import DECODING, decode_image, image_size
+from ilvr_ds.data.sample import SampleError
 from ilvr_ds.errors import UserError
 
 GREY = (128, 128, 128)
@@ -90,6 +91,7 @@ class ImageEncoder:
             "mean": self.mean,
             "std": self.std,
             "blank": self.blank,
+            "decoding": DECODING,
         }
 
     def _grid(self, size: tuple[int, int]) -> Grid:

@@ -1,7 +1,7 @@
 """JSON Lines in the authors' format or in Mirage's, read into samples.
 
 One record a line. `text_input` is the question and `image_input` its images (a path, a list of paths, or absent),
-relative to an image root. What the model shall answer is, in the two formats:
+below an image root. What the model shall answer is, in the two formats:
 
     ilvr    {"sequence_plan": [{"type": "text", "content": ...},
                                {"type": "latent", "helper_image": ..., "region": ...}, ...],
@@ -21,6 +21,7 @@ other keys, and `operation`, `type` and `level`, are kept in `meta`, as JSON whe
 from __future__ import annotations
 
 import json
+import math
 import re
 import stat
 from collections.abc import Iterator
@@ -28,7 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from ilvr_ds.data.sample import LatentStep, Region, Sample, SampleError, Step, TextStep, check_sample, decode_image
+from ilvr_ds.data.check import check_sample
+from ilvr_ds.data.decode import decode_image
+from ilvr_ds.data.foreign import foreign_record, refuse_foreign
+from ilvr_ds.data.record_keys import check_keys
+from ilvr_ds.data.sample import LatentStep, Region, Sample, SampleError, Step, TextStep
 from ilvr_ds.errors import UserError, nearest
 
 Format = Literal["auto", "ilvr", "mirage"]
@@ -65,6 +70,7 @@ def numbered_records(path: Path, image_root: Path, format: Format) -> Iterator[t
         raise UserError(f"format '{format}' is unknown{nearest(format, get_args(Format))}")
     if not image_root.is_dir():
         raise UserError(f"{image_root}: the image root is not a folder")
+    refuse_foreign(path)
     chosen: str = "" if format == "auto" else format
     first_lines: dict[str, int] = {}
     for line, text in _lines(path):
@@ -119,6 +125,8 @@ def _choose_format(record: dict[str, Any], chosen: str, where: str) -> str:
     told = [name for name, keys in _TELLING_KEYS.items() if keys & record.keys()]
     if not told and not chosen and "text_input" in record:
         told = ["mirage"]  # a bare question: Mirage's test sets
+    if not told and (foreign := foreign_record(record)):
+        raise UserError(f"{where}: {foreign}")
     if len(told) > 1 or (chosen and told and told != [chosen]) or not (told or chosen):
         kind = "mixes formats with the lines before" if chosen else "fits neither the ilvr nor the mirage format"
         keys = ", ".join(sorted(map(str, record)))
@@ -127,7 +135,8 @@ def _choose_format(record: dict[str, Any], chosen: str, where: str) -> str:
 
 
 def _convert(record: dict[str, Any], identity: str, root: Path, format: str) -> Sample:
-    paths = _paths(record, "image_input")
+    check_keys(record, has_answer=bool(_boxed(str(record.get("text_output")))))
+    paths = [_below(root, path, "input image") for path in _paths(record, "image_input")]
     if format == "ilvr":
         steps, helpers = _plan(record)
         answer = _short_text(record, "original_final_answer")
@@ -139,7 +148,7 @@ def _convert(record: dict[str, Any], identity: str, root: Path, format: str) -> 
         question=_text(record, "text_input"),
         steps=tuple(steps),
         input_images=tuple(_read_image(root, path, "input image") for path in paths),
-        helper_images=tuple(_read_image(root, path, "helper image") for path in helpers),
+        helper_images=tuple(_read_image(root, _below(root, path, "helper image"), "helper image") for path in helpers),
         answer=answer or _short_text(record, "answer"),
         group=_group(record, paths),
         meta={k: v if isinstance(v, str) else json.dumps(v) for k, v in record.items() if k not in _OWN_KEYS},
@@ -212,27 +221,35 @@ def _boxed(text: str) -> str:
     return ""
 
 
-def _group(record: dict[str, Any], paths: list[str]) -> str:
+def _group(record: dict[str, Any], paths: list[PurePosixPath]) -> str:
     """The kind of task: a key of the record, else CoMT's operation or VSP's level in the first image's folders."""
     for key in _GROUP_KEYS:
         if isinstance(value := record.get(key), str) and value:
             return value
-    for folder in PurePosixPath(paths[0]).parts[:-1] if paths else ():
+    for folder in paths[0].parts[:-1] if paths else ():
         if _GROUP_FOLDERS.fullmatch(folder):
             return folder.replace("_", "")
     return ""
 
 
-def _read_image(root: Path, name: str, what: str) -> bytes:
-    """The bytes of an image below `root`, which decode to an image of a bearable size.
+def _below(root: Path, name: str, what: str) -> PurePosixPath:
+    """A path relative to `root`, also where a record gives it as absolute.
 
-    A path may not leave the root by itself; links that the user put there are followed.
+    It may not leave the root by itself; links that the user put there are followed.
     """
     path = PurePosixPath(name)
+    if path.is_absolute():
+        places = (place for place in (root.absolute(), root.resolve()) if path.is_relative_to(place))
+        path = next((path.relative_to(place) for place in places), path)
     if path.is_absolute() or ".." in path.parts:
-        raise SampleError(f"{what} '{name}': the path leaves the image root")
+        raise SampleError(f"{what} '{name}': the path leaves the image root {root}")
+    return path
+
+
+def _read_image(root: Path, name: PurePosixPath, what: str) -> bytes:
+    """The bytes of an image below `root`, which decode to an image of a bearable size."""
     try:
-        data = _read_limited(root / path)
+        data = _read_limited(root / name)
         decode_image(data)
     except FileNotFoundError as error:
         raise SampleError(f"{what} '{name}' is missing below {root}") from error
@@ -241,7 +258,7 @@ def _read_image(root: Path, name: str, what: str) -> bytes:
     except SampleError as error:
         raise SampleError(f"{what} '{name}': {error}") from error
     except ValueError as error:
-        raise SampleError(f"{what} {name!r}: no file can have this name") from error
+        raise SampleError(f"{what} {str(name)!r}: no file can have this name") from error
     return data
 
 
@@ -284,6 +301,8 @@ def _short_text(record: dict[str, Any], key: str) -> str:
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise SampleError(f"'{key}' is {_kind(value)}, expected text or a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SampleError(f"'{key}' is {value}, which no text and no number of JSON is; expected text or a number")
     return str(value)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from ilvr_ds.data.sample import LatentStep, Sample, SampleError, Step, TextStep, check_sample
+from ilvr_ds.data.check import check_sample
+from ilvr_ds.data.sample import LatentStep, Sample, SampleError, Step, TextStep
 from ilvr_ds.errors import OneLineError
 
 BLOCK = tarfile.BLOCKSIZE

@@ -9,14 +9,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ilvr_ds.data.decode import Treatment, treatments
+from ilvr_ds.data.foreign import refuse_foreign
 from ilvr_ds.data.importers import Format, Rejected, numbered_records
-from ilvr_ds.data.sample import Sample, SampleError
+from ilvr_ds.data.sample import LatentStep, Sample, SampleError
 from ilvr_ds.data.shards import Manifest, file_sha256
 from ilvr_ds.data.writer import MAX_SAMPLES_PER_SHARD, DatasetWriter, Provenance
 from ilvr_ds.errors import UserError
 
 REJECTED_FILE = "rejected.jsonl"
 _PRINTED_REJECTIONS = 20
+_PRINTED_KEYS = 10
 
 Measure = Callable[[Sample], int]
 """Length of a sample in tokens; raises SampleError for a sample that cannot be encoded."""
@@ -28,6 +31,35 @@ class _TooLongError(SampleError):
     """A sample of more tokens than allowed."""
 
 
+@dataclass
+class Contents:
+    """What the samples written hold, for people to see whether it is what they meant."""
+
+    lacking: Counter[str] = field(default_factory=Counter)
+    """Samples without an input image, an answer or, where they have a plan, a latent step."""
+    pictures: Counter[str] = field(default_factory=Counter)
+    """Pictures that are shown otherwise than their pixels are stored, by what is done to them."""
+    other_keys: Counter[str] = field(default_factory=Counter)
+    """Samples by keys of `meta`: what records hold besides."""
+
+    def add(self, sample: Sample, treated: list[Treatment]) -> None:
+        """Count one sample; `treated`: what is done to its images."""
+        self.pictures.update(treated)
+        has_latents = any(isinstance(step, LatentStep) for step in sample.steps)
+        self.lacking["an input image"] += not sample.input_images
+        self.lacking["an answer"] += not sample.answer.strip()
+        self.lacking["a latent step"] += bool(sample.steps) and not has_latents
+        self.other_keys.update(list(sample.meta))
+
+    def lines(self) -> list[str]:
+        """What there is to say, one line each."""
+        lines = [f"without {part}: {count}" for part, count in self.lacking.items() if count]
+        lines += [f"pictures {treatment}: {count}" for treatment, count in sorted(self.pictures.items())]
+        keys = [f"{key} ({count})" for key, count in self.other_keys.most_common(_PRINTED_KEYS)]
+        more = f", and {len(self.other_keys) - len(keys)} more" if len(self.other_keys) > len(keys) else ""
+        return lines + ([f"other keys, kept as they are: {', '.join(keys)}{more}"] if keys else [])
+
+
 @dataclass(frozen=True)
 class PackReport:
     """What was packed and what was not; `rejected` includes the `too_long` ones."""
@@ -36,6 +68,7 @@ class PackReport:
     manifest: Manifest
     rejected: tuple[Rejected, ...]
     too_long: int
+    contents: Contents
 
     @property
     def accepted(self) -> int:
@@ -65,6 +98,7 @@ class PackReport:
             lines.append(f"longest sample: {self.manifest.longest_tokens} tokens")
         if self.without_plan:
             lines.append(f"without a plan, for evaluation only: {self.without_plan}")
+        lines += self.contents.lines()
         lines += [f"group {name or '(none)'}: {count}" for name, count in self.groups.items()]
         if self.rejected:
             lines.append(f"rejected: {len(self.rejected)}, of which too long: {self.too_long}")
@@ -82,6 +116,7 @@ class _Tally:
     rejected: list[Rejected] = field(default_factory=list)
     too_long: int = 0
     first_lines: dict[str, int] = field(default_factory=dict)
+    contents: Contents = field(default_factory=Contents)
 
 
 def pack(
@@ -103,6 +138,7 @@ def pack(
     `max_tokens` are rejected, never truncated. Rejected records go to `rejected.jsonl` with line and reason. Nothing
     is left at `output` unless all went well; raises UserError also where no record was accepted.
     """
+    refuse_foreign(input)
     records = numbered_records(input, image_root, format)
     writer = DatasetWriter(output, max_samples_per_shard=max_samples_per_shard, overwrite=overwrite)
     source = {"file": input.name, "sha256": _source_sha256(input)}
@@ -151,7 +187,7 @@ def _pack(
         lines = [json.dumps(asdict(rejected)) + "\n" for rejected in tally.rejected]
         (writer.folder / REJECTED_FILE).write_text("".join(lines))
         manifest = writer.finish(Provenance(len(tally.rejected), source, measured_with))
-    return PackReport(writer.output, manifest, tuple(tally.rejected), tally.too_long)
+    return PackReport(writer.output, manifest, tuple(tally.rejected), tally.too_long, tally.contents)
 
 
 def _add(
@@ -164,7 +200,9 @@ def _add(
         tokens = measure(sample) if measure else 0
         if max_tokens is not None and tokens > max_tokens:
             raise _TooLongError(f"{tokens} tokens, the limit is {max_tokens}")
+        treated = [what for data in (*sample.input_images, *sample.helper_images) for what in treatments(data)]
         writer.write(sample, tokens)
+        tally.contents.add(sample, treated)
         tally.first_lines[sample.id] = line
     except SampleError as error:
         tally.too_long += isinstance(error, _TooLongError)

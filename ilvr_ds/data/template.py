@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ilvr_ds.data.answer_place import find_answer
+from ilvr_ds.data.decode import image_size
 from ilvr_ds.data.features import Rows
 from ilvr_ds.data.images import Grid, ImageEncoder
-from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Region, Sample, SampleError, TextStep, image_size
+from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Region, Sample, SampleError, TextStep
 from ilvr_ds.data.tokens import LATENT_TOKENS, SpecialTokens
 
 IGNORE = -100
@@ -249,9 +251,9 @@ def _fractions(sample: Sample, step: LatentStep) -> Region | None:
 
 
 def _answer_span(text: str, sample: Sample, steps: list[str], offsets: list[tuple[int, int]]) -> tuple[int, int]:
-    """Tokens [first, last) that overlap the answer's last occurrence in the final text step; (0, 0) if none."""
+    """Tokens [first, last) that overlap the answer as the final text step gives it; (0, 0) if none."""
     last = max((i for i, step in enumerate(sample.steps) if isinstance(step, TextStep)), default=-1)
-    inside = steps[last].rfind(sample.answer) if last >= 0 and sample.answer else -1
+    inside = find_answer(steps[last], sample.answer) if last >= 0 else -1
     if inside < 0:
         return 0, 0
     start = text.rindex("<|im_end|>") - len("".join(steps[last:])) + inside

@@ -29,7 +29,7 @@ from ilvr_ds.evaluation.examples import example, marked_text
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import Reasoner, load_reasoner, speaking_of_the_option
 from ilvr_ds.evaluation.pixels import replay_cost
-from ilvr_ds.evaluation.report import metrics_of, summarize
+from ilvr_ds.evaluation.report import left_out_lines, metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results, append
 from ilvr_ds.tracking.origin import read_origin
 from ilvr_ds.tracking.registry import attach, is_reference, resolve
@@ -82,24 +82,25 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
     shards = open_dataset(settings.shards)
     reader = ShardReader(shards)
     count = min(len(reader), settings.max_samples or len(reader))
-    dist.decided_by_main(lambda: _check(reader, count, benchmark))
+    left_out = dist.decided_by_main(lambda: _left_out(reader, count, benchmark))
+    numbers = [number for number in range(count) if number not in left_out]
     with speaking_of_the_option():
         model = model_on_host(settings.model)
     reasoner = load_reasoner(model, dist.device(), settings.precision, settings.latent_size, settings.max_image_pixels)
     results = Results(settings.output or default_output(settings.model, settings.benchmark))
-    identity = _identity(settings, Path(model), shards.fingerprint, count, reasoner)
+    identity = _identity(settings, Path(model), shards.fingerprint, len(numbers), reasoner)
     dist.decided_by_main(lambda: results.open(identity))
     done = dist.decided_by_main(lambda: {line["number"] for line in results.lines()})
-    batches = cut_batches(count, settings.batch_size)
-    mine = [batch for batch in batches[dist.rank() :: dist.world_size()] if not done.issuperset(batch)]
-    logger.info("%s: %d samples, %d of them done", shards.location, count, len(done))
-    run = _Run(settings, benchmark, reader, reasoner)
+    batches = cut_batches(len(numbers), settings.batch_size)
+    run = _Run(settings, benchmark, reader, reasoner, numbers)
+    mine = [batch for batch in batches[dist.rank() :: dist.world_size()] if not done.issuperset(run.numbers_of(batch))]
+    logger.info("%s: %d samples, %d of them done", shards.location, len(numbers), len(done))
     with results.part(dist.rank()) as file:
         for number, batch in enumerate(mine, start=1):
             append(file, [line for line in run.answer(batch) if line["number"] not in done])
             logger.info("batch %d of %d", number, len(mine))
     dist.barrier()
-    lines = dist.decided_by_main(lambda: _finish(settings, benchmark, results, identity, reader, reference))
+    lines = dist.decided_by_main(lambda: _finish(settings, benchmark, results, identity, reader, reference, left_out))
     dist.close()
     return lines
 
@@ -112,7 +113,7 @@ def default_output(model: str, benchmark: str) -> Path:
 
 
 def cut_batches(count: int, size: int) -> list[range]:
-    """Numbers 0..count-1 in runs of `size`; a single sample at the end joins the run before it."""
+    """Places 0..count-1 in runs of `size`; a single sample at the end joins the run before it."""
     starts = list(range(0, count, size))
     if len(starts) > 1 and size > 1 and count - starts[-1] == 1:
         starts.pop()
@@ -125,19 +126,26 @@ class _Run:
     benchmark: Benchmark
     reader: ShardReader
     reasoner: Reasoner
+    numbers: list[int]
+    """In the data set, of the samples that are evaluated."""
     compared: int = 0
+
+    def numbers_of(self, batch: range) -> list[int]:
+        """In the data set, of a batch."""
+        return self.numbers[batch.start : batch.stop]
 
     def answer(self, batch: range) -> list[Line]:
         """The lines of a batch."""
-        samples = [self.reader.read(number) for number in batch]
+        numbers = self.numbers_of(batch)
+        samples = [self.reader.read(number) for number in numbers]
         prompts = [self._prompt(sample) for sample in samples]
         generation = GenerationSettings(
             **{**self.settings.generation.__dict__, "keep_latents": self.settings.ablate_latents}
         )
         own = Generator(self.reasoner, generation)(prompts)
         lines = [
-            self._line(number, sample, answer) | {"speed": own.speed.to_dict() if number == batch.start else None}
-            for number, sample, answer in zip(batch, samples, own.answers, strict=True)
+            self._line(number, sample, answer) | {"speed": own.speed.to_dict() if number == numbers[0] else None}
+            for number, sample, answer in zip(numbers, samples, own.answers, strict=True)
         ]
         if self.settings.ablate_latents:
             self._ablate(samples, prompts, own.answers, lines)
@@ -193,16 +201,23 @@ def _check_settings(settings: EvaluationSettings) -> None:
         raise UserError("--batch-size: --ablate-latents takes latents from other samples of a batch; give 2 or more")
 
 
-def _check(reader: ShardReader, count: int, benchmark: Benchmark) -> None:
-    """Every sample must hold what it will be judged by, before anything is answered."""
+def _left_out(reader: ShardReader, count: int, benchmark: Benchmark) -> dict[int, str]:
+    """Numbers of samples that lack what they would be judged by, and why, before anything is answered.
+
+    Raises UserError where no sample can be judged.
+    """
+    reasons = {}
     for number in range(count):
         sample = reader.read(number)
         try:
             benchmark.check(sample)
         except SampleError as error:
-            raise UserError(
-                f"--shards: {reader.location}: sample {sample.id} cannot be scored for {benchmark.name}: {error}"
-            ) from error
+            reasons[number] = f"sample {sample.id} cannot be scored for {benchmark.name}: {error}"
+    if reasons and len(reasons) == count:
+        raise UserError(f"--shards: {reader.location}: none of {count} samples can be scored; the first: {reasons[0]}")
+    for line in left_out_lines(reasons):
+        logger.warning("%s: %s", reader.location, line)
+    return reasons
 
 
 def _identity(settings: EvaluationSettings, folder: Path, data: str, count: int, reasoner: Reasoner) -> dict[str, Any]:
@@ -231,11 +246,13 @@ def _finish(
     identity: dict[str, Any],
     reader: ShardReader,
     reference: str | None,
+    left_out: dict[int, str],
 ) -> list[str]:
     """Scores, pictures and, where they go to MLflow, that too; `reference`: the registered model that was named."""
     lines = results.lines()
     scores, text = summarize(lines, benchmark)
-    results.finish(lines, {"settings": identity, **scores})
+    text += left_out_lines(left_out)
+    results.finish(lines, {"settings": identity, "left_out": len(left_out), **scores})
     pictures = draw_scores(scores, benchmark.name, results.folder)
     if settings.tracking_uri:
         examples = [example(line, reader.read(line["number"]), benchmark) for line in lines[:EXAMPLES]]

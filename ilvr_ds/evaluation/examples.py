@@ -6,7 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from ilvr_ds.data.sample import Sample, decode_image
+from ilvr_ds.data.decode import decode_image
+from ilvr_ds.data.sample import Sample
 from ilvr_ds.evaluation.answers import Answer
 from ilvr_ds.evaluation.benchmarks import Benchmark
 from ilvr_ds.evaluation.loading import Reasoner

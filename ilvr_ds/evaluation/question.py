@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ilvr_ds.data.sample import Sample, SampleError, check_sample, decode_image
+from ilvr_ds.data.check import check_sample
+from ilvr_ds.data.decode import decode_image
+from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.errors import UserError
 
 

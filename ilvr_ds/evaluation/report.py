@@ -9,6 +9,7 @@ from ilvr_ds.evaluation.benchmarks import Benchmark
 from ilvr_ds.evaluation.generate import Speed
 from ilvr_ds.evaluation.results import Line
 from ilvr_ds.evaluation.scoring import macro_mean, score_by_type
+from ilvr_ds.tracking.names import metric_name
 
 
 def summarize(lines: list[Line], benchmark: Benchmark) -> tuple[dict[str, Any], list[str]]:
@@ -59,13 +60,22 @@ def summarize(lines: list[Line], benchmark: Benchmark) -> tuple[dict[str, Any], 
     return scores, text
 
 
+def left_out_lines(reasons: dict[int, str]) -> list[str]:
+    """What a person reads of samples that were not evaluated; [] where all were."""
+    if not reasons:
+        return []
+    samples = "sample" if len(reasons) == 1 else "samples"
+    return [f"left out: {len(reasons)} {samples}; the first: {next(iter(reasons.values()))}"]
+
+
 def metrics_of(scores: dict[str, Any]) -> dict[str, float]:
     """The numbers of scores.json that MLflow gets, by name."""
     metrics = {f"speed/{name}": value for name, value in scores["speed"].items()}
     for rule, part in scores["rules"].items():
         metrics[f"{rule}/accuracy"] = part["accuracy"]
         metrics[f"{rule}/macro_mean"] = part["macro_mean"]
-        metrics |= {f"{rule}/accuracy/{name or 'all'}": score["accuracy"] for name, score in part["types"].items()}
+        types = {name: score for name, score in part["types"].items() if name or len(part["types"]) > 1}
+        metrics |= {metric_name(f"{rule}/accuracy", name): score["accuracy"] for name, score in types.items()}
     for rule, effects in scores.get("ablation", {}).items():
         metrics |= {f"{rule}/ablation/{name}": part["difference"] for name, part in effects.items()}
     return metrics

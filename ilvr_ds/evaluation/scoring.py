@@ -18,9 +18,9 @@ _OPTION = re.compile(r"(?:(?<=\s)|^|(?<=[(\[]))([A-J])\s?[).:\]]\s*", re.MULTILI
 _YES, _NO = {"yes", "true", "a"}, {"no", "false", "b"}
 _MARKDOWN = re.compile(r"(?<!\w)\*+|\*+(?!\w)|`+|__|~~|^#+\s*|\\(?:text|mathrm|mathbf|textbf)\b|\$|\\[()\[\]]")
 _BARE_FRACTION = re.compile(r"(?<!\S)\.(?=\d)")
-_EDGES = " \t\n.,;:!?\"'“”‘’(){}[]<>"
-_FINAL_ANSWER = re.compile(r"final\s+answer(?:\s+is)?\s*:?\s*([^\n]*)", re.IGNORECASE)
-_ANSWER = re.compile(r"\banswer(?:\s+is)?\s*:\s*([^\n]*)", re.IGNORECASE)
+_EDGES = " \t\n.,;:!?\"'“”‘’(){}[]<>\uff1a\u3002"
+_FINAL_ANSWER = re.compile(r"final\s+answer(?:\s+is)?\s*[:\uff1a]?\s*([^\n]*)", re.IGNORECASE)
+_ANSWER = re.compile(r"\banswer(?:\s+is)?\s*[:\uff1a]\s*([^\n]*)", re.IGNORECASE)
 
 
 def read_options(question: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from functools import cache
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import numpy as np
 from matplotlib import colormaps, get_data_path
@@ -19,6 +20,7 @@ from matplotlib.transforms import IdentityTransform
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from ilvr_ds.pictures.fonts import runs
 from ilvr_ds.pictures.style import COLOURS, DPI, HEAT, NORMAL, SMALL, WIDTH_IN, new_figure, save
 
 Pixels = NDArray[np.uint8]
@@ -26,6 +28,8 @@ WIDTH = int(WIDTH_IN * DPI)
 LINE = 16
 """From a line of NORMAL text to the next."""
 FRAME = "#C8C8C8"
+_SECOND_HALF = "\ue000"
+"""Stands for the second column of a wide letter while a text is wrapped."""
 MISSING = "#E8E8E8"
 """Of a map where it has no value."""
 
@@ -41,8 +45,13 @@ class Page:
 
     def words(self, x: float, y: float, text: str, size: float = NORMAL) -> None:
         """One line or several."""
+        ascent = _font(size).getmetrics()[0]
         for number, line in enumerate(text.splitlines()):
-            self._pen.text((x, y + number * LINE), line, fill="black", font=_font(size), anchor="la")
+            end = x
+            for entry, piece in runs(line):
+                font = _other_font(entry.fname, getattr(entry, "index", 0), size) if entry else _font(size)
+                self._pen.text((end, y + number * LINE + ascent), piece, fill="black", font=font, anchor="ls")
+                end += font.getlength(piece)
 
     def image(self, x: int, y: int, pixels: Pixels) -> None:
         """An image [H, W, 3] in its own size, in a grey frame: many are white at their edges."""
@@ -101,6 +110,12 @@ def _font(points: float, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(get_data_path(), "fonts/ttf", name)), points * DPI / 72)
 
 
+@cache
+def _other_font(file: str, index: int, points: float) -> ImageFont.FreeTypeFont:
+    """A font of a file that may hold several."""
+    return ImageFont.truetype(file, points * DPI / 72, index=index)
+
+
 def fitted(pixels: Pixels, width: int, height: int) -> Pixels:
     """An image [H, W, 3] as large as it can be within a box."""
     ratio = min(width / pixels.shape[1], height / pixels.shape[0])
@@ -123,6 +138,11 @@ def limits(values: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def wrapped(text: str, columns: int, lines: int) -> str:
-    """Text in lines of so many letters; what is longer loses its beginning, where it is least news."""
-    rows = [row for part in text.splitlines() for row in textwrap.wrap(part, columns) or [""]]
+    """Text in lines of so many letters; what is longer loses its beginning, where it is least news.
+
+    Letters of Chinese, Japanese and Korean are two wide.
+    """
+    spread = "".join(letter + _SECOND_HALF * (east_asian_width(letter) in "WF") for letter in text)
+    rows = [row for part in spread.splitlines() for row in textwrap.wrap(part, columns) or [""]]
+    rows = [row.replace(_SECOND_HALF, "") for row in rows]
     return "\n".join(rows if len(rows) <= lines else ["[...]", *rows[len(rows) - lines + 1 :]])

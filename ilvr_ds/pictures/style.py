@@ -7,6 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from ilvr_ds.pictures.fonts import choose_fonts
+
 WIDTH_IN, DPI = 10.0, 100
 """1,000 pixels: the width of a notebook's cell."""
 HEAT = "cividis"
@@ -41,7 +43,8 @@ def place(figure: Figure, left: float, right: float, top: float, bottom: float, 
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG as a whole. Characters that the font lacks become boxes without a word."""
+    """Write a PNG as a whole, with fonts that have its letters where such are installed (see fonts.py)."""
+    choose_fonts(figure)
     temporary = path.with_name(path.name + ".partial")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

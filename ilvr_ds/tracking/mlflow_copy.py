@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ilvr_ds.tracking.address import sqlite_path, sqlite_uri
 from ilvr_ds.tracking.mlflow_parent import parent_run
 from ilvr_ds.tracking.record import read_record
 
@@ -44,12 +45,12 @@ class TrackingTarget:
 
     def resolved_uri(self) -> str:
         """The tracking address, absolute."""
-        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root.absolute() / 'mlflow.db'}"
+        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(self.root / "mlflow.db")
 
 
 def without_password(uri: str) -> str:
     """The address as it may be written down."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    return uri if sqlite_path(uri) else re.sub(r"//[^/@]*@", "//", uri)
 
 
 @dataclass
@@ -191,11 +192,11 @@ class MlflowCopy:
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # how it makes its tables is no news
         uri = self.target.resolved_uri()
-        is_local = uri.startswith("sqlite:")
-        with _store_lock(Path(uri.removeprefix("sqlite:///")).parent) if is_local else nullcontext():
+        database = sqlite_path(uri)
+        with _store_lock(database.parent) if database else nullcontext():
             client: Any = MlflowClient(tracking_uri=uri)
             known = client.get_experiment_by_name(self.target.experiment)
-            place = (self.target.root.absolute() / "mlartifacts").as_uri() if is_local else None
+            place = (self.target.root.absolute() / "mlartifacts").as_uri() if database else None
             self.state.experiment_id = (
                 known.experiment_id
                 if known

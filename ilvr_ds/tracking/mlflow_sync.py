@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from ilvr_ds.errors import UserError
+from ilvr_ds.tracking.address import sqlite_path
 from ilvr_ds.tracking.mlflow_copy import MlflowCopy, Status, TrackingTarget, read_state, without_password
 from ilvr_ds.tracking.record import read_record
 
@@ -35,7 +36,7 @@ def _sync(state_file: Path, uri: str | None) -> str:
     root = state_file.parent.parent
     target = TrackingTarget(_address(state.uri, uri), state.experiment, state.run_name, root, state.parent)
     address = target.resolved_uri()
-    if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///")).parent.is_dir():
+    if (database := sqlite_path(address)) and not database.parent.is_dir():
         raise UserError(f"{state_file}: the folder of {address} does not exist; give the server with --uri")
     copy = MlflowCopy(record, state_file, target)
     sent = _try(copy.send, copy, without_password(address))

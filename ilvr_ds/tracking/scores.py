@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ilvr_ds.errors import UserError
+from ilvr_ds.tracking.address import sqlite_path
 
 logger = logging.getLogger("ilvr_ds")
 _QUIET = {
@@ -25,7 +25,8 @@ def log_scores(
 ) -> str | None:  # fmt: skip
     """Write a finished run; returns its id, or None where the server failed (the files on disk are the record).
 
-    parent: id of the training run; where this server has it, the new run is its child, in its experiment.
+    metrics: by names as metric_name makes them. parent: id of the training run; where this server has it, the new run
+    is its child, in its experiment.
 
     Raises UserError where MLflow is not installed.
     """
@@ -41,7 +42,7 @@ def log_scores(
         for key, value in params.items():
             client.log_param(run_id, key, str(value))
         for key, number in metrics.items():
-            client.log_metric(run_id, re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII), float(number))
+            client.log_metric(run_id, key, float(number))
         if examples:
             columns = {key: [example[key] for example in examples] for key in examples[0]}
             client.log_table(run_id, columns, "examples.json")
@@ -97,6 +98,6 @@ def _experiment(client: Any, uri: str, name: str) -> str:
     """The experiment of a name, made where it is missing; a SQLite store keeps its files beside it."""
     if known := client.get_experiment_by_name(name):
         return str(known.experiment_id)
-    database = Path(uri.removeprefix("sqlite:///")).absolute()
-    place = (database.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:///") else None
+    database = sqlite_path(uri)
+    place = (database.parent / "mlartifacts").as_uri() if database else None
     return str(client.create_experiment(name, artifact_location=place))

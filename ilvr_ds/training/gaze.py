@@ -5,7 +5,6 @@ Letters: M segments, K latent slots, N candidates, D features, R x C merged patc
 
 from __future__ import annotations
 
-import io
 import logging
 from typing import Any
 
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ilvr_ds import dist
+from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.loader import WindowDataset
 from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep
 from ilvr_ds.data.window import Window
@@ -72,7 +72,7 @@ class Gaze:
             segments.view(number, texts[m], helpers[m], (helpers[m].height // cell, helpers[m].width // cell))
             for m, number in enumerate(segments.of_sample(row))
         ]
-        inputs = tuple(_pixels(Image.open(io.BytesIO(data))) for data in sample.input_images)
+        inputs = tuple(_pixels(decode_image(data)) for data in sample.input_images)
         return SampleView(sample.id, sample.group, sample.question, sample.answer, inputs, tuple(views))
 
 
@@ -140,6 +140,5 @@ def _texts_before(sample: Sample) -> list[str]:
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:
     """[H, W, 3], at most LONGEST_SIDE long."""
-    image = image.convert("RGB")
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return np.asarray(image)

@@ -7,7 +7,6 @@ momentum update: the teacher's weights must be in host memory before they are fe
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +22,7 @@ from ilvr_ds.distill.stage1 import Negatives
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
 from ilvr_ds.monitoring.phases import PhaseTimer
+from ilvr_ds.tracking.names import metric_name
 from ilvr_ds.training.target_watch import TargetWatch
 from ilvr_ds.training.totals import Totals, ratio
 
@@ -236,11 +236,6 @@ def ce_by_type(sums: dict[str, float], types: tuple[str, ...]) -> dict[str, floa
     """Mean cross-entropy of each kind of task that had labels, as metrics."""
     seen = [name for name in types if sums[f"supervised/{name}"]]
     return {metric_name("loss/ce_by_type", name): sums[f"ce/{name}"] / sums[f"supervised/{name}"] for name in seen}
-
-
-def metric_name(prefix: str, kind: str) -> str:
-    """A metric of one kind of task; kinds are free text, names of MLflow metrics are not."""
-    return f"{prefix}/" + re.sub(r"[^\w\-. :]", "_", kind, flags=re.ASCII)
 
 
 def answer_accuracy(sums: dict[str, float], prefix: str) -> dict[str, float]:

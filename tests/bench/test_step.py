@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ilvr_ds.config import recipe_from_dict
-from ilvr_ds.data.sample import LatentStep, TextStep, check_sample
+from ilvr_ds.data.check import check_sample
+from ilvr_ds.data.sample import LatentStep, TextStep
 from ilvr_ds.engine.settings import read_deepspeed_json
 from tests.bench import step
 from tests.bench.noise import CELL, SIZES, draw_samples

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from ilvr_ds.data import images as images_module
+from ilvr_ds.data.decode import decode_image, image_size
 from ilvr_ds.data.feature_writer import FeatureWriter, SampleRows
 from ilvr_ds.data.features import FeatureSet, open_features
 from ilvr_ds.data.loader import WindowDataset, iterate_windows
 from ilvr_ds.data.reader import ShardReader
-from ilvr_ds.data.sample import SampleError, decode_image, image_size
+from ilvr_ds.data.sample import SampleError
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.data.template import SampleEncoder
 from ilvr_ds.data.window import Window

@@ -16,6 +16,7 @@ from ilvr_ds.data.images import ImageEncoder, VisionLayout, attention_bookkeepin
 from ilvr_ds.data.sample import SampleError
 from ilvr_ds.errors import UserError
 from tests.data.packing import image_bytes
+from tests.data.test_decode import authors_rgb
 from tests.golden_set import DEFAULT
 
 PROCESSOR = str(DEFAULT / "processor")  # between 3136 (56 x 56) and 802816 pixels
@@ -42,7 +43,8 @@ def encoder() -> ImageEncoder:
 def stock(data: list[bytes], **settings: int) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     """Pixel values and grids of the stock processor."""
     processor = Qwen2VLImageProcessorPil.from_pretrained(PROCESSOR, **settings)
-    images = [Image.open(io.BytesIO(item)).convert("RGB") for item in data]
+    images = [Image.open(io.BytesIO(item)) for item in data]
+    images = [authors_rgb(image) if image.mode == "RGBA" else image.convert("RGB") for image in images]
     output = processor(images, return_tensors="pt")
     return output["pixel_values"], [(h, w) for _, h, w in output["image_grid_thw"].tolist()]
 

@@ -141,6 +141,12 @@ def test_group_comes_from_its_key_before_the_folders(root):
         (ilvr(image_input="x" * 5000), "cannot be read"),
         (ilvr(original_final_answer={"a": 1}), "'original_final_answer' is an object"),
         (ilvr(id=[1]), "'id' is a list"),
+        (ilvr(id=float("nan")), "'id' is nan"),
+        (ilvr(original_final_answer=float("nan")), "'original_final_answer' is nan"),
+        (ilvr(answer=float("-inf")), "'answer' is -inf"),
+        (b'{"text_input": "x", "sequence_plan": [], "answer": 1e999}', "'answer' is inf"),
+        (ilvr(image_input=..., image_inputs="a.png"), "unknown key 'image_inputs'; did you mean 'image_input'"),
+        (ilvr(original_answer="A"), "unknown key 'original_answer'; did you mean 'original_final_answer'"),
     ],
 )
 def test_rejected_ilvr_records(root, record, reason):
@@ -234,3 +240,26 @@ def test_a_key_that_stands_twice_is_rejected(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [b'{"text_input": "a", "answer": "A", "answer": "B"}'])
     [rejected] = read_records(source, tmp_path, "mirage")
     assert rejected.reason == "the key 'answer' stands there twice"
+
+
+def test_an_absolute_path_inside_the_image_root_is_read(root, tmp_path):
+    """Also where the root is given relative or as a link."""
+    (root / "level_3").mkdir()
+    (root / "level_3" / "a.png").write_bytes(image_bytes())
+    (tmp_path / "link").symlink_to(root)
+    for given in (root, tmp_path / "link"):
+        for path in (root / "level_3/a.png", given / "level_3/a.png"):
+            record = ilvr(image_input=str(path), sequence_plan=[LATENT | {"helper_image": str(root / "b.png")}])
+            [sample] = read_records(write_jsonl(tmp_path / "train.jsonl", [record]), given)
+            assert isinstance(sample, Sample), sample
+            assert (sample.input_images, sample.helper_images) == ((image_bytes(),), (image_bytes(1),))
+            assert sample.group == "level3"
+
+
+def test_folders_above_the_image_root_name_no_group(tmp_path):
+    root = tmp_path / "deletion" / "images"
+    root.mkdir(parents=True)
+    (root / "a.png").write_bytes(image_bytes())
+    record = ilvr(image_input=str(root / "a.png"), sequence_plan=[TEXT])
+    [sample] = read_records(write_jsonl(tmp_path / "a.jsonl", [record]), root)
+    assert sample.group == ""

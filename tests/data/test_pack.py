@@ -1,10 +1,13 @@
 """Packing: what is accepted, what is left out and why, and nothing half-done."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ilvr_ds.data.pack import pack, pack_samples
 from ilvr_ds.data.reader import ShardReader
@@ -119,3 +122,49 @@ def test_long_lists_of_rejections_are_shortened_only_on_screen(tmp_path):
 def test_a_limit_without_a_measure_is_a_mistake_of_the_caller(tmp_path):
     with pytest.raises(ValueError, match=r"max_tokens needs measure"):
         pack_samples([make_sample(0)], tmp_path / "out", max_tokens=3)
+
+
+def saved(image: Image.Image, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def test_pictures_that_are_shown_otherwise_than_they_are_stored_are_counted(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = Image.fromarray(np.zeros((4, 4), np.uint16))
+    turned, clear, deep = saved(Image.new("RGBA", (8, 4)), exif=exif), saved(Image.new("LA", (4, 4))), saved(grey)
+    sample = make_sample(0)
+    samples = [
+        dataclasses.replace(sample, id="a", input_images=(turned, deep), helper_images=(clear,)),
+        dataclasses.replace(sample, id="b", input_images=(image_bytes(),)),
+    ]
+    lines = pack_samples(samples, tmp_path / "out").lines()
+    assert [line for line in lines if line.startswith("pictures ")] == [
+        "pictures 16-bit grey, scaled to 8 bits: 1",
+        "pictures turned upright: 1",
+        "pictures with transparency, laid on white: 2",
+    ]
+
+
+def test_what_samples_lack_and_what_they_hold_besides_is_counted(source, tmp_path):
+    latent = {"type": "latent", "helper_image": "a.png"}
+    look = {"type": "text", "content": "Look."}
+    record = {"text_input": "x", "image_input": "a.png", "sequence_plan": [look, latent], "original_final_answer": "A"}
+    records = [
+        record,
+        record | {"image_input": None, "url": "u"},
+        record | {"original_final_answer": "", "url": "v", "width": 3},
+        record | {"sequence_plan": [look]},
+        record | {"sequence_plan": []},
+    ]
+    report = pack(write_jsonl(tmp_path / "own.jsonl", records), tmp_path, tmp_path / "out")
+    assert report.lines()[1:] == [
+        "without a plan, for evaluation only: 1",
+        "without an input image: 1",
+        "without an answer: 1",
+        "without a latent step: 1",
+        "other keys, kept as they are: url (2), width (1)",
+        "group (none): 5",
+    ]

@@ -159,6 +159,14 @@ def test_the_answer_is_its_last_occurrence_in_the_last_text(
     assert behind.replace(" ", "") == "<|im_end|>\n"
 
 
+def test_the_answer_is_not_marked_inside_a_later_word(encoder: SampleEncoder) -> None:
+    """Else eval/answer_accuracy counts a token that has nothing to do with the answer."""
+    encoded = encoder(sample_of("Question", (WIDE,), "The final answer is: A. All others are wrong", answer="A"))
+    first, last = encoded.answer
+    assert encoder.tokenizer.decode(encoded.input_ids[first:last]).strip() == "A"
+    assert encoder.tokenizer.decode(encoded.input_ids[last:]).startswith(". All")
+
+
 @pytest.mark.parametrize("answer", ["", "B"])
 def test_an_answer_that_is_not_in_the_last_text_has_no_span(answer: str, encoder: SampleEncoder) -> None:
     encoded = encoder(replace(sample_of("Question", (), "B or C. ", "Final: C"), answer=answer))

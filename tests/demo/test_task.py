@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ilvr_ds.data.check import check_sample
 from ilvr_ds.data.importers import Rejected, read_records
-from ilvr_ds.data.sample import LatentStep, Sample, TextStep, check_sample
+from ilvr_ds.data.sample import LatentStep, Sample, TextStep
 from ilvr_ds.demo.task import OPERATIONS, TaskSpec, draw_sample, draw_samples, write_task, writing
 from ilvr_ds.demo.task.creation import Creation
 from ilvr_ds.demo.task.deletion import Deletion

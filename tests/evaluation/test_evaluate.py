@@ -161,6 +161,24 @@ def test_batches_are_fixed_and_none_has_one_sample() -> None:
     assert cut_batches(3, 1) == [range(0, 1), range(1, 2), range(2, 3)]
 
 
+def test_a_sample_without_an_answer_is_left_out_and_counted(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not stop the evaluation, gets no verdict, and keeps the others' numbers in the data set."""
+    records = [{"text_input": f"How many? {n}", "sequence_plan": [], "answer": "" if n == 1 else "B"} for n in range(5)]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert main(["pack", "--input", f"{tmp_path}/set.jsonl", "--output", f"{tmp_path}/held_out"]) == 0
+    command = [*arguments(model, tmp_path, tmp_path / "out", "--max-new-tokens", "2"), "--batch-size", "2"]
+    for _ in range(2):  # the second finds all done
+        assert main(command) == 0
+        said = "left out: 1 sample; the first: sample set-2 cannot be scored for comt: it has no answer"
+        assert said in capsys.readouterr().out.splitlines()
+        assert [line["number"] for line in lines_of(tmp_path / "out")] == [0, 2, 3, 4]
+        scores = json.loads((tmp_path / "out/scores.json").read_text())
+        assert (scores["left_out"], scores["settings"]["samples"]) == (1, 4)
+        assert scores["rules"]["comt-official"]["types"][""]["samples"] == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -104,6 +104,10 @@ def test_comt_official_without_options(response: str, answer: str, right: bool) 
         ("The final answer is C.\nThe final answer is D.", "D", True),
         ("The final answer is:\n**Blue circle**.", "blue circle", True),
         ("### Final Answer\nblue", "blue", True),
+        ("Final answer is\uff1aB", "B", True),  # a full-width colon, and a full-width stop
+        ("The final answer is\uff1aB\u3002", "B", True),
+        ("Answer\uff1aB\u3002", "B", True),
+        ("Final answer is\uff1aB", "A", False),
         ("", "B", False),
         ("   ", "", False),
         (r"\boxed{}", "", False),

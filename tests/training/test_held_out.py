@@ -11,7 +11,7 @@ SUMS = {"ce": 6.0, "supervised": 3.0, "alignment": 1.0, "contrastive": 2.0, "slo
 
 def test_groups_become_names_that_mlflow_takes() -> None:
     """Groups are free text: MLflow refuses brackets, commas and a name that ends in a slash."""
-    names = ["", "a (b), c", "level-3", "none"]
+    names = ["", "a (b), c", "level-3", "none", "計数", "比較"]
     groups = {
         f"{kind}/{name}": float(kind == "answers" and name != "none") for name in names for kind in ("right", "answers")
     }
@@ -19,8 +19,10 @@ def test_groups_become_names_that_mlflow_takes() -> None:
     assert metrics == {
         "eval/answers": 4.0,
         "eval/answer_accuracy": 0.75,
-        "eval/answer_accuracy/a _b__ c": 0.0,
+        "eval/answer_accuracy/a _b__ c-c0084273": 0.0,
         "eval/answer_accuracy/level-3": 0.0,
+        "eval/answer_accuracy/計数": 0.0,
+        "eval/answer_accuracy/比較": 0.0,
     }
 
 

@@ -1,0 +1,43 @@
+"""Whether the parts of a sample fit together, before it is packed and after it is read."""
+
+from __future__ import annotations
+
+from ilvr_ds.data.decode import image_size
+from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Region, Sample, SampleError, TextStep
+
+
+def check_sample(sample: Sample) -> None:
+    """Raise SampleError where the parts of `sample` do not fit together.
+
+    No image is decoded; of helper images with a region the header is read.
+    """
+    if not sample.id:
+        raise SampleError("the id is empty")
+    helpers = [step.helper for step in sample.steps if isinstance(step, LatentStep)]
+    if helpers != list(range(len(sample.helper_images))):
+        raise SampleError(f"{len(helpers)} latent steps but {len(sample.helper_images)} helper images, or out of order")
+    for number, step in enumerate(sample.steps, start=1):
+        if isinstance(step, LatentStep) and step.region is not None:
+            try:
+                _check_region(step.region, *image_size(sample.helper_images[step.helper]))
+            except SampleError as error:
+                raise SampleError(f"step {number} of the plan: {error}") from error
+    texts = [sample.id, sample.question, sample.answer, sample.group, *sample.meta, *sample.meta.values()]
+    try:
+        "".join([*texts, *(step.content for step in sample.steps if isinstance(step, TextStep))]).encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON may hold and no tokenizer takes
+        raise SampleError(f"the text is not valid Unicode ({error.reason})") from error
+    markers = sample.question.count(IMAGE_MARKER)
+    if markers and markers != len(sample.input_images):
+        found = len(sample.input_images)
+        raise SampleError(f"{markers} {IMAGE_MARKER} markers in the question but {found} input images")
+
+
+def _check_region(region: Region, width: int, height: int) -> None:
+    """Raise SampleError where a box is empty or not inside an image of so many pixels."""
+    left, top, right, bottom = region
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):  # and NaN
+        raise SampleError(
+            f"region {list(region)} is no box [left, top, right, bottom] inside its helper image of {width}x{height} "
+            "pixels"
+        )
