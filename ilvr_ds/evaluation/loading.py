@@ -123,8 +123,9 @@ def _stop_ids(model: Any, tokenizer: Any, special: SpecialTokens) -> tuple[int, 
 
 @contextmanager
 def speaking_of_the_option() -> Iterator[None]:
-    """Mistakes of a recipe's `model.path` are here mistakes of `--model`."""
+    """Mistakes of a recipe's `model.path` and `data.max_image_pixels` are here mistakes of options."""
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace("model.path", "--model")) from error
+        text = str(error).replace("model.path", "--model").replace("data.max_image_pixels", "--max-image-pixels")
+        raise UserError(text) from error

@@ -77,3 +77,11 @@ def test_a_model_that_does_not_know_its_latent_size_needs_to_be_told(golden_mode
     with pytest.raises(UserError, match="holds no latent_size; give --latent-size"):
         load_reasoner(str(folder), torch.device("cpu"))
     assert load_reasoner(str(folder), torch.device("cpu"), latent_size=5).latent_size == 5
+
+
+def test_an_image_limit_below_the_models_minimum_is_a_mistake_of_the_option(golden_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(golden_model, tmp_path / "m")
+    content = json.loads((folder / "preprocessor_config.json").read_text()) | {"min_pixels": 100_352}
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"--max-image-pixels: at most 50176 pixels, but .* smaller than 100352"):
+        load_reasoner(str(folder), torch.device("cpu"), max_image_pixels=50_176)
