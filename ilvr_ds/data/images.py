@@ -62,8 +62,8 @@ class ImageEncoder:
         self.max_pixels = min(max_pixels, longest)
         if self.min_pixels > self.max_pixels:
             raise UserError(
-                f"data.max_image_pixels: at most {self.max_pixels} pixels, but the image processor at '{path}' makes no "
-                f"image smaller than {self.min_pixels}; allow so many, or lower its minimum (preprocessor_config.json)"
+                f"data.max_image_pixels: at most {self.max_pixels} pixels, but the image processor at '{path}' makes "
+                f"none smaller than {self.min_pixels}; allow so many, or lower its minimum (preprocessor_config.json)"
             )
         self.blank = blank
 

@@ -27,8 +27,8 @@ A Qwen2.5-VL trained for interleaved latent visual reasoning by ilvr_ds {version
 - latent size: {latent_size}
 - weights: {dtype}
 
-Stock `Qwen2_5_VLForConditionalGeneration.from_pretrained` loads it. Its own `generate` does not run latent segments;
-this does:
+Stock `Qwen2_5_VLForConditionalGeneration.from_pretrained` of transformers 4.57 and 5 loads it; `AutoProcessor` needs
+torchvision too (`pip install torchvision`). The stock `generate` does not run latent segments; this does:
 
     ilvr-ds generate --model . --image a.png --question "..."
 

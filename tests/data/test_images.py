@@ -137,7 +137,7 @@ LIMITS = {
     "top level": {"min_pixels": 6272, "max_pixels": 50176, "size": None},
     "edges": {"size": {"shortest_edge": 6272, "longest_edge": 50176}},
     "size": {"size": {"min_pixels": 6272, "max_pixels": 50176}},
-    "both, the top level outranks": {"min_pixels": 6272, "max_pixels": 50176, "size": {"min_pixels": 1, "max_pixels": 2}},
+    "both": {"min_pixels": 6272, "max_pixels": 50176, "size": {"min_pixels": 1, "max_pixels": 2}},
 }
 
 

@@ -53,7 +53,7 @@ def test_an_export_is_exactly_what_the_ranks_held(demo_folder: Path, tmp_path: P
     assert (config.latent_size, config.latent_start_id) == (4, special.latent_start)
     assert "<|latent_pad|>" in AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab()
     card = (tmp_path / "model/README.md").read_text()
-    assert '"max_steps": 2' in card and "optimizer steps: 2" in card
+    assert '"max_steps": 2' in card and "optimizer steps: 2" in card and "pip install torchvision" in card
     assert not list(tmp_path.glob("*.partial"))
     assert load_reasoner(str(tmp_path / "model"), torch.device("cpu")).encoder.images.max_pixels == 50_176
 
