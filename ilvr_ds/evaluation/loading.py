@@ -25,6 +25,7 @@ from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
 from ilvr_ds.data.window import Window
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.attention import attention_backend, use_varlen_attention
+from ilvr_ds.model.base_weights import check_weights
 from ilvr_ds.model.student import detach_tower, load_config, vision_layout
 from ilvr_ds.model.vision import VisionTower
 
@@ -100,6 +101,8 @@ def load_reasoner(
 
 
 def _load_weights(path: str, dtype: torch.dtype, attention: str) -> Any:
+    with speaking_of_the_option():
+        check_weights(path)
     try:
         model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, output_loading_info=True

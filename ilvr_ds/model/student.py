@@ -17,6 +17,7 @@ from ilvr_ds.data.images import VisionLayout
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.adapters import add_adapters
 from ilvr_ds.model.attention import attention_backend
+from ilvr_ds.model.base_weights import check_weights
 from ilvr_ds.model.checkpointing import checkpoint_arguments
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
@@ -69,6 +70,7 @@ def load_student(settings: ModelConfig, dtype: torch.dtype, num_tokens: int, wit
 
 def _read_weights(path: str, config: Any, dtype: torch.dtype, attention: str) -> Any:
     """The stock model with all its weights from `path`: transformers itself would draw missing ones at random."""
+    check_weights(path)
     try:
         model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             path, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
