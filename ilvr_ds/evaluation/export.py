@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.checkpoint.load import list_checkpoints, read_student_weights, saved_state
 from ilvr_ds.config import ModelConfig
@@ -26,6 +27,7 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.card import write_card
 from ilvr_ds.evaluation.loading import DTYPES
 from ilvr_ds.evaluation.stock_files import copy_side_files, write_config, write_image_processor, write_tokenizer
+from ilvr_ds.file_modes import follow_umask
 from ilvr_ds.model.base_weights import linear_weights, tower_weights
 from ilvr_ds.model.four_bit import check_base, round_trip
 from ilvr_ds.model.student import load_config
@@ -60,13 +62,15 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
         config.text_config.vocab_size = student.rows
         written = _write_weights(partial, _all_weights(student, settings, config, adapters == "merge"), dtype)
         if settings.lora_rank and adapters == "apart":
-            student.write_adapter(partial / "adapter", dtype)
+            student.write_adapter(partial / "adapter", dtype, to.resolve())
         write_config(partial, config, special, settings.latent_size, dtype)
         write_tokenizer(partial, tokenizer)
         write_image_processor(partial, ImageEncoder(settings.path, recipe["data"]["max_image_pixels"]))
         copy_side_files(settings.path, partial)
         write_card(partial / "README.md", state, checkpoint, dtype)
         write_origin(partial, state, checkpoint)
+        for file in [path for path in partial.rglob("*") if path.is_file()]:
+            follow_umask(file)
         if to.exists():
             shutil.rmtree(to)
         partial.rename(to)
@@ -134,8 +138,8 @@ class _Student:
         down, up = (self._read(adapter.format(part)).float() for part in "AB")
         return weight.float() + self.settings.lora_alpha / self.settings.lora_rank * (up @ down)
 
-    def write_adapter(self, folder: Path, dtype: torch.dtype) -> None:
-        """The adapters in peft's layout."""
+    def write_adapter(self, folder: Path, dtype: torch.dtype, base: Path) -> None:
+        """The adapters in peft's layout, for the model that will lie in `base`; AutoPeftModel opens both."""
         folder.mkdir()
         names = [name for name in self.weights if "lora_" in name]
         tensors = {f"base_model.model.{n.replace('.default', '')}": self._read(n).to(dtype) for n in names}
@@ -145,7 +149,11 @@ class _Student:
             "r": self.settings.lora_rank,
             "lora_alpha": self.settings.lora_alpha,
             "target_modules": rf".*language_model.*\.({'|'.join(self.settings.lora_targets)})",
-            "base_model_name_or_path": "..",
+            "base_model_name_or_path": str(base),
+            "auto_mapping": {
+                "base_model_class": Qwen2_5_VLForConditionalGeneration.__name__,
+                "parent_library": Qwen2_5_VLForConditionalGeneration.__module__,
+            },
             "bias": "none",
             "inference_mode": True,
         }
