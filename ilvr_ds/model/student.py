@@ -28,13 +28,19 @@ ROW_MULTIPLE = 64
 
 
 def load_config(path: str) -> Any:
-    """The Qwen2.5-VL configuration at `path`; raises UserError where there is none or it is another model."""
+    """The Qwen2.5-VL configuration at `path`; raises UserError where there is none, or of what cannot be trained."""
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: no model at '{path}' ({str(error).strip().splitlines()[0]})") from error
     if config.model_type != "qwen2_5_vl":
         raise UserError(f"model.path: '{path}' holds a {config.model_type} model; expected qwen2_5_vl")
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method", "unknown method") if isinstance(quantised, dict) else quantised
+        raise UserError(
+            f"model.path: '{path}' is quantised ({method}); take the original weights, and for a base in 4 bits under "
+            "adapters model.lora_base: nf4"
+        )
     if "sliding_attention" in config.text_config.layer_types:
         raise UserError(f"model.path: '{path}' uses sliding-window attention, which is not supported")
     return config
