@@ -10,7 +10,11 @@ import torch
 
 from ilvr_ds import __version__
 from ilvr_ds.provenance import commit
+from ilvr_ds.tracking.origin import is_exported
 
+FILE = "README.md"
+_HEADING = "## Scores\n"
+_NONE = "None known; `ilvr-ds evaluate` adds them.\n"
 _TEXT = """\
 ---
 base_model: {base}
@@ -34,7 +38,6 @@ torchvision too (`pip install torchvision`). The stock `generate` does not run l
 
 ## Scores
 {scores}
-
 ## Recipe
 ```json
 {recipe}
@@ -42,7 +45,7 @@ torchvision too (`pip install torchvision`). The stock `generate` does not run l
 """
 
 
-def write_card(path: Path, state: dict[str, Any], checkpoint: Path, dtype: torch.dtype) -> None:
+def write_card(folder: Path, state: dict[str, Any], checkpoint: Path, dtype: torch.dtype) -> None:
     """Write the model card for a checkpoint whose state.json holds `state`."""
     recipe = state["recipe"]
     text = _TEXT.format(
@@ -58,7 +61,43 @@ def write_card(path: Path, state: dict[str, Any], checkpoint: Path, dtype: torch
         scores=_scores(checkpoint.parent.parent / "metrics.jsonl", state["step"]),
         recipe=json.dumps(recipe, indent=1),
     )
-    path.write_text(text)
+    (folder / FILE).write_text(text)
+
+
+def add_scores(folder: Path, benchmark: str, data: str, scores: dict[str, Any]) -> str | None:
+    """Put an evaluation's accuracies into the card of an exported model, in place of those of this benchmark before.
+
+    data: where its samples lie. scores: the content of scores.json. Returns a line that says where they stand, or why
+    they do not; None where the model was not exported here.
+    """
+    card = folder / FILE
+    if not is_exported(folder):
+        return None
+    start, end = f"<!-- {benchmark} -->\n", f"<!-- end of {benchmark} -->\n"
+    try:
+        text = card.read_text()
+        before, found, after = text.partition(start)
+        if found:
+            after = after.partition(end)[2]
+        else:
+            before, found, after = text.partition(_HEADING)
+            before, after = before + found, "\n" + after.removeprefix(_NONE).removeprefix("\n")
+        if not found:
+            return f"{card}: has no section {_HEADING.strip()}; the scores are not in it"
+        partial = card.with_name(card.name + ".partial")
+        partial.write_text(before + start + _table(benchmark, data, scores) + end + after)
+        partial.replace(card)
+    except OSError as error:
+        return f"{card}: the scores are not in it ({error.strerror})"
+    return f"accuracies are in the model card, too: {card}"
+
+
+def _table(benchmark: str, data: str, scores: dict[str, Any]) -> str:
+    lines = [f"`{benchmark}` on `{data}`:", "", "| rules | samples | accuracy | mean over types |", "|---|---|---|---|"]
+    for rule, part in scores["rules"].items():
+        samples = sum(kind["samples"] for kind in part["types"].values())
+        lines.append(f"| {rule} | {samples} | {part['accuracy']:.4g} | {part['macro_mean']:.4g} |")
+    return "\n".join(lines) + "\n"
 
 
 def _scores(record: Path, step: int) -> str:
@@ -72,6 +111,6 @@ def _scores(record: Path, step: int) -> str:
         if metrics and line["step"] <= step:
             best = metrics
     if not best:
-        return "None known; `ilvr-ds evaluate` measures them."
+        return _NONE
     lines = [f"- {name.removeprefix('eval/')}: {value:.4g}" for name, value in sorted(best.items())]
-    return "Teacher-forced, on held-out samples, during training:\n\n" + "\n".join(lines)
+    return "Teacher-forced, on held-out samples, during training:\n\n" + "\n".join(lines) + "\n"

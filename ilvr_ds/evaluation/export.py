@@ -67,7 +67,7 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
         write_tokenizer(partial, tokenizer)
         write_image_processor(partial, ImageEncoder(settings.path, recipe["data"]["max_image_pixels"]))
         copy_side_files(settings.path, partial)
-        write_card(partial / "README.md", state, checkpoint, dtype)
+        write_card(partial, state, checkpoint, dtype)
         write_origin(partial, state, checkpoint)
         for file in [path for path in partial.rglob("*") if path.is_file()]:
             follow_umask(file)
