@@ -61,7 +61,7 @@ def write_card(folder: Path, state: dict[str, Any], checkpoint: Path, dtype: tor
         scores=_scores(checkpoint.parent.parent / "metrics.jsonl", state["step"]),
         recipe=json.dumps(recipe, indent=1),
     )
-    (folder / FILE).write_text(text)
+    (folder / FILE).write_text(text, encoding="utf-8")
 
 
 def add_scores(folder: Path, benchmark: str, data: str, scores: dict[str, Any]) -> str | None:
@@ -75,20 +75,20 @@ def add_scores(folder: Path, benchmark: str, data: str, scores: dict[str, Any]) 
         return None
     start, end = f"<!-- {benchmark} -->\n", f"<!-- end of {benchmark} -->\n"
     try:
-        text = card.read_text()
-        before, found, after = text.partition(start)
-        if found:
+        text = card.read_text(encoding="utf-8")
+        if start in text and end in text.partition(start)[2]:
+            before, _, after = text.partition(start)
             after = after.partition(end)[2]
         else:
-            before, found, after = text.partition(_HEADING)
-            before, after = before + found, "\n" + after.removeprefix(_NONE).removeprefix("\n")
-        if not found:
-            return f"{card}: has no section {_HEADING.strip()}; the scores are not in it"
+            before, heading, after = text.partition(_HEADING)
+            if not heading:
+                return f"{card}: has no section {_HEADING.strip()}; the scores are not in it"
+            before, after = before + heading, "\n" + after.removeprefix(_NONE).removeprefix("\n")
         partial = card.with_name(card.name + ".partial")
-        partial.write_text(before + start + _table(benchmark, data, scores) + end + after)
+        partial.write_text(before + start + _table(benchmark, data, scores) + end + after, encoding="utf-8")
         partial.replace(card)
-    except OSError as error:
-        return f"{card}: the scores are not in it ({error.strerror})"
+    except (OSError, UnicodeDecodeError) as error:
+        return f"{card}: the scores are not in it ({error})"
     return f"accuracies are in the model card, too: {card}"
 
 

@@ -53,6 +53,9 @@ def test_scores_of_a_benchmark_take_the_place_of_its_own_alone(
     assert text.count("`comt` on") == text.count("`vsp` on") == 1
     head, tail = before.split(NONE)
     assert text.startswith(head) and text.endswith(tail)
+    card.write_text(text.replace("<!-- end of comt -->\n", ""))
+    add_scores(model, "comt", "data", scores_of(0.5))
+    assert card.read_text().endswith(tail), "nothing behind a mark that is gone is lost"
 
 
 def test_what_the_card_cannot_take_is_said(golden_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,8 +66,10 @@ def test_what_the_card_cannot_take_is_said(golden_model: Path, tmp_path: Path, m
         f"{card}: has no section ## Scores; the scores are not in it"
     )
     assert card.read_text() == "Words of another.\n"
-    card.unlink()
-    assert add_scores(model, "comt", "data", scores_of(0.5)) == (
-        f"{card}: the scores are not in it (No such file or directory)"
+    card.write_bytes(b"\xff")
+    assert str(add_scores(model, "comt", "data", scores_of(0.5))).startswith(
+        f"{card}: the scores are not in it ('utf-8'"
     )
+    card.unlink()
+    assert "are not in it ([Errno 2] No such file" in str(add_scores(model, "comt", "data", scores_of(0.5)))
     assert add_scores(golden_model, "comt", "data", scores_of(0.5)) is None, "a model from elsewhere"
