@@ -18,13 +18,14 @@ MAY_IMPORT = {
     "launcher": BASE,
     "dist": BASE | {"launcher"},
     "base_model": BASE | {"dist", "model"},
+    "file_modes": BASE,
     "ops": {"ops"},
     "data": BASE | {"data", "config"},
     "model": BASE | {"model", "data", "config"},
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
     "monitoring": BASE | {"monitoring", "planning", "model", "data", "dist"},
     "tracking": BASE | {"tracking", "data"},
-    "checkpoint": BASE | {"checkpoint", "monitoring", "distill", "config", "dist"},
+    "checkpoint": BASE | {"checkpoint", "monitoring", "distill", "config", "dist", "file_modes"},
     "engine": BASE | {"engine", "checkpoint", "distill", "model", "config", "dist"},
     "training": BASE
     | {
@@ -43,13 +44,13 @@ MAY_IMPORT = {
     | {"base_model", "provenance", "pictures"},
     "evaluation": BASE
     | {"evaluation", "checkpoint", "tracking", "model", "ops", "data", "config", "dist", "base_model"}
-    | {"provenance", "pictures"},
+    | {"provenance", "pictures", "file_modes"},
     "planning": BASE | {"planning", "config"},
     "provenance": BASE,
     "pictures": BASE | {"pictures"},
     "doctor": BASE | {"ops", "data", "provenance"},
     "cluster": BASE | {"doctor", "dist", "ops", "data", "provenance"},
-    "demo": BASE | {"demo", "data", "model"},
+    "demo": BASE | {"demo", "data", "model", "file_modes"},
     "cli": BASE
     | {"config", "data", "model", "engine", "training", "tracking", "evaluation", "planning"}
     | {"dist", "launcher", "demo", "doctor", "cluster"},

@@ -37,6 +37,7 @@ from ilvr_ds.checkpoint.load import (
 )
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
+from ilvr_ds.file_modes import follow_umask
 from ilvr_ds.monitoring.monitors import available_host_bytes
 
 logger = logging.getLogger("ilvr_ds")
@@ -250,6 +251,7 @@ def _write_all(saving: _Saving, partial: Path) -> None:
         path = partial / name
         try:
             saving.writes[name](path)
+            follow_umask(path)
             _sync(path)
             saving.sums[name] = list(size_and_checksum(path))
         except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors call a full disk

@@ -46,7 +46,8 @@ class VisionLayout:
 class ImageEncoder:
     """Encoded image bytes to uint8 patches, by the stock Qwen2-VL image processor.
 
-    `max_pixels` caps the size below the processor's own limit. `blank` paints every image grey.
+    `max_pixels` caps the size below the processor's own limit. `blank` paints every image grey. Raises UserError where
+    there is no processor, its limits cannot be read, or its smallest image is larger than `max_pixels`.
     """
 
     def __init__(self, path: str, max_pixels: int, blank: bool = False) -> None:
@@ -58,8 +59,13 @@ class ImageEncoder:
         if self.processor.temporal_patch_size != 2:
             raise UserError(f"model.path: '{path}' has temporal_patch_size {self.processor.temporal_patch_size}, not 2")
         self.cell = self.processor.patch_size * self.processor.merge_size
-        self.min_pixels = self.processor.size["shortest_edge"]
-        self.max_pixels = min(max_pixels, self.processor.size["longest_edge"])
+        self.min_pixels, longest = _pixel_limits(self.processor, path)
+        self.max_pixels = min(max_pixels, longest)
+        if self.min_pixels > self.max_pixels:
+            raise UserError(
+                f"data.max_image_pixels: at most {self.max_pixels} pixels, but the image processor at '{path}' makes "
+                f"none smaller than {self.min_pixels}; allow so many, or lower its minimum (preprocessor_config.json)"
+            )
         self.blank = blank
 
     @property
@@ -126,6 +132,18 @@ class ImageEncoder:
         if self.blank:
             return Image.new("RGB", (width, height), GREY)
         return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _pixel_limits(processor: Any, path: str) -> tuple[int, int]:
+    """Least and largest size of an image in pixels, in either of the spellings that transformers has for them."""
+    size = processor.size
+    for least, largest in (("shortest_edge", "longest_edge"), ("min_pixels", "max_pixels")):
+        if size.get(least) is not None and size.get(largest) is not None:
+            return int(size[least]), int(size[largest])
+    raise UserError(
+        f"model.path: the image processor at '{path}' has size {dict(size)}; expected min_pixels and max_pixels, or "
+        "the same numbers as shortest_edge and longest_edge"
+    )
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from ilvr_ds.errors import UserError
 
 LATENT_TOKENS = ("<|latent_pad|>", "<|latent_start|>", "<|latent_end|>")
+_QUESTION, _ANSWER = "How many?", "As many as there are."
 _BASE_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
@@ -36,8 +38,8 @@ class SpecialTokens:
 def load_tokenizer(path: str, add_latent_tokens: bool = True) -> tuple[Any, SpecialTokens]:
     """The tokenizer at `path` (folder or hub name) with the latent tokens, added in their fixed order where missing.
 
-    Raises UserError where there is no tokenizer, no chat template, or Qwen2.5-VL's tokens are missing; without
-    `add_latent_tokens` also where the latent tokens are.
+    Raises UserError where there is no tokenizer, no chat template that can say text and images, or Qwen2.5-VL's tokens
+    are missing; without `add_latent_tokens` also where the latent tokens are.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -51,6 +53,12 @@ def load_tokenizer(path: str, add_latent_tokens: bool = True) -> tuple[Any, Spec
         )
     if tokenizer.chat_template is None:
         raise UserError(f"model.path: the tokenizer at '{path}' has no chat template")
+    for images in (0, 1):
+        if fault := _template_fault(tokenizer, images):
+            raise UserError(
+                f"model.path: the chat template at '{path}' cannot say {'an image' if images else 'a text'} ({fault}); "
+                "take tokenizer_config.json of the Qwen2.5-VL release"
+            )
     absent = [token for token in LATENT_TOKENS if token not in tokenizer.get_vocab()]
     if absent and not add_latent_tokens:
         raise UserError(
@@ -62,3 +70,25 @@ def load_tokenizer(path: str, add_latent_tokens: bool = True) -> tuple[Any, Spec
     ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ids["<|im_end|>"]
     return tokenizer, SpecialTokens(pad=pad, **{name.strip("<|>"): token for name, token in ids.items()})
+
+
+def _template_fault(tokenizer: Any, images: int) -> str | None:
+    """What the chat template makes wrong of a question with so many images and its answer.
+
+    Templates for text alone take a list of parts for a text, or print it as Python does.
+    """
+    content = [*([{"type": "image"}] * images), {"type": "text", "text": _QUESTION}]
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+    before, words, _ = text.partition(_QUESTION)
+    if not words or before.endswith(("'", '"')):
+        return "the user's words are not there" if not words else "it prints the message as Python does"
+    if (slots := text.count("<|image_pad|>")) != images:
+        return f"{slots} of <|image_pad|> for {images} image{'' if images == 1 else 's'}"
+    last = text.rpartition("<|im_start|>")[2]
+    if not last.startswith("assistant") or f"{_ANSWER}<|im_end|>" not in last:
+        return "the answer does not stand between <|im_start|>assistant and <|im_end|>"
+    return None

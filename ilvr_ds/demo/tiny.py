@@ -29,6 +29,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from ilvr_ds.file_modes import follow_umask
+
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -123,6 +125,7 @@ def build_tiny_model(directory: Path, *, texts: Iterable[str], size: TinySize = 
     tokenizer.save_pretrained(directory)
     Qwen2VLImageProcessorPil().save_pretrained(directory)
     _build_model(_build_config(size, tokenizer), seed).save_pretrained(directory)
+    follow_umask(directory / "model.safetensors")
 
 
 def _build_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:

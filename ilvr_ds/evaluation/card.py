@@ -10,7 +10,11 @@ import torch
 
 from ilvr_ds import __version__
 from ilvr_ds.provenance import commit
+from ilvr_ds.tracking.origin import is_exported
 
+FILE = "README.md"
+_HEADING = "## Scores\n"
+_NONE = "None known; `ilvr-ds evaluate` adds them.\n"
 _TEXT = """\
 ---
 base_model: {base}
@@ -27,14 +31,13 @@ A Qwen2.5-VL trained for interleaved latent visual reasoning by ilvr_ds {version
 - latent size: {latent_size}
 - weights: {dtype}
 
-Stock `Qwen2_5_VLForConditionalGeneration.from_pretrained` loads it. Its own `generate` does not run latent segments;
-this does:
+Stock `Qwen2_5_VLForConditionalGeneration.from_pretrained` of transformers 4.57 and 5 loads it; `AutoProcessor` needs
+torchvision too (`pip install torchvision`). The stock `generate` does not run latent segments; this does:
 
     ilvr-ds generate --model . --image a.png --question "..."
 
 ## Scores
 {scores}
-
 ## Recipe
 ```json
 {recipe}
@@ -42,7 +45,7 @@ this does:
 """
 
 
-def write_card(path: Path, state: dict[str, Any], checkpoint: Path, dtype: torch.dtype) -> None:
+def write_card(folder: Path, state: dict[str, Any], checkpoint: Path, dtype: torch.dtype) -> None:
     """Write the model card for a checkpoint whose state.json holds `state`."""
     recipe = state["recipe"]
     text = _TEXT.format(
@@ -58,7 +61,43 @@ def write_card(path: Path, state: dict[str, Any], checkpoint: Path, dtype: torch
         scores=_scores(checkpoint.parent.parent / "metrics.jsonl", state["step"]),
         recipe=json.dumps(recipe, indent=1),
     )
-    path.write_text(text)
+    (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def add_scores(folder: Path, benchmark: str, data: str, scores: dict[str, Any]) -> str | None:
+    """Put an evaluation's accuracies into the card of an exported model, in place of those of this benchmark before.
+
+    data: where its samples lie. scores: the content of scores.json. Returns a line that says where they stand, or why
+    they do not; None where the model was not exported here.
+    """
+    card = folder / FILE
+    if not is_exported(folder):
+        return None
+    start, end = f"<!-- {benchmark} -->\n", f"<!-- end of {benchmark} -->\n"
+    try:
+        text = card.read_text(encoding="utf-8")
+        if start in text and end in text.partition(start)[2]:
+            before, _, after = text.partition(start)
+            after = after.partition(end)[2]
+        else:
+            before, heading, after = text.partition(_HEADING)
+            if not heading:
+                return f"{card}: has no section {_HEADING.strip()}; the scores are not in it"
+            before, after = before + heading, "\n" + after.removeprefix(_NONE).removeprefix("\n")
+        partial = card.with_name(card.name + ".partial")
+        partial.write_text(before + start + _table(benchmark, data, scores) + end + after, encoding="utf-8")
+        partial.replace(card)
+    except (OSError, UnicodeDecodeError) as error:
+        return f"{card}: the scores are not in it ({error})"
+    return f"accuracies are in the model card, too: {card}"
+
+
+def _table(benchmark: str, data: str, scores: dict[str, Any]) -> str:
+    lines = [f"`{benchmark}` on `{data}`:", "", "| rules | samples | accuracy | mean over types |", "|---|---|---|---|"]
+    for rule, part in scores["rules"].items():
+        samples = sum(kind["samples"] for kind in part["types"].values())
+        lines.append(f"| {rule} | {samples} | {part['accuracy']:.4g} | {part['macro_mean']:.4g} |")
+    return "\n".join(lines) + "\n"
 
 
 def _scores(record: Path, step: int) -> str:
@@ -72,6 +111,6 @@ def _scores(record: Path, step: int) -> str:
         if metrics and line["step"] <= step:
             best = metrics
     if not best:
-        return "None known; `ilvr-ds evaluate` measures them."
+        return _NONE
     lines = [f"- {name.removeprefix('eval/')}: {value:.4g}" for name, value in sorted(best.items())]
-    return "Teacher-forced, on held-out samples, during training:\n\n" + "\n".join(lines)
+    return "Teacher-forced, on held-out samples, during training:\n\n" + "\n".join(lines) + "\n"

@@ -24,6 +24,7 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.ablation import CONDITIONS, latent_source
 from ilvr_ds.evaluation.answers import Answer
 from ilvr_ds.evaluation.benchmarks import Benchmark, find_benchmark
+from ilvr_ds.evaluation.card import add_scores
 from ilvr_ds.evaluation.charts import draw_scores
 from ilvr_ds.evaluation.examples import example, marked_text
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
@@ -253,6 +254,7 @@ def _finish(
     scores, text = summarize(lines, benchmark)
     text += left_out_lines(left_out)
     results.finish(lines, {"settings": identity, "left_out": len(left_out), **scores})
+    carded = add_scores(Path(settings.model), benchmark.name, settings.shards, scores)
     pictures = draw_scores(scores, benchmark.name, results.folder)
     if settings.tracking_uri:
         examples = [example(line, reader.read(line["number"]), benchmark) for line in lines[:EXAMPLES]]
@@ -266,4 +268,4 @@ def _finish(
         )  # fmt: skip
     if reference:
         attach(reference, settings.tracking_uri, benchmark.name, metrics_of(scores))
-    return [*text, f"answers and scores: {results.folder}"]
+    return [*text, f"answers and scores: {results.folder}", *([carded] if carded else [])]

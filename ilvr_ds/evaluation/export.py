@@ -2,14 +2,14 @@
 
 The language model and the head come from the checkpoint's fp32 master weights. The vision tower stands outside the
 training engine and is frozen: its weights come from the base model's files. Names are those of Qwen's releases
-(`visual.*`, `model.layers.*`, `lm_head.weight`), which transformers of any version map to their own.
+(`visual.*`, `model.layers.*`, `lm_head.weight`), which transformers 4 and 5 map to their own.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.checkpoint.load import list_checkpoints, read_student_weights, saved_state
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import ImageEncoder
-from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
+from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.card import write_card
 from ilvr_ds.evaluation.loading import DTYPES
+from ilvr_ds.evaluation.stock_files import copy_side_files, write_config, write_image_processor, write_tokenizer
+from ilvr_ds.file_modes import follow_umask
 from ilvr_ds.model.base_weights import linear_weights, tower_weights
 from ilvr_ds.model.four_bit import check_base, round_trip
 from ilvr_ds.model.student import load_config
@@ -32,12 +35,6 @@ from ilvr_ds.tracking.origin import is_exported, write_origin
 
 SHARD_BYTES = 4 * 1024**3
 """Tensors that wait to be written hold at most this much, plus the last one."""
-_SIDE_FILES = (
-    "generation_config.json",
-    "video_preprocessor_config.json",
-    "chat_template.json",
-    "processor_config.json",
-)
 Named = tuple[str, Tensor]
 
 
@@ -65,15 +62,15 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
         config.text_config.vocab_size = student.rows
         written = _write_weights(partial, _all_weights(student, settings, config, adapters == "merge"), dtype)
         if settings.lora_rank and adapters == "apart":
-            student.write_adapter(partial / "adapter", dtype)
-        _write_config(partial, config, special, settings, dtype)
-        tokenizer.save_pretrained(partial)
-        images = ImageEncoder(settings.path, recipe["data"]["max_image_pixels"])
-        images.processor.size["longest_edge"] = images.max_pixels
-        images.processor.save_pretrained(partial)
-        _copy_side_files(settings.path, partial)
-        write_card(partial / "README.md", state, checkpoint, dtype)
+            student.write_adapter(partial / "adapter", dtype, to.resolve())
+        write_config(partial, config, special, settings.latent_size, dtype)
+        write_tokenizer(partial, tokenizer)
+        write_image_processor(partial, ImageEncoder(settings.path, recipe["data"]["max_image_pixels"]))
+        copy_side_files(settings.path, partial)
+        write_card(partial, state, checkpoint, dtype)
         write_origin(partial, state, checkpoint)
+        for file in [path for path in partial.rglob("*") if path.is_file()]:
+            follow_umask(file)
         if to.exists():
             shutil.rmtree(to)
         partial.rename(to)
@@ -141,8 +138,8 @@ class _Student:
         down, up = (self._read(adapter.format(part)).float() for part in "AB")
         return weight.float() + self.settings.lora_alpha / self.settings.lora_rank * (up @ down)
 
-    def write_adapter(self, folder: Path, dtype: torch.dtype) -> None:
-        """The adapters in peft's layout."""
+    def write_adapter(self, folder: Path, dtype: torch.dtype, base: Path) -> None:
+        """The adapters in peft's layout, for the model that will lie in `base`; AutoPeftModel opens both."""
         folder.mkdir()
         names = [name for name in self.weights if "lora_" in name]
         tensors = {f"base_model.model.{n.replace('.default', '')}": self._read(n).to(dtype) for n in names}
@@ -152,7 +149,11 @@ class _Student:
             "r": self.settings.lora_rank,
             "lora_alpha": self.settings.lora_alpha,
             "target_modules": rf".*language_model.*\.({'|'.join(self.settings.lora_targets)})",
-            "base_model_name_or_path": "..",
+            "base_model_name_or_path": str(base),
+            "auto_mapping": {
+                "base_model_class": Qwen2_5_VLForConditionalGeneration.__name__,
+                "parent_library": Qwen2_5_VLForConditionalGeneration.__module__,
+            },
             "bias": "none",
             "inference_mode": True,
         }
@@ -196,26 +197,3 @@ def _write_weights(folder: Path, weights: Iterator[Named], dtype: torch.dtype) -
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(place.items()))}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
     return total
-
-
-def _write_config(folder: Path, config: Any, special: SpecialTokens, settings: ModelConfig, dtype: torch.dtype) -> None:
-    """The base's configuration with what generation needs, under the names that the authors' code uses too."""
-    config.architectures = ["Qwen2_5_VLForConditionalGeneration"]
-    config.dtype = dtype
-    config.latent_size = settings.latent_size
-    config.latent_token_id = special.latent_pad
-    config.latent_start_id = special.latent_start
-    config.latent_end_id = special.latent_end
-    config.save_pretrained(folder)
-
-
-def _copy_side_files(base: str, folder: Path) -> None:
-    from transformers.utils import cached_file
-
-    find: Callable[..., str | None] = cached_file
-    for name in _SIDE_FILES:
-        found = find(
-            base, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
-        if found and not (folder / name).exists():
-            shutil.copy(found, folder / name)

@@ -25,6 +25,7 @@ from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
 from ilvr_ds.data.window import Window
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.attention import attention_backend, use_varlen_attention
+from ilvr_ds.model.base_weights import check_weights
 from ilvr_ds.model.student import detach_tower, load_config, vision_layout
 from ilvr_ds.model.vision import VisionTower
 
@@ -100,6 +101,8 @@ def load_reasoner(
 
 
 def _load_weights(path: str, dtype: torch.dtype, attention: str) -> Any:
+    with speaking_of_the_option():
+        check_weights(path)
     try:
         model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, output_loading_info=True
@@ -123,8 +126,9 @@ def _stop_ids(model: Any, tokenizer: Any, special: SpecialTokens) -> tuple[int, 
 
 @contextmanager
 def speaking_of_the_option() -> Iterator[None]:
-    """Mistakes of a recipe's `model.path` are here mistakes of `--model`."""
+    """Mistakes of a recipe's `model.path` and `data.max_image_pixels` are here mistakes of options."""
     try:
         yield
     except UserError as error:
-        raise UserError(str(error).replace("model.path", "--model")) from error
+        text = str(error).replace("model.path", "--model").replace("data.max_image_pixels", "--max-image-pixels")
+        raise UserError(text) from error

@@ -1,9 +1,16 @@
-"""Frozen weights out of a base model's files, tensor by tensor: of the vision tower, of layers kept in 4 bits."""
+"""A base model's weight files: which ones count, and frozen weights out of them, tensor by tensor.
+
+Those that count are what transformers loads: one file, or those that an index names. What else lies beside them, as an
+older download or other weights leave it, is not read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,23 +43,86 @@ def linear_weights(settings: ModelConfig) -> Iterator[tuple[str, Tensor]]:
             yield f"model.{name}", tensor
 
 
+def check_weights(path: str) -> None:
+    """Raise UserError where it is not clear which weights the model at `path` has: two layouts, or a name twice."""
+    for _ in _named(path):
+        pass
+
+
 def _tensors(settings: ModelConfig, prefix: str) -> Iterator[tuple[str, Tensor]]:
     """The weights whose names begin so, and no others: `visual.*`, `layers.*`, whichever layout the files have."""
-    folder = Path(model_folder(settings.path))
-    files = sorted(folder.glob("*.safetensors"))
-    for file in files:
+    for name, read in _named(settings.path):
+        if name.startswith(prefix):
+            yield name, read()
+
+
+def _named(path: str) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """All weights by bare name, and how to read each one while the iterator stands there."""
+    seen: dict[str, Path] = {}
+    for file, expected in _files(Path(model_folder(path))).items():
+        names = []
+        for name, read in _of_file(file):
+            names.append(name)
+            bare = _bare(name)
+            if bare in seen:
+                raise UserError(f"model.path: {file}: holds {bare} again, which {seen[bare].name} has too")
+            seen[bare] = file
+            yield bare, read
+        if missing := sorted(expected.difference(names)):
+            raise UserError(
+                f"model.path: {file}: lacks {len(missing)} weights that the index places there, the first {missing[0]}"
+            )
+
+
+def _files(folder: Path) -> dict[Path, set[str]]:
+    """The weight files that count, and the names that the index places in each; raises UserError for two layouts."""
+    for single, index in (
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ):
+        if not (folder / index).is_file():
+            if (folder / single).is_file():
+                return {folder / single: set()}
+            continue
+        files: dict[Path, set[str]] = {}
         try:
-            opened = safe_open(file, "pt")
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"model.path: {file} cannot be read ({error})") from error
-        with opened as tensors:
-            for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
-                if _bare(name).startswith(prefix):
-                    yield _bare(name), tensors.get_tensor(name)
-    for file in [] if files else sorted(folder.glob("pytorch_model*.bin")):
-        for name, tensor in torch.load(file, map_location="cpu", mmap=True, weights_only=True).items():
-            if _bare(name).startswith(prefix):
-                yield _bare(name), tensor
+            for name, file in json.loads((folder / index).read_text())["weight_map"].items():
+                files.setdefault(folder / file, set()).add(name)
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"model.path: {folder / index} is no index of weights ({error})") from error
+        if (folder / single).is_file() and folder / single not in files:
+            raise UserError(f"model.path: {folder} holds {single} and {index}, which does not name it; move one away")
+        return dict(sorted(files.items()))
+    raise UserError(
+        f"model.path: the weights at '{folder}' cannot be read (neither model.safetensors nor an index is there)"
+    )
+
+
+def _of_file(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """The names in a file, and how to read each one while the iterator stands there."""
+    if file.suffix != ".safetensors":
+        try:
+            weights = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        except (OSError, RuntimeError, UnpicklingError) as error:
+            raise _unreadable(file, str(error).strip().partition("\n")[0]) from error
+        for name, tensor in weights.items():
+            yield name, partial(_same, tensor)
+        return
+    try:
+        opened = safe_open(file, "pt")
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(file, str(error)) from error
+    with opened as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
+            yield name, partial(tensors.get_tensor, name)
+
+
+def _unreadable(file: Path, reason: str) -> UserError:
+    return UserError(f"model.path: the weights at '{file.parent}' cannot be read ({file.name}: {reason})")
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _bare(name: str) -> str:

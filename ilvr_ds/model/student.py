@@ -17,6 +17,7 @@ from ilvr_ds.data.images import VisionLayout
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.adapters import add_adapters
 from ilvr_ds.model.attention import attention_backend
+from ilvr_ds.model.base_weights import check_weights
 from ilvr_ds.model.checkpointing import checkpoint_arguments
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
@@ -27,13 +28,19 @@ ROW_MULTIPLE = 64
 
 
 def load_config(path: str) -> Any:
-    """The Qwen2.5-VL configuration at `path`; raises UserError where there is none or it is another model."""
+    """The Qwen2.5-VL configuration at `path`; raises UserError where there is none, or of what cannot be trained."""
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: no model at '{path}' ({str(error).strip().splitlines()[0]})") from error
     if config.model_type != "qwen2_5_vl":
         raise UserError(f"model.path: '{path}' holds a {config.model_type} model; expected qwen2_5_vl")
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method", "unknown method") if isinstance(quantised, dict) else quantised
+        raise UserError(
+            f"model.path: '{path}' is quantised ({method}); take the original weights, and for a base in 4 bits under "
+            "adapters model.lora_base: nf4"
+        )
     if "sliding_attention" in config.text_config.layer_types:
         raise UserError(f"model.path: '{path}' uses sliding-window attention, which is not supported")
     return config
@@ -69,6 +76,7 @@ def load_student(settings: ModelConfig, dtype: torch.dtype, num_tokens: int, wit
 
 def _read_weights(path: str, config: Any, dtype: torch.dtype, attention: str) -> Any:
     """The stock model with all its weights from `path`: transformers itself would draw missing ones at random."""
+    check_weights(path)
     try:
         model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             path, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True

@@ -129,6 +129,21 @@ def test_a_teacher_that_cannot_be_written_costs_that_checkpoint_alone(
     assert list_checkpoints(folder) == [older]
 
 
+def test_others_may_read_a_checkpoint_as_the_umask_says(folder: Path) -> None:
+    """safetensors writes the teacher 0600 whatever the umask is."""
+    before = os.umask(0o022)
+    try:
+        writer = writer_of(folder, BigStudent(), background=True)
+        writer.start(1, state_of(folder, 1))
+        written, _ = writer.finish()
+    finally:
+        os.umask(before)
+    assert written is not None
+    files = [path for path in written.rglob("*") if path.is_file()]
+    assert any(file.suffix == ".safetensors" for file in files) and any(file.suffix == ".pt" for file in files)
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(0o644)}
+
+
 def test_a_file_that_nobody_wrote_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a thread that died of something else."""
     monkeypatch.setattr(checkpoint_writer, "_write_all", lambda *_: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,45 @@ def test_a_stripe_is_refused(encoder: ImageEncoder) -> None:
 def test_a_folder_without_an_image_processor_is_a_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no image processor at"):
         ImageEncoder(str(tmp_path), max_pixels=2**20)
+
+
+def processor_folder(folder: Path, **settings: object) -> str:
+    """The golden processor with other settings; None takes one away."""
+    content = json.loads((Path(PROCESSOR) / "preprocessor_config.json").read_text()) | settings
+    content = {key: value for key, value in content.items() if value is not None}
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+LIMITS = {
+    "top level": {"min_pixels": 6272, "max_pixels": 50176, "size": None},
+    "edges": {"size": {"shortest_edge": 6272, "longest_edge": 50176}},
+    "size": {"size": {"min_pixels": 6272, "max_pixels": 50176}},
+    "both": {"min_pixels": 6272, "max_pixels": 50176, "size": {"min_pixels": 1, "max_pixels": 2}},
+}
+
+
+@pytest.mark.parametrize("spelling", LIMITS)
+def test_limits_are_read_in_every_spelling(spelling: str, tmp_path: Path) -> None:
+    path = processor_folder(tmp_path, **{"min_pixels": None, "max_pixels": None, **LIMITS[spelling]})
+    encoder = ImageEncoder(path, max_pixels=2**26)
+    assert (encoder.min_pixels, encoder.max_pixels) == (6272, 50176)
+    height, width = encoder.grid(noise_png((600, 600)))
+    assert height * width * 14 * 14 <= 50176
+
+
+def test_a_size_without_both_limits_is_a_users_mistake(tmp_path: Path) -> None:
+    path = processor_folder(tmp_path, min_pixels=None, max_pixels=None, size={"height": 448, "width": 448})
+    with pytest.raises(UserError, match=r"has size .*448.*; expected min_pixels and max_pixels"):
+        ImageEncoder(path, max_pixels=2**26)
+
+
+def test_a_minimum_above_the_runs_limit_is_refused(tmp_path: Path) -> None:
+    """It would win: every small image would be larger than the recipe allows."""
+    path = processor_folder(tmp_path, min_pixels=200_704)
+    with pytest.raises(UserError, match=r"data\.max_image_pixels: at most 50176 pixels, but .* smaller than 200704"):
+        ImageEncoder(path, max_pixels=50_176)
+    assert ImageEncoder(path, max_pixels=200_704).max_pixels == 200_704
 
 
 GRIDS = {

@@ -65,3 +65,30 @@ def test_a_tokenizer_without_a_chat_template_is_a_users_mistake(tmp_path: Path) 
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="has no chat template"):
         load_tokenizer(str(tmp_path))
+
+
+TURN = "<|im_start|>{{ m['role'] }}\n%s<|im_end|>\n"
+PARTS = "{% for p in m['content'] %}{{ p['text'] if p['type'] == 'text' }}{% endfor %}"
+TEMPLATES = {
+    "joined": (TURN % "{{ '' + m['content'] }}", r"a text \(can only concatenate str"),
+    "printed": (TURN % "{{ m['content'] }}", r"a text \(it prints the message as Python does"),
+    "left out": (TURN % "{{ m['text'] }}", r"a text \(the user's words are not there"),
+    "refused": ("{{ raise_exception('Only text') }}", r"a text \(Only text"),
+    "undefined": (TURN % "{{ m['words']['text'] }}", r"a text \('dict object' has no attribute 'words'"),
+    "broken": ("{% for %}", r"a text \("),
+    "no images": (TURN % f"{{% if m['content'] is string %}}{{{{ m['content'] }}}}{{% else %}}{PARTS}{{% endif %}}",
+                  r"an image \(0 of <\|image_pad\|> for 1 image"),
+    "other turns": ("[INST]{{ m['content'][-1]['text'] }}<|im_end|>[/INST]", r"a text \(the answer does not stand"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_chat_template_for_text_alone_is_a_users_mistake(name: str, tmp_path: Path) -> None:
+    """LLaMA-Factory writes such: a traceback of jinja, or a sample packed as Python prints a list."""
+    body, message = TEMPLATES[name]
+    tokenizer = AutoTokenizer.from_pretrained(PROCESSOR)
+    tokenizer.chat_template = f"{{% for m in messages %}}{body}{{% endfor %}}"
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"the chat template at '{tmp_path}' cannot say {message}") as caught:
+        load_tokenizer(str(tmp_path))
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ilvr_ds.cli import main
 from ilvr_ds.evaluation.loading import load_reasoner
 from ilvr_ds.model import four_bit
 from ilvr_ds.model.four_bit import pack_layers, weight_of
+from tests.evaluation.exporting import export_base
 from tests.ranks import ROOT, run_ranks
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
@@ -53,7 +55,7 @@ def test_an_export_is_exactly_what_the_ranks_held(demo_folder: Path, tmp_path: P
     assert (config.latent_size, config.latent_start_id) == (4, special.latent_start)
     assert "<|latent_pad|>" in AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab()
     card = (tmp_path / "model/README.md").read_text()
-    assert '"max_steps": 2' in card and "optimizer steps: 2" in card
+    assert '"max_steps": 2' in card and "optimizer steps: 2" in card and "pip install torchvision" in card
     assert not list(tmp_path.glob("*.partial"))
     assert load_reasoner(str(tmp_path / "model"), torch.device("cpu")).encoder.images.max_pixels == 50_176
 
@@ -112,6 +114,38 @@ def test_adapters_merged_or_apart(
         assert main(["export", f"{tmp_path / 'demo'}", "--to", f"{tmp_path / 'other'}"]) == 2
         assert "model.lora_base is nf4: needs bitsandbytes" in capsys.readouterr().err
         assert not (tmp_path / "other").exists()
+
+
+def test_peft_opens_adapters_and_their_base_by_itself(
+    golden_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any working directory: the base was named `..`."""
+    from peft import AutoPeftModel
+
+    lora = ("model.lora_rank=4",)
+    merged = export_base(golden_model, tmp_path / "merged", monkeypatch, *lora, random=True)
+    apart = export_base(golden_model, tmp_path / "apart", monkeypatch, *lora, adapters="apart", random=True)
+    monkeypatch.chdir(tmp_path)
+    together = AutoPeftModel.from_pretrained("apart/adapter", dtype=torch.float32)
+    ids = torch.arange(20)[None]
+    logits = together(input_ids=ids).logits
+    torch.testing.assert_close(logits, load(merged)(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+    assert (logits - load(apart)(input_ids=ids).logits).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_others_may_read_an_export_as_the_umask_says(
+    golden_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    """safetensors writes 0600 whatever the umask is."""
+    before = os.umask(umask)
+    try:
+        written = export_base(golden_model, tmp_path / "model", monkeypatch, "model.lora_rank=4", adapters="apart")
+    finally:
+        os.umask(before)
+    files = [path for path in written.rglob("*") if path.is_file()]
+    assert len([file for file in files if file.suffix == ".safetensors"]) == 2
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(0o666 & ~umask)}
 
 
 def test_mistakes(demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

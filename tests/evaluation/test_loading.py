@@ -77,3 +77,21 @@ def test_a_model_that_does_not_know_its_latent_size_needs_to_be_told(golden_mode
     with pytest.raises(UserError, match="holds no latent_size; give --latent-size"):
         load_reasoner(str(folder), torch.device("cpu"))
     assert load_reasoner(str(folder), torch.device("cpu"), latent_size=5).latent_size == 5
+
+
+def test_an_image_limit_below_the_models_minimum_is_a_mistake_of_the_option(golden_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(golden_model, tmp_path / "m")
+    content = json.loads((folder / "preprocessor_config.json").read_text()) | {"min_pixels": 100_352}
+    (folder / "preprocessor_config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"--max-image-pixels: at most 50176 pixels, but .* smaller than 100352"):
+        load_reasoner(str(folder), torch.device("cpu"), max_image_pixels=50_176)
+
+
+def test_a_weight_in_two_files_is_a_mistake(golden_model: Path, tmp_path: Path) -> None:
+    """transformers takes the last one in silence."""
+    folder = old_layout(golden_model, tmp_path / "old", "safetensors")
+    file = folder / "model-00002-of-00002.safetensors"
+    name, tensor = next(iter(load_file(folder / "model-00001-of-00002.safetensors").items()))
+    save_file({**load_file(file), name: torch.zeros_like(tensor)}, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"--model: .*model-00002-of-00002.safetensors: holds .* again"):
+        load_reasoner(str(folder), torch.device("cpu"))

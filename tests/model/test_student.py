@@ -126,6 +126,17 @@ def test_weights_that_are_not_all_there_are_a_mistake(
         load_student(replace(golden.model, path=str(folder)), torch.float32, 0)
 
 
+@pytest.mark.parametrize("method", ["awq", "gptq", "bitsandbytes", None])
+def test_a_quantised_base_is_a_mistake(method: str | None, golden: GoldenSet, tmp_path: Path) -> None:
+    folder = shutil.copytree(golden.model.path, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"bits": 4} if method is None else {"quant_method": method, "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    words = rf"is quantised \({method or 'unknown method'}\); take the original weights, .*model\.lora_base: nf4"
+    with pytest.raises(UserError, match=words):
+        load_student(replace(golden.model, path=str(folder)), torch.float32, 0)
+
+
 def test_random_weights_are_not_the_stored_ones(golden: GoldenSet, stock: Any) -> None:
     model = load(golden, 0, random_init=True)
     assert model.lm_head.weight.shape == stock.lm_head.weight.shape

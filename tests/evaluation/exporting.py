@@ -1,0 +1,38 @@
+"""An export without a training run before it: of a checkpoint that holds what the base has."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from ilvr_ds.config import load_recipe
+from ilvr_ds.evaluation import export as module
+from ilvr_ds.model.adapters import add_adapters
+from tests.ranks import ROOT
+
+
+def export_base(
+    base: Path, to: Path, monkeypatch: pytest.MonkeyPatch, *changes: str, adapters: str = "merge", random: bool = False
+) -> Path:
+    """Export `base` to `to` as if a run with `changes` had ended where it began; random: adapters are not zero."""
+    recipe = load_recipe(ROOT / "launch/recipes/demo.yaml", [f"model.path={base}", "train.precision=fp32", *changes])
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+    if recipe.model.lora_rank:
+        add_adapters(model.model.language_model, recipe.model)
+    model.model.visual = None
+    weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, tensor in weights.items():
+        if random and "lora_" in name:
+            tensor.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
+    checkpoint = to.parent / "run/checkpoints/step-00000002"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    state = {"step": 2, "recipe": dataclasses.asdict(recipe)}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    monkeypatch.setattr(module, "read_student_weights", lambda path: weights)
+    module.export(checkpoint, to, adapters, None, overwrite=False)
+    return to
