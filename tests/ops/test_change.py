@@ -87,7 +87,7 @@ def mixed(patches: Tensor, strength: float, seed: int) -> Tensor:
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0, 4.0])
 @pytest.mark.parametrize("cells", [1, 2, 5])
 def test_a_tower_that_mixes_does_not_hide_what_changed(strength: float, cells: int) -> None:
-    """At 4 a patch is for the most part what others hold. Those that were painted over are in the pool and stand out."""
+    """At 4 a patch is mostly what others hold. Those that were painted over are in the pool, and stand out."""
     missed = falsely = 0
     for seed in range(20):
         before = rows(64, 48, seed=seed)
