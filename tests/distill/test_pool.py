@@ -213,8 +213,6 @@ def _columns(record: dict[str, object], m: int, root: Path) -> int:
 
 def test_data_without_regions_are_refused_in_one_line(demo_folder: Path) -> None:
     recipe, dataset = demo_windows(demo_folder, "selection.pool=region")
-    with pytest.raises(
-        UserError, match=r"selection.pool is region, which every latent step needs, but in .* no sample"
-    ):
+    with pytest.raises(UserError, match=r"selection.pool is region, which every latent step .* no sample"):
         assembly._check_regions(recipe, dataset.reader.shard_set)
     assembly._check_regions(dataclasses.replace(recipe, selection=SelectionConfig()), dataset.reader.shard_set)
