@@ -304,6 +304,7 @@ def test_a_base_in_4_bits_needs_adapters(load: Load) -> None:
             ["selection.pool=changed", "selection.pool_size=3"],
             "pool_size is 3, less than model.latent_size 8; 0 takes 16",
         ),
+        (["selection.pool=changed", "selection.pool_min=17"], "pool_min is 17, but a pool holds at most 16; lower it"),
         (["selection.pool=change"], "valid: all, changed, region; did you mean 'changed'?"),
     ],
 )
