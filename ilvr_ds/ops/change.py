@@ -73,7 +73,8 @@ def most_changed(change: Tensor, offsets: Tensor, least: int, most: int) -> Most
 
     Where fewer than `least` stand out the next in order join them, and up to `most` where none does (more than half of
     the picture changed), but never those that changed no more than the stillest candidate of the picture. A picture
-    whose candidates all changed alike has all of them in its pool. change [N]; offsets [M + 1], where offsets[m] to offsets[m + 1] are the rows of segment m.
+    whose candidates all changed alike has all of them in its pool.
+    change [N]; offsets [M + 1], where offsets[m] to offsets[m + 1] are the rows of segment m.
     """
     segment = segment_of_rows(offsets, len(change))
     step = (2 * change).clamp(min=0).sqrt()
