@@ -31,7 +31,7 @@ def test_a_pool_of_what_changed_is_the_same_on_two_ranks(demo_folder: Path, tmp_
     for step, values in metrics[1].items():
         assert metrics[2][step] == pytest.approx(values, rel=1e-4)
         assert 1 <= values["select/kept_per_segment"] <= 4 and values["select/pool_size"] < 8
-        assert 0.9 < values["select/changed_share"] <= 1 and 0 <= values["select/unchanged"] < 0.2
+        assert 0.5 < values["select/changed_share"] <= 1 and 0 <= values["select/unchanged"] < 0.2
         assert -1 < values["select/target_similarity"] < 1
     for name, weight in weights[1].items():
         if name.endswith("k_proj.bias"):  # moves no attention: its gradient is rounding, which Adam enlarges
