@@ -138,6 +138,9 @@ class SelectionConfig:
     from the nearest patch of all earlier pictures); region: those in the box that the data give for the step."""
     pool_size: int = 0
     """With pool changed, at most so many candidates of a helper image are in the pool; 0: twice `model.latent_size`."""
+    pool_min: int = 0
+    """With pool changed: where fewer candidates stand out by their change, the next in order join them up to so many.
+    0: none does, and slots may stay empty; `model.latent_size`: those that only heard of the change fill them."""
     by: Literal["query", "change"] = "query"
     """What ranks within the pool. query: cosine to the teacher's query, as published; change (with pool changed): how
     much the candidate differs from the picture before."""
@@ -338,6 +341,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "selection.top_p": (1e-6, 1.0),
     "selection.temperature": (1e-6, 1e6),
     "selection.pool_size": (0, 2**16),
+    "selection.pool_min": (0, 2**16),
     "loss.ce_weight": (0.0, 1e6),
     "loss.align_weight": (0.0, 1e6),
     "loss.contrastive_weight": (0.0, 1e6),
@@ -441,6 +445,10 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
         raise UserError(
             f"{where}: selection.pool_size is {selection.pool_size}, less than model.latent_size {latents}; 0 takes "
             f"{2 * latents}"
+        )
+    if selection.pool_min > (limit := selection.pool_limit(latents)):
+        raise UserError(
+            f"{where}: selection.pool_min is {selection.pool_min}, but a pool holds at most {limit}; lower it"
         )
     if recipe.train.micro_batch_tokens and not recipe.packs:
         why = "stage 2 has rows of its own" if recipe.train.has_free_latents else "data.packing is false"

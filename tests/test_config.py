@@ -295,6 +295,23 @@ def test_a_base_in_4_bits_needs_adapters(load: Load) -> None:
     assert load("", "model.lora_base=nf4", "model.lora_rank=8").model.lora_base == "nf4"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["selection.by=change"], "selection.by is change, but selection.pool is all; set it to changed"),
+        (["selection.by=change", "selection.pool=region"], "selection.by is change, but selection.pool is region"),
+        (
+            ["selection.pool=changed", "selection.pool_size=3"],
+            "pool_size is 3, less than model.latent_size 8; 0 takes 16",
+        ),
+        (["selection.pool=changed", "selection.pool_min=17"], "pool_min is 17, but a pool holds at most 16; lower it"),
+        (["selection.pool=change"], "valid: all, changed, region; did you mean 'changed'?"),
+    ],
+)
+def test_a_pool_and_what_ranks_in_it_fit_together(load: Load, overrides: list[str], words: str) -> None:
+    assert words in mistake(load, "", *overrides)
+
+
 def test_stage_2_has_no_selective_checkpointing(load: Load) -> None:
     said = mistake(load, "", "train.stage=2", "model.activation_checkpointing=selective")
     assert said.endswith("selective, which stage 2 does not have; valid: none, full")

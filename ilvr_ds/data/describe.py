@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from ilvr_ds.data.decode import decode_image
-from ilvr_ds.data.sample import Sample
+from ilvr_ds.data.sample import LatentStep, Sample
 from ilvr_ds.data.template import IGNORE, EncodedSample, SampleEncoder
 
 
@@ -30,12 +30,15 @@ def describe_sample(sample: Sample, encoder: SampleEncoder, merge_size: int) -> 
 
 def _image_lines(sample: Sample, encoded: EncodedSample, merge_size: int) -> Iterator[str]:
     images = (*sample.input_images, *sample.helper_images)[: len(encoded.grids)]  # stage 2 encodes no helpers
+    regions = [step.region for step in sample.steps if isinstance(step, LatentStep)]
     for number, (data, (rows, columns)) in enumerate(zip(images, encoded.grids, strict=True)):
         is_input = number < encoded.num_input_images
         name = f"input {number}" if is_input else f"helper {number - encoded.num_input_images}"
         width, height = decode_image(data).size
         count = rows * columns // merge_size**2
-        yield f"{name:<9} {width}x{height} pixels, {columns}x{rows} patches, {count} merged features"
+        region = None if is_input else regions[number - encoded.num_input_images]
+        box = "" if region is None else f", region {list(region)}"
+        yield f"{name:<9} {width}x{height} pixels, {columns}x{rows} patches, {count} merged features{box}"
 
 
 def _sequence_lines(encoded: EncodedSample, encoder: SampleEncoder) -> Iterator[str]:

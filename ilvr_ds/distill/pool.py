@@ -51,7 +51,8 @@ def find_pool(
     if settings.pool == "changed":
         assert where.before is not None, "collate for a pool of what changed"
         change = change_from_before(features, where.before, candidates)
-        return ChoicePool(change=change, **most_changed(change, where.offsets, k, settings.pool_limit(k))._asdict())
+        found = most_changed(change, where.offsets, settings.pool_min, settings.pool_limit(k))
+        return ChoicePool(found.members, change, found.stands_out, found.unchanged)
     return None
 
 

@@ -71,8 +71,9 @@ def change_to_nearest(candidates: Tensor, earlier: Tensor) -> Tensor:
 def most_changed(change: Tensor, offsets: Tensor, least: int, most: int) -> MostChanged:
     """The pool of each segment: candidates that stand out, the most changed of them, `most` at most.
 
-    Where fewer than `least` stand out, the next in order join them, but not those that changed no more than the
-    stillest candidate of the picture. A picture whose candidates all changed alike has all of them in its pool.
+    Where fewer than `least` stand out the next in order join them, and up to `most` where none does (more than half of
+    the picture changed), but never those that changed no more than the stillest candidate of the picture. A picture
+    whose candidates all changed alike has all of them in its pool.
     change [N]; offsets [M + 1], where offsets[m] to offsets[m + 1] are the rows of segment m.
     """
     segment = segment_of_rows(offsets, len(change))
@@ -86,7 +87,8 @@ def most_changed(change: Tensor, offsets: Tensor, least: int, most: int) -> Most
     bar = torch.maximum(middle + (DEVIATIONS * spread).clamp(min=NOISE), PART_OF_LARGEST * highest)
     stands_out = step > bar[segment]
     unchanged = highest - lowest <= NOISE
-    joins = (rank < least) & (step > (lowest + NOISE)[segment])
+    is_diffuse = offsets.new_zeros(len(offsets) - 1).index_add(0, segment, stands_out.long()) == 0
+    joins = ((rank < least) | is_diffuse[segment]) & (step > (lowest + NOISE)[segment])
     members = (rank < most) & (stands_out | joins) | unchanged[segment]
     return MostChanged(members, stands_out, unchanged)
 

@@ -24,6 +24,11 @@ PANELS = {
     "losses": ("loss/total", "loss/ce", "loss/alignment", "loss/contrastive"),
     "cross-entropy by kind of task": ("loss/ce_by_type/",),
     "held-out losses": ("eval/ce", "eval/alignment", "eval/contrastive"),
+    "targets: alike across samples, changed": (
+        "select/target_similarity",
+        "select/changed_share",
+        "select/unchanged",
+    ),
     "answer accuracy, teacher-forced": ("train/answer_accuracy", "eval/answer_accuracy", "eval/answer_accuracy/"),
 }
 """Metrics of each panel of the curves; a name that ends in a slash stands for all that begin with it."""

@@ -43,6 +43,11 @@ def test_a_sample_is_told_piece_by_piece(encoder: SampleEncoder) -> None:
     ]
 
 
+def test_a_region_is_told_with_its_picture(encoder: SampleEncoder) -> None:
+    marked = replace(SAMPLE, steps=(TextStep("first\n"), LatentStep(0, (0, 28, 56, 84)), TextStep("Final: C")))
+    assert describe_sample(marked, encoder, merge_size=2)[6].endswith("6 merged features, region [0, 28, 56, 84]")
+
+
 def test_what_a_sample_lacks_is_a_dash(encoder: SampleEncoder) -> None:
     bare = replace(SAMPLE, group="", answer="", input_images=(), helper_images=(), steps=(TextStep("Final: C"),))
     lines = describe_sample(bare, encoder, merge_size=2)

@@ -47,6 +47,12 @@ def test_ilvr_record(root):
     )
 
 
+def test_a_latent_step_may_say_which_region_it_is_about(root):
+    plan = [LATENT | {"region": [1, 2, 8, 5.5]}, LATENT | {"region": None}, LATENT]
+    (sample,) = read(root, ilvr(sequence_plan=plan))
+    assert sample.steps == (LatentStep(0, (1, 2, 8, 5.5)), LatentStep(1), LatentStep(2))
+
+
 def test_image_input_may_be_one_path_or_absent(root):
     one, none, null = read(root, ilvr(), ilvr(image_input=...), ilvr(image_input=None))
     assert one.input_images == (image_bytes(0),)
@@ -132,6 +138,18 @@ def test_group_comes_from_its_key_before_the_folders(root):
         (ilvr(sequence_plan=[TEXT | {"type": "txt"}]), "unknown type 'txt'; did you mean 'text'?"),
         (ilvr(sequence_plan=[LATENT | {"helper_image": "no.png"}]), "helper image 'no.png' is missing below"),
         (ilvr(text_input="<image> <image>"), "2 <image> markers in the question but 1 input images"),
+        (
+            ilvr(sequence_plan=[LATENT | {"region": "all"}]),
+            "step 1 of the plan: 'region' is \"all\", expected [left",
+        ),
+        (
+            ilvr(sequence_plan=[LATENT | {"region": [0, 0, 1, True]}]),
+            "'region' is [0, 0, 1, true], expected [left",
+        ),
+        (
+            ilvr(sequence_plan=[TEXT, LATENT | {"region": [0, 0, 9, 6]}]),
+            "step 2 of the plan: region [0, 0, 9, 6] is",
+        ),
         (ilvr(image_input=["a.png", 3]), "'image_input' holds a number"),
         (ilvr(image_input=""), "'image_input' holds an empty path"),
         (ilvr(image_input="no.png"), "input image 'no.png' is missing below"),

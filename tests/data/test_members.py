@@ -4,11 +4,12 @@ import gzip
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import pytest
 
 from ilvr_ds.data.members import MemberError, decode_members, encode_members, key_of, walk_members
-from ilvr_ds.data.sample import Sample, SampleError, TextStep
+from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep
 from tests.data.hostile import tar_of
 from tests.data.packing import image_bytes, make_sample
 
@@ -31,6 +32,22 @@ def test_more_than_ten_images_keep_their_order():
     images = tuple(image_bytes(shade) for shade in range(12))
     sample = Sample("x", "?", (TextStep("a"),), input_images=images)
     assert decode_members(tar_of(stored(sample)), KEY) == sample
+
+
+@pytest.mark.parametrize("region", [(0, 0, 8, 6), (1.5, 0, 2, 5.25)])
+def test_a_region_survives(region):
+    sample = replace(make_sample(3), steps=(LatentStep(0, region),))
+    assert decode_members(tar_of(stored(sample)), KEY) == sample
+
+
+def test_samples_without_regions_are_stored_as_before():
+    assert b"region" not in encode_members(make_sample(3))["json"]
+
+
+@pytest.mark.parametrize("region", [(0, 0, 9, 6), (-1, 0, 2, 2), (3, 0, 3, 2), (0, 5, 2, 4), (float("nan"), 0, 2, 2)])
+def test_a_region_that_is_empty_or_outside_its_image_is_refused(region):
+    with pytest.raises(SampleError, match=r"step 2 of the plan: region \[.*\] is no box .* helper image of 8x6 pixels"):
+        encode_members(replace(make_sample(3), steps=(TextStep("a"), LatentStep(0, region))))
 
 
 @pytest.mark.parametrize("name", [f"{KEY}.pkl", f"{KEY}.in0.pyd", f"{KEY}.json.gz", f"../{KEY}.json", "__meta__.json"])
@@ -90,6 +107,9 @@ def test_a_cut_member_other_keys_and_empty_blocks_are_noticed():
         {"steps": 3},
         {"steps": [{"type": "text"}]},
         {"steps": [{"type": "latent"}] * 2},
+        {"steps": [{"type": "latent", "region": [0, 0, 9, 9]}]},
+        {"steps": [{"type": "latent", "region": [0, 0, 1]}]},
+        {"steps": [{"type": "latent", "region": ["0", "0", "1", "1"]}]},
         {"meta": [1]},
         {"meta": {"a": 1}},
         {"answer": None},

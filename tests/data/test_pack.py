@@ -11,7 +11,7 @@ from PIL import Image
 
 from ilvr_ds.data.pack import pack, pack_samples
 from ilvr_ds.data.reader import ShardReader
-from ilvr_ds.data.sample import Sample, SampleError
+from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.errors import UserError
 from tests.data.packing import image_bytes, make_sample, write_jsonl
@@ -46,6 +46,25 @@ def test_report_and_files(source, tmp_path):
     text = "\n".join(report.lines())
     assert "2 samples in 1 shard" in text and "rejected: 3, of which too long: 1" in text
     assert "line 4 (train-4): input image '../a.png': the path leaves the image root" in text
+
+
+@pytest.mark.parametrize(("regions", "missing"), [((1, 1), 0), ((1, 0), 1), ((0, 0), None)])
+def test_samples_without_a_region_are_counted(tmp_path, regions, missing):
+    """What `selection.pool: region` refuses, in one line, before anything is loaded."""
+    samples = [
+        dataclasses.replace(make_sample(n), steps=(LatentStep(0, (1, 0, 4, 2) if has else None), TextStep("x")))
+        for n, has in enumerate(regions)
+    ]
+    pack_samples(samples, tmp_path / "out")
+    shards = open_dataset(tmp_path / "out")
+    assert shards.manifest.samples_without_region == missing
+    assert [ShardReader(shards).read(n) for n in (0, 1)] == samples
+    if missing == 0:
+        shards.check_regions()
+        return
+    who = "no sample has a region" if missing is None else "1 of 2 samples have none"
+    with pytest.raises(UserError, match=f"selection.pool is region, which every latent step needs, .*{who}; pack"):
+        shards.check_regions()
 
 
 def test_long_samples_stay_whole_without_a_limit(source, tmp_path):

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
-from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep
+from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep, image_size
 from ilvr_ds.data.template import IGNORE, SampleEncoder
 from tests.data.packing import image_bytes
 from tests.golden_set import GoldenSet, golden_set
@@ -39,6 +39,14 @@ def image(merged_patches: int) -> str:
 
 
 PLAIN = sample_of("Look here", (WIDE,), "first\n", None, "then ", None, "so\n", "Final: C", answer="C")
+
+
+def test_regions_become_fractions_of_their_helper_image(encoder: SampleEncoder) -> None:
+    """Whatever the picture is scaled to."""
+    width, height = image_size(TALL)
+    steps = (LatentStep(0), TextStep("a"), LatentStep(1, (0, height / 4, width / 2, height)), TextStep("Final: C"))
+    sample = Sample("s", "Look here", steps, (WIDE,), (TALL, TALL), "C")
+    assert encoder(sample).regions == (None, (0, 0.25, 0.5, 1))
 
 
 def test_golden_tokens_labels_and_grids() -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from itertools import accumulate
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ilvr_ds.config import SelectionConfig
 from ilvr_ds.data.window import QueryContext, Round
+from ilvr_ds.distill.pool import ChoicePool
 from ilvr_ds.distill.query import Context
 from ilvr_ds.distill.selection import Targets, select_targets
 
@@ -63,7 +64,9 @@ def plan_of(order: list[tuple[int, int]], offsets: list[int]) -> QueryContext:
     )
 
 
-def one_by_one(case: Case, top_p: float, temperature: float, k: int) -> dict[int, tuple[list[int], float, Tensor]]:
+def one_by_one(
+    case: Case, top_p: float, temperature: float, k: int, pool: ChoicePool | None = None, by: str = "query"
+) -> dict[int, tuple[list[int], float, Tensor]]:
     """Kept rows, entropy and query of each segment: sample by sample, segment by segment, in float64."""
     result = {}
     for sample, count in enumerate(SEGMENTS):
@@ -76,17 +79,21 @@ def one_by_one(case: Case, top_p: float, temperature: float, k: int) -> dict[int
             if before is not None:
                 parts.append(before)
             query = torch.stack(parts).mean(0)
-            pool = case.candidates[case.offsets[number] : case.offsets[number + 1]].double()
-            cosines = [float(query @ c / query.norm() / c.norm()) for c in pool]
-            exponentials = [math.exp(s / temperature) for s in cosines]
+            here = slice(case.offsets[number], case.offsets[number + 1])
+            candidates = case.candidates[here].double()
+            scores = [float(query @ c / query.norm() / c.norm()) for c in candidates]
+            if pool and by == "change" and not pool.unchanged[number]:
+                scores = pool.change[here].tolist()
+            inside = pool.members[here].tolist() if pool else [True] * len(scores)
+            exponentials = [math.exp(s / temperature) * x for s, x in zip(scores, inside, strict=True)]
             p = [e / sum(exponentials) for e in exponentials]
             kept: list[int] = []
             for row in sorted(range(len(p)), key=lambda row: (-p[row], row)):
-                if len(kept) == k or sum(p[r] for r in kept) >= top_p:
+                if len(kept) == k or not inside[row] or sum(p[r] for r in kept) >= top_p:
                     break
                 kept.append(row)
-            before = pool[kept].mean(0)
-            entropy = -math.fsum(x * math.log(x) for x in p)
+            before = candidates[kept].mean(0)
+            entropy = -math.fsum(x * math.log(x) for x in p if x)
             result[number] = [row + case.offsets[number] for row in kept], entropy, query
     return result
 
@@ -102,6 +109,29 @@ def test_rounds_select_what_a_loop_over_samples_selects(seed: int, top_p: float,
         assert targets.indices[number].tolist() == rows + [-1] * (k - len(rows))
         assert targets.kept[number] == len(rows)
         # float32 against float64
+        assert float(targets.entropy[number]) == pytest.approx(entropy, rel=1e-5, abs=1e-5)
+        torch.testing.assert_close(targets.query[number].double(), query, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("by", ["query", "change"])
+@pytest.mark.parametrize(("top_p", "temperature", "k"), [(0.9, 1.0, 4), (0.7, 0.1, 3)])
+def test_rounds_select_within_a_pool_what_a_loop_selects(
+    seed: int, by: Literal["query", "change"], top_p: float, temperature: float, k: int
+) -> None:
+    """Catches pools of the round beside, and a picture without change that is not selected over all by the query."""
+    case = Case.draw(seed)
+    generator = torch.Generator().manual_seed(seed)
+    rows, offsets = case.offsets[-1], torch.tensor(case.offsets)
+    unchanged = torch.rand(len(ORDER), generator=generator) < 0.3
+    members = torch.rand(rows, generator=generator) < 0.5
+    members[offsets[:-1]] = True
+    members |= unchanged.repeat_interleave(offsets.diff())
+    pool = ChoicePool(members, torch.rand(rows, generator=generator), members, unchanged)
+    settings = SelectionConfig(top_p=top_p, temperature=temperature, pool="changed", by=by)
+    targets = select_targets(case.context, case.plan, case.candidates, offsets, settings, k, pool)
+    for number, (kept, entropy, query) in one_by_one(case, top_p, temperature, k, pool, by).items():
+        assert targets.indices[number].tolist() == kept + [-1] * (k - len(kept))
         assert float(targets.entropy[number]) == pytest.approx(entropy, rel=1e-5, abs=1e-5)
         torch.testing.assert_close(targets.query[number].double(), query, rtol=1e-5, atol=1e-6)
 
@@ -153,6 +183,17 @@ def test_a_micro_batch_counts_its_own_rows(whole: Targets) -> None:
     assert ends.values()[..., 0].tolist() == [[2.0, 0.0], [5.0, 8.0]]
     assert (ends.kept.tolist(), ends.query[:, 0].tolist()) == ([2, 2], [1.0, 3.0])
     assert ends.entropy.tolist() == whole.entropy[[0, 2]].tolist()
+
+
+def test_a_micro_batch_has_its_part_of_the_pool(whole: Targets) -> None:
+    rows = torch.arange(9)
+    pool = ChoicePool(rows % 2 == 0, rows.float(), rows % 3 == 0, torch.tensor([False, True, False]))
+    found = dataclasses.replace(whole, pool=pool).of(part([1, 2], [3, 4, 5, 6, 7, 8], [0, 2, 6])).pool
+    assert found is not None and found.change is not None and found.unchanged is not None
+    assert found.change.tolist() == [3, 4, 5, 6, 7, 8] and found.unchanged.tolist() == [True, False]
+    assert found.members.tolist() == [False, True, False, True, False, True]
+    region = dataclasses.replace(whole, pool=ChoicePool(pool.members)).of(part([0], [0, 1, 2], [0, 3])).pool
+    assert region is not None and region.members.tolist() == [True, False, True] and region.change is None
 
 
 def test_slots_without_a_target_stay_without_one(whole: Targets) -> None:

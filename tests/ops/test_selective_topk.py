@@ -47,7 +47,7 @@ def test_the_loop_picks_the_same_rows(sizes: list[int], width: int, dtype: torch
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("given", ["pool", "score", "pool and score"])
 def test_the_loop_picks_the_same_rows_of_a_pool(given: str, dtype: torch.dtype, device: str) -> None:
-    """Catches rows outside the pool that are picked or take of the mass; some segments have an empty pool."""
+    """Catches rows outside the pool that are picked, or that take of the mass; one segment's pool is empty."""
     sizes = [1, 40, 0, 7, 300, 5]
     query, candidates, offsets = draw(sizes, 64, device, dtype)
     generator = torch.Generator().manual_seed(3)

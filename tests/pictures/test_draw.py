@@ -80,6 +80,25 @@ def test_selected_patches_are_outlined(tmp_path: Path) -> None:
     assert right >= helper.max() - 4, "in the last column"
 
 
+def test_the_map_is_pale_where_a_patch_was_not_in_the_pool(tmp_path: Path) -> None:
+    """Catches rows and columns mixed up: of 2 x 4 patches the last one of the first row is in the pool."""
+    view = segment(2, 4, 2, [3])
+    assert view.selection is not None
+    full = replace(view, selection=replace(view.selection, cosine=np.zeros((2, 4), dtype=np.float32)))
+    assert full.selection is not None
+    pooled = replace(full, selection=replace(full.selection, pool=frozenset({(0, 3)})))
+    pixels = []
+    for number, drawn in enumerate((full, pooled)):
+        (tmp_path / f"{number}").mkdir()
+        draw_selection(sample(drawn), 0, tmp_path / f"{number}" / "a.png")
+        pixels.append(np.asarray(opened(tmp_path / f"{number}" / "a.png")).astype(int))
+    cold = coloured(np.zeros((1, 1), dtype=np.float32), 0, 1)[0, 0]
+    right = slice(int(WIDTH * 0.68), WIDTH - 60)
+    everywhere, there = (np.nonzero((page == cold).all(2)[:, right]) for page in pixels)
+    assert there[1].min() > np.median(everywhere[1]) and there[0].max() <= np.median(everywhere[0]) + 4
+    assert 0.05 < len(there[0]) / len(everywhere[0]) < 0.2, "an eighth of the map"
+
+
 def test_without_a_teacher_the_patch_closest_to_each_latent_is_outlined(tmp_path: Path) -> None:
     """Catches a map that is turned or shifted against the helper image."""
     view = segment(2, 4, 1, None)

@@ -81,16 +81,22 @@ def test_the_recipe_refuses_more_samples_than_can_be_looked_at() -> None:
         load_recipe(RECIPE, ["tracking.picture_samples=17"])
 
 
-def test_views_hold_the_teachers_choice(demo_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pool", ["all", "changed"])
+def test_views_hold_the_teachers_choice(demo_folder: Path, tmp_path: Path, pool: str) -> None:
     """Catches maps whose cells are not those of the candidates: the best cosine is the first selected patch."""
-    views = run_ranks("tests.training.looking:views", 1, tmp_path, demo=str(demo_folder))[0]
+    more = [f"selection.pool={pool}"]
+    views = run_ranks("tests.training.looking:views", 1, tmp_path, demo=str(demo_folder), more=more)[0]
     assert len(views) == 3
     for view in views:
         assert view.segments and view.question
         for segment in view.segments:
             assert segment.selection is not None
-            cosine, first = segment.selection.cosine, segment.selection.cells[0]
-            assert cosine[first[0]] == pytest.approx(np.nanmax(cosine), abs=1e-5)
+            cosine, cells = segment.selection.cosine, segment.selection.cells
+            inside = segment.selection.pool
+            assert (inside is None) == (pool == "all")
+            known = [cosine[cell] for cell in inside] if inside else cosine
+            assert cosine[cells[0][0]] == pytest.approx(np.nanmax(known), abs=1e-5)
+            assert inside is None or {cell for group in cells for cell in group} <= inside
             assert segment.latents.shape == (4, *cosine.shape)
             rows, columns = cosine.shape
             assert segment.helper.shape[0] * columns == segment.helper.shape[1] * rows
