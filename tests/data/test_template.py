@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
-from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep, image_size
+from ilvr_ds.data.decode import image_size
+from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep
 from ilvr_ds.data.template import IGNORE, SampleEncoder
 from tests.data.packing import image_bytes
 from tests.golden_set import GoldenSet, golden_set
