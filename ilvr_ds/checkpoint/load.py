@@ -55,6 +55,8 @@ _FREE = (
 )
 _NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "state.json"
+TOWER, LAYERS = "vision tower", "layers in 4 bits"
+"""What may be frozen and in no checkpoint."""
 UNIVERSAL = "universal"
 """Folder of the student's universal form within a checkpoint, while a job goes on with other slices."""
 
@@ -190,6 +192,27 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
             raise UserError(f"{path}: made with {was}; go on with the old value, or take another run.name")
         dist.warn("going on with other settings: the checkpoint was made with %s", was)
     return state
+
+
+def check_frozen_is_the_same(path: Path, found: dict[str, str], model: str) -> None:
+    """Raise UserError where frozen weights that no checkpoint holds are others than those that a checkpoint was made
+    with. found: their fingerprints, by what they are; model: the folder that they come from."""
+    before = saved_state(path).get("frozen", {})  # checkpoints from before it was kept
+    for what in before.keys() & found.keys():
+        if before[what] != found[what]:
+            raise UserError(
+                f"{path}: made with another {what} than {model} holds now, and checkpoints do not hold it: give the "
+                "model of then as model.path"
+            )
+
+
+def commit_of_base(path: Path | None, name: str) -> str | None:
+    """The hub's commit of the model `name` that the run of a checkpoint has used, if it was of this name."""
+    if path is None:
+        return None
+    state = saved_state(path)
+    commit: str | None = state.get("model_commit")
+    return commit if state["recipe"]["model"]["path"] == name else None
 
 
 def check_base_is_the_same(path: Path, before: dict[str, Any], recipe: Recipe) -> None:
