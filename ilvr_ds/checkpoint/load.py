@@ -1,7 +1,8 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
     checkpoints/step-00000100/
-      state.json                  step, loader position, recipe, MLflow run, world size, size and CRC-32 of each file
+      state.json                  step, loader position, recipe, MLflow run, world size, the hub's commit of the base and
+                                  fingerprints of its frozen parts that are not here, size and CRC-32 of each file
       student/                    DeepSpeed's files: weights, optimizer, loss scale
       teacher-rank-00000.safetensors, rng-rank-00000.pt
 
@@ -183,7 +184,7 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
     _check_batch(path, recipe, state["loader"]["samples per step"])
     check_base_is_the_same(path, state["recipe"]["model"], recipe)
     now = recipe.flat()
-    before = {"model.lora_base": "full"}  # checkpoints from before it was a key
+    before = {"model.lora_base": "full", "train.gradient_precision": "model"}  # checkpoints from before they were keys
     before |= {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
     changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
     for key in changed:
