@@ -1,8 +1,8 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
     checkpoints/step-00000100/
-      state.json                  step, loader position, recipe, MLflow run, world size, the hub's commit of the base and
-                                  fingerprints of its frozen parts that are not here, size and CRC-32 of each file
+      state.json                  step, loader position, recipe, MLflow run, world size, hub's commit of the base and
+                                  fingerprints of what of it is not here, size and CRC-32 of each file
       student/                    DeepSpeed's files: weights, optimizer, loss scale
       teacher-rank-00000.safetensors, rng-rank-00000.pt
 
