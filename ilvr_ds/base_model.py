@@ -8,13 +8,19 @@ from ilvr_ds import dist
 from ilvr_ds.model.hub import model_folder
 
 
-def model_on_host(path: str) -> str:
+def model_on_host(path: str, pinned: str | None = None) -> str:
     """The folder of the model at `path` (folder or hub name) on this rank's host (collective).
 
-    The main rank asks the hub for the newest version, the first rank of each host downloads that one, and the others
-    wait and then read the disk. Raises UserError, on every rank, where one of them cannot have it.
+    The main rank asks the hub for the newest version, or for the commit that is `pinned`; the first rank of each host
+    downloads that one, and the others wait and then read the disk. Raises UserError, on every rank, where one of them
+    cannot have it.
     """
-    commit = dist.decided_by_main(lambda: None if Path(path).is_dir() else Path(model_folder(path)).name)
+    commit = dist.decided_by_main(lambda: commit_of(path, model_folder(path, pinned)))
     if commit is None:
         return path
     return dist.first_on_host(lambda is_first: model_folder(path, commit, is_here=not is_first))
+
+
+def commit_of(path: str, folder: str) -> str | None:
+    """The commit of a model by name that lies in `folder`; None for one that is a folder itself."""
+    return None if Path(path).is_dir() else Path(folder).name

@@ -120,6 +120,12 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def send_from_main(tensor: torch.Tensor) -> None:
+    """Overwrite a tensor, on every rank, with the main rank's."""
+    if world_size() > 1:
+        torch_dist.broadcast(tensor, 0)
+
+
 def exchange(sent: torch.Tensor, sent_counts: list[int], received_counts: list[int]) -> torch.Tensor:
     """`sent_counts[rank]` elements of the 1-dimensional `sent` to each rank, one after the other; returns what came,
     `received_counts[rank]` elements from each, likewise. The host does not wait for them on a GPU."""

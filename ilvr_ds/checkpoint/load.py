@@ -1,7 +1,8 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
     checkpoints/step-00000100/
-      state.json                  step, loader position, recipe, MLflow run, world size, size and CRC-32 of each file
+      state.json                  step, loader position, recipe, MLflow run, world size, hub's commit of the base and
+                                  fingerprints of what of it is not here, size and CRC-32 of each file
       student/                    DeepSpeed's files: weights, optimizer, loss scale
       teacher-rank-00000.safetensors, rng-rank-00000.pt
 
@@ -55,6 +56,8 @@ _FREE = (
 )
 _NAME = re.compile(r"step-(\d{8})")
 STATE_FILE = "state.json"
+TOWER, LAYERS = "vision tower", "layers in 4 bits"
+"""What may be frozen and in no checkpoint."""
 UNIVERSAL = "universal"
 """Folder of the student's universal form within a checkpoint, while a job goes on with other slices."""
 
@@ -181,7 +184,7 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
     _check_batch(path, recipe, state["loader"]["samples per step"])
     check_base_is_the_same(path, state["recipe"]["model"], recipe)
     now = recipe.flat()
-    before = {"model.lora_base": "full"}  # checkpoints from before it was a key
+    before = {"model.lora_base": "full", "train.gradient_precision": "model"}  # checkpoints from before they were keys
     before |= {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
     changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
     for key in changed:
@@ -190,6 +193,27 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
             raise UserError(f"{path}: made with {was}; go on with the old value, or take another run.name")
         dist.warn("going on with other settings: the checkpoint was made with %s", was)
     return state
+
+
+def check_frozen_is_the_same(path: Path, found: dict[str, str], model: str) -> None:
+    """Raise UserError where frozen weights that no checkpoint holds are others than those that a checkpoint was made
+    with. found: their fingerprints, by what they are; model: the folder that they come from."""
+    before = saved_state(path).get("frozen", {})  # checkpoints from before it was kept
+    for what in before.keys() & found.keys():
+        if before[what] != found[what]:
+            raise UserError(
+                f"{path}: made with another {what} than {model} holds now, and checkpoints do not hold it: give the "
+                "model of then as model.path"
+            )
+
+
+def commit_of_base(path: Path | None, name: str) -> str | None:
+    """The hub's commit of the model `name` that the run of a checkpoint has used, if it was of this name."""
+    if path is None:
+        return None
+    state = saved_state(path)
+    commit: str | None = state.get("model_commit")
+    return commit if state["recipe"]["model"]["path"] == name else None
 
 
 def check_base_is_the_same(path: Path, before: dict[str, Any], recipe: Recipe) -> None:

@@ -1,7 +1,7 @@
 """Going on with another number of ranks, or another ZeRO stage.
 
 The student goes through DeepSpeed's universal checkpoint, which holds each weight and its moments whole. It knows
-nothing of frozen weights (they come from `model.path`, as at the start) nor of the teacher, whose slices are cut anew
+nothing of frozen weights, which are read from the checkpoint itself, nor of the teacher, whose slices are cut anew
 here. Random numbers of a rank cannot be split: they start anew; nothing but LoRA's initial weights is drawn from them.
 """
 
@@ -30,7 +30,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.load import UNIVERSAL, load_checkpoint, saved_state, teacher_file
+from ilvr_ds.checkpoint.load import UNIVERSAL, load_checkpoint, read_student_weights, saved_state, teacher_file
 from ilvr_ds.config import Recipe
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.errors import UserError
@@ -61,10 +61,25 @@ def load_resharded(path: Path, student: Any, names: list[str], teacher: Momentum
     slices = _teacher_slices(path, names, sizes, ranks) if teacher else []
     state = load_checkpoint(path, student, names, teacher, slices)
     _own_step_counters(student.optimizer.optimizer)
+    _load_frozen(path, student.module)
     dist.barrier()
     if dist.is_main():
         shutil.rmtree(path / UNIVERSAL)
     return state
+
+
+@torch.no_grad()
+def _load_frozen(path: Path, module: Any) -> None:
+    """Frozen weights as the checkpoint has them; the main rank reads them, one at a time, for all."""
+    frozen = {name: parameter for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    stored: dict[str, Any] = {}
+    dist.decided_by_main(lambda: stored.update(read_student_weights(path)) if frozen else None)
+    for name, parameter in frozen.items():
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if dist.is_main():
+                parameter.copy_(stored[name].contiguous())
+            if not hasattr(parameter, "ds_tensor"):
+                dist.send_from_main(parameter.data)
 
 
 def _convert(path: Path, change: str, old_stage: int, new_stage: int) -> None:

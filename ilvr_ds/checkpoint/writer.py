@@ -8,6 +8,7 @@ the job was killed.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -221,7 +222,8 @@ def _student_files(student: Any) -> dict[str, Any]:
 
 
 def _copy_to_host(tree: Any) -> Any:
-    """The same with each tensor copied to host memory; one that stands in several places is copied once."""
+    """The same with each tensor copied to host memory; one that stands in several places is copied once. So is what
+    else training may change, as fp16's loss scaler."""
     copies: dict[Any, torch.Tensor] = {}
 
     def copied(tensor: torch.Tensor) -> torch.Tensor:
@@ -230,19 +232,21 @@ def _copy_to_host(tree: Any) -> Any:
             copies[key] = tensor.detach().to("cpu", copy=True)
         return copies[key]
 
-    return _map_tensors(tree, copied)
+    return _map_tensors(tree, copied, copy.deepcopy)
 
 
-def _map_tensors(tree: Any, function: Callable[[torch.Tensor], Any]) -> Any:
-    """The same nested dictionaries, lists and tuples with `function` applied to each tensor."""
+def _map_tensors(
+    tree: Any, function: Callable[[torch.Tensor], Any], otherwise: Callable[[Any], Any] = lambda other: other
+) -> Any:
+    """The same nested dictionaries, lists and tuples: `function` is applied to tensors, `otherwise` to what else."""
     if isinstance(tree, torch.Tensor):
         return function(tree)
     if isinstance(tree, dict):
-        mapped = {key: _map_tensors(value, function) for key, value in tree.items()}
+        mapped = {key: _map_tensors(value, function, otherwise) for key, value in tree.items()}
         return type(tree)(mapped) if type(tree) is not dict else mapped
     if isinstance(tree, (list, tuple)) and not hasattr(tree, "_fields"):
-        return type(tree)(_map_tensors(value, function) for value in tree)
-    return tree
+        return type(tree)(_map_tensors(value, function, otherwise) for value in tree)
+    return otherwise(tree)
 
 
 def _write_all(saving: _Saving, partial: Path) -> None:

@@ -8,7 +8,7 @@ engine without an optimizer, always ZeRO-3, with its shards in host memory unles
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from ilvr_ds import dist
+from ilvr_ds.checkpoint.load import LAYERS, TOWER
 from ilvr_ds.config import ModelConfig, OptimConfig, Recipe
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.distill.stage1 import StageOne
@@ -37,6 +38,7 @@ from ilvr_ds.engine.settings import deepspeed_settings, teacher_settings
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.adapters import add_adapters
 from ilvr_ds.model.attention import attention_backend, use_packed_attention, use_varlen_attention
+from ilvr_ds.model.fingerprint import fingerprint
 from ilvr_ds.model.four_bit import pack_layers, weight_of
 from ilvr_ds.model.fused import use_fused_kernels
 from ilvr_ds.model.student import build_text_model, detach_tower, load_student, prepare_student
@@ -76,6 +78,8 @@ class Networks:
     zero_stage: int
     trained: list[str]
     """Names of the language model's trained parameters, in order; the teacher follows these."""
+    frozen: dict[str, str]
+    """Fingerprints of what is frozen and in no checkpoint: the vision tower, layers in 4 bits."""
 
     def student_shards(self) -> Iterator[Tensor]:
         """This rank's float32 slice of each weight in `trained`, as the teacher's engine cuts it, in order.
@@ -105,6 +109,12 @@ class Networks:
         runs = [(start, start + len(part)) for start, part in self._master_parts()]
         return EvenSlices(runs, [len(shard) for shard in self.teacher_shards()])
 
+    @torch.no_grad()
+    def teach_frozen(self) -> None:
+        """Give the teacher the student's frozen weights, which a checkpoint may have brought (collective)."""
+        if self.teacher is not None:
+            _copy_to_teacher(self, set(self.trained))
+
     def teacher_shards(self) -> list[Tensor]:
         """The flat shard of each weight in `trained` that the teacher's forward reads."""
         teacher = dict(self.teacher.module.language_model.named_parameters())
@@ -131,15 +141,20 @@ def build_networks(
     birth = HfDeepSpeedConfig(settings) if zero_stage == 3 else None
     torch.manual_seed(recipe.run.seed)  # weights that are drawn are the same on every rank
     is_stored = recipe.data.features is not None
+    frozen: dict[str, str] = {}
     # billions of random numbers take a CPU minutes; ZeRO-3 draws on the device anyway
     with device if recipe.model.random_init and birth is None else nullcontext():
         model = load_student(recipe.model, dtype, num_tokens, with_tower=not is_stored)
-    vision = StoredFeatures(dtype) if is_stored else _detached_tower(model, recipe.model, pixel_stats, device, dtype)
+    vision: VisionTower | StoredFeatures = StoredFeatures(dtype)
+    if not is_stored:
+        tower = detach_tower(model, _gather)
+        frozen[TOWER] = fingerprint(tower.named_parameters())
+        vision = _prepared_tower(tower, recipe.model, pixel_stats, device, dtype)
     if recipe.packs:
         use_packed_attention(model.model.language_model, recipe.model.attention, device, dtype)
     use_fused_kernels(model.model.language_model, recipe.model.kernels, device, dtype)
     if recipe.model.lora_base != "full":
-        pack_layers(model.model.language_model, _gather, device)
+        frozen[LAYERS] = pack_layers(model.model.language_model, _gather, device)
     root = _root_module(model, recipe, zero_stage)
     if initial is not None:
         load_weights(initial, root)
@@ -153,20 +168,19 @@ def build_networks(
     del birth
     teacher = None if recipe.train.has_free_latents else _build_teacher(recipe, settings, config, model)
     names = [n for n, p in model.model.language_model.named_parameters() if p.requires_grad]
-    networks = Networks(student, teacher, vision, zero_stage, names)
+    networks = Networks(student, teacher, vision, zero_stage, names, frozen)
     if teacher is not None:
         _copy_to_teacher(networks)
     return networks
 
 
-def _detached_tower(
-    model: Any,
+def _prepared_tower(
+    tower: nn.Module,
     settings: ModelConfig,
     pixel_stats: tuple[list[float], list[float]],
     device: torch.device,
     dtype: torch.dtype,
 ) -> VisionTower:
-    tower = detach_tower(model, _gather)
     use_varlen_attention(tower, device, dtype)
     use_fused_kernels(tower, settings.kernels, device, dtype)
     return VisionTower(tower, *pixel_stats).to(device)
@@ -243,10 +257,12 @@ def _one_optimizer_for_all_sums() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _copy_to_teacher(networks: Networks) -> None:
-    """Every weight of the student's language model, frozen ones too, into the teacher's shards."""
+def _copy_to_teacher(networks: Networks, but: Collection[str] = ()) -> None:
+    """Every weight of the student's language model, frozen ones too, into the teacher's shards; `but` those named."""
     student = networks.student.module.model.model.language_model
     for name, parameter in networks.teacher.module.language_model.named_parameters():
+        if name in but:
+            continue
         source, shard = weight_of(student, name), parameter.ds_tensor
         values = source.ds_tensor if hasattr(source, "ds_tensor") else _slice(source, shard.numel())
         if values.numel() != shard.numel():

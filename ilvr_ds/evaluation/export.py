@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from ilvr_ds.checkpoint.load import list_checkpoints, read_student_weights, saved_state
+from ilvr_ds.checkpoint.load import (
+    LAYERS,
+    TOWER,
+    check_frozen_is_the_same,
+    list_checkpoints,
+    read_student_weights,
+    saved_state,
+)
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.tokens import load_tokenizer
@@ -29,7 +37,9 @@ from ilvr_ds.evaluation.loading import DTYPES
 from ilvr_ds.evaluation.stock_files import copy_side_files, write_config, write_image_processor, write_tokenizer
 from ilvr_ds.file_modes import follow_umask
 from ilvr_ds.model.base_weights import linear_weights, tower_weights
+from ilvr_ds.model.fingerprint import fingerprint
 from ilvr_ds.model.four_bit import check_base, round_trip
+from ilvr_ds.model.hub import model_folder
 from ilvr_ds.model.student import load_config
 from ilvr_ds.tracking.origin import is_exported, write_origin
 
@@ -51,6 +61,8 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
     recipe = state["recipe"]
     settings = ModelConfig(**{**recipe["model"], "lora_targets": tuple(recipe["model"]["lora_targets"])})
     check_base(settings.lora_base)
+    settings = replace(settings, path=model_folder(settings.path, state.get("model_commit")))
+    _check_frozen(checkpoint, settings, DTYPES[recipe["train"]["precision"]])
     dtype = DTYPES[precision or recipe["train"]["precision"]]
     config = load_config(settings.path)
     tokenizer, special = load_tokenizer(settings.path)
@@ -93,6 +105,17 @@ def _check_target(to: Path, checkpoint: Path, overwrite: bool) -> None:
             raise UserError(f"--to: {to} holds something other than an exported model and is not overwritten")
         if (to / "evaluation").exists():
             raise UserError(f"--to: {to / 'evaluation'} holds scores of the model there; move it away, or delete it")
+
+
+def _check_frozen(checkpoint: Path, settings: ModelConfig, dtype: torch.dtype) -> None:
+    """Raise UserError where what the checkpoint does not hold is not what the run computed with, in `dtype`."""
+    sources = {TOWER: (tower_weights, "visual."), LAYERS: (linear_weights, "model.")}
+    found = {
+        what: fingerprint((name.removeprefix(prefix), weight.to(dtype)) for name, weight in weights(settings))
+        for what, (weights, prefix) in sources.items()
+        if what in saved_state(checkpoint).get("frozen", {})
+    }
+    check_frozen_is_the_same(checkpoint, found, settings.path)
 
 
 def _find(source: Path) -> Path:

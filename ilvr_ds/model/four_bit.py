@@ -7,7 +7,7 @@ for the base model's files say what they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ilvr_ds.errors import UserError
+from ilvr_ds.model.fingerprint import fingerprint
 
 
 def check_base(base: str) -> None:
@@ -68,16 +69,22 @@ def _unpack(values: Tensor, state: Any) -> Tensor:
 @torch.no_grad()
 def pack_layers(
     language_model: Any, gather: Callable[[list[nn.Parameter]], AbstractContextManager[Any]], device: torch.device
-) -> None:
+) -> str:
     """Put the linear layers of a language model's decoder into 4 bits, one after the other (collective).
 
-    gather: opens a block in which sharded parameters are whole on every rank.
+    gather: opens a block in which sharded parameters are whole on every rank. Returns the fingerprint of the weights
+    that they had.
     """
-    for layer in language_model.layers:
-        for name, linear in [pair for pair in layer.named_modules() if isinstance(pair[1], nn.Linear)]:
-            with gather([linear.weight]):
-                packed = FourBitLinear(linear, device)
-            layer.set_submodule(name, packed)
+
+    def packed() -> Iterator[tuple[str, Tensor]]:
+        for number, layer in enumerate(language_model.layers):
+            for name, linear in [pair for pair in layer.named_modules() if isinstance(pair[1], nn.Linear)]:
+                with gather([linear.weight]):
+                    layer.set_submodule(name, FourBitLinear(linear, device))
+                    # while the weight is whole
+                    yield f"layers.{number}.{name}.weight", linear.weight
+
+    return fingerprint(packed())
 
 
 def weight_of(network: nn.Module, name: str) -> Tensor:

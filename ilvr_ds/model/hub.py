@@ -22,4 +22,5 @@ def model_folder(path: str, commit: str | None = None, *, is_here: bool = False)
     try:
         return snapshot_download(path, revision=commit, allow_patterns=_FILES, local_files_only=is_here)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path: no model at '{path}' ({str(error).strip().splitlines()[0]})") from error
+        what = f"'{path}', commit {commit}" if commit else f"'{path}'"
+        raise UserError(f"model.path: no model at {what} ({str(error).strip().splitlines()[0]})") from error

@@ -12,8 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilvr_ds import dist
-from ilvr_ds.base_model import model_on_host
-from ilvr_ds.checkpoint.load import check_fits, find_checkpoint, saved_state
+from ilvr_ds.base_model import commit_of, model_on_host
+from ilvr_ds.checkpoint.load import (
+    LAYERS,
+    check_fits,
+    check_frozen_is_the_same,
+    commit_of_base,
+    find_checkpoint,
+    saved_state,
+)
 from ilvr_ds.checkpoint.reshard import needs_resharding, reshard
 from ilvr_ds.checkpoint.writer import CheckpointWriter
 from ilvr_ds.config import Recipe
@@ -64,7 +71,9 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     parent = dist.decided_by_main(lambda: _mlflow_run(initial)) if initial else None
     file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
     check_optimizer(recipe.optim.name, file_settings)
-    stored = replace(recipe, model=replace(recipe.model, path=model_on_host(recipe.model.path)))
+    source, name = checkpoint or initial, recipe.model.path
+    folder = model_on_host(name, dist.decided_by_main(lambda: commit_of_base(source, name)))
+    stored = replace(recipe, model=replace(recipe.model, path=folder))
     encoding = build_encoding(stored)
     shards = open_dataset(recipe.data.shards)
     shards.check_trainable()
@@ -107,6 +116,9 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         reshard(checkpoint, state, zero_stage, recipe)
         file_settings = {**file_settings, "checkpoint": {"load_universal": True}}
     step, networks = build_step(stored, file_settings, encoding, initial, types)
+    if source is not None:  # another run's weights may be trained on with another tower
+        kept = networks.frozen if checkpoint else {what: f for what, f in networks.frozen.items() if what == LAYERS}
+        check_frozen_is_the_same(source, kept, folder)
     datasets, evaluation = {"training": shards}, None
     if held_out:
         datasets["evaluation"] = held_out[0].reader.shard_set
@@ -143,6 +155,8 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         rehearsal=_rehearsal(recipe, shards) if are_measured else None,
         checkpoint=checkpoint,
         is_resharded=is_resharded,
+        networks=networks,
+        base={"model_commit": commit_of(name, folder), "frozen": networks.frozen},
     )
 
 

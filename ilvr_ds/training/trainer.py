@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ilvr_ds.checkpoint.writer import CheckpointWriter
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.loader import WindowLoader
 from ilvr_ds.data.window import BadSample, Window
-from ilvr_ds.engine.networks import apply_settings
+from ilvr_ds.engine.networks import Networks, apply_settings
 from ilvr_ds.errors import RunError, UserError
 from ilvr_ds.monitoring.monitors import (
     MemoryMonitor,
@@ -69,6 +69,10 @@ class Parts:
     """Where to go on from."""
     is_resharded: bool = False
     """The checkpoint was saved by another number of ranks, or under another ZeRO stage."""
+    networks: Networks | None = None
+    """Those of `step`; none where nothing is ever restored."""
+    base: dict[str, Any] = field(default_factory=dict)
+    """For checkpoints: which frozen weights, in none of them, the trained ones stand on."""
 
 
 class Trainer:
@@ -258,6 +262,7 @@ class Trainer:
             "zero_stage": self.parts.zero_stage,
             "mlflow_run_id": self.tracker.run_id,
             "quarantine": self.quarantine.state_dict(),
+            **self.parts.base,
         }
         start = time.monotonic()
         with self._away("checkpoint"):
@@ -289,6 +294,8 @@ class Trainer:
         load = load_resharded if self.parts.is_resharded else load_checkpoint
         shards = self.teacher.shards if self.teacher is not None else None
         state = load(self.parts.checkpoint, self.student, self.parts.trained, shards)
+        assert self.parts.networks is not None
+        self.parts.networks.teach_frozen()  # they may be others than those at model.path (model.init_from)
         apply_settings(self.student, self.recipe.optim)
         self.loader.load_state_dict(state["loader"])
         self.quarantine.load_state_dict(state["quarantine"])

@@ -17,6 +17,7 @@ from ilvr_ds.checkpoint.load import (
     check_fits,
     checkpoint_name,
     checksum_of,
+    commit_of_base,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
@@ -253,3 +254,12 @@ def test_a_checkpoint_without_a_student_is_a_mistake(folder: Path) -> None:
     (path / "student" / "number.pt").unlink()
     with pytest.raises(UserError, match="DeepSpeed found no student in it"):
         load_checkpoint(path, Student(), NAMES, shards(0.0))
+
+
+def test_the_commit_is_pinned_where_the_name_is_the_same(tmp_path: Path) -> None:
+    """Of the checkpoint's run; none where it had a folder, another name, or was made before commits were kept."""
+    for state, pinned in (({"model_commit": "abc"}, "abc"), ({"model_commit": None}, None), ({}, None)):
+        (tmp_path / "state.json").write_text(json.dumps({"recipe": {"model": {"path": "org/name"}}, **state}))
+        assert commit_of_base(tmp_path, "org/name") == pinned
+        assert commit_of_base(tmp_path, "org/other") is None
+    assert commit_of_base(None, "org/name") is None

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from safetensors import SafetensorError
 
 from ilvr_ds.checkpoint import writer as checkpoint_writer
@@ -45,14 +46,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 class LiveStudent(Student):
-    """Hands over a weight that the next step changes in place."""
+    """Hands over a weight that the next step changes in place, and in fp16 the loss scaler itself."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.zeros(4)
+        self.scaler = DynamicLossScaler(2.0**16, 2.0, 1000, 1.0, 2, False, dtype=torch.float16)
 
     def save_checkpoint(self, folder: str, tag: str, save_latest: bool) -> None:
-        content = {"weight": self.weight, "groups": [{"again": self.weight}]}
+        content = {"weight": self.weight, "groups": [{"again": self.weight}], "loss_scaler": self.scaler}
         self.checkpoint_engine.save(content, f"{folder}/{tag}/weight.pt")
 
 
@@ -68,12 +70,14 @@ def test_what_training_does_meanwhile_does_not_reach_the_checkpoint(
     assert writer.start(1, state_of(folder, 1))
     assert not writer.is_written
     student.weight += 7
+    student.scaler.cur_iter, student.scaler.cur_scale = 2, 2.0**17
     assert list_checkpoints(folder) == [], "nothing is whole before it is written"
     may_write.set()
     path, _ = writer.finish()
     assert path is not None
-    stored = torch.load(path / "student/weight.pt")
+    stored = torch.load(path / "student/weight.pt", weights_only=False)
     assert stored["weight"].tolist() == stored["groups"][0]["again"].tolist() == [0.0] * 4
+    assert (stored["loss_scaler"].cur_iter, stored["loss_scaler"].cur_scale) == (0, 2.0**16)
 
 
 def test_without_room_on_the_host_training_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
