@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ilvr_ds.data.collate import Collator
 from ilvr_ds.data.features import FeatureSet
+from ilvr_ds.data.parcel import Parcel, allow_open_files
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import SampleError
@@ -116,17 +117,20 @@ def iterate_windows(
     dataset: WindowDataset, steps: Sequence[int], num_workers: int, pin_memory: bool
 ) -> Iterator[Window]:
     """Windows of `steps` in order, made by worker processes."""
+    allow_open_files()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-    loader: DataLoader[Window] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,
+        collate_fn=Parcel.of,  # type: ignore[arg-type]  # without a batch size: of one window
         sampler=steps,  # type: ignore[arg-type]
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_outlive_signals,
         generator=torch.Generator(),  # workers get a seed: it must not come from the run's own random numbers
     )
-    yield from loader
+    for parcel in loader:
+        yield parcel.open()
 
 
 def _outlive_signals(_: int) -> None:
