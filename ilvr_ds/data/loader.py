@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,8 +29,8 @@ from ilvr_ds.data.window import BadSample, Window
 from ilvr_ds.errors import UserError
 
 Numbers = NDArray[np.int64]
-GRACE_S = 60
-"""So long a worker lives on after it was told to end."""
+ALIVE_S = 5.0
+"""So often a worker looks whether its trainer is still there."""
 
 
 @dataclass
@@ -134,10 +135,20 @@ def iterate_windows(
 
 
 def _outlive_signals(_: int) -> None:
-    """Schedulers signal every process of a job: a worker stays while the trainer ends its step and saves."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    """Schedulers signal every process of a job, and a trainer may need its workers long after: for a last step, an
+    evaluation, a checkpoint. A worker ends when its own trainer tells it to, or is gone, however busy it is then."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the new thread too, which takes it
+    threading.Thread(target=_end_with_trainer, args=(os.getppid(),), name="trainer's end", daemon=True).start()
+
+
+def _end_with_trainer(trainer: int) -> None:
+    while os.getppid() == trainer:
+        told = signal.sigtimedwait({signal.SIGTERM}, ALIVE_S)
+        if told is not None and told.si_pid == trainer:
+            break
+    os._exit(128 + signal.SIGTERM)
 
 
 class WindowLoader:
