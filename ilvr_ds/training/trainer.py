@@ -234,8 +234,13 @@ class Trainer:
     def _evaluate(self, done: int) -> None:
         if self.parts.held_out is None:
             return
-        with self._away("evaluation"):
-            metrics = self.parts.held_out()
+        try:
+            with self._away("evaluation"):
+                metrics = self.parts.held_out()
+        except UserError:  # on all ranks: too many held-out samples cannot be read, which spoils nothing that was learnt
+            self._save(done)
+            self._finish_saving()
+            raise
         self.tracker.log(done, metrics)
         logger.info("step %d  %s", done, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
