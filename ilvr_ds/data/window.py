@@ -120,6 +120,28 @@ class TokenBatch(TensorTree):
     lengths: tuple[int, ...] = ()
     """Tokens of each sample."""
 
+    def places(self, samples: range) -> tuple[slice, slice]:
+        """Rows and columns in which successive `samples` lie."""
+        if self.cu_seqlens is None:
+            return slice(samples.start, samples.stop), slice(None)
+        first = sum(self.lengths[: samples.start])
+        return slice(None), slice(first, first + sum(self.lengths[samples.start : samples.stop]))
+
+    def of(self, samples: range) -> TokenBatch:
+        """Successive `samples` of it, without places of image tokens."""
+        rows, columns = self.places(samples)
+        starts = self.cu_seqlens
+        return TokenBatch(
+            input_ids=self.input_ids[rows, columns],
+            position_ids=self.position_ids[:, rows, columns],
+            real=self.real[rows, columns],
+            image_slots=self.image_slots[:0],
+            image_rows=self.image_rows[:0],
+            right_padded=self.right_padded,
+            cu_seqlens=None if starts is None else starts[samples.start : samples.stop + 1] - starts[samples.start],
+            lengths=self.lengths[samples.start : samples.stop],
+        )
+
 
 @dataclass(frozen=True)
 class Candidates(TensorTree):
@@ -165,6 +187,17 @@ class QueryContext(TensorTree):
     has_previous: torch.Tensor
     """[M] bool"""
     rounds: tuple[Round, ...] = ()
+
+    def of(self, samples: range) -> QueryContext:
+        """With prompts and images of successive `samples` alone."""
+        rows = slice(samples.start, samples.stop)
+        return replace(
+            self,
+            prompt=self.prompt[rows],
+            prompt_mask=self.prompt_mask[rows],
+            image=self.image[rows],
+            image_mask=self.image_mask[rows],
+        )
 
 
 @dataclass(frozen=True)
