@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ilvr_ds.data.window import Place, Window
+from ilvr_ds.data.tensor_tree import Place
+from ilvr_ds.data.window import Window
 
 ALIGNMENT = 128
 """Bytes: where a tensor may begin, so that kernels read it as they read one of its own."""

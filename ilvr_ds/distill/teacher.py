@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,7 +53,7 @@ class MomentumTeacher:
 
     def _pieces(self, window: Window) -> list[range]:
         """The samples that are read together. All ranks have equally many micro-batches, so equally many pieces."""
-        ends = np.cumsum([0, *(len(micro.ids) for micro in window.micro_batches)]).tolist()
+        ends = list(accumulate((len(micro.ids) for micro in window.micro_batches), initial=0))
         cuts = [*ends[: -1 : self.micro_batches_at_once], ends[-1]]
         return [range(first, last) for first, last in pairwise(cuts)]
 

@@ -18,7 +18,8 @@ from ilvr_ds.data.loader import WindowDataset, iterate_windows
 from ilvr_ds.data.parcel import ALIGNMENT, OPEN_FILES, Parcel, allow_open_files
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.shards import open_dataset
-from ilvr_ds.data.window import Window, _together
+from ilvr_ds.data.tensor_tree import _together
+from ilvr_ds.data.window import Window
 from tests.data.handmade import leaves
 from tests.data.packing import make_dataset
 from tests.golden_set import GoldenSet
@@ -123,3 +124,15 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert hard == before[1] and soft >= min(hard, OPEN_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_pinned_window_is_the_same_on_a_gpu(dataset: WindowDataset, window: Window) -> None:
+    """Through the loader's pinning thread: one pinned piece, one piece on the device; what stays on the host stays."""
+    [made] = iterate_windows(dataset, [0], num_workers=2, pin_memory=True)
+    assert all(tensor.is_pinned() for _, tensor in leaves(made) if tensor.numel())
+    moved = made.to(torch.device("cuda", 0))
+    assert moved.images[0].cu_seqlens.device.type == "cpu"
+    on_device = [tensor for _, tensor in leaves(moved) if tensor.device.type == "cuda"]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in on_device}) == 1
+    assert_same(moved.map(torch.Tensor.cpu, host_too=True), window)

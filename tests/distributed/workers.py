@@ -160,7 +160,10 @@ def teacher_in_pieces(at_once: list[int]) -> list[dict[str, Any]]:
         whole = teacher.read(window, features)
         teacher.micro_batches_at_once, calls[0] = number, 0
         pieces = teacher.read(window, features)
-        errors = [float((a.float() - b.float()).abs().max() / b.float().abs().max()) for a, b in zip(pieces, whole, strict=True)]
+        errors = [
+            float((a.float() - b.float()).abs().max() / b.float().abs().max())
+            for a, b in zip(pieces, whole, strict=True)
+        ]
         found.append({"error": max(errors), "calls": calls[0]})
     hook.remove()
     return found
