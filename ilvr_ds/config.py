@@ -120,6 +120,9 @@ class TeacherConfig:
     """teacher <- momentum * teacher + (1 - momentum) * student after each optimizer step."""
     offload: Literal["cpu", "none"] = "cpu"
     """Where the teacher's shards rest between its forwards: host memory or the device."""
+    max_tokens: int = 65536
+    """It reads the micro-batches of a step together as long as they cannot have more tokens than this, else in pieces:
+    less memory, and its weights are fetched once for each piece."""
 
 
 @dataclass(frozen=True)
@@ -337,6 +340,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "model.lora_rank": (0, 4096),
     "model.lora_alpha": (1e-6, 1e6),
     "teacher.momentum": (0.0, 1.0),
+    "teacher.max_tokens": (1, 2**24),
     "selection.group_size": (1, 2**16),
     "selection.top_p": (1e-6, 1.0),
     "selection.temperature": (1e-6, 1e6),

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
+from torch.distributed import distributed_c10d
 
 from ilvr_ds import launcher
 from ilvr_ds.errors import UserError
@@ -68,8 +69,19 @@ def enter() -> launcher.Place:
     return place
 
 
+def set_patience(timeout: timedelta) -> None:
+    """Let collectives fail after `timeout`, in every process group that is made from now on.
+
+    Torch has one default for all groups whose maker names no time: the one beside NCCL for the host, and those of
+    DeepSpeed's engines. It is 10 minutes for NCCL and 30 for gloo, whatever the job's first group was told.
+    """
+    distributed_c10d.default_pg_timeout = timeout
+    distributed_c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
+
+
 def join_on_host(timeout: timedelta) -> None:
     """Join the launcher's job over gloo alone, for work without device collectives; one process needs no group."""
+    set_patience(timeout)
     place = enter()
     if place.world_size > 1 and not torch_dist.is_initialized():
         torch_dist.init_process_group("gloo", timeout=timeout)
@@ -77,6 +89,7 @@ def join_on_host(timeout: timedelta) -> None:
 
 def join(timeout: timedelta) -> None:
     """Join the launcher's job over the devices' own library; one process needs no group."""
+    set_patience(timeout)
     if enter().world_size > 1 and not torch_dist.is_initialized():
         torch_dist.init_process_group(backend(), timeout=timeout)
 

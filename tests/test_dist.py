@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch
+from torch.distributed import distributed_c10d
 
 from ilvr_ds import dist
 from ilvr_ds.errors import UserError
@@ -19,3 +22,11 @@ def test_more_ranks_than_gpus_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(UserError, match=r"rank 3 is number 3 on \S+ \(from 0\), but sees 1 GPU; .*--gres=gpu:N"):
         dist.enter()
+
+
+def test_groups_whose_maker_names_no_time_have_the_jobs_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's groups and the host's. Catches a torch that keeps its defaults elsewhere."""
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        monkeypatch.setattr(distributed_c10d, name, getattr(distributed_c10d, name))  # to have it back afterwards
+    dist.set_patience(timedelta(hours=2))
+    assert [distributed_c10d._get_default_timeout(name) for name in ("nccl", "gloo")] == [timedelta(hours=2)] * 2

@@ -39,7 +39,7 @@ from ilvr_ds.checkpoint.load import (
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.file_modes import follow_umask
-from ilvr_ds.monitoring.monitors import available_host_bytes
+from ilvr_ds.monitoring.host_memory import available_host_bytes
 
 logger = logging.getLogger("ilvr_ds")
 HEADROOM = 1.25

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ilvr_ds.data.collate import Collator
 from ilvr_ds.data.features import FeatureSet
+from ilvr_ds.data.parcel import Parcel, allow_open_files
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import SampleError
@@ -27,8 +29,8 @@ from ilvr_ds.data.window import BadSample, Window
 from ilvr_ds.errors import UserError
 
 Numbers = NDArray[np.int64]
-GRACE_S = 60
-"""So long a worker lives on after it was told to end."""
+ALIVE_S = 5.0
+"""So often a worker looks whether its trainer is still there."""
 
 
 @dataclass
@@ -116,24 +118,37 @@ def iterate_windows(
     dataset: WindowDataset, steps: Sequence[int], num_workers: int, pin_memory: bool
 ) -> Iterator[Window]:
     """Windows of `steps` in order, made by worker processes."""
+    allow_open_files()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked after the tokenizer was used
-    loader: DataLoader[Window] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,
+        collate_fn=Parcel.of,  # type: ignore[arg-type]  # without a batch size: of one window
         sampler=steps,  # type: ignore[arg-type]
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_outlive_signals,
         generator=torch.Generator(),  # workers get a seed: it must not come from the run's own random numbers
     )
-    yield from loader
+    for parcel in loader:
+        yield parcel.open()
 
 
 def _outlive_signals(_: int) -> None:
-    """Schedulers signal every process of a job: a worker stays while the trainer ends its step and saves."""
-    for number in (signal.SIGINT, signal.SIGUSR1):
+    """Schedulers signal every process of a job, and a trainer may need its workers long after: for a last step, an
+    evaluation, a checkpoint. A worker ends when its own trainer tells it to, or is gone, however busy it is then."""
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the new thread too, which takes it
+    threading.Thread(target=_end_with_trainer, args=(os.getppid(),), name="trainer's end", daemon=True).start()
+
+
+def _end_with_trainer(trainer: int) -> None:
+    while os.getppid() == trainer:
+        told = signal.sigtimedwait({signal.SIGTERM}, ALIVE_S)
+        if told is not None and told.si_pid == trainer:
+            break
+    os._exit(128 + signal.SIGTERM)
 
 
 class WindowLoader:

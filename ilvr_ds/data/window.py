@@ -13,40 +13,13 @@ A round depends only on earlier rounds, so that selection is one launch per roun
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import pad
 
-Tree = TypeVar("Tree", bound="TensorTree")
-
-
-@dataclass(frozen=True)
-class TensorTree:
-    """A frozen dataclass of tensors (and such dataclasses); fields marked host=True never leave the CPU."""
-
-    def to(self: Tree, device: torch.device) -> Tree:
-        """The same with all device fields on `device`; asynchronous from pinned memory."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self: Tree) -> Tree:
-        """The same in pinned memory (called by torch's DataLoader)."""
-        return self._map(lambda tensor: tensor.pin_memory(), host_too=True)
-
-    def _map(self: Tree, function: Any, host_too: bool = False) -> Tree:
-        def mapped(value: Any) -> Any:
-            if isinstance(value, torch.Tensor):
-                return function(value)
-            if isinstance(value, TensorTree):
-                return value._map(function, host_too)
-            if isinstance(value, tuple) and value and isinstance(value[0], TensorTree):
-                return tuple(mapped(item) for item in value)
-            return value
-
-        chosen = [f.name for f in fields(self) if host_too or not f.metadata.get("host")]
-        moved = {name: mapped(getattr(self, name)) for name in chosen}
-        return replace(self, **moved)
+from ilvr_ds.data.tensor_tree import TensorTree
 
 
 @dataclass(frozen=True)
@@ -89,6 +62,28 @@ class TokenBatch(TensorTree):
     """[samples + 1] int32: where the samples begin in the one row that holds them end to end; None: a row each."""
     lengths: tuple[int, ...] = ()
     """Tokens of each sample."""
+
+    def places(self, samples: range) -> tuple[slice, slice]:
+        """Rows and columns in which successive `samples` lie."""
+        if self.cu_seqlens is None:
+            return slice(samples.start, samples.stop), slice(None)
+        first = sum(self.lengths[: samples.start])
+        return slice(None), slice(first, first + sum(self.lengths[samples.start : samples.stop]))
+
+    def of(self, samples: range) -> TokenBatch:
+        """Successive `samples` of it, without places of image tokens."""
+        rows, columns = self.places(samples)
+        starts = self.cu_seqlens
+        return TokenBatch(
+            input_ids=self.input_ids[rows, columns],
+            position_ids=self.position_ids[:, rows, columns],
+            real=self.real[rows, columns],
+            image_slots=self.image_slots[:0],
+            image_rows=self.image_rows[:0],
+            right_padded=self.right_padded,
+            cu_seqlens=None if starts is None else starts[samples.start : samples.stop + 1] - starts[samples.start],
+            lengths=self.lengths[samples.start : samples.stop],
+        )
 
 
 class Search(NamedTuple):
@@ -167,6 +162,17 @@ class QueryContext(TensorTree):
     has_previous: torch.Tensor
     """[M] bool"""
     rounds: tuple[Round, ...] = ()
+
+    def of(self, samples: range) -> QueryContext:
+        """With prompts and images of successive `samples` alone."""
+        rows = slice(samples.start, samples.stop)
+        return replace(
+            self,
+            prompt=self.prompt[rows],
+            prompt_mask=self.prompt_mask[rows],
+            image=self.image[rows],
+            image_mask=self.image_mask[rows],
+        )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Letters: W samples of the window, T tokens, R prompt tokens, I image tokens, S t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,16 +41,34 @@ class ContextEncoder(nn.Module):
         self.language_model = language_model
 
     @torch.no_grad()
-    def forward(self, tokens: TokenBatch, features: Tensor, context: QueryContext) -> Context:
-        """One forward over the whole window, latent pads as plain token embeddings, images in place."""
+    def forward(
+        self, tokens: TokenBatch, features: Tensor, context: QueryContext, pieces: Sequence[range] = ()
+    ) -> Context:
+        """The whole window, latent pads as plain token embeddings, images in place.
+
+        pieces: successive samples that go through the model together, equally many pieces on all ranks; all at once
+        where there are none.
+        """
+        pieces = pieces or (range(len(tokens.lengths)),)
         embeddings = self.language_model.embed_tokens(tokens.input_ids)
-        hidden = last_hidden(self.language_model, tokens, write_images(embeddings, tokens, features))
-        hidden, embeddings = hidden.flatten(0, 1), embeddings.flatten(0, 1)
+        hidden = self._hidden(tokens, write_images(embeddings, tokens, features), pieces)
+        embeddings = embeddings.flatten(0, 1)
+        steps = zip(context.step.tensor_split(len(pieces)), context.step_mask.tensor_split(len(pieces)), strict=True)
         return Context(
-            user=self._user_context(hidden, embeddings, context),
-            step=_masked_mean(hidden[context.step], context.step_mask),
+            user=torch.cat([self._user_context(hidden, embeddings, context.of(samples)) for samples in pieces]),
+            step=torch.cat([_masked_mean(hidden[step], mask) for step, mask in steps]),
             has_step=context.step_mask.any(1),
         )
+
+    def _hidden(self, tokens: TokenBatch, embeddings: Tensor, pieces: Sequence[range]) -> Tensor:
+        """Last hidden states [R * T, D]: what the model needs inside, it needs for a piece at a time."""
+        if len(pieces) == 1:
+            return last_hidden(self.language_model, tokens, embeddings).flatten(0, 1)
+        hidden = torch.empty_like(embeddings)
+        for samples in pieces:
+            where = tokens.places(samples)
+            hidden[where] = last_hidden(self.language_model, tokens.of(samples), embeddings[where])
+        return hidden.flatten(0, 1)
 
     def _user_context(self, hidden: Tensor, embeddings: Tensor, context: QueryContext) -> Tensor:
         """(r_img + r_txt) / 2, where r_img weighs image states by how much the prompt attends to them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ class MomentumTeacher:
     """Holds the teacher's network, its float32 shards, and a way to read the student's shards.
 
     `network` is a ContextEncoder or an engine around one. `student_shards` yields this rank's float32 shards of the
-    student in the order of `shards`; it may be collective.
+    student in the order of `shards`; it may be collective. It reads so many micro-batches together as
+    `micro_batches_at_once` says.
     """
 
     def __init__(
@@ -30,23 +32,31 @@ class MomentumTeacher:
         student_shards: Callable[[], Iterator[Tensor]],
         selection: SelectionConfig,
         latent_size: int,
+        micro_batches_at_once: int,
     ) -> None:
         self.network = network
         self.shards = shards
         self.student_shards = student_shards
         self.selection = selection
         self.latent_size = latent_size
+        self.micro_batches_at_once = micro_batches_at_once
         self._since: torch.cuda.Event | None = None
         self._is_behind = False
 
     @torch.no_grad()
     def read(self, window: Window, features: Tensor) -> Context:
-        """The parts of the queries of the whole window, from one forward; the teacher does not change inside it.
+        """The parts of the queries of the whole window; the teacher does not change inside it.
 
         features [F, D]: merged image features of the window.
         """
         self.catch_up()
-        return self.network(window.tokens, features, window.context)
+        return self.network(window.tokens, features, window.context, self._pieces(window))
+
+    def _pieces(self, window: Window) -> list[range]:
+        """The samples that are read together. All ranks have equally many micro-batches, so equally many pieces."""
+        ends = list(accumulate((len(micro.ids) for micro in window.micro_batches), initial=0))
+        cuts = [*ends[: -1 : self.micro_batches_at_once], ends[-1]]
+        return [range(first, last) for first, last in pairwise(cuts)]
 
     @torch.no_grad()
     def select(self, window: Window, features: Tensor, context: Context) -> Targets:

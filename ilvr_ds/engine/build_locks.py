@@ -1,46 +1,131 @@
-"""Locks that killed builds left behind.
+"""One process at a time compiles an operator of DeepSpeed's, and one that is killed meanwhile holds up nobody.
 
-DeepSpeed compiles its operators at first use, under a lock file that holds no process number. A process killed
-meanwhile leaves it, and every later start would wait for it in silence, for ever.
+Torch compiles under a lock file that names no process: who is killed leaves it, and every later start would wait for
+it in silence, for ever. So a lock of our own stands around the build. The system gives it back when its owner dies, on
+another host too, and it says who that was: what lock of torch's this owner has left is then nobody's.
 """
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
+import psutil
 from torch.utils.cpp_extension import get_default_build_root
 
 from ilvr_ds import dist
 
 STALE_S = 900
-"""Age in seconds at which nobody holds a lock any more; DeepSpeed's operators compile in about a minute."""
+"""Age in seconds at which nobody holds a lock whose owner cannot be found; operators compile in about a minute."""
 PAUSE_S = 0.5
 
 
-def wait_for_builds() -> None:
-    """Return when nobody compiles in torch's extension cache; a lock that is too old is deleted.
+@dataclass(frozen=True)
+class _Owner:
+    host: str
+    process: int
+    since: float
+    """Unix time"""
 
-    What this process needs next is there then, or compiled by one rank of the host while the others wait for it.
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}, since {time.strftime('%H:%M:%S', time.localtime(self.since))}"
+
+
+@contextmanager
+def building(name: str) -> Iterator[None]:
+    """Around what compiles the operator `name`, or loads it where it is compiled already.
+
+    Waits for another process that compiles it, which is named; what a dead one left is deleted.
     """
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f"{name}.building").open("a+") as file:
+        has_lock = _lock(file, name)
+        before = _owner(file)  # it has left the file as it was: it died
+        _clear([root / name / "lock", *root.glob(f"*/{name}/lock")], before if has_lock or _is_gone(before) else None)
+        _write(file, _Owner(socket.gethostname(), os.getpid(), time.time()))
+        yield
+        _write(file, None)
+
+
+def _lock(file: IO[str], name: str) -> bool:
+    """Wait for the file's lock; False where the file system has none, and torch's own must do."""
+    is_told = False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if not is_told and (owner := _owner(file)):
+                dist.warn("waiting for %s to be compiled by %s", name, owner)
+                is_told = True
+            time.sleep(PAUSE_S)
+        except OSError:
+            return False
+
+
+def _clear(locks: list[Path], dead: _Owner | None) -> None:
+    """Return when no lock of torch's is left: delete those of the `dead` owner and those that are too old, wait for
+    others."""
     told: set[Path] = set()
-    while locks := {lock: age for lock in (*root.glob("*/lock"), *root.glob("*/*/lock")) if (age := _age_s(lock))}:
-        for lock, age in locks.items():
-            if age > STALE_S:
+    while there := [(lock, made) for lock in locks if (made := _time_of(lock)) is not None]:
+        for lock, made in there:
+            age = time.time() - made
+            holder = _holder(lock)
+            if holder is None and (dead or age > STALE_S):
                 lock.unlink(missing_ok=True)
-                dist.warn("deleted %s: a build that was killed left it %.0f minutes ago", lock, age / 60)
+                dist.warn("deleted %s: %s was killed while it compiled", lock, dead or "its owner")
             elif lock not in told:
-                left = (STALE_S - age) / 60
-                dist.warn("another process compiles; if none does, delete %s, or wait %.0f minutes", lock, left)
+                who = f"process {holder} on this host holds {lock}" if holder else f"somebody holds {lock}"
+                remedy = (
+                    "" if holder else f"; if nobody compiles, delete it, or wait {(STALE_S - age) / 60:.0f} minutes"
+                )
+                dist.warn("%s%s", who, remedy)
                 told.add(lock)
         time.sleep(PAUSE_S)
 
 
-def _age_s(lock: Path) -> float | None:
-    """None: it is gone, for its build has just ended, or another rank was here."""
+def _holder(lock: Path) -> int | None:
+    """The process of this host that has torch's lock file open, as its owner does; None: it is not here."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(Path(file.path) == lock.resolve() for file in process.open_files()):
+                return int(process.pid)
+    return None
+
+
+def _is_gone(owner: _Owner | None) -> bool:
+    """Whether the owner can be seen to be dead without the system's lock: on this host alone."""
+    return owner is not None and owner.host == socket.gethostname() and not psutil.pid_exists(owner.process)
+
+
+def _owner(file: IO[str]) -> _Owner | None:
+    file.seek(0)
     try:
-        return max(time.time() - lock.stat().st_mtime, PAUSE_S)
+        return _Owner(**json.loads(file.read()))
+    except (ValueError, TypeError):  # nobody, or a line that is being written
+        return None
+
+
+def _write(file: IO[str], owner: _Owner | None) -> None:
+    file.seek(0)
+    file.truncate()
+    if owner:
+        file.write(json.dumps(asdict(owner)))
+    file.flush()
+
+
+def _time_of(lock: Path) -> float | None:
+    """None: it is gone, for its build has just ended."""
+    try:
+        return lock.stat().st_mtime
     except FileNotFoundError:
         return None

@@ -7,7 +7,6 @@ engine without an optimizer, always ZeRO-3, with its shards in host memory unles
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,6 +18,8 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.ops.op_builder import CPUAdamBuilder
+from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero import stage3
 from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
@@ -31,7 +32,7 @@ from ilvr_ds.config import ModelConfig, OptimConfig, Recipe
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.distill.stage1 import StageOne
 from ilvr_ds.distill.stage2 import StageTwo
-from ilvr_ds.engine.build_locks import wait_for_builds
+from ilvr_ds.engine.build_locks import building
 from ilvr_ds.engine.even_slices import EvenSlices
 from ilvr_ds.engine.initial import load_weights
 from ilvr_ds.engine.settings import deepspeed_settings, teacher_settings
@@ -48,22 +49,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def init_process_group(timeout_s: float = 1800.0) -> None:
-    """Join the job; a process without a launcher becomes a job of one. Collectives fail after `timeout_s`."""
+    """Join the job; a process without a launcher becomes a job of one. All collectives fail after `timeout_s`."""
     dist.enter()
-    wait_for_builds()
-    deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timedelta(seconds=timeout_s), verbose=False)
-    _unlink_shared_memory()
-
-
-def _unlink_shared_memory() -> None:
-    """DeepSpeed's CPU collectives leave 69 MB of shared memory a rank behind, killed or not. Once
-    all ranks have mapped it, it needs no name."""
-    if dist.device().type != "cpu":
-        return
-    dist.barrier()
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    for file in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{address}_{port}_{dist.rank()}"):
-        file.unlink(missing_ok=True)
+    timeout = timedelta(seconds=timeout_s)
+    dist.set_patience(timeout)
+    # of its collectives in shared memory only tensor-parallel inference makes use; they take a minute to compile
+    deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+    deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timeout, verbose=False)
 
 
 @dataclass
@@ -318,6 +310,8 @@ def _optimizer(settings: OptimConfig, parameters: list[nn.Parameter]) -> torch.o
     if settings.name == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **common)
     if settings.name == "cpu_adam":
+        with building("cpu_adam"):
+            CPUAdamBuilder().load()
         optimizer: torch.optim.Optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **common)
         return optimizer
     import bitsandbytes

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -39,17 +38,6 @@ class MemoryMonitor:
     def summary(self) -> str:
         """The peaks in words."""
         return ", ".join(f"{name.split('/')[1]} {value:.1f}" for name, value in self.take().items())
-
-
-def available_host_bytes() -> int:
-    """Memory that this process' host, or its control group, can still give."""
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
-    except OSError:  # no control group of version 2 here
-        return free
-    return free if limit == "max" else min(free, int(limit) - used)
 
 
 class NodeMonitor:

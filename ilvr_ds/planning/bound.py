@@ -69,7 +69,7 @@ def bound_time(setup: Setup, chip: Chip) -> Bound:
         "optimizer": _optimizer(setup, chip),
     }
     if setup.has_teacher:
-        parts["teacher"] = max(flops.teacher / rate + between, _teacher_transfer(setup, chip))
+        parts["teacher"] = max(flops.teacher / rate + between, setup.teacher_pieces * _teacher_transfer(setup, chip))
         parts["momentum update"] = max(0.0, _momentum(setup, chip) - parts["vision"])  # beside which it runs
     return Bound(parts, formula.of(work).total, setup.window_samples * setup.world)
 

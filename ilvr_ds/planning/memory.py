@@ -155,8 +155,6 @@ def _moments(setup: Setup) -> dict[str, float]:
     if not setup.has_teacher:  # stage 2: no gradient is whole before the last
         backward += wide * setup.trained
     student = max(activations + backward, _filling(setup, tokens * kept))
-    window = setup.window_samples * setup.sample.tokens
-    running = window * (3 * wide * text.intermediate_size + (8 + 3 * wide) * text.hidden_size)
     step: float = wide * zero.gather_bucket if zero.stage < 3 and setup.world > 1 else 0
     if not zero.offloads_optimizer and (zero.stage == 3 or setup.gradient_itemsize < 4):  # ZeRO-3 steps group by group
         step += 4 * (min(setup.shard(setup.trained), zero.sub_group) if zero.stage == 3 else setup.shard(setup.trained))
@@ -164,7 +162,10 @@ def _moments(setup: Setup) -> dict[str, float]:
         step += _copied_gradients(setup)
     moments = {"student": student + _gathered(setup, setup.held), "optimizer": step}
     if setup.has_teacher:
-        moments["teacher"] = running + QUERY_BUFFERS + _gathered(setup, _teacher(setup), is_teacher=True)
+        pieces = setup.teacher_pieces
+        moments["teacher" + f", in {pieces} pieces" * (pieces > 1)] = (
+            _reading(setup) + QUERY_BUFFERS + _gathered(setup, _teacher(setup), is_teacher=True)
+        )
     vision = setup.micro_batch_size * setup.sample.patches * _vision_bytes(setup) if setup.has_tower else 0
     if setup.has_teacher:
         moments["vision, momentum update"] = vision + _update(setup)
@@ -181,6 +182,16 @@ def _head_sums(setup: Setup) -> float:
         return 0
     has_chunks = setup.micro_batch_size * setup.sample.labels > setup.logits_chunk
     return 4.0 * text.embedding if has_chunks or not text.is_tied else 0
+
+
+def _reading(setup: Setup) -> float:
+    """The teacher's forward: of what it reads at once the gated layer and the stream, and, where that is not the whole
+    window, of all its tokens the embeddings, these with images, and the last states."""
+    wide, text = setup.itemsize, setup.geometry.text
+    window = setup.window_samples * setup.sample.tokens
+    at_once = window * setup.micro_batches_read_together / setup.grad_accum_steps
+    running = at_once * (3 * wide * text.intermediate_size + (8 + 3 * wide) * text.hidden_size)
+    return running + (3 * wide * text.hidden_size * window if setup.teacher_pieces > 1 else 0)
 
 
 def _copied_gradients(setup: Setup) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ilvr_ds.config import Recipe
+from ilvr_ds.config import Recipe, TeacherConfig
 from ilvr_ds.planning.geometry import Geometry
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -102,6 +102,8 @@ class Setup:
     """Micro-batches are filled up to so many tokens; 0: with micro_batch_size samples"""
     step_samples: int = 0
     """Of an optimizer step on one rank; 0: all micro-batches are full"""
+    teacher_tokens: int = TeacherConfig.max_tokens
+    """That the teacher reads together at most, if not one micro-batch"""
 
     @staticmethod
     def of(recipe: Recipe, zero: Zero, geometry: Geometry, world: int, sample: SampleSize) -> Setup:
@@ -129,6 +131,7 @@ class Setup:
             sums_in_fp32=train.gradient_precision == "fp32",
             has_4_bit_base=model.lora_base != "full",
             may_record=model.cuda_graphs == "auto",
+            teacher_tokens=recipe.teacher.max_tokens,
         )
         return setup.filled(train.micro_batch_tokens) if train.micro_batch_tokens else setup
 
@@ -189,6 +192,17 @@ class Setup:
     def window_samples(self) -> int:
         """Samples of an optimizer step on one rank."""
         return self.step_samples or self.micro_batch_size * self.grad_accum_steps
+
+    @property
+    def micro_batches_read_together(self) -> int:
+        """By the teacher: as many as cannot have more tokens than it may read at once (training/assembly.py)."""
+        together = self.teacher_tokens // (self.micro_batch_tokens or self.micro_tokens)
+        return min(self.grad_accum_steps, max(1, together))
+
+    @property
+    def teacher_pieces(self) -> int:
+        """In which the teacher reads a step's samples."""
+        return -(-self.grad_accum_steps // self.micro_batches_read_together)
 
     def shard(self, count: int) -> float:
         """A rank's part of `count` weights."""

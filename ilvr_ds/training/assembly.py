@@ -115,7 +115,8 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     if checkpoint and is_resharded:
         reshard(checkpoint, state, zero_stage, recipe)
         file_settings = {**file_settings, "checkpoint": {"load_universal": True}}
-    step, networks = build_step(stored, file_settings, encoding, initial, types)
+    longest = shards.manifest.longest_tokens if are_measured else 0
+    step, networks = build_step(stored, file_settings, encoding, initial, types, longest)
     if source is not None:  # another run's weights may be trained on with another tower
         kept = networks.frozen if checkpoint else {what: f for what, f in networks.frozen.items() if what == LAYERS}
         check_frozen_is_the_same(source, kept, folder)
@@ -166,11 +167,12 @@ def build_step(
     encoding: Encoding,
     initial: Path | None = None,
     types: tuple[str, ...] = (),
+    longest: int = 0,
 ) -> tuple[TrainingStep, Networks]:
     """Student, tower (or what stands for it) and, in stage 1, teacher, ready to compute optimizer steps (collective).
 
     initial: the checkpoint whose weights the student starts from, where it is not `model.path`. types: the kinds of
-    task by which losses are split.
+    task by which losses are split. longest: tokens of the longest sample; 0: as long as any may be.
     """
     images = encoding.encoder.images
     networks = build_networks(
@@ -192,7 +194,12 @@ def build_step(
         networks.teacher_shards(), networks.student_shards(), recipe.teacher.momentum, dist.device()
     )
     teacher = MomentumTeacher(
-        networks.teacher, shards, networks.student_shards, recipe.selection, recipe.model.latent_size
+        networks.teacher,
+        shards,
+        networks.student_shards,
+        recipe.selection,
+        recipe.model.latent_size,
+        _read_together(recipe, longest or recipe.data.max_tokens),
     )
     return StageOneStep(networks.student, networks.vision, teacher, recipe.loss, types), networks
 
@@ -201,6 +208,15 @@ def _check_regions(recipe: Recipe, shards: ShardSet) -> None:
     """Raise UserError where targets are selected by regions that the data set does not have."""
     if recipe.selection.pool == "region" and not recipe.train.has_free_latents:
         shards.check_regions()
+
+
+def _read_together(recipe: Recipe, longest: int) -> int:
+    """Micro-batches that the teacher reads at once: the same number on all ranks, whatever their samples.
+
+    longest: tokens of the longest sample.
+    """
+    largest = recipe.train.micro_batch_tokens or recipe.train.micro_batch_size * longest
+    return max(1, recipe.teacher.max_tokens // largest)
 
 
 def _check_lengths(recipe: Recipe, shards: ShardSet) -> bool:
@@ -241,13 +257,20 @@ def planned_numbers(
 
 
 def _rehearsal(recipe: Recipe, shards: ShardSet) -> list[NDArray[np.int64]]:
-    """The longest sample, as often as a step has samples, in micro-batches as large as they can become."""
-    train, longest = recipe.train, int(np.argmax(shards.tokens))
+    """The longest samples, as many as a step has on a rank, which is what no real window exceeds; in micro-batches the
+    first of which is as large as one can become. In a data set of fewer samples they come again."""
+    train, lengths = recipe.train, shards.tokens.astype(np.int64)
     size, samples = train.micro_batch_size, train.micro_batch_size * train.grad_accum_steps
-    if train.micro_batch_tokens:
-        size = train.micro_batch_tokens // int(shards.tokens[longest])
-    numbers = np.full(samples, longest)
-    return np.split(numbers, range(size, samples, size))
+    numbers = np.resize(np.argsort(-lengths, kind="stable")[:samples], samples)
+    if not train.micro_batch_tokens:
+        return np.split(numbers, range(size, samples, size))
+    cuts, room = [], train.micro_batch_tokens
+    for place, length in enumerate(lengths[numbers].tolist()):
+        if length > room:
+            cuts.append(place)
+            room = train.micro_batch_tokens
+        room -= length
+    return np.split(numbers, cuts)
 
 
 def _types(shards: ShardSet) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ class Parts:
     speed: Throughput
     total_steps: int
     rehearsal: list[NDArray[np.int64]] | None
-    """The longest training sample as the micro-batches of a step, where the data set knows its lengths."""
+    """The longest training samples as the micro-batches of a step, where the data set knows its lengths."""
     quarantine: Quarantine
     """Training samples that could not be used."""
     checkpoint: Path | None = None
@@ -238,8 +238,15 @@ class Trainer:
     def _evaluate(self, done: int) -> None:
         if self.parts.held_out is None:
             return
-        with self._away("evaluation"):
-            metrics = self.parts.held_out()
+        try:
+            with self._away("evaluation"):
+                metrics = self.parts.held_out()
+        except (
+            UserError
+        ):  # on all ranks: too many held-out samples cannot be read, which spoils nothing that was learnt
+            self._save(done)
+            self._finish_saving()
+            raise
         self.tracker.log(done, metrics)
         logger.info("step %d  %s", done, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
@@ -303,7 +310,7 @@ class Trainer:
         logger.info("going on from %s at step %d of %d", self.parts.checkpoint, self.done, self.parts.total_steps)
 
     def _rehearse(self) -> None:
-        """Forward and backward of the longest sample, repeated to a whole window, at weight 0.
+        """Targets of a window of the longest samples, forward and backward of its first micro-batch, at weight 0.
 
         Out-of-memory shows in the first minute, not after hours; a gradient of zeros changes nothing.
         """
@@ -312,12 +319,15 @@ class Trainer:
             return
         window = self.loader.dataset.window(self.parts.rehearsal).to(dist.device())
         if window.bad:
-            logger.warning("the longest sample is not rehearsed: %s", window.bad[0].reason)
+            logger.warning("one of the longest samples is not rehearsed: %s", window.bad[0].reason)
         prepared = self.step.prepare(window)
         unused = Totals(self.step.sums, dist.device())
         loss: Any = self.step.loss(prepared.window.micro_batches[0], prepared, 0, unused)
         total = float(dist.sum_over_ranks(loss.detach().clone()))  # on all ranks, so that all go the same way
         if not math.isfinite(total):
-            raise UserError(f"model.path: the loss of the longest sample is {total}: the weights are not usable")
+            raise UserError(f"model.path: the loss of the longest samples is {total}: the weights are not usable")
         self.student.backward(0.0 * loss, scale_wrt_gas=False)
-        logger.info("rehearsed the longest sample: %d tokens, %s", max(window.tokens.lengths), self.memory.summary())
+        logger.info(
+            "rehearsed the longest samples: %d tokens, in all %d of a step, %s",
+            max(window.tokens.lengths), window.num_tokens, self.memory.summary(),
+        )  # fmt: skip

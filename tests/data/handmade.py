@@ -11,8 +11,9 @@ from ilvr_ds.config import Pool
 from ilvr_ds.data.collate import Collator, Rows
 from ilvr_ds.data.images import Grid, VisionLayout
 from ilvr_ds.data.template import IGNORE, EncodedSample
+from ilvr_ds.data.tensor_tree import TensorTree
 from ilvr_ds.data.tokens import SpecialTokens
-from ilvr_ds.data.window import ImageBatch, TensorTree, Window
+from ilvr_ds.data.window import ImageBatch, Window
 
 PAD, START, END, OPEN, CLOSE, VISION_START, VISION_END, IMAGE, FILL = range(1, 10)
 SPECIAL = SpecialTokens(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import signal
+import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -134,18 +136,71 @@ def test_worker_processes_give_the_same_windows(dataset: WindowDataset, windows:
     assert all(same(a, b) for a, b in zip(made, windows[1:], strict=True))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_to_all_processes_does_not_end_the_workers(number: int, dataset: WindowDataset) -> None:
-    """Schedulers signal whole jobs: catches workers that die before the trainer has ended its step."""
+def from_elsewhere(number: int, worker: Any) -> None:
+    """Send a signal as a scheduler does: from a process that is not the worker's trainer."""
+    subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_to_all_processes_does_not_end_the_workers(
+    number: int, dataset: WindowDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Schedulers signal whole jobs: catches workers that die before the trainer has ended its step, or some time after
+    while an evaluation still needs them."""
+    monkeypatch.setattr("ilvr_ds.data.loader.ALIVE_S", 0.2)
     before = set(multiprocessing.active_children())
     windows = iterate_windows(dataset, range(12), 2, pin_memory=False)
     next(windows)
     workers = set(multiprocessing.active_children()) - before
     assert len(workers) == 2
     for worker in workers:
-        os.kill(worker.pid, number)
+        from_elsewhere(number, worker)
+    time.sleep(1.5)
     assert len(list(windows)) == 11
     assert not any(worker.is_alive() for worker in workers)
+
+
+class Slow:
+    """A sample that takes a minute. Picklable."""
+
+    def __call__(self, step: int) -> list[Any]:
+        time.sleep(60 * step)
+        return [np.array([0, 1])]
+
+
+def test_a_trainer_ends_its_workers_however_busy(dataset: WindowDataset) -> None:
+    """Catches a process that cannot end because it waits for a worker that heeds no signal."""
+    before = set(multiprocessing.active_children())
+    windows = iterate_windows(replace(dataset, numbers_of=Slow()), range(2), 2, pin_memory=False)
+    next(windows)
+    for worker in set(multiprocessing.active_children()) - before:
+        worker.terminate()
+        worker.join(10)
+        assert not worker.is_alive()
+
+
+def test_workers_end_when_their_trainer_is_gone(dataset: WindowDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches processes that a killed trainer leaves behind, busy with a read that takes its time."""
+    monkeypatch.setattr("ilvr_ds.data.loader.ALIVE_S", 0.2)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def train() -> None:
+        windows = iterate_windows(replace(dataset, numbers_of=Slow()), range(2), 2, pin_memory=False)
+        next(windows)
+        sender.send([worker.pid for worker in multiprocessing.active_children()])
+        time.sleep(60)
+
+    trainer = multiprocessing.get_context("fork").Process(target=train)
+    trainer.start()
+    assert receiver.poll(60)
+    workers = [psutil.Process(pid) for pid in receiver.recv()]
+    assert len(workers) == 2
+    trainer.kill()
+    trainer.join()
+    deadline = time.monotonic() + 20
+    while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_pickled_dataset_gives_the_same_window(dataset: WindowDataset, windows: list[Window]) -> None:

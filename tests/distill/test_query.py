@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.tokens import SpecialTokens
 from ilvr_ds.distill import query
 from ilvr_ds.distill.query import Context, ContextEncoder
+from ilvr_ds.model.attention import use_packed_attention
 
 PAD_LATENT, START, END, OPEN, CLOSE, VISION_START, VISION_END, IMAGE, PADDING = range(50, 59)
 SPECIAL = SpecialTokens(PAD_LATENT, START, END, OPEN, CLOSE, VISION_START, VISION_END, IMAGE, PADDING)
@@ -83,10 +86,11 @@ def encoder() -> ContextEncoder:
     return ContextEncoder(model.eval())
 
 
-def run(encoder: ContextEncoder, side: Any) -> tuple[Context, list[tuple[int, int]]]:
+def run(encoder: ContextEncoder, side: Any, *pieces: range) -> tuple[Context, list[tuple[int, int]]]:
     """The encoder on all samples, two in a micro-batch; and (sample, segment) of each of its segments."""
     samples = [sample(n) for n in range(len(SEQUENCES))]
     window = Collator(SPECIAL, LAYOUT, K, 256, side)(samples, np.arange(len(samples)), [2] * (len(samples) // 2))
+    torch.manual_seed(1)
     features = []
     for first in (0, 2):  # as the collator lays them: input images, then helper images, or one grey image
         members = range(first, first + 2)
@@ -97,7 +101,7 @@ def run(encoder: ContextEncoder, side: Any) -> tuple[Context, list[tuple[int, in
     for number in window.context.sample.tolist():
         order.append((number, counts.setdefault(number, 0)))
         counts[number] += 1
-    return encoder(window.tokens, torch.cat(features), window.context), order
+    return encoder(window.tokens, torch.cat(features), window.context, pieces), order
 
 
 def alone(encoder: ContextEncoder, number: int) -> tuple[Tensor, Tensor]:
@@ -190,3 +194,29 @@ def test_attention_in_chunks_is_the_same(encoder: ContextEncoder, monkeypatch: p
         found, _ = run(encoder, "right")
         assert len(calls) == chunks
         torch.testing.assert_close(found.user, whole.user, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["packed", "right", "left"])
+@pytest.mark.parametrize("cuts", [(0, 4), (0, 2, 4), (0, 1, 4), (0, 1, 2, 3, 4)])
+def test_a_window_in_pieces_reads_the_same(encoder: ContextEncoder, side: str, cuts: tuple[int, ...]) -> None:
+    """And the model never sees more than a piece: catches memory that grows with accumulation."""
+    encoder = copy.deepcopy(encoder)
+    if side == "packed":
+        use_packed_attention(encoder.language_model, "sdpa", torch.device("cpu"), torch.float32)
+    pieces = [range(first, last) for first, last in pairwise(cuts)]
+    whole, _ = run(encoder, side)
+    sizes: list[int] = []
+
+    def seen(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        sizes.append(inputs["inputs_embeds"].shape[0] * inputs["inputs_embeds"].shape[1])
+
+    hook = encoder.language_model.register_forward_pre_hook(seen, with_kwargs=True)
+    found, _ = run(encoder, side, *pieces)
+    hook.remove()
+    lengths = [len(prompt) + len(turn) for prompt, turn in SEQUENCES]
+    wide = lengths if side == "packed" else [max(lengths)] * len(lengths)
+    assert sizes == [sum(wide[n] for n in samples) for samples in pieces]
+    for one, other in zip(found, whole, strict=True):
+        if len(pieces) == 1:
+            assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -95,6 +95,20 @@ def test_too_many_bad_samples_end_the_run_on_every_rank(
     assert bool(list((tmp_path / "demo/checkpoints").glob("step-*"))) == saved
 
 
+def test_held_out_data_that_cannot_be_read_costs_no_training(tmp_path: Path, demo_folder: Path) -> None:
+    """Catches a run that ends by it, as it should, and leaves nothing of what it has learnt."""
+    folder = Path(shutil.copytree(demo_folder, tmp_path / "demo-data"))
+    plant(folder / "held_out", 3, HOSTILE["symlink"](members_of(sample_bytes(folder / "held_out", 3))))
+    settings = overrides(
+        tmp_path, folder, data__max_bad_fraction=0, evaluation__every_steps=2, checkpoint__every_steps=100
+    )
+    worker = "tests.distributed.workers_data:train_until_refused"
+    messages = run_ranks(worker, 2, tmp_path / "1", recipe=RECIPE, overrides=settings)
+    assert len(set(messages)) == 1
+    assert messages[0].startswith("data.max_bad_fraction: 1 of ") and "held_out could not be used" in messages[0]
+    assert [path.name for path in (tmp_path / "demo/checkpoints").glob("step-*")] == ["step-00000002"]
+
+
 @pytest.mark.drill
 def test_the_launcher_hands_on_code_2(tmp_path: Path, lying: Path) -> None:
     """With a loader worker. One plain line, no traceback, and the record says how it ended."""

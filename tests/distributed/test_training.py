@@ -61,6 +61,14 @@ def test_teacher_equals_dense_average(
         assert result["forward_error"] < 1e-5 < 1e-3 < result["stale_error"]
 
 
+def test_the_teacher_reads_a_window_in_pieces(tmp_path: Path) -> None:
+    """Catches pieces that differ from the whole, and a number of calls that depends on a rank's samples."""
+    for results in run_ranks(WORKERS + "teacher_in_pieces", 2, tmp_path, at_once=[1, 4, 6, 2]):
+        assert [result["calls"] for result in results] == [6, 2, 1, 3]
+        assert all(result["error"] < 1e-5 for result in results)
+        assert results[2]["error"] == 0
+
+
 def test_zero3_has_hooks_around_layers_and_not_within(tmp_path: Path) -> None:
     """Within they cost the host more than the device needs for the work; a version of DeepSpeed may forget the mark.
 

@@ -144,6 +144,31 @@ def momentum(steps: int, zero: dict[str, Any], model: dict[str, Any], offload: s
     }
 
 
+def teacher_in_pieces(at_once: list[int]) -> list[dict[str, Any]]:
+    """What the teacher reads of a window of six micro-batches, other samples on each rank, so many at a time; between
+    them it moves. And how often its language model is called."""
+    run = SmallRun.start()
+    teacher, calls = run.step.teacher, [0]
+    model = teacher.network.module.language_model
+    hook = model.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    window = run.window([dist.rank() * 3 + n // 2 for n in range(6)], 1)
+    found = []
+    for number in at_once:
+        run.train(run.window([dist.rank()]), 0)
+        features = run.step.vision.features(window)
+        teacher.micro_batches_at_once = 99
+        whole = teacher.read(window, features)
+        teacher.micro_batches_at_once, calls[0] = number, 0
+        pieces = teacher.read(window, features)
+        errors = [
+            float((a.float() - b.float()).abs().max() / b.float().abs().max())
+            for a, b in zip(pieces, whole, strict=True)
+        ]
+        found.append({"error": max(errors), "calls": calls[0]})
+    hook.remove()
+    return found
+
+
 def hooked_modules() -> list[list[str]]:
     """Of the student's and the teacher's language model, the modules around which ZeRO-3 has hooks."""
     run = SmallRun.start()

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from ilvr_ds.engine import networks
 from ilvr_ds.engine.networks import check_optimizer
 from ilvr_ds.errors import UserError
+from tests.ranks import ROOT, free_port, rank_environment
 
 
 def test_a_missing_optimizer_is_told_before_weights_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,3 +26,27 @@ def test_adam_on_the_host_needs_its_states_there(monkeypatch: pytest.MonkeyPatch
     check_optimizer("cpu_adam", {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
     with pytest.raises(UserError, match=r"cpu_adam: needs offload_optimizer .*zero3_offload_optimizer\.json"):
         check_optimizer("cpu_adam", {"zero_optimization": {"stage": 3}})
+
+
+JOIN = """
+import torch.distributed as torch_dist
+from deepspeed.utils import groups
+from ilvr_ds import dist
+from ilvr_ds.engine.networks import init_process_group
+init_process_group(5400)
+engines = groups._get_data_parallel_group()
+torch_dist.get_backend = lambda group=None: "nccl"  # on a GPU the host has a group of its own
+for group in (torch_dist.group.WORLD, engines, dist._host_group()):
+    print(group._get_backend(dist.device()).options._timeout)
+"""
+
+
+def test_a_rank_on_a_cpu_joins_with_patience_in_every_group_and_compiles_nothing(tmp_path: Path) -> None:
+    """Catches a job that ends after torch's half an hour, or on GPUs 10 minutes, whatever run.stall_timeout_s says;
+    and a minute of compiling, for collectives that training never calls."""
+    environment = {**rank_environment(0, 1, free_port()), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
+    made = subprocess.run([sys.executable, "-c", JOIN], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.splitlines()[-3:] == ["1:30:00"] * 3
+    assert "built successfully" not in made.stdout
+    assert not (tmp_path / "extensions").exists()

@@ -270,3 +270,19 @@ def test_a_window_s_images_and_features_stay() -> None:
     assert predict_memory(setup).resident["images of a window"] == patches * (588 + 2 * 2048 / 4)
     stored = replace(setup, has_tower=False)
     assert predict_memory(stored).resident["images of a window"] == patches * 2 * 2048 / 4
+
+
+def test_the_teacher_needs_no_more_for_more_micro_batches() -> None:
+    """But for what there is of every token of a window: embeddings, these with images, last states."""
+
+    def teachers(accum: int, tokens: int = 2 * 4 * 999) -> tuple[str, float]:
+        setup = replace(setup_of("zero3.json", samples=4), grad_accum_steps=accum, teacher_tokens=tokens)
+        [(name, size)] = [item for item in predict_memory(setup).moments.items() if item[0].startswith("teacher")]
+        return name, size
+
+    assert [teachers(accum)[0] for accum in (1, 2, 4, 5)] == [
+        "teacher", "teacher", "teacher, in 2 pieces", "teacher, in 3 pieces",
+    ]  # fmt: skip
+    whole = 3 * 2 * KNOWN["3b"].text.hidden_size * 4 * 999
+    assert teachers(8)[1] - teachers(4)[1] == pytest.approx(4 * whole)
+    assert teachers(8, 10**9)[1] - teachers(4, 10**9)[1] > 16 * whole
