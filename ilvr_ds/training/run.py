@@ -37,6 +37,7 @@ def train(recipe: Recipe, recipe_path: Path) -> int:
         logger.exception("this rank cannot go on")
         raise RunError(parts.watchdog.explain(error)) from error
     finally:
+        parts.quarantine.close()
         parts.tracker.close(status)
     if dist.is_main():
         for line in summary_lines(recipe.run_dir / "metrics.jsonl"):
