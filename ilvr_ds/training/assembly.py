@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from ilvr_ds import dist
 from ilvr_ds.base_model import model_on_host
-from ilvr_ds.checkpoint.load import check_fits, find_checkpoint, saved_state
+from ilvr_ds.checkpoint.find import find_checkpoint, leave_newer, remember
+from ilvr_ds.checkpoint.load import check_fits, saved_state
 from ilvr_ds.checkpoint.reshard import needs_resharding, reshard
 from ilvr_ds.checkpoint.writer import CheckpointWriter
 from ilvr_ds.config import Recipe
@@ -112,7 +113,10 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         evaluation = HeldOut(*held_out, step, _quarantine(recipe, datasets["evaluation"]))
     is_own = checkpoint is not None and checkpoint.absolute().parent == (recipe.run_dir / "checkpoints").absolute()
     run_id = state.get("mlflow_run_id") if is_own else None  # from another run's checkpoint this is a new run
+    if checkpoint:  # all is checked: now the run's folder may change
+        dist.decided_by_main(lambda: leave_newer(recipe, checkpoint))
     tracker = _tracker(recipe, file_settings, datasets, checkpoint is not None, run_id, parent)
+    dist.decided_by_main(lambda: remember(recipe, checkpoint))
     save = recipe.checkpoint
     writer = CheckpointWriter(
         recipe.run_dir / "checkpoints", networks.student, networks.trained,
