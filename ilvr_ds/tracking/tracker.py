@@ -21,7 +21,7 @@ from ilvr_ds.tracking.mlflow_copy import (
     without_password,
     write_state,
 )
-from ilvr_ds.tracking.record import Record
+from ilvr_ds.tracking.record import Record, read_record
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -100,6 +100,17 @@ class Tracker:
         if self._record and self._shipper:
             self._record.event("picture", step=step, key=key, file=file, seconds=seconds)
             self._shipper.wake()
+
+    def looks(self, step: int) -> set[str]:
+        """Which of "evaluation" and "pictures" the record holds after `step` optimizer steps (main rank)."""
+        found = set()
+        for line, _ in read_record(self._directory / "metrics.jsonl"):
+            if line.get("step") == step:
+                if any(name.startswith("eval/") for name in line.get("metrics", {})):
+                    found.add("evaluation")
+                if line.get("event") == "picture":
+                    found.add("pictures")
+        return found
 
     def close(self, status: Status, timeout_s: float = 30.0) -> int:
         """Send what is left for at most `timeout_s`; returns the number of lines that stay unsent."""
