@@ -49,14 +49,18 @@ def is_another_way(recipe: Recipe) -> bool:
     return wanted not in _WORDS and _remembered(recipe) != str(Path(wanted).resolve())
 
 
+def is_of_run(recipe: Recipe, path: Path) -> bool:
+    """Whether a checkpoint lies in this run's own folder."""
+    return path.resolve().parent == _folder(recipe).resolve()
+
+
 def leave_newer(recipe: Recipe, path: Path) -> None:
     """Rename the run's checkpoints that do not lead to `path`, and tell (main rank only): the run goes another way.
 
     They are deleted when the run has come as far again (load.py, remove_old). Raises UserError.
     """
-    folder = _folder(recipe)
-    is_own = path.resolve().parent == folder.resolve()
-    for other in list_checkpoints(folder):
+    is_own = is_of_run(recipe, path)
+    for other in list_checkpoints(_folder(recipe)):
         if is_own and (other.name == path.name or _step(other) < _step(path)):
             continue
         number = 1
@@ -114,7 +118,7 @@ def _saved_since(recipe: Recipe, path: Path, found: list[Path]) -> list[Path]:
     """The run's checkpoints on the way that began at `path`, where it has gone on from there before."""
     if is_another_way(recipe):
         return []
-    if path.resolve().parent != _folder(recipe).resolve():
+    if not is_of_run(recipe, path):
         return found
     return [own for own in found if _step(own) > _step(path)]
 

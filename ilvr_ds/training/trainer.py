@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilvr_ds import dist
+from ilvr_ds.checkpoint.find import is_of_run
 from ilvr_ds.checkpoint.load import load_checkpoint
 from ilvr_ds.checkpoint.reshard import load_resharded
 from ilvr_ds.checkpoint.writer import CheckpointWriter
@@ -254,7 +255,7 @@ class Trainer:
         path = self.parts.checkpoint
         if path is None:
             return self._due(0)
-        if path.resolve().parent != (self.recipe.run_dir / "checkpoints").resolve():  # another run's
+        if not is_of_run(self.recipe, path):
             return set()
         return self._due(self.done) - dist.decided_by_main(lambda: self.tracker.looks(self.done))
 
