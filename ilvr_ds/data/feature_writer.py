@@ -108,7 +108,7 @@ class FeatureWriter:
             _write_whole(self.folder / shard.index_name, index)
             content = {"made_of": self.made_of, "shard": dataclasses.asdict(shard)}
             _write_whole(self.folder / f"{shard.name}.json", json.dumps(content, indent=1).encode() + b"\n")
-            for rest in self.folder.glob(f"{shard.name}.rows.partial-*"):  # of a killed process, or of no use any more
+            for rest in self.folder.glob(f"{shard.name}.*.partial-*"):  # of a killed process, or of no use any more
                 rest.unlink(missing_ok=True)
         return shard
 
@@ -126,11 +126,14 @@ class FeatureWriter:
 def _write_whole(path: Path, data: bytes) -> None:
     """Write a small file under another name, then give it its own; several processes may do so at once."""
     partial = _partial(path)
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _partial(path: Path) -> Path:

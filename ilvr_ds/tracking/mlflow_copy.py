@@ -116,8 +116,11 @@ def read_state(path: Path) -> CopyState:
 def write_state(path: Path, state: CopyState) -> None:
     """Replace the file as a whole."""
     temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
-    temporary.write_text(json.dumps(asdict(state)))
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(asdict(state)))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # a full disk: it is tried again and again
 
 
 class MlflowCopy:

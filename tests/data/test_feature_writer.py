@@ -59,7 +59,8 @@ def test_an_interrupted_shard_is_not_there_and_is_written_anew(tmp_path: Path) -
         writer.write(NAMES[0], interrupted())
     assert not contents(tmp_path / "parts")
     assert writer.finished(NAMES[0]) is None
-    (tmp_path / "parts/shard-000000.rows.partial-0123abcd").write_text("what a killed process left")
+    for kind in ("rows", "rowidx", "json"):
+        (tmp_path / f"parts/shard-000000.{kind}.partial-0123abcd").write_text("what a killed process left")
     writer.write(NAMES[0], samples(3))
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
