@@ -6,14 +6,13 @@
       student/                    DeepSpeed's files: weights, optimizer, loss scale
       teacher-rank-00000.safetensors, rng-rank-00000.pt
 
-checkpoint_writer.py writes them; this file finds, checks, loads and removes them.
+writer.py writes them, find.py chooses one; this file checks, loads and removes them.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import logging
 import random
 import re
 import shutil
@@ -32,7 +31,6 @@ from ilvr_ds.config import Recipe
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.errors import UserError
 
-logger = logging.getLogger("ilvr_ds")
 CHUNK = 2**24
 """Bytes that are summed at a time."""
 _FIXED = (
@@ -55,6 +53,7 @@ _FREE = (
     "model.cuda_graphs",
 )
 _NAME = re.compile(r"step-(\d{8})")
+_ASIDE = re.compile(r"step-(\d{8})\.aside-\d+")
 STATE_FILE = "state.json"
 TOWER, LAYERS = "vision tower", "layers in 4 bits"
 """What may be frozen and in no checkpoint."""
@@ -72,47 +71,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / STATE_FILE).is_file())
-
-
-def find_checkpoint(recipe: Recipe) -> Path | None:
-    """The checkpoint that `checkpoint.resume` asks for, or None to start anew (collective).
-
-    Every file of it is checked. A damaged one is a UserError that names the file; with `auto` it is set aside and the
-    one before it is taken. Checkpoints of this run that are newer than the one taken are set aside too: the run goes
-    another way from here.
-    """
-    folder = recipe.run_dir / "checkpoints"
-    is_automatic = recipe.checkpoint.resume == "auto"
-    candidates = dist.decided_by_main(lambda: _candidates(recipe, folder))
-    for path in reversed(candidates):
-        fault = first_fault(path)
-        if fault is None:
-            dist.decided_by_main(lambda path=path: _set_newer_aside(folder, path))  # type: ignore[misc]
-            return path
-        if not is_automatic:
-            raise UserError(f"{fault}; take another checkpoint, or checkpoint.resume: auto for the newest intact one")
-        dist.warn("%s; looking at the checkpoint before it", fault)
-    if candidates:
-        raise UserError(f"checkpoint.resume: no checkpoint in {folder} is intact; take another run.name to start anew")
-    return None
-
-
-def _candidates(recipe: Recipe, folder: Path) -> list[Path]:
-    """What may be gone on from, oldest first."""
-    wanted = recipe.checkpoint.resume
-    found = list_checkpoints(folder)
-    if wanted == "never":
-        if found:
-            raise UserError(f"checkpoint.resume is never, but {folder} holds checkpoints; take another run.name")
-        return []
-    if wanted in ("auto", "must"):
-        if not found and wanted == "must":
-            raise UserError(f"checkpoint.resume is must, but {folder} holds no complete checkpoint")
-        return found if wanted == "auto" else found[-1:]
-    path = Path(wanted)
-    if not (path / STATE_FILE).is_file():
-        raise UserError(f"checkpoint.resume: '{wanted}' is not a checkpoint; valid: auto, must, never, or a folder")
-    return [path]
 
 
 def first_fault(path: Path) -> str | None:
@@ -154,19 +112,6 @@ def size_and_checksum(file: Path) -> tuple[int, int]:
             size += len(chunk)
             checksum = zlib.crc32(chunk, checksum)
     return size, checksum
-
-
-def _set_newer_aside(folder: Path, path: Path) -> None:
-    """Rename the checkpoints that follow `path` in its run's folder, and tell."""
-    if path.absolute().parent != folder.absolute():
-        return
-    for newer in list_checkpoints(folder):
-        if newer.name > path.name:
-            number = 1
-            while (aside := newer.with_name(f"{newer.name}.aside-{number}")).exists():
-                number += 1
-            newer.rename(aside)
-            logger.warning("going on from %s: %s is now %s", path.name, newer.name, aside.name)
 
 
 def saved_state(path: Path) -> dict[str, Any]:
@@ -273,11 +218,17 @@ def _teacher_of_rank(path: Path, names: list[str]) -> list[Tensor]:
 
 def remove_old(folder: Path, keep_last: int, keep_every: int = 0) -> list[Path]:
     """Delete complete checkpoints (main rank only): all but the newest `keep_last` (0 keeps all) and those whose step
-    is a multiple of `keep_every`. Returns what was deleted."""
-    old = list_checkpoints(folder)[:-keep_last] if keep_last else []
-    old = [path for path in old if not keep_every or int(path.name.removeprefix("step-")) % keep_every]
+    is a multiple of `keep_every`; and those set aside that the run has come as far as again. Returns what was
+    deleted."""
+    found = list_checkpoints(folder)
+    if not keep_last or not found:
+        return []
+    old = [path for path in found[:-keep_last] if not keep_every or int(path.name.removeprefix("step-")) % keep_every]
+    reached = int(found[-1].name.removeprefix("step-"))
+    aside = [(path, _ASIDE.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+    old += [path for path, name in aside if name and int(name[1]) <= reached]
     for path in old:
-        (path / STATE_FILE).unlink()  # without it a half-deleted checkpoint is never taken for a whole one
+        (path / STATE_FILE).unlink(missing_ok=True)  # a half-deleted checkpoint is never taken for a whole one
         shutil.rmtree(path)
     return old
 

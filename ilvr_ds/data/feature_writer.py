@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import logging
 import os
+import secrets
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from ilvr_ds.data.features import (
 )
 from ilvr_ds.errors import UserError
 
+logger = logging.getLogger("ilvr_ds")
 SampleRows = tuple[Rows, Rows]
 """Features [rows, D] of a sample's input images and of its helper images."""
 
@@ -31,8 +36,9 @@ SampleRows = tuple[Rows, Rows]
 class FeatureWriter:
     """Writes the features of a data set into `folder`.
 
-    Several processes may write different shards of one data set; the one that finds all of them whole writes
-    `features.json`. Files get their names when they are whole. `made_of`: all that the features depend on.
+    Several processes may write shards of one data set; the one that finds all of them whole writes `features.json`.
+    Files get their names when they are whole; of two processes with the same shard, the first to end names its own.
+    `made_of`: all that the features depend on.
     """
 
     def __init__(self, folder: Path, made_of: dict[str, Any], width: int, created_with: dict[str, str]) -> None:
@@ -63,16 +69,19 @@ class FeatureWriter:
 
     def write(self, name: str, samples: Iterable[SampleRows | None]) -> FeatureShard:
         """Write one shard, sample by sample; None stands for a sample that cannot be used."""
+        partial = _partial(self.folder / f"{name}.rows")
         try:
-            return self._write(name, samples)
+            shard, index = self._write(partial, name, samples)
+            return self._publish(partial, shard, index)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot write {name} ({error.strerror}); then run this again") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
-    def _write(self, name: str, samples: Iterable[SampleRows | None]) -> FeatureShard:
+    def _write(self, partial: Path, name: str, samples: Iterable[SampleRows | None]) -> tuple[FeatureShard, bytes]:
         digest = hashlib.sha256()
         entries: list[tuple[int, int, int, int, int]] = []
         first = unusable = 0
-        partial = self.folder / f"{name}.rows.partial"
         with partial.open("wb") as file:
             for sample in samples:
                 unusable += sample is None
@@ -87,10 +96,20 @@ class FeatureWriter:
             os.fsync(file.fileno())
         index = np.array(entries, ROW_INDEX_DTYPE).tobytes()
         shard = FeatureShard(name, len(entries), first, unusable, digest.hexdigest(), hashlib.sha256(index).hexdigest())
-        partial.replace(self.folder / shard.rows_name)
-        _write_whole(self.folder / shard.index_name, index)
-        content = {"made_of": self.made_of, "shard": dataclasses.asdict(shard)}
-        _write_whole(self.folder / f"{name}.json", json.dumps(content, indent=1).encode() + b"\n")
+        return shard, index
+
+    def _publish(self, partial: Path, shard: FeatureShard, index: bytes) -> FeatureShard:
+        """Give the files their names, those of one process together: its rows under another's sums would be lies."""
+        with _alone(self.folder):
+            if (whole := self.finished(shard.name)) is not None:
+                logger.warning("%s was encoded by another process meanwhile: its features stay", shard.name)
+                return whole
+            partial.replace(self.folder / shard.rows_name)
+            _write_whole(self.folder / shard.index_name, index)
+            content = {"made_of": self.made_of, "shard": dataclasses.asdict(shard)}
+            _write_whole(self.folder / f"{shard.name}.json", json.dumps(content, indent=1).encode() + b"\n")
+            for rest in self.folder.glob(f"{shard.name}.*.partial-*"):  # of a killed process, or of no use any more
+                rest.unlink(missing_ok=True)
         return shard
 
     def finish(self, names: Sequence[str]) -> tuple[FeatureShard, ...] | None:
@@ -106,9 +125,29 @@ class FeatureWriter:
 
 def _write_whole(path: Path, data: bytes) -> None:
     """Write a small file under another name, then give it its own; several processes may do so at once."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    partial = _partial(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    """A name that no other process takes; numbers of processes are the same on many hosts."""
+    return path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time, for the moment that it takes to rename files; some network file systems have no locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

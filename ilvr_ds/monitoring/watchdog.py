@@ -228,13 +228,37 @@ class Watchdog:
         if self._ending.is_set():
             return
         self._ending.set()
+        last = threading.Timer(LONGEST_END_S, self._leave, (verdict,))  # whatever hangs on the way
+        last.daemon = True
+        last.start()
+        try:
+            self._last_words(verdict)
+        finally:
+            self._leave(verdict)
+
+    def _last_words(self, verdict: str) -> None:
+        """What is still of use, though each may fail: the disk may be full, the store gone."""
+        for word in (lambda: self._tell(verdict), _show_stacks, self.on_loss):
+            try:
+                word()
+            except Exception:  # the verdict, and the end, matter more
+                logger.exception("while this rank ends")
+
+    def _tell(self, verdict: str) -> None:
         if dist.is_main():
             self._store.set(VERDICT, verdict)
             time.sleep(2 * self.beat_s)
-        logger.error("this rank stands here:")
-        faulthandler.dump_traceback(all_threads=True)
-        self.on_loss()
-        here = f"[rank {dist.rank()}] {self.position}"
-        sys.stderr.write(f"{here}\n[rank {dist.rank()}] ilvr-ds: error: {verdict}\n")
-        sys.stderr.flush()
-        os._exit(1)
+
+    def _leave(self, verdict: str) -> None:
+        """Say why, and end the process."""
+        try:
+            here = f"[rank {dist.rank()}] {self.position}"
+            sys.stderr.write(f"{here}\n[rank {dist.rank()}] ilvr-ds: error: {verdict}\n")
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
+
+
+def _show_stacks() -> None:
+    logger.error("this rank stands here:")
+    faulthandler.dump_traceback(all_threads=True)

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -29,6 +30,8 @@ BATCH = 500
 """Metrics of one request: MLflow takes up to 1,000; a request of this size takes under 0.1 s."""
 KEY_TAG = "ilvr_ds.key"
 PARENT_TAG = "mlflow.parentRunId"
+WENT_BACK_TAG, LEFT_TAG = "ilvr_ds.went_back_from", "ilvr_ds.left_for"
+"""Of a run that went back to an older step: the run that it left; and of that run: which one left it."""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -53,6 +56,14 @@ def without_password(uri: str) -> str:
     return uri if sqlite_path(uri) else re.sub(r"//[^/@]*@", "//", uri)
 
 
+@dataclass(frozen=True)
+class LeftRun:
+    """A run of the server that goes no further: another goes on from one of its steps."""
+
+    run_id: str
+    step: int
+
+
 @dataclass
 class CopyState:
     """What mlflow.json holds: what the run is, and how far the copy is."""
@@ -71,6 +82,8 @@ class CopyState:
     """Names of files beside the record, or paths."""
     datasets: list[dict[str, Any]] = field(default_factory=list)
     """Of each data set: name, digest, source, context (training or evaluation) and profile (counts)."""
+    left: LeftRun | None = None
+    """The run that this one leaves, as long as it does not know."""
     attempt: int = 0
     """How often the run was started."""
     run_id: str | None = None
@@ -89,19 +102,26 @@ class CopyState:
     def restarted(self) -> CopyState:
         """The same run with nothing sent yet."""
         progress = ("run_id", "described", "tagged", "offset", "last_steps", "picture_offset", "last_pictures")
-        return CopyState(**{name: value for name, value in asdict(self).items() if name not in progress})
+        return CopyState(**{name: value for name, value in vars(self).items() if name not in progress})
 
 
 def read_state(path: Path) -> CopyState:
     """The state in a file; a new one where there is none."""
-    return CopyState(**json.loads(path.read_text())) if path.exists() else CopyState()
+    if not path.exists():
+        return CopyState()
+    content = json.loads(path.read_text())
+    left = content.pop("left", None)
+    return CopyState(**content, left=LeftRun(**left) if left else None)
 
 
 def write_state(path: Path, state: CopyState) -> None:
     """Replace the file as a whole."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(asdict(state)))
-    temporary.replace(path)
+    temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.write_text(json.dumps(asdict(state)))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)  # a full disk: it is tried again and again
 
 
 class MlflowCopy:
@@ -120,6 +140,7 @@ class MlflowCopy:
                 self._client = self._connect()
             self._send_params()
             self._send_tags()
+            self._tell_left()
             sent = self._send_lines()
             self._send_artifacts()
             self._send_pictures()
@@ -252,6 +273,19 @@ class MlflowCopy:
         tags = {**self.state.tags, "attempt": str(self.state.attempt)}
         self._client.log_batch(self.state.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         self.state.tagged = True
+        write_state(self.state_file, self.state)
+
+    def _tell_left(self) -> None:
+        """The run that this one leaves gets a name and a tag that say so: MLflow deletes no points of it."""
+        if self.state.left is None:
+            return
+        run_id, step = self.state.left.run_id, self.state.left.step
+        if _run_exists(self._client, run_id):
+            is_open = self._client.get_run(run_id).info.status == "RUNNING"  # it was killed
+            name = f"{self.state.run_name} (left after step {step})"
+            self._client.update_run(run_id, "KILLED" if is_open else None, name)
+            self._client.set_tag(run_id, LEFT_TAG, str(self.state.run_id))
+        self.state.left = None
         write_state(self.state_file, self.state)
 
     def _send_artifacts(self) -> None:

@@ -5,45 +5,106 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger("ilvr_ds")
 
 
-class Record:
+class Lines:
     """Appends lines to a JSON Lines file; each is on its way to the disk when the call returns. Any thread may call.
+
+    A disk that takes no line, full or away, costs nothing but memory: lines wait, and are tried again with the next.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting: list[bytes] = []
+        self._lock = threading.Lock()
+        drop_torn_line(path)
+
+    def append(self, content: dict[str, Any]) -> None:
+        """Write a line behind those that wait."""
+        with self._lock:
+            self._try([*self._waiting, _line(content)])
+
+    def retry(self) -> None:
+        """Write what waits, where something does."""
+        with self._lock:
+            if self._waiting:
+                self._try(self._waiting)
+
+    def close(self) -> None:
+        """Try a last time; what cannot be written is counted in the log."""
+        self.retry()
+        if self._waiting:
+            logger.error("%s: %d lines could not be written and are lost", self.path, len(self._waiting))
+
+    def _try(self, lines: list[bytes]) -> None:
+        """All of them or none."""
+        waited = len(self._waiting)
+        try:
+            _append(self.path, b"".join(lines))
+        except OSError as error:
+            if not waited:
+                reason = error.strerror or error
+                logger.warning("%s: %s; training goes on, lines wait and are tried again", self.path, reason)
+            self._waiting = lines
+            return
+        self._waiting = []
+        if waited:
+            logger.warning("%s: %d lines that waited are written", self.path, waited)
+            self._after_waiting(waited)
+
+    def _after_waiting(self, lines: int) -> None:
+        """So many lines came late."""
+
+
+class Record(Lines):
+    """The lines of a run.
 
     Metrics: {"step": int, "time": seconds, "metrics": {name: number}}; events: {"event": name, "time": seconds, ...}.
     Numbers that JSON lacks are the strings "nan", "inf" and "-inf".
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        drop_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
-        self._lock = threading.Lock()
+        super().__init__(path)
+        path.touch()  # readers of a record may come before its first line
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append the metrics of a step."""
         plain = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
-        self._write({"step": step, "time": time.time(), "metrics": plain})
+        self.append({"step": step, "time": time.time(), "metrics": plain})
 
     def event(self, name: str, **details: Any) -> None:
         """Append an event."""
-        self._write({"event": name, "time": time.time(), **details})
+        self.append({"event": name, "time": time.time(), **details})
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    def _after_waiting(self, lines: int) -> None:
+        self._try([_line({"event": "record_waited", "time": time.time(), "lines": lines})])
 
-    def _write(self, content: dict[str, Any]) -> None:
-        with self._lock:
-            self._file.write(json.dumps(content) + "\n")
-            self._file.flush()
+
+def _line(content: dict[str, Any]) -> bytes:
+    return json.dumps(content).encode() + b"\n"
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Add whole lines, or nothing; raises OSError. Opened each time: a disk that was away does not leave a dead handle,
+    and some file systems say that there is no room when a file is closed."""
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab", buffering=0) as file:
+            while data:  # a disk with some room takes some of it
+                data = data[file.write(data) :]
+    except OSError:
+        with suppress(OSError):  # the end of the file, if it stays, is dropped at the next start
+            os.truncate(path, before)
+        raise
 
 
 def read_record(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ilvr_ds.tracking.earlier import go_back, set_aside
 from ilvr_ds.tracking.mlflow_copy import (
     PARENT_TAG,
+    WENT_BACK_TAG,
     MlflowCopy,
     Status,
     TrackingTarget,
@@ -21,7 +23,7 @@ from ilvr_ds.tracking.mlflow_copy import (
     without_password,
     write_state,
 )
-from ilvr_ds.tracking.record import Record
+from ilvr_ds.tracking.record import Record, read_record
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -50,9 +52,11 @@ class Tracker:
         datasets: Sequence[dict[str, Any]] = (),
         is_writer: bool = True,
         goes_on: bool = True,
+        back_to: int | None = None,
         run_id: str | None = None,
     ) -> None:
-        """`goes_on` False: a run from step 0; the record of an earlier try in `directory` is set aside.
+        """`goes_on` False: a run from its start; the record of an earlier try in `directory` is set aside. `back_to`:
+        the run goes another way from this step on; what it recorded after it is set aside.
 
         `datasets`: as CopyState has them. `run_id`: MLflow's id of the run that goes on, for when `directory` does not
         know it any more.
@@ -64,7 +68,9 @@ class Tracker:
         if is_writer:
             directory.mkdir(parents=True, exist_ok=True)
             if not goes_on:
-                _set_aside(directory)
+                set_aside(directory)
+            elif back_to is not None:
+                go_back(directory, back_to)
             self._record = Record(directory / "metrics.jsonl")
             _describe(directory, target, params, tags, artifacts, datasets, run_id)
             self._shipper = _Shipper(MlflowCopy(directory / "metrics.jsonl", directory / "mlflow.json", target))
@@ -100,6 +106,17 @@ class Tracker:
         if self._record and self._shipper:
             self._record.event("picture", step=step, key=key, file=file, seconds=seconds)
             self._shipper.wake()
+
+    def looks(self, step: int) -> set[str]:
+        """Which of "evaluation" and "pictures" the record holds after `step` optimizer steps (main rank)."""
+        found = set()
+        for line, _ in read_record(self._directory / "metrics.jsonl"):
+            if line.get("step") == step:
+                if any(name.startswith("eval/") for name in line.get("metrics", {})):
+                    found.add("evaluation")
+                if line.get("event") == "picture":
+                    found.add("pictures")
+        return found
 
     def close(self, status: Status, timeout_s: float = 30.0) -> int:
         """Send what is left for at most `timeout_s`; returns the number of lines that stay unsent."""
@@ -188,26 +205,18 @@ def _describe(
     run_id: str | None,
 ) -> None:
     """Write down what the run is, so that it can be sent later without its recipe."""
+    is_known = (directory / "mlflow.json").exists()
     state = read_state(directory / "mlflow.json")
     state.uri = without_password(target.resolved_uri())
     state.experiment, state.run_name, state.parent = target.experiment, target.run_name, target.parent
     state.params = {name: without_password(str(value)) for name, value in params.items()}
-    parent = {name: value for name, value in state.tags.items() if name == PARENT_TAG}  # known at the first start alone
-    state.tags = parent | {name: without_password(value) for name, value in tags.items()}
+    known = (PARENT_TAG, WENT_BACK_TAG)  # at the first start alone
+    state.tags = {name: value for name, value in state.tags.items() if name in known} | {
+        name: without_password(value) for name, value in tags.items()
+    }
     state.artifacts = [path.name if path.parent == directory else str(path.absolute()) for path in artifacts]
     state.datasets = list(datasets)
     state.attempt, state.tagged = state.attempt + 1, False
-    state.run_id = state.run_id or run_id
+    if not is_known:
+        state.run_id = run_id
     write_state(directory / "mlflow.json", state)
-
-
-def _set_aside(directory: Path) -> None:
-    """Rename the record and the MLflow state of an earlier try to the first free number."""
-    number = 1
-    while (directory / f"metrics.{number}.jsonl").exists():
-        number += 1
-    for name, ending in (("metrics", "jsonl"), ("mlflow", "json")):
-        if (directory / f"{name}.{ending}").exists():
-            (directory / f"{name}.{ending}").rename(directory / f"{name}.{number}.{ending}")
-    if (directory / "pictures").exists():
-        (directory / "pictures").rename(directory / f"pictures.{number}")

@@ -13,14 +13,8 @@ from numpy.typing import NDArray
 
 from ilvr_ds import dist
 from ilvr_ds.base_model import commit_of, model_on_host
-from ilvr_ds.checkpoint.load import (
-    LAYERS,
-    check_fits,
-    check_frozen_is_the_same,
-    commit_of_base,
-    find_checkpoint,
-    saved_state,
-)
+from ilvr_ds.checkpoint.find import find_checkpoint, is_another_way, is_of_run, leave_newer, remember
+from ilvr_ds.checkpoint.load import LAYERS, check_fits, check_frozen_is_the_same, commit_of_base, saved_state
 from ilvr_ds.checkpoint.reshard import needs_resharding, reshard
 from ilvr_ds.checkpoint.writer import CheckpointWriter
 from ilvr_ds.config import Recipe
@@ -124,9 +118,18 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     if held_out:
         datasets["evaluation"] = held_out[0].reader.shard_set
         evaluation = HeldOut(*held_out, step, _quarantine(recipe, datasets["evaluation"]))
-    is_own = checkpoint is not None and checkpoint.absolute().parent == (recipe.run_dir / "checkpoints").absolute()
+    is_own = checkpoint is not None and is_of_run(recipe, checkpoint)
     run_id = state.get("mlflow_run_id") if is_own else None  # from another run's checkpoint this is a new run
-    tracker = _tracker(recipe, file_settings, datasets, checkpoint is not None, run_id, parent)
+    turns = dist.decided_by_main(lambda: is_another_way(recipe))
+    if checkpoint:  # all is checked: now the run's folder may change
+        dist.decided_by_main(lambda: leave_newer(recipe, checkpoint))
+    tracker = _tracker(
+        recipe, file_settings, datasets, parent,
+        goes_on=is_own or (checkpoint is not None and not turns),
+        back_to=state["loader"]["step"] if is_own and turns else None,
+        run_id=run_id,
+    )  # fmt: skip
+    dist.decided_by_main(lambda: remember(recipe, checkpoint))
     save = recipe.checkpoint
     writer = CheckpointWriter(
         recipe.run_dir / "checkpoints", networks.student, networks.trained,
@@ -353,13 +356,15 @@ def _tracker(
     recipe: Recipe,
     file_settings: dict[str, Any],
     datasets: dict[str, ShardSet],
-    goes_on: bool,
-    mlflow_run_id: str | None,
     parent: str | None,
+    *,
+    goes_on: bool,
+    back_to: int | None,
+    run_id: str | None,
 ) -> Tracker:
     """The run's record; on the main rank the resolved settings and where it runs are written beside it (collective).
 
-    parent: MLflow's id of the run whose weights this one starts from.
+    parent: MLflow's id of the run whose weights this one starts from. The rest: how the record begins (see Tracker).
     """
     directory, tracking = recipe.run_dir, recipe.tracking
     root = Path(recipe.run.output_dir)
@@ -391,7 +396,8 @@ def _tracker(
         artifacts=[directory / name for name in settings],
         is_writer=dist.is_main(),
         goes_on=goes_on,
-        run_id=mlflow_run_id,
+        back_to=back_to,
+        run_id=run_id,
     )
 
 

@@ -6,7 +6,6 @@ writes `quarantine.jsonl` in the run's folder: one line for each sample, once, a
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import deque
@@ -18,7 +17,7 @@ from typing import Any
 from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.data.window import BadSample
 from ilvr_ds.errors import UserError
-from ilvr_ds.tracking.record import drop_torn_line, read_record
+from ilvr_ds.tracking.record import Lines, read_record
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -43,7 +42,7 @@ class Quarantine:
         self._judged = min(JUDGED, len(shards))
         self._recent: deque[tuple[int, int]] = deque()  # (bad, all) of the last steps
         self._last: BadSample | None = None
-        self._is_writer = is_writer
+        self._lines = Lines(self.path) if is_writer else None
         self._listed = self._read() if is_writer else set()
 
     def add(self, bad: Sequence[BadSample], samples: int, retries: int) -> None:
@@ -55,8 +54,10 @@ class Quarantine:
             self._recent.popleft()
         for sample in bad:
             self._last = sample
-            if self._is_writer and sample.number not in self._listed:
-                self._write(sample)
+            if self._lines and sample.number not in self._listed:
+                self._write(self._lines, sample)
+        if self._lines and not bad:
+            self._lines.retry()
 
     @property
     def exceeded(self) -> bool:
@@ -86,22 +87,25 @@ class Quarantine:
         """Go on from the totals of a checkpoint."""
         self.skipped, self.retries = state["skipped"], state["retries"]
 
+    def close(self) -> None:
+        """Write what a full disk left to write, or say how much it is."""
+        if self._lines:
+            self._lines.close()
+
     @property
     def _recent_bad(self) -> int:
         return sum(bad for bad, _ in self._recent)
 
     def _read(self) -> set[int]:
         """Numbers of this data set's samples that an earlier start of the run has listed."""
-        drop_torn_line(self.path)
         if not self.path.exists():
             return set()
         return {line["number"] for line, _ in read_record(self.path) if line["data"] == self._fingerprint}
 
-    def _write(self, sample: BadSample) -> None:
+    def _write(self, lines: Lines, sample: BadSample) -> None:
         self._listed.add(sample.number)
         line: dict[str, Any] = {**asdict(sample), "data": self._fingerprint, "location": self._location}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "time": time.time()}) + "\n")
+        lines.append({**line, "time": time.time()})
         if len(self._listed) <= SHOWN:
             logger.warning("sample %d is replaced by a stand-in: %s", sample.number, sample.reason)
         elif len(self._listed) == SHOWN + 1:

@@ -12,6 +12,7 @@ from ilvr_ds.errors import RunError, UserError
 from ilvr_ds.tracking.record import summary_lines
 from ilvr_ds.tracking.tracker import Status
 from ilvr_ds.training.assembly import assemble
+from ilvr_ds.training.run_lock import run_lock
 from ilvr_ds.training.trainer import Trainer
 
 logger = logging.getLogger("ilvr_ds")
@@ -22,9 +23,18 @@ PATIENCE_S = 60.0
 def train(recipe: Recipe, recipe_path: Path) -> int:
     """Train; returns the exit code: `run.stop_exit_code` when a signal asked to stop and a checkpoint was saved.
 
-    Raises RunError, with the rank's step and samples, for whatever keeps the run from going on.
+    Raises RunError, with the rank's step and samples, for whatever keeps the run from going on; UserError, before
+    anything is written, where another process trains it.
     """
     init_process_group(recipe.run.stall_timeout_s + PATIENCE_S)
+    with run_lock(recipe.run_dir):
+        status = _train(recipe, recipe_path)
+        dist.barrier()  # a scheduler that sees the exit code of one rank may kill the others: leave together
+    dist.close()
+    return recipe.run.stop_exit_code if status == "KILLED" else 0
+
+
+def _train(recipe: Recipe, recipe_path: Path) -> Status:
     parts = assemble(recipe, recipe_path)
     status: Status = "FAILED"
     try:
@@ -37,15 +47,14 @@ def train(recipe: Recipe, recipe_path: Path) -> int:
         logger.exception("this rank cannot go on")
         raise RunError(parts.watchdog.explain(error)) from error
     finally:
+        parts.quarantine.close()
         parts.tracker.close(status)
     if dist.is_main():
         for line in summary_lines(recipe.run_dir / "metrics.jsonl"):
             logger.info(line)
         logger.info("%s; record and checkpoints: %s", _WORDS[status], recipe.run_dir)
         logger.info("look at it: %s", parts.tracker.how_to_look())
-    dist.barrier()  # a scheduler that sees the exit code of one rank may kill the others: leave together
-    dist.close()
-    return recipe.run.stop_exit_code if status == "KILLED" else 0
+    return status
 
 
 _WORDS = {"FINISHED": "finished", "KILLED": "stopped by a signal, checkpoint saved"}

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilvr_ds import dist
+from ilvr_ds.checkpoint.find import is_of_run
 from ilvr_ds.checkpoint.load import load_checkpoint
 from ilvr_ds.checkpoint.reshard import load_resharded
 from ilvr_ds.checkpoint.writer import CheckpointWriter
@@ -97,15 +98,25 @@ class Trainer:
         self.skipped_in_a_row = 0
 
     def fit(self) -> bool:
-        """Train and save; True when the last step was done, False when a signal asked to stop before."""
+        """Train and save; True when all was done, False when a signal asked to stop before."""
         self._restore()
-        if self.done >= self.parts.total_steps:
+        is_trained = self.done >= self.parts.total_steps
+        due = self._left_undone()
+        if is_trained and not due:
             self.progress.close()
             logger.info("nothing to do: step %d of %d is done", self.done, self.parts.total_steps)
             return True
-        self._rehearse()
-        if self.done == 0:
-            self._draw(0)
+        if not is_trained:
+            self._rehearse()
+        self._look(self.done, due)
+        is_finished = is_trained or self._train()
+        self.parts.pictures.finish()
+        self.progress.close()
+        return is_finished
+
+    def _train(self) -> bool:
+        """The steps that are left, and what is due behind the last one."""
+        stop = False
         self.speed.start()
         self.phases.start()
         self.progress.begin(self.done)
@@ -113,17 +124,16 @@ class Trainer:
             for step, window in self.phases.around("data", self.loader.windows(self.parts.total_steps)):
                 self._train_step(step, window)
                 self.done = step + 1
-                if self._after_step(self.done):
+                if stop := self._after_step(self.done):
                     break
             self._save(self.done, is_last=True)
             self._finish_saving(is_last=True)
-        finished = self.done == self.parts.total_steps
-        if finished:
-            self._evaluate(self.done)
-            self._draw(self.done)
-        self.parts.pictures.finish()
-        self.progress.close()
-        return finished
+        if self.done < self.parts.total_steps:
+            return False
+        due = self._due(self.done)
+        if not stop:
+            self._look(self.done, due)
+        return not (stop and due)
 
     def _train_step(self, step: int, window: Window) -> None:
         """One optimizer step: targets once, every micro-batch forward and backward, update, a teacher follows."""
@@ -170,11 +180,8 @@ class Trainer:
         last = done == self.parts.total_steps or self.quarantine.exceeded or stop
         if done % every.tracking.every_steps == 0 or last:
             self._log(done)
-        if every.evaluation.every_steps and done % every.evaluation.every_steps == 0 and done < self.parts.total_steps:
-            self._evaluate(done)
-        pictures = every.tracking.pictures_every_steps
-        if pictures and done % pictures == 0 and done < self.parts.total_steps:
-            self._draw(done)
+        if done < self.parts.total_steps and not stop:  # who asks to stop may not wait long: the next start does it
+            self._look(done, self._due(done))
         if every.checkpoint.every_steps and done % every.checkpoint.every_steps == 0 and done < self.parts.total_steps:
             self._save(done)
         if self.quarantine.exceeded:
@@ -235,6 +242,33 @@ class Trainer:
         self.tracker.log(done, metrics)
         self.progress.update(done, metrics)
 
+    def _due(self, done: int) -> set[str]:
+        """Which of "evaluation" and "pictures" are due after `done` steps."""
+        recipe, is_last = self.recipe, done == self.parts.total_steps
+        evaluation, pictures = recipe.evaluation.every_steps, recipe.tracking.pictures_every_steps
+        due = set()
+        if self.parts.held_out and done and (is_last or (evaluation and done % evaluation == 0)):
+            due.add("evaluation")
+        if recipe.tracking.picture_samples and (not done or is_last or (pictures and done % pictures == 0)):
+            due.add("pictures")
+        return due
+
+    def _left_undone(self) -> set[str]:
+        """What is due where this start begins: all of it in a new run, and in one that was killed in it, or told to
+        stop before, what its record does not hold."""
+        path = self.parts.checkpoint
+        if path is None:
+            return self._due(0)
+        if not is_of_run(self.recipe, path):
+            return set()
+        return self._due(self.done) - dist.decided_by_main(lambda: self.tracker.looks(self.done))
+
+    def _look(self, done: int, due: set[str]) -> None:
+        if "evaluation" in due:
+            self._evaluate(done)
+        if "pictures" in due:
+            self._draw(done)
+
     def _evaluate(self, done: int) -> None:
         if self.parts.held_out is None:
             return
@@ -251,8 +285,6 @@ class Trainer:
         logger.info("step %d  %s", done, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
     def _draw(self, done: int) -> None:
-        if not self.recipe.tracking.picture_samples:
-            return
         self.watchdog.at(done, "pictures")
         with self._away("pictures"):
             self.parts.pictures(done)

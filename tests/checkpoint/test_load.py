@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from ilvr_ds.checkpoint.load import (
     checkpoint_name,
     checksum_of,
     commit_of_base,
-    find_checkpoint,
     list_checkpoints,
     load_checkpoint,
     remove_old,
@@ -72,11 +70,6 @@ def make_folder(path: Path) -> None:
     (path / "state.json").write_text(json.dumps(state | {"checksum": checksum_of(state)}))
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "run" / "checkpoints"
-
-
 def recipe(folder: Path, resume: str) -> Recipe:
     run = folder.parent
     return Recipe(run=RunConfig(name=run.name, output_dir=str(run.parent)), checkpoint=CheckpointConfig(resume=resume))
@@ -92,43 +85,6 @@ def test_only_whole_checkpoints_are_listed_oldest_first(folder: Path) -> None:
 
 def test_a_run_without_a_folder_has_no_checkpoints(folder: Path) -> None:
     assert list_checkpoints(folder) == []
-
-
-def test_auto_and_must_take_the_newest(folder: Path) -> None:
-    for step in (9, 10, 100):
-        make_folder(folder / checkpoint_name(step))
-    for resume in ("auto", "must"):
-        assert find_checkpoint(recipe(folder, resume)) == folder / "step-00000100"
-
-
-def test_a_path_takes_that_checkpoint(folder: Path, tmp_path: Path) -> None:
-    make_folder(folder / checkpoint_name(9))
-    other = tmp_path / "elsewhere" / checkpoint_name(3)
-    make_folder(other)
-    assert find_checkpoint(recipe(folder, str(other))) == other
-
-
-def test_a_new_run_starts_anew_with_auto_and_never(folder: Path) -> None:
-    for resume in ("auto", "never"):
-        assert find_checkpoint(recipe(folder, resume)) is None
-
-
-def test_must_without_a_checkpoint_is_a_mistake(folder: Path) -> None:
-    make_folder(folder / "step-00000300.partial")
-    with pytest.raises(UserError, match=f"checkpoint.resume is must, but {folder} holds no complete checkpoint"):
-        find_checkpoint(recipe(folder, "must"))
-
-
-def test_never_does_not_write_over_an_earlier_run(folder: Path) -> None:
-    make_folder(folder / checkpoint_name(9))
-    with pytest.raises(UserError, match=f"checkpoint.resume is never, but {folder} holds checkpoints"):
-        find_checkpoint(recipe(folder, "never"))
-
-
-@pytest.mark.parametrize("wanted", ["atuo", "/nowhere/step-00000001", ""])
-def test_a_path_that_is_no_checkpoint_is_a_mistake(folder: Path, wanted: str) -> None:
-    with pytest.raises(UserError, match=f"'{wanted}' is not a checkpoint; valid: auto, must, never, or a folder"):
-        find_checkpoint(recipe(folder, wanted))
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [20, 30]), (5, [10, 20, 30]), (0, [10, 20, 30])])
@@ -182,51 +138,6 @@ def test_another_batch_is_a_mistake_and_the_right_one_is_named(folder: Path) -> 
         check_fits(path, recipe(folder, "auto"))
 
 
-def damage(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("name", ["student/number.pt", "teacher-rank-00000.safetensors", "rng-rank-00000.pt"])
-@pytest.mark.parametrize("hurt", [damage, Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])])
-def test_a_damaged_checkpoint_is_refused_by_name_and_auto_takes_the_one_before(
-    folder: Path, name: str, hurt: Callable[[Path], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    older, newer = save(folder, 1), save(folder, 2)
-    hurt(newer / name)
-    for resume in ("must", str(newer)):
-        with pytest.raises(UserError, match=f"{newer / name}: .*; take another checkpoint"):
-            find_checkpoint(recipe(folder, resume))
-    with caplog.at_level("WARNING", logger="ilvr_ds"):
-        assert find_checkpoint(recipe(folder, "auto")) == older
-    assert str(newer / name) in caplog.text
-    assert list_checkpoints(folder) == [older]
-    assert (folder / "step-00000002.aside-1").is_dir(), "nothing is deleted"
-
-
-def test_a_damaged_state_is_found(folder: Path) -> None:
-    """Catches a flipped digit, after which the file is still JSON."""
-    older, newer = save(folder, 1), save(folder, 2)
-    file = newer / "state.json"
-    file.write_text(file.read_text().replace('"step": 2', '"step": 3', 1))
-    assert find_checkpoint(recipe(folder, "auto")) == older
-
-
-def test_auto_does_not_start_anew_where_no_checkpoint_is_intact(folder: Path) -> None:
-    damage(save(folder, 1) / "student/number.pt")
-    with pytest.raises(UserError, match=r"no checkpoint in .* is intact"):
-        find_checkpoint(recipe(folder, "auto"))
-
-
-def test_going_on_from_an_older_one_sets_the_newer_aside(folder: Path) -> None:
-    """Catches a later restart that takes the abandoned way, and a retention that deletes the new one for the old."""
-    paths = [save(folder, step) for step in (10, 20, 30)]
-    assert find_checkpoint(recipe(folder, str(paths[0]))) == paths[0]
-    assert list_checkpoints(folder) == paths[:1]
-    assert find_checkpoint(recipe(folder, "auto")) == paths[0]
-
-
 def test_a_setting_that_weights_depend_on_is_a_mistake(folder: Path) -> None:
     now = dataclasses.replace(recipe(folder, "auto"), model=ModelConfig(latent_size=4))
     with pytest.raises(UserError, match=r"made with model\.latent_size = 8, this run has 4; go on with the old value"):
@@ -263,3 +174,15 @@ def test_the_commit_is_pinned_where_the_name_is_the_same(tmp_path: Path) -> None
         assert commit_of_base(tmp_path, "org/name") == pinned
         assert commit_of_base(tmp_path, "org/other") is None
     assert commit_of_base(None, "org/name") is None
+
+
+def test_what_was_set_aside_goes_when_the_run_has_come_as_far_again(folder: Path) -> None:
+    """Catches terabytes that nothing deletes, and a way that is lost before there is another."""
+    asides = [folder / f"{checkpoint_name(step)}.aside-1" for step in (20, 30, 40)]
+    for path in (*asides, folder / checkpoint_name(10), folder / checkpoint_name(19)):
+        make_folder(path)
+    assert remove_old(folder, 5) == []
+    make_folder(folder / checkpoint_name(30))
+    assert remove_old(folder, 0) == [], "0 keeps everything"
+    assert remove_old(folder, 5) == asides[:2]
+    assert asides[2].is_dir() and not asides[0].exists()

@@ -16,7 +16,8 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from safetensors import SafetensorError
 
 from ilvr_ds.checkpoint import writer as checkpoint_writer
-from ilvr_ds.checkpoint.load import find_checkpoint, first_fault, list_checkpoints, saved_state
+from ilvr_ds.checkpoint.find import find_checkpoint
+from ilvr_ds.checkpoint.load import first_fault, list_checkpoints, saved_state
 from ilvr_ds.checkpoint.writer import CheckpointWriter
 from tests.checkpoint.test_load import NAMES, Student, recipe, shards
 
@@ -38,11 +39,6 @@ def writer_of(folder: Path, student: Student, background: bool = True, keep_last
 def state_of(folder: Path, step: int) -> dict[str, Any]:
     loader = {"step": step, "samples per step": 1}
     return {"loader": loader, "recipe": recipe(folder, "auto").to_dict(), "zero_stage": 3}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "run" / "checkpoints"
 
 
 class LiveStudent(Student):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +47,46 @@ def test_the_description_comes_with_the_last_shard(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*partial*"))
 
 
-def test_an_interrupted_shard_is_not_there_and_is_written_anew(tmp_path: Path) -> None:
-    def interrupted() -> Iterator[SampleRows | None]:
-        yield from samples(2)
-        raise KeyboardInterrupt
+def interrupted() -> Iterator[SampleRows | None]:
+    yield from samples(2)
+    raise KeyboardInterrupt
 
+
+def test_an_interrupted_shard_is_not_there_and_is_written_anew(tmp_path: Path) -> None:
     writer_of(tmp_path / "whole").write(NAMES[0], samples(3))
     writer = writer_of(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
         writer.write(NAMES[0], interrupted())
-    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["shard-000000.rows.partial"]
+    assert not contents(tmp_path / "parts")
     assert writer.finished(NAMES[0]) is None
+    for kind in ("rows", "rowidx", "json"):
+        (tmp_path / f"parts/shard-000000.{kind}.partial-0123abcd").write_text("what a killed process left")
     writer.write(NAMES[0], samples(3))
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("ends_first", ["the first", "the second"])
+def test_two_that_write_one_shard_do_not_meet(
+    ends_first: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches rows of zeros: one process cuts off what the other has written, and publishes it with its own sums."""
+    writer_of(tmp_path / "whole").write(NAMES[0], samples(4))
+    first, second = writer_of(tmp_path / "both"), writer_of(tmp_path / "both")
+
+    def between(begun: Iterator[SampleRows | None], meanwhile: Callable[[], object]) -> Iterator[SampleRows | None]:
+        yield from islice(begun, 2)
+        meanwhile()
+        yield from begun
+
+    if ends_first == "the second":
+        shard = first.write(NAMES[0], between(samples(4), lambda: second.write(NAMES[0], samples(4))))
+        assert "shard-000000 was encoded by another process meanwhile" in caplog.text
+        assert second.finished(NAMES[0]) == shard
+    else:  # the second has begun when the first ends, and is killed
+        killed = between(samples(4), lambda: first.write(NAMES[0], samples(4)))
+        with pytest.raises(KeyboardInterrupt):
+            second.write(NAMES[0], chain(islice(killed, 3), interrupted()))
+    assert contents(tmp_path / "both") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("lost", ["shard-000000.rows", "shard-000000.rowidx", "shard-000000.json"])
@@ -84,6 +112,6 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "shard-000000.json").write_text("{")
     with pytest.raises(UserError, match=r"shard-000000\.json: cannot be read .*remove it to have the shard encoded"):
         writer_of(tmp_path).finished(NAMES[0])
-    (tmp_path / "shard-000001.rows.partial").mkdir()
+    (tmp_path / "shard-000001.rows").mkdir()
     with pytest.raises(UserError, match="cannot write shard-000001"):
         writer_of(tmp_path).write(NAMES[1], samples(1))

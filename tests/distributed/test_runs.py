@@ -114,6 +114,24 @@ def test_a_run_from_another_runs_checkpoint_is_a_run_of_its_own(tmp_path: Path, 
     assert copies[1]["described"]
 
 
+def test_going_back_is_another_way_and_a_requeue_stays_on_it(tmp_path: Path, demo_folder: Path) -> None:
+    """Catches a restart with the same arguments that goes back again, and curves in which two ways are mixed."""
+    worker = "tests.distributed.workers_run:train"
+    settings = overrides(tmp_path, demo_folder, train__max_steps=2, checkpoint__every_steps=1)
+    run_ranks(worker, 1, tmp_path / "1", recipe=RECIPE, overrides=settings)
+    folder = tmp_path / "demo"
+    first, ways = losses(tmp_path), []
+    back = [*settings, f"checkpoint.resume={folder}/checkpoints/step-00000001", "optim.lr=0.01"]
+    for number in ("2", "3"):
+        run_ranks(worker, 1, tmp_path / number, recipe=RECIPE, overrides=back)
+        ways.append((losses(tmp_path), json.loads((folder / "mlflow.json").read_text())["run_id"]))
+    assert ways[0] == ways[1], "the second start finds nothing to do"
+    assert ways[0][0][1] == first[1] and ways[0][0][2]["lr"] != first[2]["lr"]
+    left = json.loads((folder / "mlflow.1.json").read_text())
+    assert ways[0][1] not in (None, left["run_id"])
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
+
+
 @pytest.mark.parametrize("background", [True, False])
 def test_a_last_checkpoint_that_cannot_be_written_ends_the_run(
     tmp_path: Path, demo_folder: Path, background: bool

@@ -15,6 +15,7 @@ from ilvr_ds.checkpoint import load
 from ilvr_ds.config import load_recipe
 from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
+from ilvr_ds.training import run
 from ilvr_ds.training.assembly import assemble
 from ilvr_ds.training.trainer import Trainer
 
@@ -110,3 +111,12 @@ def train_unrehearsed(recipe: str, overrides: list[str]) -> dict[str, Any]:
         return train(recipe, overrides)
     finally:
         Trainer._rehearse = rehearse  # type: ignore[method-assign]
+
+
+def refused(recipe: str, overrides: list[str]) -> str:
+    """What `ilvr-ds train` says where the run is being trained."""
+    try:
+        run.train(load_recipe(recipe, overrides), Path(recipe))
+    except UserError as error:
+        return str(error)
+    return ""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ilvr_ds.tracking.record import Record, read_record, summary_lines
+from tests.full_disk import files_end_at
 
 
 @pytest.fixture
@@ -105,3 +106,40 @@ def test_the_summary_tells_first_and_last_training_and_last_evaluation(path: Pat
 def test_the_summary_of_a_run_without_metrics_is_empty(path: Path) -> None:
     Record(path).event("end", status="FAILED")
     assert summary_lines(path) == []
+
+
+def test_a_full_disk_costs_no_line_and_no_run(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a run that ends for its record, lines that are lost, and a line that is written in two halves."""
+    record = Record(path)
+    record.metrics(1, {"loss/ce": 0.5})
+    with files_end_at(path.stat().st_size + 30):  # the next line fits in part
+        for step in (2, 3):
+            record.metrics(step, {"loss/ce": 0.5})
+            assert [line["step"] for line in lines(path)] == [1]
+    record.metrics(4, {"loss/ce": 0.5})
+    record.close()
+    assert [line["step"] for line in lines(path) if "metrics" in line] == [1, 2, 3, 4]
+    [waited] = [line for line in lines(path) if line.get("event") == "record_waited"]
+    assert waited["lines"] == 2
+    assert caplog.text.count("training goes on") == 1 and "File too large" in caplog.text
+    assert "2 lines that waited are written" in caplog.text
+
+
+def test_what_a_full_disk_took_is_counted_at_the_end(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record = Record(path)
+    record.metrics(1, {})
+    with files_end_at(path.stat().st_size):
+        record.metrics(2, {})
+        record.event("end", status="FINISHED")
+        record.close()
+    assert [line["step"] for line in lines(path)] == [1]
+    assert f"{path}: 2 lines could not be written and are lost" in caplog.text
+
+
+def test_lines_that_wait_are_not_lost_with_the_last_call(path: Path) -> None:
+    record = Record(path)
+    record.metrics(1, {})
+    with files_end_at(path.stat().st_size):
+        record.metrics(2, {})
+    record.close()
+    assert [line["step"] for line in lines(path) if "metrics" in line] == [1, 2]

@@ -387,6 +387,54 @@ def test_pictures_arrive_once_with_their_step(folder: Path, monkeypatch: pytest.
     assert calls == [0, 5, 9]
 
 
+def test_going_back_is_a_run_of_its_own_that_begins_with_the_common_steps(folder: Path) -> None:
+    """Catches curves that show the way that was left, for MLflow drops new points of old steps and deletes none."""
+    first = start(folder, tags={"mlflow.parentRunId": "abc", "host": "a"})
+    for step in (2, 5):
+        draw(folder, f"a-{step}.png")
+        first.picture(step, "curves", f"a-{step}.png", 0.1)
+    log(first, range(1, 6))
+    assert first.close("KILLED", START_S) == 0
+    found = client(folder.parent)
+    found.update_run(first.run_id, status="RUNNING")  # as kill -9 leaves it
+
+    for value in (0.75, 0.25):  # the second start is a requeue before anything was saved: the same way
+        second = start(folder, **({"back_to": 2} if value == 0.75 else {}), run_id=first.run_id)
+        log(second, range(3, 5), value)
+        assert second.close("FINISHED", START_S) == 0
+    assert [step for step, _ in history(folder, "loss/ce")] == [1, 2, 3, 4]
+    assert history(folder, "loss/ce") == [(1, 1.5), (2, 2.5), (3, 3.75), (4, 4.75)]
+    assert stored_pictures(folder) == ["images/curves+step+2"]
+    assert [p.name for p in (folder / "pictures").iterdir()] == ["a-2.png"]
+    tags = found.get_run(second.run_id).data.tags
+    assert (tags["ilvr_ds.went_back_from"], tags["mlflow.parentRunId"]) == (first.run_id, "abc")
+    left = found.get_run(first.run_id)
+    assert left.info.run_name == f"{folder.name} (left after step 2)" and left.info.status == "KILLED"
+    assert left.data.tags["ilvr_ds.left_for"] == second.run_id
+    assert [m.step for m in found.get_metric_history(first.run_id, "loss/ce")] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line, _ in read_record(folder / "metrics.1.jsonl") if "metrics" in line] == [1, 2, 3, 4, 5]
+
+
+def test_going_back_to_where_the_record_ends_leaves_nothing(folder: Path) -> None:
+    first = start(folder)
+    log(first, range(1, 3))
+    assert first.close("KILLED", START_S) == 0
+    second = start(folder, back_to=2)
+    log(second, range(3, 5))
+    assert second.close("FINISHED", START_S) == 0
+    assert second.run_id == first.run_id and not (folder / "metrics.1.jsonl").exists()
+
+
+def test_going_back_behind_what_no_server_has_seen(folder: Path) -> None:
+    first = start(folder, "http://127.0.0.1:9")
+    log(first, range(1, 6))
+    first.close("KILLED", 0)
+    second = start(folder, back_to=2)
+    log(second, range(3, 5), 0.75)
+    assert second.close("FINISHED", START_S) == 0
+    assert history(folder, "loss/ce") == [(1, 1.5), (2, 2.5), (3, 3.75), (4, 4.75)]
+
+
 def test_data_sets_and_the_tags_of_the_last_start_arrive(folder: Path) -> None:
     """Catches tags that stay those of the first start: the number of ranks may change."""
     data = {"name": "train", "digest": "abc", "source": "/data", "context": "training", "profile": {"samples": 7}}

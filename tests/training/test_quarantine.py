@@ -12,6 +12,7 @@ import pytest
 from ilvr_ds.data.window import BadSample
 from ilvr_ds.errors import UserError
 from ilvr_ds.training.quarantine import SHOWN, Quarantine
+from tests.full_disk import files_end_at
 
 
 def bad(number: int) -> BadSample:
@@ -101,3 +102,21 @@ def test_only_the_first_are_shown_in_the_log(tmp_path: Path, caplog: pytest.LogC
     assert len(caplog.messages) == SHOWN + 1
     assert caplog.messages[0] == "sample 0 is replaced by a stand-in: reason 0"
     assert "all are listed in" in caplog.messages[-1]
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a list that is written without asking whether it can be, and samples that it forgets."""
+    one = quarantine(tmp_path)
+    one.add([bad(3)], 16, 0)
+    with files_end_at((tmp_path / "quarantine.jsonl").stat().st_size + 10):
+        one.add([bad(4)], 16, 0)
+        one.add([bad(4), bad(5)], 16, 0)
+        assert listed(tmp_path) == [3]
+    one.add([], 16, 0)
+    assert listed(tmp_path) == [3, 4, 5]
+    with files_end_at((tmp_path / "quarantine.jsonl").stat().st_size):
+        one.add([bad(6)], 16, 0)
+    one.close()
+    assert listed(tmp_path) == [3, 4, 5, 6]
+    assert one.skipped == 5
+    assert caplog.text.count("training goes on") == 2

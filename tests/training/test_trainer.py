@@ -1,0 +1,153 @@
+"""When a run evaluates, draws and saves: the real loop and record around stand-ins that note what they are told."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ilvr_ds.config import EvaluationConfig, Recipe, RunConfig, TrackingConfig
+from ilvr_ds.tracking.record import Record
+from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
+from ilvr_ds.training.trainer import Parts, Trainer
+
+STEPS = 6
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing is done any more."""
+
+
+class Run(Trainer):
+    """A trainer whose steps, evaluations, pictures and checkpoints are entries in `told`."""
+
+    def __init__(self, folder: Path, told: list[str], stop_after: int = 0, killed_in: str = "") -> None:
+        recipe = dataclasses.replace(
+            Recipe(),
+            run=RunConfig(name="run", output_dir=str(folder)),
+            evaluation=EvaluationConfig(every_steps=2),
+            tracking=TrackingConfig(pictures_every_steps=2),
+        )
+        recipe.run_dir.mkdir(exist_ok=True)
+        target = TrackingTarget(None, "exp", "run", folder)
+        tracker: Any = Tracker(recipe.run_dir, target, params={}, tags={}, is_writer=False)
+        tracker._record = Record(recipe.run_dir / "metrics.jsonl")
+        tracker._shipper = SimpleNamespace(wake=lambda: None)
+        super().__init__(
+            Parts(
+                recipe=recipe, loader=self, step=SimpleNamespace(student=None, teacher=None, sums=[], phases=self),
+                trained=[], zero_stage=0, held_out=self.held_out, tracker=tracker, pictures=self.Pictures(self),
+                writer=None, watchdog=SimpleNamespace(at=lambda *_: None), speed=self, total_steps=STEPS,
+                rehearsal=None, quarantine=SimpleNamespace(exceeded=False, check=lambda: None),
+            )  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.told, self.stop_after, self.killed_in = told, stop_after, killed_in
+        self.file = folder / "saved"
+
+    def note(self, what: str) -> None:
+        self.told.append(f"{what} {self.done}")
+        if self.told[-1] == self.killed_in:
+            raise Killed
+
+    # stand-ins of parts
+    class Pictures:
+        def __init__(self, run: Run) -> None:
+            self.run = run
+
+        def __call__(self, done: int) -> None:
+            self.run.note("draw")
+            self.run.tracker.picture(done, "curves", "curves.png", 0.1)
+
+        def finish(self) -> None: ...
+
+    def held_out(self) -> dict[str, float]:
+        self.note("evaluate")
+        return {"eval/ce": 1.0}
+
+    def windows(self, total: int) -> Any:
+        return ((step, None) for step in range(self.done, total))
+
+    def around(self, _: str, windows: Any) -> Any:
+        return windows
+
+    def start(self) -> None: ...
+
+    # what the loop calls
+    def _away(self, phase: str) -> Any:
+        return pytest.MonkeyPatch.context()  # any context
+
+    def _train_step(self, step: int, window: Any) -> None: ...
+
+    def _agree(self) -> bool:
+        return bool(self.stop_after) and self.done >= self.stop_after
+
+    def _log(self, done: int) -> None: ...
+
+    def _save(self, done: int, is_last: bool = False) -> None:
+        if done != self.saved_step:
+            self.note("save")
+            self.file.write_text(str(done))
+            self.saved_step = done
+
+    def _finish_saving(self, is_last: bool = False) -> None: ...
+
+    def _restore(self) -> None:
+        if self.file.exists():
+            self.done = self.saved_step = int(self.file.read_text())
+            self.parts.checkpoint = self.recipe.run_dir / "checkpoints/step"
+
+
+def go(folder: Path, **more: Any) -> tuple[bool | None, list[str]]:
+    """What a start did, and whether the run is finished; None: it was killed."""
+    told: list[str] = []
+    try:
+        return Run(folder, told, **more).fit(), told
+    except Killed:
+        return None, told
+
+
+DUE = ["evaluate 2", "draw 2", "evaluate 4", "draw 4", "save 6", "evaluate 6", "draw 6"]
+
+
+def test_a_run_that_nothing_disturbs(tmp_path: Path) -> None:
+    assert go(tmp_path) == (True, ["draw 0", *DUE])
+    assert go(tmp_path) == (True, []), "nothing is left to do"
+
+
+@pytest.mark.parametrize("what", ["evaluate", "draw"])
+def test_what_a_kill_at_the_end_left_undone_is_done_by_the_next_start(tmp_path: Path, what: str) -> None:
+    """Catches a run that is called finished without its last evaluation."""
+    assert go(tmp_path, killed_in=f"{what} 6")[0] is None
+    undone = ["evaluate 6", "draw 6"] if what == "evaluate" else ["draw 6"]
+    assert go(tmp_path, killed_in=f"{what} 6") == (None, undone[:1])
+    assert go(tmp_path) == (True, undone)
+    assert go(tmp_path) == (True, [])
+
+
+@pytest.mark.parametrize("stop_after", [3, 4])
+def test_a_stop_saves_first_and_the_next_start_does_what_was_due(tmp_path: Path, stop_after: int) -> None:
+    """Catches a job that is killed in an evaluation, before it has saved; and an evaluation that never comes."""
+    assert go(tmp_path, stop_after=stop_after) == (False, ["draw 0", "evaluate 2", "draw 2", f"save {stop_after}"])
+    assert go(tmp_path) == (True, DUE[2:])
+
+
+def test_a_stop_at_the_last_step_leaves_the_evaluation_to_the_next_start(tmp_path: Path) -> None:
+    finished, told = go(tmp_path, stop_after=STEPS)
+    assert (finished, told[-1]) == (False, "save 6")
+    assert go(tmp_path, stop_after=STEPS) == (True, ["evaluate 6", "draw 6"])
+
+
+def test_what_another_run_had_due_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an evaluation at the first start from another run's checkpoint, which nobody asked for."""
+    restore = Run._restore
+
+    def elsewhere(self: Run) -> None:
+        restore(self)
+        self.parts.checkpoint = tmp_path / "other/checkpoints/step"
+
+    monkeypatch.setattr(Run, "_restore", elsewhere)
+    (tmp_path / "saved").write_text("4")
+    assert go(tmp_path) == (True, DUE[4:])
