@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from ilvr_ds.checkpoint import load
 from ilvr_ds.checkpoint.load import (
     check_fits,
     checkpoint_name,
@@ -22,6 +24,7 @@ from ilvr_ds.checkpoint.load import (
     load_checkpoint,
     remove_old,
     saved_state,
+    size_and_checksum,
 )
 from ilvr_ds.checkpoint.writer import CheckpointWriter
 from ilvr_ds.config import CheckpointConfig, ModelConfig, OptimConfig, Recipe, RunConfig, TrackingConfig
@@ -202,6 +205,19 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_auto_takes_the_one_before(
     assert str(newer / name) in caplog.text
     assert list_checkpoints(folder) == [older]
     assert (folder / "step-00000002.aside-1").is_dir(), "nothing is deleted"
+
+
+@pytest.mark.parametrize("place", [0, 16, -1])
+def test_a_checksum_is_of_all_pieces_of_a_file(folder: Path, place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches one of the last piece alone: files are larger than what is read at a time."""
+    monkeypatch.setattr(load, "CHUNK", 16)
+    path = save(folder, 1)
+    file = path / "student/number.pt"
+    content = bytearray(file.read_bytes())
+    assert size_and_checksum(file) == (len(content), zlib.crc32(content)) and len(content) > 64
+    content[place] ^= 1
+    file.write_bytes(content)
+    assert load.first_fault(path) == f"{file}: damaged (its checksum is another)"
 
 
 def test_a_damaged_state_is_found(folder: Path) -> None:
