@@ -7,9 +7,10 @@ engine without an optimizer, always ZeRO-3, with its shards in host memory unles
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
@@ -47,7 +48,8 @@ def init_process_group(timeout_s: float = 1800.0) -> None:
     """Join the job; a process without a launcher becomes a job of one. Collectives fail after `timeout_s`."""
     dist.enter()
     wait_for_builds()
-    deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timedelta(seconds=timeout_s), verbose=False)
+    with redirect_stdout(io.StringIO()):  # each rank prints what it has compiled or found
+        deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timedelta(seconds=timeout_s), verbose=False)
     _unlink_shared_memory()
 
 

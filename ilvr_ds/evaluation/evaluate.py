@@ -234,7 +234,7 @@ def _finish(
 ) -> list[str]:
     """Scores, pictures and, where they go to MLflow, that too; `reference`: the registered model that was named."""
     lines = results.lines()
-    scores, text = summarize(lines, benchmark)
+    scores, text = summarize(lines, benchmark, settings.compare_pixels > 0)
     results.finish(lines, {"settings": identity, **scores})
     pictures = draw_scores(scores, benchmark.name, results.folder)
     if settings.tracking_uri:

@@ -12,6 +12,7 @@ from ilvr_ds.errors import RunError, UserError
 from ilvr_ds.tracking.record import summary_lines
 from ilvr_ds.tracking.tracker import Status
 from ilvr_ds.training.assembly import assemble
+from ilvr_ds.training.inputs import Inputs
 from ilvr_ds.training.trainer import Trainer
 
 logger = logging.getLogger("ilvr_ds")
@@ -24,8 +25,9 @@ def train(recipe: Recipe, recipe_path: Path) -> int:
 
     Raises RunError, with the rank's step and samples, for whatever keeps the run from going on.
     """
+    inputs = Inputs.read(recipe, recipe_path, dist.enter().world_size)  # before anything compiles
     init_process_group(recipe.run.stall_timeout_s + PATIENCE_S)
-    parts = assemble(recipe, recipe_path)
+    parts = assemble(recipe, recipe_path, inputs)
     status: Status = "FAILED"
     try:
         status = "FINISHED" if Trainer(parts).fit() else "KILLED"

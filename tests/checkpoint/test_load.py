@@ -180,7 +180,7 @@ def test_another_batch_is_a_mistake_and_the_right_one_is_named(folder: Path) -> 
     state = saved_state(path)
     state["loader"]["samples per step"] = 4
     (path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(UserError, match=r"4 samples a step, this job has 1 ranks .*; set train.grad_accum_steps=4"):
+    with pytest.raises(UserError, match=r"4 samples a step, this job has 1 rank .*; set train.grad_accum_steps=4"):
         check_fits(path, recipe(folder, "auto"))
 
 
