@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ilvr_ds import dist
-from ilvr_ds.config import OptimConfig, TrainConfig
+from ilvr_ds.config import CheckpointConfig, EvaluationConfig, OptimConfig, TrackingConfig, TrainConfig
 from ilvr_ds.errors import RunError
 from ilvr_ds.training import trainer as module
 from ilvr_ds.training.schedule import learning_rate
@@ -105,3 +105,56 @@ def test_skipped_steps_in_a_row_end_the_run_and_name_samples(monkeypatch: pytest
         trainer._train_step(step, window())
     with pytest.raises(RunError, match=r"step 5: the gradients were not finite in 2 steps in a row .*: samples 1, 2;"):
         trainer._train_step(4, window())
+
+
+def schedule(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[tuple[str, int]]]:
+    """A trainer of 6 steps that notes what it would do after each."""
+    calls: list[tuple[str, int]] = []
+    for name in ("_log", "_evaluate", "_draw", "_save"):
+        monkeypatch.setattr(Trainer, name, lambda self, done, name=name: calls.append((name, done)))
+    trainer: Any = Trainer.__new__(Trainer)
+    trainer.recipe = SimpleNamespace(
+        tracking=TrackingConfig(every_steps=4, pictures_every_steps=3),
+        evaluation=EvaluationConfig(every_steps=2),
+        checkpoint=CheckpointConfig(every_steps=3),
+    )
+    trainer.parts = SimpleNamespace(total_steps=6)
+    trainer.quarantine = SimpleNamespace(
+        exceeded=False, max_fraction=0.1, check=lambda: None, add=lambda *arguments: calls.append(("bad", arguments[1]))
+    )
+    trainer.signal, trainer.writer = SimpleNamespace(requested=False), SimpleNamespace(is_written=False)
+    trainer.reading, trainer.loader = ((), 0), SimpleNamespace(global_batch=8)
+    return trainer, calls
+
+
+def test_what_is_due_after_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a checkpoint, an evaluation or pictures at another step; those of the last are done behind the loop."""
+    trainer, calls = schedule(monkeypatch)
+    found = {}
+    for done in range(1, 7):
+        calls.clear()
+        assert not trainer._after_step(done)
+        found[done] = [name for name, step in calls if step == done and name != "bad"]
+    assert found == {1: [], 2: ["_evaluate"], 3: ["_draw", "_save"], 4: ["_log", "_evaluate"], 5: [], 6: ["_log"]}
+
+
+def test_a_wish_of_any_rank_stops_all_and_logs_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, calls = schedule(monkeypatch)
+    for asked in ((False, True), (True, False)):
+        ranks = [(is_asked, False, (number,), 1) for number, is_asked in enumerate(asked)]
+        monkeypatch.setattr(dist, "gather_on_host", lambda mine, ranks=ranks: ranks)
+        calls.clear()
+        assert trainer._after_step(5)
+        assert ("_log", 5) in calls
+
+
+def test_what_all_ranks_read_badly_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches the bad samples of this rank alone: ranks would come to different decisions."""
+    trainer, _ = schedule(monkeypatch)
+    added: list[Any] = []
+    trainer.quarantine.add = lambda *arguments: added.append(arguments)
+    monkeypatch.setattr(
+        dist, "gather_on_host", lambda mine: [mine, (False, False, ("a", "b"), 3), (False, False, ("c",), 1)]
+    )
+    assert not trainer._agree()
+    assert added == [(["a", "b", "c"], 8, 4)]
