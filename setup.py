@@ -13,6 +13,7 @@ from setuptools import find_packages, setup
 root = Path(__file__).parent
 version = re.search(r'__version__ = "([^"]+)"', (root / "ilvr_ds/__init__.py").read_text())
 assert version is not None
+inside = {"ilvr_ds.csrc": "csrc", "ilvr_ds.recipes": "launch/recipes", "ilvr_ds.ds_configs": "ds_configs"}
 native = {}
 if os.environ.get("ILVR_BUILD_OPS") == "1":
     sys.path.insert(0, str(root))
@@ -28,10 +29,15 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    # the sources travel inside the package, for the build at first use
-    packages=[*find_packages(include=["ilvr_ds", "ilvr_ds.*"]), "ilvr_ds.csrc"],
-    package_dir={"ilvr_ds.csrc": "csrc"},
-    package_data={"ilvr_ds": ["py.typed"], "ilvr_ds.csrc": ["*.cpp", "*/*.cpp", "*/*.h", "*/*.cu", "*/*.cuh"]},
+    # the sources travel inside the package, for the build at first use; recipes and settings, to be named (shipped.py)
+    packages=[*find_packages(include=["ilvr_ds", "ilvr_ds.*"]), *inside],
+    package_dir=inside,
+    package_data={
+        "ilvr_ds": ["py.typed"],
+        "ilvr_ds.csrc": ["*.cpp", "*/*.cpp", "*/*.h", "*/*.cu", "*/*.cuh"],
+        "ilvr_ds.recipes": ["*.yaml"],
+        "ilvr_ds.ds_configs": ["*.json"],
+    },
     **native,
     install_requires=[
         "torch>=2.11",

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ilvr_ds import __version__, launcher
+from ilvr_ds import __version__, launcher, shipped
 from ilvr_ds.config import LIMITS, REQUIRED, Recipe, load_recipe
 from ilvr_ds.errors import RunError, UserError
 
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.run in _BY_RANKS or getattr(options, "cluster", False):
             rank = launcher.find_place(os.environ).rank
         _set_up_logging(rank)
+        _quieten_deepspeed(options.run is _train)
+        if getattr(options, "config", None):
+            options.config = shipped.find_recipe(options.config)
         return int(options.run(options))
     except UserError as error:
         if rank:
@@ -96,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=_inspect)
 
     train = commands.add_parser("train", help="train; alone it is one rank, launchers start several")
-    train.add_argument("--config", type=Path, required=True, help="recipe, a YAML file")
+    train.add_argument("--config", type=Path, required=True, help="recipe: a YAML file, or the name of one of ours")
     train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     train.add_argument("--resume", metavar="auto|must|never|PATH", help="the same as --set checkpoint.resume=...")
     train.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
@@ -105,9 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", help="memory and least time of a recipe, and which recipes fit")
     plan.add_argument("--model", metavar="7b|3b|FOLDER", help="whose sizes are taken (default: the recipe's)")
     plan.add_argument("--gpus", type=int, required=True, help="ranks, one a GPU")
-    plan.add_argument("--gpu-memory", type=float, required=True, metavar="GIB", help="of each GPU, as `doctor` says it")
+    plan.add_argument(
+        "--gpu-memory", type=float, required=True, metavar="SIZE",
+        help="of each GPU: what the card is named by (80: it has 79.2 GiB), or GiB as `doctor` says them",
+    )  # fmt: skip
     plan.add_argument("--chip", help="its peaks bound the time (default: H100 up to 100 GiB, else H200)")
-    plan.add_argument("--config", type=Path, help="one recipe in detail (default: a line for each in launch/recipes)")
+    plan.add_argument("--config", type=Path, help="one recipe in detail (default: a line for each of ours)")
     plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     plan.add_argument("--tokens", type=int, default=1030, help="of a typical sample (default 1030)")
     plan.add_argument("--labels", type=int, default=280, help="of these supervised (default 280)")
@@ -296,7 +302,7 @@ def _plan(options: argparse.Namespace) -> int:
         overrides=tuple(options.set),
         sample=SampleSize(options.tokens, options.labels, options.patches),
     )
-    print("\n".join(plan(settings, load_config, read_deepspeed_json)))
+    print("\n".join(plan(settings, shipped.recipes(), load_config, read_deepspeed_json)))
     return 0
 
 
@@ -480,6 +486,14 @@ def _set_up_logging(rank: int) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _quieten_deepspeed(trains: bool) -> None:
+    """Its warnings concern who trains alone; that it found no GPU is said of the ranks, and by `doctor`."""
+    least = logging.WARNING if trains else logging.ERROR
+    logging.getLogger("DeepSpeed").addFilter(
+        lambda record: record.levelno >= least and not record.getMessage().startswith("Setting accelerator to CPU")
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ ZeRO, offload and communication stand in the DeepSpeed JSON that `deepspeed.conf
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -285,7 +286,8 @@ class DeepSpeedConfig:
     """Where the DeepSpeed settings are."""
 
     config: str = REQUIRED
-    """JSON file with ZeRO, offload and communication settings; a path from the working directory or the recipe."""
+    """ZeRO, offload and communication settings: the name of one of ds_configs (zero1, zero2, zero3, ...), or a JSON
+    file; a path from the working directory or the recipe."""
 
 
 @dataclass(frozen=True)
@@ -417,7 +419,7 @@ def build_recipe(values: Mapping[str, _Value], missing_at: str) -> Recipe:
     parsed: dict[str, dict[str, Any]] = {section: {} for section in sections}
     for key, item in values.items():
         if key not in known:
-            raise UserError(f"{item.where}: unknown key '{key}'{nearest(key, known)}")
+            raise UserError(f"{item.where}: unknown key '{key}'{_nearest_key(key, known)}")
         section, _, name = key.partition(".")
         parsed[section][name] = _convert(item, known[key], key)
     recipe = Recipe(**{section: cls(**parsed[section]) for section, cls in sections.items()})
@@ -478,6 +480,12 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
         )
 
 
+def _nearest_key(key: str, known: Iterable[str]) -> str:
+    """A hint for an unknown key; the last word of a known one may have been meant ("lr")."""
+    homes = sorted(name for name in known if name.partition(".")[2] == key)
+    return f"; did you mean {' or '.join(map(repr, homes))}?" if homes else nearest(key, known)
+
+
 _Section = TypeVar("_Section")
 
 
@@ -515,8 +523,11 @@ def _convert(item: _Value, kind: Any, key: str) -> Any:
             raise UserError(f"{item.where}: {key} is '{value}'; expected a number") from None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if kind is str and type(value) is datetime.date:
+        value = value.isoformat()  # as it was written: YAML takes no other form of a date
     if type(value) is not kind:
-        raise UserError(f"{item.where}: {key} is {value!r}; expected {_KIND_NAMES[kind]}")
+        quoted = f"; to have it as text, quote it: \"'{value}'\"" if kind is str and value is not None else ""
+        raise UserError(f"{item.where}: {key} is {value!r}; expected {_KIND_NAMES[kind]}{quoted}")
     low, high = LIMITS.get(key, (float("-inf"), float("inf")))
     if kind in (int, float) and not low <= value <= high:
         raise UserError(f"{item.where}: {key} is {value}; expected a value from {low:g} to {high:g}")

@@ -32,6 +32,11 @@ class RunError(OneLineError):
     """
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 rank", "2 ranks"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A hint for a misspelt `name`: "; did you mean 'x'?" or the list of valid names."""
     options = sorted(valid)

@@ -221,6 +221,23 @@ def test_a_process_says_a_mistake_in_one_line(tmp_path: Path) -> None:
     assert ended.stderr == "ilvr-ds: error: none.yaml: cannot read the recipe (No such file or directory)\n"
 
 
+def test_a_command_that_trains_nothing_says_nothing_of_deepspeed(tmp_path: Path) -> None:
+    """Catches a warning that there is no GPU, from a command that needs none."""
+    ended = process(
+        tmp_path,
+        "plan",
+        "--config",
+        "demo",
+        "--model",
+        str(ROOT / "tests/golden/upstream-ilvr"),
+        "--gpus",
+        "2",
+        "--gpu-memory",
+        "80",
+    )
+    assert (ended.returncode, ended.stderr) == (0, "") and "fits: " in ended.stdout
+
+
 def test_training_says_a_mistake_before_it_writes_anything(demo: Path, tmp_path: Path) -> None:
     ended = process(tmp_path, "train", *recipe(demo, f"data.shards={tmp_path}"))
     assert ended.returncode == 2 and "Traceback" not in ended.stderr

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import ilvr_ds.config
+from ilvr_ds import shipped
 from ilvr_ds.config import Recipe, load_recipe, recipe_from_dict
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.errors import UserError
@@ -246,9 +247,29 @@ def test_the_run_folder_is_absolute(load: Load, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("path", sorted((LAUNCH / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_loads_and_names_a_deepspeed_file(path: Path) -> None:
-    recipe = load_recipe(path)
-    named = (path.parent / recipe.deepspeed.config).resolve()
+    named = shipped.deepspeed_files()[load_recipe(path).deepspeed.config]
     assert named.parent.name == "ds_configs" and named.is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("lr=1", "unknown key 'lr'; did you mean 'optim.lr'?"),
+        ("name=x", "unknown key 'name'; did you mean 'optim.name' or 'run.name'?"),
+    ],
+)
+def test_a_key_without_its_section_gets_it(load: Load, override: str, words: str) -> None:
+    assert words in mistake(load, "", override)
+
+
+def test_a_date_is_a_name_as_it_was_written(load: Load) -> None:
+    assert load("", "run.name=2026-11-28").run.name == "2026-11-28"
+
+
+@pytest.mark.parametrize("value", ["42", "2026-11-28 10:00:00", "1.5"])
+def test_what_yaml_takes_for_no_text_may_be_quoted(load: Load, value: str) -> None:
+    assert "expected a string; to have it as text, quote it" in mistake(load, "", f"run.name={value}")
+    assert load("", f"run.name='{value}'").run.name == value
 
 
 def test_every_key_has_a_docstring_under_it() -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from ilvr_ds.data.members import MemberError
 from ilvr_ds.data.sample import SampleError
-from ilvr_ds.errors import RunError, UserError, nearest
+from ilvr_ds.errors import RunError, UserError, counted, nearest
 
 
 @pytest.mark.parametrize("kind", [UserError, RunError, SampleError, MemberError])
@@ -15,6 +15,10 @@ def test_a_message_is_one_line_that_can_be_printed(kind: type[Exception]) -> Non
 
 def test_a_misspelt_name_gets_the_closest_valid_one() -> None:
     assert nearest("optin", ["optim", "option_list", "train"]) == "; did you mean 'optim'?"
+
+
+def test_one_is_one() -> None:
+    assert [counted(n, "rank") for n in (0, 1, 2)] == ["0 ranks", "1 rank", "2 ranks"]
 
 
 def test_a_name_like_no_other_gets_the_sorted_list() -> None:

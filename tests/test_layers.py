@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "": set(),
     "errors": set(),
     "config": BASE,
+    "shipped": BASE,
     "launcher": BASE,
     "dist": BASE | {"launcher"},
     "base_model": BASE | {"dist", "model"},
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     "monitoring": BASE | {"monitoring", "planning", "model", "data", "dist"},
     "tracking": BASE | {"tracking", "data"},
     "checkpoint": BASE | {"checkpoint", "monitoring", "distill", "config", "dist", "file_modes"},
-    "engine": BASE | {"engine", "checkpoint", "distill", "model", "config", "dist"},
+    "engine": BASE | {"engine", "checkpoint", "distill", "model", "config", "dist", "shipped"},
     "training": BASE
     | {
         "training",
@@ -53,7 +54,7 @@ MAY_IMPORT = {
     "demo": BASE | {"demo", "data", "model", "file_modes"},
     "cli": BASE
     | {"config", "data", "model", "engine", "training", "tracking", "evaluation", "planning"}
-    | {"dist", "launcher", "demo", "doctor", "cluster"},
+    | {"dist", "launcher", "demo", "doctor", "cluster", "shipped"},
 }
 DOORS = {
     "deepspeed": ("engine/", "checkpoint/"),

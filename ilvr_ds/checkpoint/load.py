@@ -29,7 +29,7 @@ from torch import Tensor
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
 from ilvr_ds.distill.ema import MomentumShards
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, counted
 
 CHUNK = 2**24
 """Bytes that are summed at a time."""
@@ -184,8 +184,8 @@ def _check_batch(path: Path, recipe: Recipe, wanted: int) -> None:
     if wanted % (micro * ranks) == 0:
         advice = f"set train.grad_accum_steps={wanted // (micro * ranks)}"
     raise UserError(
-        f"{path}: made with {wanted} samples a step, this job has {ranks} ranks x train.micro_batch_size {micro} x "
-        f"train.grad_accum_steps {recipe.train.grad_accum_steps}; {advice}"
+        f"{path}: made with {wanted} samples a step, this job has {counted(ranks, 'rank')} x "
+        f"train.micro_batch_size {micro} x train.grad_accum_steps {recipe.train.grad_accum_steps}; {advice}"
     )
 
 

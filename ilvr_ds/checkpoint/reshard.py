@@ -33,7 +33,7 @@ from ilvr_ds import dist
 from ilvr_ds.checkpoint.load import UNIVERSAL, load_checkpoint, read_student_weights, saved_state, teacher_file
 from ilvr_ds.config import Recipe
 from ilvr_ds.distill.ema import MomentumShards
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, counted
 
 logger = logging.getLogger("ilvr_ds")
 WORKERS = 4
@@ -47,7 +47,7 @@ def needs_resharding(state: dict[str, Any], zero_stage: int) -> bool:
 
 def reshard(path: Path, state: dict[str, Any], zero_stage: int, recipe: Recipe) -> None:
     """Write the universal form of a checkpoint's student beside it (collective); raises UserError."""
-    was = f"{state['world_size']} ranks under ZeRO-{state['zero_stage']}"
+    was = f"{counted(state['world_size'], 'rank')} under ZeRO-{state['zero_stage']}"
     now = f"{dist.world_size()} under ZeRO-{zero_stage}"
     if recipe.optim.name.endswith("8bit"):
         raise UserError(f"{path}: saved by {was}, this job has {now}; the state of {recipe.optim.name} cannot be split")

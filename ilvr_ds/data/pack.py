@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
@@ -213,10 +214,16 @@ def _add(
 def _why_nothing(tally: _Tally) -> str:
     if not tally.rejected:
         return "there are no records"
-    reasons = Counter(rejected.reason for rejected in tally.rejected)
-    first = tally.rejected[0]
-    more = f"; {len(reasons) - 1} other reasons" if len(reasons) > 1 else ""
-    return f"all {tally.done} records were rejected, line {first.line}: {first.reason}{more}"
+    first, kinds = tally.rejected[0], Counter(_kind_of(rejected.reason) for rejected in tally.rejected)
+    others = len(tally.rejected) - kinds[_kind_of(first.reason)]
+    more = f"; {others} of them for {'other reasons' if others > 1 else 'another reason'}" if others else ""
+    who = "the only record was" if tally.done == 1 else f"all {tally.done} records were"
+    return f"{who} rejected, line {first.line}: {first.reason}{more}"
+
+
+def _kind_of(reason: str) -> str:
+    """A reason without what differs from record to record: quoted names, paths and numbers."""
+    return re.sub(r"'[^']*'|\S*/\S*|\d+", "", reason)
 
 
 def _source_sha256(path: Path) -> str:

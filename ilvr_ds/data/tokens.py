@@ -35,6 +35,11 @@ class SpecialTokens:
         return (self.latent_pad, self.latent_start, self.latent_end, self.vision_start, self.vision_end)
 
 
+def has_latent_tokens(path: str) -> bool:
+    """Whether the tokenizer at `path`, which `load_tokenizer` takes, has the latent tokens by itself."""
+    return set(LATENT_TOKENS) <= set(AutoTokenizer.from_pretrained(path).get_vocab())
+
+
 def load_tokenizer(path: str, add_latent_tokens: bool = True) -> tuple[Any, SpecialTokens]:
     """The tokenizer at `path` (folder or hub name) with the latent tokens, added in their fixed order where missing.
 

@@ -9,6 +9,7 @@ from typing import Any
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
+from ilvr_ds import shipped
 from ilvr_ds.config import Recipe
 from ilvr_ds.errors import UserError, nearest
 
@@ -45,15 +46,19 @@ def read_deepspeed_json(path: str, recipe_dir: Path | None = None) -> dict[str, 
     """The ZeRO, offload and communication settings.
 
     A relative path is looked for from the working directory, then beside the recipe; one that begins with a dot the
-    other way round. Raises UserError for a missing file, bad JSON, an unknown key, a key that the recipe owns, or a
-    value that DeepSpeed does not take.
+    other way round. A plain word is the name of a file that comes with the package. Raises UserError for a missing
+    file, bad JSON, an unknown key, a key that the recipe owns, or a value that DeepSpeed does not take.
     """
     places = [Path(path), *([recipe_dir / path] if recipe_dir else [])]
     if recipe_dir and path.startswith("."):
         places.reverse()  # "../x" in a recipe is meant from where the recipe lies
     file = next((place for place in places if place.is_file()), None)
     if file is None:
-        raise UserError(f"deepspeed.config: no file '{path}' (looked at {', '.join(map(str, places))})")
+        known = shipped.deepspeed_files()
+        file = known.get(path)
+    if file is None:
+        hint = nearest(path, known) if shipped.is_name(path) else ""
+        raise UserError(f"deepspeed.config: no file '{path}' (looked at {', '.join(map(str, places))}){hint}")
     try:
         settings: Any = json.loads(file.read_text())
     except json.JSONDecodeError as error:

@@ -251,7 +251,7 @@ def _finish(
 ) -> list[str]:
     """Scores, pictures and, where they go to MLflow, that too; `reference`: the registered model that was named."""
     lines = results.lines()
-    scores, text = summarize(lines, benchmark)
+    scores, text = summarize(lines, benchmark, settings.compare_pixels > 0)
     text += left_out_lines(left_out)
     results.finish(lines, {"settings": identity, "left_out": len(left_out), **scores})
     carded = add_scores(Path(settings.model), benchmark.name, settings.shards, scores)

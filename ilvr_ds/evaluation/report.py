@@ -12,8 +12,10 @@ from ilvr_ds.evaluation.scoring import macro_mean, score_by_type
 from ilvr_ds.tracking.names import metric_name
 
 
-def summarize(lines: list[Line], benchmark: Benchmark) -> tuple[dict[str, Any], list[str]]:
-    """The content of scores.json, and its tables as lines of text."""
+def summarize(
+    lines: list[Line], benchmark: Benchmark, compares_pixels: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """The content of scores.json, and its tables as lines of text; compares_pixels: the cost was asked for."""
     scores: dict[str, Any] = {"rules": {}}
     text: list[str] = []
     for rule in benchmark.rules:
@@ -45,9 +47,12 @@ def summarize(lines: list[Line], benchmark: Benchmark) -> tuple[dict[str, Any], 
     if "ablation" in lines[0]:
         scores["ablation"] = {rule: _ablation(lines, rule) for rule in benchmark.rules}
         scores["without_donor"] = sum(not line["ablation"]["other_sample"]["has_donor"] for line in lines)
+        has_latents = scores["latents"]["answers_with_segments"] > 0
         for rule, effects in scores["ablation"].items():
-            text += _ablation_table(rule, scores["rules"][rule]["accuracy"], effects)
-        if scores["without_donor"]:
+            text += _ablation_table(rule, scores["rules"][rule]["accuracy"], effects) if has_latents else []
+        if not has_latents:
+            text.append("latents: no answer has a segment, so that there was nothing to put in their place")
+        elif scores["without_donor"]:
             text.append(f"{scores['without_donor']} samples had no other sample's latents and kept their own")
     if costs := [line["cost"] for line in lines if "cost" in line]:
         scores["cost"] = {
@@ -57,6 +62,8 @@ def summarize(lines: list[Line], benchmark: Benchmark) -> tuple[dict[str, Any], 
         for kind in ("latents", "pixels"):
             mean = scores["cost"][kind]
             text.append(f"the same answer with {kind}: {mean['seconds']:.3f} s, {mean['tokens']:.1f} tokens")
+    elif compares_pixels:
+        text.append("cost against pixels: no answer has a latent segment and a helper image to stand for it")
     return scores, text
 
 

@@ -36,6 +36,15 @@ CHIPS = {
 """By a part of the device's name; the first part that fits counts."""
 
 
+USABLE_GIB = {40.0: 39.4, 80.0: 79.2, 141.0: 139.8}
+"""What torch finds on cards that are named by so many GB: A100, H100, H200."""
+
+
+def usable_gib(named: float) -> float:
+    """GiB for programs on a GPU of which `named` is said: the name of a card, else GiB that were measured."""
+    return USABLE_GIB.get(named, named)
+
+
 def find_chip(device_name: str) -> Chip | None:
     """The chip of a torch device name ("NVIDIA H100 80GB HBM3"); None for one that the table lacks, or a CPU."""
     words = device_name.replace("-", " ").split()

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ilvr_ds.config import Recipe, load_recipe
 from ilvr_ds.errors import UserError
-from ilvr_ds.planning.chips import CHIPS
+from ilvr_ds.planning.chips import CHIPS, usable_gib
 from ilvr_ds.planning.geometry import KNOWN, Geometry
 from ilvr_ds.planning.report import default_chip, detail, overview
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
-
-RECIPES = Path("launch/recipes")
 
 ReadConfig = Callable[[str], Any]
 """The transformers configuration in a folder"""
@@ -30,15 +28,17 @@ class PlanOptions:
     """7b, 3b, or a folder; None: the recipe's"""
     gpus: int
     gpu_memory: float
-    """GiB of each"""
+    """GiB of each, or what a card is named by"""
     chip: str | None
     config: Path | None
     overrides: tuple[str, ...]
     sample: SampleSize
 
 
-def plan(options: PlanOptions, read_config: ReadConfig, read_deepspeed: ReadDeepSpeed) -> list[str]:
-    """The lines to print. Raises UserError."""
+def plan(
+    options: PlanOptions, recipes: Mapping[str, Path], read_config: ReadConfig, read_deepspeed: ReadDeepSpeed
+) -> list[str]:
+    """The lines to print; `recipes` by name, of which those of the model get a line each. Raises UserError."""
     if options.gpus < 1 or not options.gpu_memory > 0:
         raise UserError("plan: --gpus must be 1 or more, --gpu-memory above 0 (GiB)")
     if options.chip is not None and options.chip not in CHIPS:
@@ -46,6 +46,9 @@ def plan(options: PlanOptions, read_config: ReadConfig, read_deepspeed: ReadDeep
     if min(options.sample.tokens, options.sample.labels) < 1 or options.sample.patches < 0:
         raise UserError("plan: --tokens and --labels must be 1 or more, --patches 0 or more")
     chip = options.chip or default_chip(options.gpu_memory)
+    room = usable_gib(options.gpu_memory)
+    named = f", a card of {options.gpu_memory:g} GB" if room != options.gpu_memory else ""
+    gpus = f"{options.gpus} x {room:g} GiB ({chip}{named})"
     if options.config is not None:
         recipe = load_recipe(options.config, options.overrides)
         geometry = _geometry(options.model or _released(recipe) or recipe.model.path, read_config)
@@ -53,22 +56,19 @@ def plan(options: PlanOptions, read_config: ReadConfig, read_deepspeed: ReadDeep
             lanes = f"{recipe.data.lanes} lanes cannot be shared by {options.gpus} ranks"
             raise UserError(f"{options.config}: data.lanes: {lanes}; set it to a multiple of --gpus")
         setup = _setup(recipe, options.config, geometry, options, read_deepspeed)
-        return detail(str(options.config), setup, options.gpu_memory, chip)
+        return detail(f"{options.config} on {gpus}", setup, room, chip)
     if options.model is None:
         raise UserError("plan: give --model 7b, 3b or a folder, or a recipe by --config")
     geometry = _geometry(options.model, read_config)
     setups = {
         path.name: _setup(recipe, path, geometry, options, read_deepspeed)
-        for path in sorted(RECIPES.glob("*.yaml"))
+        for path in recipes.values()
         if (released := _released(recipe := load_recipe(path, options.overrides)))
         and (released == options.model or options.model not in KNOWN)
     }
     if not setups:
-        raise UserError(f"plan: no recipe for {options.model} in {RECIPES}; give one by --config")
-    head = (
-        f"{options.model} on {options.gpus} x {options.gpu_memory:g} GiB ({chip}); --config RECIPE shows one in detail"
-    )
-    return [head, *overview(setups, options.gpu_memory, chip)]
+        raise UserError(f"plan: no recipe for {options.model} among {', '.join(recipes)}; give one by --config")
+    return [f"{options.model} on {gpus}; --config RECIPE shows one in detail", *overview(setups, room, chip)]
 
 
 def _setup(

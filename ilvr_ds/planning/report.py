@@ -14,16 +14,20 @@ SMALL_GIB = 100
 """Up to this much memory a GPU is taken for an H100, above for an H200, where none is named."""
 
 
+MARGIN = 0.03
+"""Of a GPU's memory: closer is tight. Peaks were predicted within 2.4 %, what stands beside them is assumed."""
+
+
 def default_chip(gpu_memory: float) -> str:
     """The name of the chip that has so many GiB."""
     return "H100" if gpu_memory <= SMALL_GIB else "H200"
 
 
-def detail(name: str, setup: Setup, gpu_memory: float, chip_name: str) -> list[str]:
-    """One recipe, term by term, and what other choices come to."""
+def detail(title: str, setup: Setup, gpu_memory: float, chip_name: str) -> list[str]:
+    """One recipe, term by term, and what other choices come to. gpu_memory: GiB that a program has."""
     memory, chip = predict_memory(setup), CHIPS[chip_name]
     bound = bound_time(setup, chip)
-    lines = [f"{name} on {setup.world} x {gpu_memory:g} GiB ({chip_name}), a rank:"]
+    lines = [f"{title}, a rank:"]
     lines += ["", "GPU memory, all the time (GiB)", *_terms(memory.resident)]
     lines += ["on top of it, one after the other (GiB)", *_terms(memory.moments)]
     lines += [f"  {memory.peak / GIB:8.1f}  at the peak; {memory.needed / GIB:.1f} with CUDA, NCCL and gaps"]
@@ -51,7 +55,12 @@ def overview(setups: Mapping[str, Setup], gpu_memory: float, chip_name: str) -> 
 def verdict(memory: Memory, gpu_memory: float) -> str:
     """Whether it fits, and by how much."""
     room = gpu_memory - memory.needed / GIB
-    return f"fits: {room:.1f} GiB to spare" if room >= 0 else f"does not fit: {-room:.1f} GiB too much"
+    if room < 0:
+        return f"does not fit: {-room:.1f} GiB too much"
+    margin = MARGIN * gpu_memory
+    if room < margin:
+        return f"tight: {room:.1f} GiB to spare, and a plan may be {margin:.1f} off ({MARGIN:.0%})"
+    return f"fits: {room:.1f} GiB to spare"
 
 
 def _terms(terms: Mapping[str, float]) -> list[str]:
@@ -64,7 +73,7 @@ def _table(setups: Mapping[str, Setup], gpu_memory: float, chip: Chip) -> list[s
     lines = [f"{'':<{width}}  GPU needs  host a rank  ms a sample"]
     for name, setup in setups.items():
         memory, bound = predict_memory(setup), bound_time(setup, chip)
-        fits = "fits" if memory.needed <= gpu_memory * GIB else "does not fit"
+        fits = verdict(memory, gpu_memory).partition(",")[0]
         sizes = f"{memory.needed / GIB:>5.1f} GiB  {sum(memory.host.values()) / GIB:>7.1f} GiB"
         lines.append(f"{name:<{width}}  {sizes}  {setup.world * 1000 * bound.seconds / bound.samples:>11.0f}  {fits}")
     return lines

@@ -7,6 +7,7 @@ goes on or by `ilvr-ds mlflow-sync`, and nothing is sent twice (see mlflow_copy.
 from __future__ import annotations
 
 import logging
+import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -85,7 +86,8 @@ class Tracker:
         """How to see the charts of this run: a command, or a page where there is a server."""
         experiment = self._shipper.copy.state.experiment_id if self._shipper else None
         uri = without_password(self.target.resolved_uri())
-        return charts_page(uri, experiment) if uri.startswith("http") else f"ilvr-ds ui {self._directory}"
+        folder = shlex.quote(str(self._directory))
+        return charts_page(uri, experiment) if uri.startswith("http") else f"ilvr-ds ui {folder}"
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of a step; returns at once."""

@@ -22,21 +22,16 @@ from ilvr_ds.data.features import FeatureSet, open_features
 from ilvr_ds.data.loader import PlannedNumbers, SequentialNumbers, WindowDataset, WindowLoader
 from ilvr_ds.data.packing import PackedNumbers
 from ilvr_ds.data.plan import SamplePlan
-from ilvr_ds.data.shards import ShardSet, open_dataset
+from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.engine.initial import find_initial
-from ilvr_ds.engine.networks import (
-    Networks,
-    build_networks,
-    check_optimizer,
-)
-from ilvr_ds.engine.settings import deepspeed_settings, read_deepspeed_json
-from ilvr_ds.errors import UserError
+from ilvr_ds.engine.networks import Networks, build_networks
+from ilvr_ds.engine.settings import deepspeed_settings
+from ilvr_ds.errors import UserError, counted
 from ilvr_ds.model.attention import attention_in_words
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
-from ilvr_ds.model.four_bit import check_base
-from ilvr_ds.model.fused import check_kernels, kernels_in_words
+from ilvr_ds.model.fused import kernels_in_words
 from ilvr_ds.model.tower import tower_identity
 from ilvr_ds.model.vision import VisionTower
 from ilvr_ds.monitoring.throughput import Throughput, model_flops, peak_flops
@@ -46,6 +41,7 @@ from ilvr_ds.tracking.mlflow_copy import PARENT_TAG, read_state
 from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
 from ilvr_ds.training.gaze import Gaze
 from ilvr_ds.training.held_out import HeldOut
+from ilvr_ds.training.inputs import Inputs, say_what_does_nothing, say_where_latents_are_new
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.stage2 import StageTwoStep
@@ -56,41 +52,33 @@ logger = logging.getLogger("ilvr_ds")
 MAX_TYPES = 32
 
 
-def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
-    """Build a run (collective). Raises UserError for everything that a person can mend."""
+def assemble(recipe: Recipe, recipe_path: Path, inputs: Inputs | None = None) -> Parts:
+    """Build a run (collective), from `inputs` where they were read already. Raises UserError for everything that a
+    person can mend."""
+    inputs = inputs or Inputs.read(recipe, recipe_path, dist.world_size())
+    shards, plan, file_settings = inputs.training, inputs.plan, inputs.file_settings
     checkpoint = find_checkpoint(recipe)
-    check_kernels(recipe.model.kernels)
-    check_base(recipe.model.lora_base)
     initial = None if checkpoint else dist.decided_by_main(lambda: find_initial(recipe))
     parent = dist.decided_by_main(lambda: _mlflow_run(initial)) if initial else None
-    file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
-    check_optimizer(recipe.optim.name, file_settings)
     source, name = checkpoint or initial, recipe.model.path
     folder = model_on_host(name, dist.decided_by_main(lambda: commit_of_base(source, name)))
     stored = replace(recipe, model=replace(recipe.model, path=folder))
     encoding = build_encoding(stored)
-    shards = open_dataset(recipe.data.shards)
-    shards.check_trainable()
-    _check_regions(recipe, shards)
-    are_measured = _check_lengths(recipe, shards)
-    train, world = recipe.train, dist.world_size()
-    plan = SamplePlan(
-        shards.shard_sizes,
-        recipe.run.seed,
-        recipe.data.lanes,
-        train.micro_batch_size * train.grad_accum_steps * world,
-        recipe.data.shuffle_window,
-    )
-    plan.check_world(world)
-    total = train.max_steps or train.epochs * plan.steps_per_epoch
+    world = dist.world_size()
+    total = recipe.train.max_steps or recipe.train.epochs * plan.steps_per_epoch
     logger.info(
-        "%d samples, %d a step on %d ranks, %d steps an epoch, %d samples left out of each epoch, %d steps in all",
-        len(shards), plan.global_batch, world, plan.steps_per_epoch, plan.remainder, total,
+        "%d samples, %d a step on %s (%s), %d steps an epoch, %d samples left out of each epoch, %d steps in all",
+        len(shards), plan.global_batch, counted(world, "rank"), dist.device().type, plan.steps_per_epoch,
+        plan.remainder, total,
     )  # fmt: skip
+    if dist.is_main():
+        say_what_does_nothing(recipe, inputs, total)
+        if not (checkpoint or initial):
+            say_where_latents_are_new(stored)
     types = _types(shards)
     feature_sets = _StoredFeatures.of(stored, recipe_path, encoding)
     features = feature_sets.open(shards, "data.features") if feature_sets else None
-    numbers = planned_numbers(recipe, plan, shards, are_measured)
+    numbers = planned_numbers(recipe, plan, shards, inputs.are_measured)
     dataset = build_dataset(recipe, encoding, shards, numbers, types, features)
     identity = {
         "data": shards.fingerprint,
@@ -103,13 +91,13 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
     loader = WindowLoader(dataset, plan, identity, recipe.data.num_workers, dist.device().type == "cuda")
     if state:
         loader.check(state["loader"])
-    held_out = _held_out_dataset(recipe, encoding, types, feature_sets)
+    held_out = _held_out_dataset(recipe, encoding, types, inputs.held_out, feature_sets)
     zero_stage = int(file_settings.get("zero_optimization", {}).get("stage", 0))
     is_resharded = checkpoint is not None and needs_resharding(state, zero_stage)
     if checkpoint and is_resharded:
         reshard(checkpoint, state, zero_stage, recipe)
         file_settings = {**file_settings, "checkpoint": {"load_universal": True}}
-    longest = shards.manifest.longest_tokens if are_measured else 0
+    longest = shards.manifest.longest_tokens if inputs.are_measured else 0
     step, networks = build_step(stored, file_settings, encoding, initial, types, longest)
     if source is not None:  # another run's weights may be trained on with another tower
         kept = networks.frozen if checkpoint else {what: f for what, f in networks.frozen.items() if what == LAYERS}
@@ -156,7 +144,7 @@ def assemble(recipe: Recipe, recipe_path: Path) -> Parts:
         ),
         quarantine=_quarantine(recipe, shards),
         total_steps=total,
-        rehearsal=_rehearsal(recipe, shards) if are_measured else None,
+        rehearsal=_rehearsal(recipe, shards) if inputs.are_measured else None,
         checkpoint=checkpoint,
         is_resharded=is_resharded,
         networks=networks,
@@ -207,12 +195,6 @@ def build_step(
     return StageOneStep(networks.student, networks.vision, teacher, recipe.loss, types), networks
 
 
-def _check_regions(recipe: Recipe, shards: ShardSet) -> None:
-    """Raise UserError where targets are selected by regions that the data set does not have."""
-    if recipe.selection.pool == "region" and not recipe.train.has_free_latents:
-        shards.check_regions()
-
-
 def _read_together(recipe: Recipe, longest: int) -> int:
     """Micro-batches that the teacher reads at once: the same number on all ranks, whatever their samples.
 
@@ -220,28 +202,6 @@ def _read_together(recipe: Recipe, longest: int) -> int:
     """
     largest = recipe.train.micro_batch_tokens or recipe.train.micro_batch_size * longest
     return max(1, recipe.teacher.max_tokens // largest)
-
-
-def _check_lengths(recipe: Recipe, shards: ShardSet) -> bool:
-    """Refuse a data set whose samples are too long, before anything is loaded.
-
-    Returns whether its lengths are known: measured, and with settings like the recipe's.
-    """
-    longest, now = shards.manifest.longest_tokens, recipe.flat()
-    measured = shards.manifest.tokens_measured_with or {}
-    other = [f"{key} = {value} (here {now[key]})" for key, value in measured.items() if now.get(key) != value]
-    if longest and other:
-        dist.warn(
-            "%s: its lengths were measured with %s and do not count; pack again to have them checked and rehearsed",
-            shards.location, ", ".join(other),
-        )  # fmt: skip
-        return False
-    if longest > recipe.data.max_tokens:
-        raise UserError(
-            f"data.max_tokens is {recipe.data.max_tokens}, but {shards.location} holds a sample of {longest} tokens; "
-            f"raise it, or pack the data again with this recipe (ilvr-ds pack --config)"
-        )
-    return longest > 0
 
 
 def planned_numbers(
@@ -312,20 +272,21 @@ class _StoredFeatures:
 
 
 def _held_out_dataset(
-    recipe: Recipe, encoding: Encoding, types: tuple[str, ...], stored: _StoredFeatures | None
+    recipe: Recipe,
+    encoding: Encoding,
+    types: tuple[str, ...],
+    shards: ShardSet | None,
+    stored: _StoredFeatures | None,
 ) -> tuple[WindowDataset, int, int, list[str]] | None:
     """The evaluation data, loader workers, the number of windows of each rank, and the kinds of task."""
-    if recipe.data.eval_shards is None:
+    if shards is None:
         return None
-    shards = open_dataset(recipe.data.eval_shards)
-    shards.check_trainable()
-    _check_regions(recipe, shards)
     micro, world = recipe.train.micro_batch_size, dist.world_size()
     steps = min(recipe.evaluation.max_samples, len(shards)) // (micro * world)
     if steps == 0:
         raise UserError(
             f"data.eval_shards: {shards.location} and evaluation.max_samples leave no whole micro-batch of {micro} "
-            f"samples for each of {world} ranks"
+            f"samples for each of {counted(world, 'rank')}"
         )
     logger.info("evaluation on %d of %d held-out samples", steps * micro * world, len(shards))
     features = stored.open(shards, "data.eval_features") if stored else None

@@ -12,6 +12,7 @@ from ilvr_ds.errors import RunError, UserError
 from ilvr_ds.tracking.record import summary_lines
 from ilvr_ds.tracking.tracker import Status
 from ilvr_ds.training.assembly import assemble
+from ilvr_ds.training.inputs import Inputs
 from ilvr_ds.training.run_lock import run_lock
 from ilvr_ds.training.trainer import Trainer
 
@@ -26,16 +27,17 @@ def train(recipe: Recipe, recipe_path: Path) -> int:
     Raises RunError, with the rank's step and samples, for whatever keeps the run from going on; UserError, before
     anything is written, where another process trains it.
     """
+    inputs = Inputs.read(recipe, recipe_path, dist.enter().world_size)  # before anything compiles
     init_process_group(recipe.run.stall_timeout_s + PATIENCE_S)
     with run_lock(recipe.run_dir):
-        status = _train(recipe, recipe_path)
+        status = _train(recipe, recipe_path, inputs)
         dist.barrier()  # a scheduler that sees the exit code of one rank may kill the others: leave together
     dist.close()
     return recipe.run.stop_exit_code if status == "KILLED" else 0
 
 
-def _train(recipe: Recipe, recipe_path: Path) -> Status:
-    parts = assemble(recipe, recipe_path)
+def _train(recipe: Recipe, recipe_path: Path, inputs: Inputs) -> Status:
+    parts = assemble(recipe, recipe_path, inputs)
     status: Status = "FAILED"
     try:
         status = "FINISHED" if Trainer(parts).fit() else "KILLED"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from ilvr_ds.checkpoint import load
 from ilvr_ds.checkpoint.load import (
     check_fits,
     checkpoint_name,
@@ -21,6 +23,7 @@ from ilvr_ds.checkpoint.load import (
     load_checkpoint,
     remove_old,
     saved_state,
+    size_and_checksum,
 )
 from ilvr_ds.checkpoint.writer import CheckpointWriter
 from ilvr_ds.config import CheckpointConfig, ModelConfig, OptimConfig, Recipe, RunConfig, TrackingConfig
@@ -134,8 +137,21 @@ def test_another_batch_is_a_mistake_and_the_right_one_is_named(folder: Path) -> 
     state = saved_state(path)
     state["loader"]["samples per step"] = 4
     (path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(UserError, match=r"4 samples a step, this job has 1 ranks .*; set train.grad_accum_steps=4"):
+    with pytest.raises(UserError, match=r"4 samples a step, this job has 1 rank .*; set train.grad_accum_steps=4"):
         check_fits(path, recipe(folder, "auto"))
+
+
+@pytest.mark.parametrize("place", [0, 16, -1])
+def test_a_checksum_is_of_all_pieces_of_a_file(folder: Path, place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches one of the last piece alone: files are larger than what is read at a time."""
+    monkeypatch.setattr(load, "CHUNK", 16)
+    path = save(folder, 1)
+    file = path / "student/number.pt"
+    content = bytearray(file.read_bytes())
+    assert size_and_checksum(file) == (len(content), zlib.crc32(content)) and len(content) > 64
+    content[place] ^= 1
+    file.write_bytes(content)
+    assert load.first_fault(path) == f"{file}: damaged (its checksum is another)"
 
 
 def test_a_setting_that_weights_depend_on_is_a_mistake(folder: Path) -> None:

@@ -82,6 +82,29 @@ def test_without_room_on_the_host_training_waits(folder: Path, monkeypatch: pyte
     assert writer_of(folder, Student()).start(1, state_of(folder, 1)), "a small state fits"
 
 
+def test_ranks_of_a_host_share_its_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches eight ranks that each find room enough for one copy."""
+    for hosts, fits in ((("a", "a"), False), (("a", "b"), True)):
+        writer = writer_of(folder, BigStudent())
+        with monkeypatch.context() as patch:
+            room = checkpoint_writer.HEADROOM * 1.5
+            patch.setattr(
+                checkpoint_writer.dist, "gather_on_host",
+                lambda mine, hosts=hosts, room=room: [(host, mine[1], room * mine[1]) for host in hosts],
+            )  # fmt: skip
+            assert writer.start(1, state_of(folder, 1)) == fits
+        writer.finish()
+
+
+def test_old_checkpoints_are_deleted_but_for_those_that_are_kept(folder: Path) -> None:
+    """Catches a writer that does not pass on what to keep."""
+    writer = CheckpointWriter(folder, Student(1), NAMES, shards(1.0), 1, 2, True)
+    for step in range(1, 6):
+        writer.start(step, state_of(folder, step))
+        assert writer.finish()[1] is None
+    assert [path.name[-1] for path in list_checkpoints(folder)] == ["2", "4", "5"]
+
+
 @pytest.mark.parametrize("background", [True, False])
 def test_a_full_disk_costs_that_checkpoint_alone(folder: Path, background: bool) -> None:
     """/dev/full is a disk without room: the error names the file, what was there stays, the next try works."""

@@ -67,6 +67,29 @@ def test_samples_without_a_region_are_counted(tmp_path, regions, missing):
         shards.check_regions()
 
 
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        (
+            [f"{n}/gone.png" for n in range(9)],
+            "all 9 records were rejected, line 1: input image '0/gone.png' is missing",
+        ),
+        (["gone.png"], "the only record was rejected, line 1: "),
+        (["gone.png", "../a.png", 3, "lost.png"], "all 4 records were rejected, line 1: "),
+    ],
+)
+def test_where_nothing_is_left_one_reason_is_said_once(tmp_path, records, said):
+    """Catches "8 other reasons" for the same one with other names."""
+    good = {"text_input": "Why?", "sequence_plan": []}
+    source = write_jsonl(tmp_path / "train.jsonl", [good | {"image_input": name} for name in records])
+    with pytest.raises(UserError) as error:
+        pack(source, tmp_path, tmp_path / "out")
+    assert f"nothing to pack: {said}" in str(error.value)
+    others = 2 if 3 in records else 0
+    assert str(error.value).endswith(f"; {others} of them for other reasons") == (others > 0)
+    assert ("other reasons" in str(error.value)) == (others > 0)
+
+
 def test_long_samples_stay_whole_without_a_limit(source, tmp_path):
     report = pack(source, tmp_path, tmp_path / "out", measure=words)
     assert (report.accepted, report.too_long, report.manifest.longest_tokens) == (3, 0, 50)
@@ -83,7 +106,7 @@ def test_progress_after_every_record(source, tmp_path):
 def test_nothing_accepted_leaves_nothing(tmp_path):
     source = write_jsonl(tmp_path / "bad.jsonl", [{"text_input": "x", "image_input": "no.png"}, b"["])
     with pytest.raises(
-        UserError, match=r"all 2 records were rejected, line 1: .*'no.png' is missing.*; 1 other reason"
+        UserError, match=r"all 2 records were rejected, line 1: .*'no.png' is missing.*; 1 of them for another reason"
     ):
         pack(source, tmp_path, tmp_path / "out", format="mirage")
     (tmp_path / "empty.jsonl").write_text("\n")

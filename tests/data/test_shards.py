@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import webdataset
 
-from ilvr_ds.data import writer
+from ilvr_ds.data import shards, writer
 from ilvr_ds.data.members import MemberError, walk_members
 from ilvr_ds.data.sample import SampleError
-from ilvr_ds.data.shards import INDEX_DTYPE, build_index, open_dataset
+from ilvr_ds.data.shards import INDEX_DTYPE, build_index, file_sha256, open_dataset
 from ilvr_ds.data.writer import DatasetWriter, Provenance, write_shards
 from ilvr_ds.errors import UserError
 from tests.data.packing import make_dataset, make_sample, serve
@@ -293,6 +293,21 @@ def test_flipped_bytes_are_found_by_full_verification(packed):
     open_dataset(packed, "quick")
     with pytest.raises(UserError, match=r"shard-000001.tar: its bytes are not those that were packed"):
         open_dataset(packed, "full")
+
+
+@pytest.mark.parametrize("step", [512, 1000])
+def test_sums_are_of_the_whole_file_piece_by_piece(packed, monkeypatch, step):
+    """Catches a file above one piece of which the same piece is summed again and again."""
+    monkeypatch.setattr(shards, "_HASH_STEP", step)
+    tar = packed / "shard-000001.tar"
+    assert tar.stat().st_size > 3 * step
+    assert file_sha256(tar) == hashlib.sha256(tar.read_bytes()).hexdigest()
+    open_dataset(packed, "full")
+    for position in (0, step, tar.stat().st_size - 1):
+        flip(tar, position)
+        with pytest.raises(UserError, match=r"shard-000001.tar: its bytes are not those that were packed"):
+            open_dataset(packed, "full")
+        flip(tar, position)
 
 
 def test_over_http(packed):

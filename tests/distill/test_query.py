@@ -35,11 +35,11 @@ SEQUENCES = [
     # system and user turn, assistant turn
     ([OPEN, 1, CLOSE, OPEN, 2, *picture(4), 3, 4, *picture(2), 5, CLOSE], [OPEN, 6, 7, *SEGMENT, 8, 9, *SEGMENT, 10]),
     ([OPEN, 11, CLOSE, OPEN, 12, 13, 14, CLOSE], [OPEN, 6, *SEGMENT, 15, CLOSE]),
-    ([OPEN, 2, *picture(6), 16, CLOSE], [OPEN, 6, 17, *SEGMENT, *SEGMENT, 18, *SEGMENT, CLOSE]),
+    ([OPEN, 2, *picture(8), 16, CLOSE], [OPEN, 6, 17, *SEGMENT, *SEGMENT, 18, *SEGMENT, CLOSE]),
     ([OPEN, 19, 20, CLOSE], [OPEN, 6, 21, CLOSE]),
 ]
-"""Two images; none; steps without text between them; neither image nor segment."""
-IMAGES = [[(2, 8), (2, 4)], [], [(4, 6)], []]
+"""Two images; none; one of more tokens, and steps without text between them; neither image nor segment."""
+IMAGES = [[(2, 8), (2, 4)], [], [(4, 8)], []]
 """Grids in patches, four patches to a token."""
 
 
@@ -188,7 +188,7 @@ def test_attention_in_chunks_is_the_same(encoder: ContextEncoder, monkeypatch: p
         return mass(*arguments)
 
     monkeypatch.setattr(query, "_attention_mass", counted)
-    for elements, chunks in ((1, 4), (3 * 9 * 6 * HEADS, 2)):
+    for elements, chunks in ((1, 4), (3 * 9 * 8 * HEADS, 2)):
         monkeypatch.setattr(query, "ATTENTION_ELEMENTS", elements)
         calls.clear()
         found, _ = run(encoder, "right")

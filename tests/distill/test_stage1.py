@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch, Window
+from ilvr_ds.distill import stage1
 from ilvr_ds.distill.selection import Targets
 from ilvr_ds.distill.stage1 import Negatives, StageOne
 from ilvr_ds.model.student import load_student
+from ilvr_ds.ops.noise import gaussian_noise
 from tests.golden_set import GoldenSet, golden_set
 
 NOISY = LossConfig(target_noise_std=0.5)
@@ -65,6 +67,41 @@ def test_noise_is_drawn_anew_at_each_step_of_training(model: Any, window: Window
     stage = StageOne(model, NOISY, seed=1).train()
     first, again, later = (float(losses(stage, window, step)["alignment"]) for step in (3, 3, 4))
     assert first == again != later
+
+
+def test_noise_is_added_to_the_target_of_each_slot(model: Any, window: Window) -> None:
+    """One slot at a time: catches noise on the prediction, and that of another slot, segment, sample, seed or step."""
+    stage, micro = StageOne(model, NOISY, seed=3).train(), window.micro_batches[0]
+    features, K = features_of(window, model), micro.latent_slots.shape[1]
+    targets = targets_of(window, features, K).of(micro)
+    with torch.no_grad():
+        hidden = stage.hidden(micro, features, targets).flatten(0, 1).double()
+    wanted, seen = 0.0, [0, 0, 0]
+    for segment, sample in enumerate(micro.sample_of_segment.tolist()):
+        place, seen[sample] = seen[sample], seen[sample] + 1
+        for slot, row in enumerate(targets.indices[segment].tolist()):
+            if row < 0:
+                continue
+            stream = torch.tensor([[[0, 1, 5][sample], place * K + slot]])
+            noise = 0.5 * gaussian_noise(3, 9, stream, hidden.shape[1])[0].double()
+            prediction = hidden[micro.latent_slots[segment, slot] - 1]
+            wanted += 1 - float(torch.cosine_similarity(prediction, targets.candidates[row].double() + noise, dim=0))
+    assert max(seen) > 1, "of one segment a sample, no neighbour's noise could be mistaken for its own"
+    assert float(losses(stage, window, step=9)["alignment"]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_every_slot_has_noise_of_its_own(model: Any, window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches streams that neighbouring segments share."""
+    streams: list[Tensor] = []
+
+    def drawn(seed: int, step: int, stream: Tensor, width: int) -> Tensor:
+        streams.append(stream)
+        return gaussian_noise(seed, step, stream, width)
+
+    monkeypatch.setattr(stage1, "gaussian_noise", drawn)
+    losses(StageOne(model, NOISY, seed=1).train(), window)
+    [stream] = streams
+    assert len(stream.unique(dim=0)) == len(stream) == window.micro_batches[0].latent_slots.numel()
 
 
 def test_evaluation_has_no_noise(model: Any, window: Window) -> None:

@@ -101,6 +101,27 @@ def test_resume_is_bitwise_equal(tmp_path: Path, demo_folder: Path, stop_after: 
     assert losses(whole) == losses(parts)
 
 
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(tmp_path: Path, demo_folder: Path) -> None:
+    """Schedulers and people signal a process, not a job. Catches a rank that leaves alone, and others that wait."""
+    worker = "tests.distributed.workers_run:train_until_a_signal"
+    settings = overrides(tmp_path, demo_folder, train__grad_accum_steps=1)
+    ranks = run_ranks(worker, 2, tmp_path / "1", timeout_s=120, recipe=RECIPE, overrides=settings, rank=1, step=2)
+    assert [rank["finished"] for rank in ranks] == [False, False] and ranks[0]["loader"] == ranks[1]["loader"]
+    assert [path.name for path in (tmp_path / "demo/checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_a_skipped_step_moves_neither_student_nor_teacher(tmp_path: Path, demo_folder: Path) -> None:
+    """Catches a teacher that follows where nothing was learnt: it would close up on a student that stands still."""
+    worker = "tests.distributed.workers_run:states_around_a_skipped_step"
+    settings = overrides(tmp_path, demo_folder, train__grad_accum_steps=1, train__max_steps=3)
+    for states in run_ranks(worker, 2, tmp_path / "1", recipe=RECIPE, overrides=settings, rank=1, step=2):
+        before, skipped, after = states
+        assert [state["skipped"] for state in states] == [0, 1, 1]
+        for kind in ("student", "teacher"):
+            assert all(map(torch.equal, skipped[kind], before[kind])), kind
+            assert not all(map(torch.equal, after[kind], skipped[kind])), kind
+
+
 def test_a_run_from_another_runs_checkpoint_is_a_run_of_its_own(tmp_path: Path, demo_folder: Path) -> None:
     """Catches two runs that write into one of MLflow's, which refuses the second one's settings."""
     worker = "tests.distributed.workers_run:train"
@@ -182,16 +203,18 @@ def test_changed_settings_of_the_optimizer_count_from_the_resume_on(
 
 
 def test_micro_batches_filled_by_tokens_are_the_same_steps(tmp_path: Path, demo_folder: Path) -> None:
-    """Samples change rank and micro-batch, the step does not. Catches a step that ends early or late, a sample that is
-    left out or seen twice, and losses that are means of micro-batches; and it goes on from its checkpoint."""
+    """Samples change rank and micro-batch, the step does not, also between one rank and two. Catches a step that ends
+    early or late, a sample that is left out or seen twice, losses that are means of micro-batches, and gradients that
+    are divided by ranks or micro-batches, which Adam forgives; and it goes on from its checkpoint."""
     worker = "tests.distributed.workers_run:train"
     equal, filled = tmp_path / "equal", tmp_path / "filled"
-    settings = overrides(equal, demo_folder, data__packing=False)
-    run_ranks(worker, 2, tmp_path / "1", recipe=RECIPE, overrides=settings)
+    settings = overrides(equal, demo_folder, data__packing=False, train__grad_accum_steps=4)
+    run_ranks(worker, 1, tmp_path / "1", recipe=RECIPE, overrides=settings)
     settings = overrides(filled, demo_folder, train__micro_batch_tokens=512)
     run_ranks(worker, 2, tmp_path / "2", recipe=RECIPE, overrides=settings, stop_after=3)
     run_ranks(worker, 2, tmp_path / "3", recipe=RECIPE, overrides=[*settings, "checkpoint.resume=must"])
     expected, found = losses(equal), losses(filled)
+    assert all({"grad/norm", "teacher/drift"} <= set(values) for values in expected.values())
     assert sorted(found) == sorted(expected) == [1, 2, 3, 4, 5, 6]
     for step, values in expected.items():
         for name, value in values.items():

@@ -122,6 +122,19 @@ def test_packed_micro_batches_of_any_size_are_padded_ones(zero: dict[str, Any], 
     check_same(padded, uneven)
 
 
+def test_negatives_of_the_world_are_those_of_one_large_micro_batch(tmp_path: Path) -> None:
+    """Catches a rank's own candidates, the target among them, that come back as those of other ranks."""
+    arguments = {"negatives": "world", "batches": [[0, 1, 2, 3], [4, 5]]}
+    ranks = run_ranks(WORKERS + "feature_losses", 2, tmp_path / "2", **arguments)
+    arguments = {"negatives": "micro_batch", "batches": [[0, 1, 2, 3, 4, 5]]}
+    [one] = run_ranks(WORKERS + "feature_losses", 1, tmp_path / "1", **arguments)
+    arguments["negatives"] = "segment"
+    [alone] = run_ranks(WORKERS + "feature_losses", 1, tmp_path / "0", **arguments)
+    assert one["contrastive"] > alone["contrastive"] * 1.01, "the samples' candidates must count"
+    for name in ("contrastive", "alignment", "ce", "slots"):
+        assert [rank[name] for rank in ranks] == pytest.approx([one[name]] * 2, rel=1e-5), name
+
+
 def weights_after(folder: Path, sizes: list[list[list[int]]], packing: bool = True, **more: Any) -> dict[str, Any]:
     arguments = {"steps": 5, "sizes": sizes, "packing": packing, **more}
     return run_ranks(WORKERS + "weights_after", len(sizes), folder / f"{len(sizes)}", **arguments)[0]

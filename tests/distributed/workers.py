@@ -218,6 +218,18 @@ def weights_after(steps: int, sizes: list[list[list[int]]], packing: bool, zero:
     return {"weights": _all_weights(run), "losses": losses}
 
 
+def feature_losses(negatives: str, batches: list[list[int]]) -> dict[str, float]:
+    """Loss sums over all ranks, of one micro-batch of golden samples on each; `batches` by rank."""
+    run = SmallRun.start(
+        golden_recipe(golden_set(), loss=dataclasses.replace(ALL_LOSSES, contrastive_negatives=negatives))
+    )
+    mine = batches[dist.rank()]
+    with torch.no_grad():
+        prepared = run.step.prepare(run.window(mine, len(mine)))
+        run.step.loss(prepared.window.micro_batches[0], prepared, 0, run.totals)
+    return run.totals.take()
+
+
 def with_choices(choices: list[tuple[str, int]], zero: dict[str, Any]) -> list[dict[str, Any]]:
     """Loss and gradients of the same samples for each choice of activation checkpointing and logits chunk."""
     golden = golden_set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
 from ilvr_ds.training import run
 from ilvr_ds.training.assembly import assemble
+from ilvr_ds.training.step import StageOneStep
 from ilvr_ds.training.trainer import Trainer
 
 
@@ -56,6 +58,46 @@ def train(recipe: str, overrides: list[str], stop_after: int = 0) -> dict[str, A
         "clip_grad": student.optimizer.clip_grad,
         "recipe": dataclasses.asdict(parts.recipe),
     }
+
+
+def train_until_a_signal(recipe: str, overrides: list[str], rank: int, step: int) -> dict[str, Any]:
+    """The same, where rank `rank` alone gets SIGUSR1 while it computes step `step`, counted from 1."""
+    before = Trainer._train_step
+
+    def signalled(self: Trainer, number: int, window: Any) -> None:
+        if (dist.rank(), number + 1) == (rank, step):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        before(self, number, window)
+
+    Trainer._train_step = signalled  # type: ignore[method-assign]
+    try:
+        return train(recipe, overrides)
+    finally:
+        Trainer._train_step = before  # type: ignore[method-assign]
+
+
+def states_around_a_skipped_step(recipe: str, overrides: list[str], rank: int, step: int) -> list[dict[str, Any]]:
+    """This rank's teacher and student after each step, where the loss of rank `rank` is not a number in step `step`."""
+    states: list[dict[str, Any]] = []
+    loss, after = StageOneStep.loss, Trainer._after_step
+
+    def bad_once(self: StageOneStep, micro: Any, prepared: Any, number: int, totals: Any) -> torch.Tensor:
+        value = loss(self, micro, prepared, number, totals)
+        return value * float("nan") if (dist.rank(), number + 1) == (rank, step) else value
+
+    def noted(self: Trainer, done: int) -> bool:
+        assert self.teacher is not None
+        weights = [safe_get_full_fp32_param(p).clone() for p in self.student.module.parameters() if p.requires_grad]
+        teacher = [shard.clone() for shard in self.teacher.state()]
+        states.append({"student": weights, "teacher": teacher, "skipped": self.student.skipped_steps})
+        return after(self, done)
+
+    StageOneStep.loss, Trainer._after_step = bad_once, noted  # type: ignore[method-assign]
+    try:
+        train(recipe, overrides)
+    finally:
+        StageOneStep.loss, Trainer._after_step = loss, after  # type: ignore[method-assign]
+    return states
 
 
 def mistake(recipe: str, overrides: list[str]) -> str:

@@ -10,10 +10,17 @@ import torch
 
 from ilvr_ds import dist
 from ilvr_ds.engine.even_slices import EvenSlices, _groups
+from ilvr_ds.engine.networks import init_process_group
 from tests.ranks import run_ranks
 
 LENGTHS = (5, 1, 16, 2, 40, 7)
 """Of weights: some smaller than there are ranks, and one that goes alone."""
+
+
+def exchanged_on_ranks(group: int) -> dict[str, list[list[float]]]:
+    init_process_group()
+    assert dist.world_size() == 3
+    return exchanged(group)
 
 
 def exchanged(group: int) -> dict[str, list[list[float]]]:
@@ -41,7 +48,7 @@ def exchanged(group: int) -> dict[str, list[list[float]]]:
 @pytest.mark.parametrize("group", [8, 20, 1000])
 def test_slices_of_weights_that_end_anywhere(group: int, tmp_path: Path) -> None:
     """Catches pieces that arrive out of order, a rank that has nothing of a weight, and padding left out."""
-    for result in run_ranks("tests.engine.test_even_slices:exchanged", 3, tmp_path, group=group):
+    for result in run_ranks("tests.engine.test_even_slices:exchanged_on_ranks", 3, tmp_path, group=group):
         assert result["slices"] == result["expected"]
 
 

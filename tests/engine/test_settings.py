@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,22 @@ def test_the_working_directory_comes_before_the_recipes_folder(tmp_path: Path, m
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_finds_its_file_from_anywhere(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that was copied elsewhere."""
     monkeypatch.chdir(tmp_path)
     assert read_deepspeed_json(load_recipe(path).deepspeed.config, path.parent)
+    copied = Path(shutil.copy(path, tmp_path / "mine.yaml"))
+    assert read_deepspeed_json(load_recipe(copied).deepspeed.config, copied.parent)
+
+
+def test_files_that_come_with_the_package_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in FILES:
+        assert read_deepspeed_json(file.stem, tmp_path) == json.loads(file.read_text())
+    with pytest.raises(UserError, match=r"no file 'zreo2' \(looked at .*\); did you mean 'zero2'"):
+        read_deepspeed_json("zreo2", tmp_path)
+    mine = {"zero_optimization": {"stage": 1}}
+    (tmp_path / "zero2").write_text(json.dumps(mine))
+    assert read_deepspeed_json("zero2", tmp_path) == mine, "a file that is there comes first"
 
 
 @every_file

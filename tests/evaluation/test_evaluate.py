@@ -122,6 +122,23 @@ def test_two_ranks_answer_what_one_answers_also_after_a_kill(model: Path, demo_f
     assert lines_of(tmp_path / "two") == lines_of(tmp_path / "one")
 
 
+def test_an_evaluation_goes_on_inside_a_batch(model: Path, demo_folder: Path, tmp_path: Path) -> None:
+    """Two lines and a torn third of a batch of five are on disk: the others are answered, and none twice. Catches a
+    batch that counts as done with its first line, and answers that are written again."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    few = ("--max-samples", "7")
+    assert main(arguments(model, demo_folder, whole, *few)) == 0
+    killed.mkdir()
+    shutil.copy(whole / "settings.json", killed)
+    answered = (whole / "part-00000.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(answered) == 7
+    part = killed / "part-00000.jsonl"
+    part.write_bytes(answered[0] + answered[1] + answered[2][:-20])
+    assert main(arguments(model, demo_folder, killed, *few)) == 0
+    assert lines_of(killed) == lines_of(whole)
+    assert [json.loads(line)["number"] for line in part.read_text().splitlines()] == list(range(7))
+
+
 def test_files_hold_what_is_promised(model: Path, demo_folder: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     assert main(arguments(model, demo_folder, tmp_path / "out", "--compare-pixels", "1", "--tracking-uri", uri)) == 0

@@ -18,6 +18,7 @@ from ilvr_ds.model.attention import (
     VARLEN,
     attention_backend,
     attention_in_words,
+    sequence_bounds,
     use_packed_attention,
     use_varlen_attention,
 )
@@ -124,6 +125,18 @@ def bounds(device: torch.device = CPU) -> dict[str, Any]:
     return {
         "cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest,
         "sequence_lengths": LENGTHS, "scaling": 0.3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("lengths", [(3, 7, 2), (7, 3), (2, 3, 7)])
+@pytest.mark.parametrize("name", ["flash_attention_2", VARLEN, PIECEWISE])
+def test_bounds_name_the_longest_sequence_wherever_it_stands(name: str, lengths: tuple[int, ...]) -> None:
+    """flash-attn reads as far as max_length says: one that is too small leaves tokens out without a word."""
+    starts = torch.tensor([0, *lengths]).cumsum(0).int()
+    found = sequence_bounds(network(name), SimpleNamespace(cu_seqlens=starts, lengths=lengths))  # type: ignore[arg-type]
+    assert found == {
+        "cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": 7, "max_length_k": 7,
+        "sequence_lengths": lengths,
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -99,3 +100,26 @@ def test_a_tower_in_bf16_gives_bf16_features(tower: VisionTower, batch_of: Any) 
     features, exact = short(batch_of(SIZES[:2])), tower(batch_of(SIZES[:2]))
     assert features.dtype == torch.bfloat16
     assert (features.float() - exact).norm() < 0.03 * exact.norm()
+
+
+class Noting(torch.nn.Module):
+    """Stands for a tower whose attention takes all windows in one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(_attn_implementation="flash_attention_2")
+
+    def forward(self, pixels: torch.Tensor, **told: Any) -> Any:
+        self.told = told
+        return SimpleNamespace(pooler_output=pixels)
+
+
+@pytest.mark.parametrize("sizes", [SIZES, SIZES[::-1]], ids=["longest third", "longest second"])
+def test_flash_attention_is_told_the_longest_image_and_window(sizes: list[tuple[int, int]], batch_of: Any) -> None:
+    """Catches the length of the first: flash-attn would leave out what is beyond, without a word."""
+    tower, images = Noting(), batch_of(sizes)
+    VisionTower(tower, [0.5] * 3, [0.5] * 3)(images)
+    for longest, bounds in (("max_seqlen", "cu_seqlens"), ("max_window_seqlen", "cu_window_seqlens")):
+        lengths = tower.told[bounds].diff().tolist()
+        assert tower.told[longest] == max(lengths)
+    assert tower.told["max_seqlen"] > tower.told["cu_seqlens"].diff()[0]

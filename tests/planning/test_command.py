@@ -22,7 +22,7 @@ def test_recipes_of_the_model_are_listed_with_whether_they_fit(capsys: pytest.Ca
     assert main(["plan", "--model", "7b", *SIZE]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if ".yaml" in line]
     assert [line.split()[0] for line in lines] == ["authors_7b.yaml", "comt_7b.yaml", "vsp_7b.yaml"]
-    assert all(line.endswith("  fits") for line in lines), "as their comments say: 8 GPUs of 80 GB"
+    assert all("  fits: " in line for line in lines), "as their comments say: 8 GPUs of 80 GB"
     assert main(["plan", "--model", "7b", "--gpus", "1", "--gpu-memory", "80"]) == 0
     assert capsys.readouterr().out.count("does not fit") == 3
 
@@ -30,7 +30,7 @@ def test_recipes_of_the_model_are_listed_with_whether_they_fit(capsys: pytest.Ca
 def test_a_recipe_in_detail(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--config", "launch/recipes/comt_3b.yaml", *SIZE, "--set", "train.micro_batch_size=2"]) == 0
     text = capsys.readouterr().out
-    assert "launch/recipes/comt_3b.yaml on 8 x 80 GiB (H100)" in text and "\nfits: " in text
+    assert "launch/recipes/comt_3b.yaml on 8 x 79.2 GiB (H100, a card of 80 GB)" in text and "\nfits: " in text
     for term in ("student's weights", "vision tower", "teacher's averages", "momentum update", "optim.name=adamw_8bit"):
         assert term in text
 
@@ -46,7 +46,7 @@ def test_a_step_has_the_recipes_samples_however_micro_batches_are_filled(capsys:
 def test_a_folder_is_read_for_its_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(golden_set().folder)
     assert main(["plan", "--model", folder, "--config", "launch/recipes/demo.yaml", *SIZE]) == 0
-    assert "fits: 77" in capsys.readouterr().out
+    assert "fits: 76" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,30 @@ def test_mistakes_are_one_line_and_exit_2(
     assert error.startswith(f"ilvr-ds: error: {message}")
 
 
-def test_without_recipes_there_is_nothing_to_say(
+def test_recipes_are_found_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["plan", "--model", "7b", *SIZE]) == 2
-    assert "no recipe for 7b in launch/recipes" in capsys.readouterr().err
+    assert main(["plan", "--model", "7b", *SIZE]) == 0
+    assert capsys.readouterr().out.count("_7b.yaml") == 3
+    assert main(["plan", "--config", "comt_7b", *SIZE]) == 0
+    assert "comt_7b.yaml on 8 x 79.2 GiB" in capsys.readouterr().out
+
+
+def test_without_recipes_there_is_nothing_to_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--model", "7b", *SIZE, "--set", "model.path=elsewhere"]) == 2
+    assert "no recipe for 7b among authors_7b, comt_3b, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("gpu_memory", "words"),
+    [
+        ("80", "79.2 GiB (H100, a card of 80 GB)"),
+        ("79", "79 GiB (H100)"),
+        ("141", "139.8 GiB (H200, a card of 141 GB)"),
+    ],
+)
+def test_a_size_may_be_what_a_card_is_named_by(gpu_memory: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a plan with 0.8 GiB that no card of 80 GB has."""
+    assert main(["plan", "--model", "7b", "--gpus", "8", "--gpu-memory", gpu_memory]) == 0
+    assert f"7b on 8 x {words}; " in capsys.readouterr().out

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
 import subprocess
 import sys
@@ -334,6 +335,15 @@ def test_settings_that_mlflow_refuses_do_not_hold_up_the_metrics(
     assert "MLflow keeps optim.lr of run" in caplog.text
     [run] = runs_of(folder)
     assert run.data.params == {"optim.lr": "1e-05", "optim.eps": "3"}
+
+
+def test_the_command_to_look_at_a_run_can_be_pasted(tmp_path: Path) -> None:
+    """Catches a folder with a space, of which a shell makes two."""
+    folder = tmp_path / "my runs" / "a"
+    folder.mkdir(parents=True)
+    tracker = start(folder, f"sqlite:///{tmp_path}/mlflow.db")
+    assert shlex.split(tracker.how_to_look()) == ["ilvr-ds", "ui", str(folder)]
+    tracker.close("KILLED", 0)
 
 
 def test_the_run_above_is_known_at_the_first_start_alone(folder: Path) -> None:

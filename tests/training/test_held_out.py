@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
 
 from ilvr_ds.config import LossConfig
-from ilvr_ds.training.held_out import _accuracies
+from ilvr_ds.training.held_out import HeldOut, _accuracies
+from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.step import StageOneStep
 
 SUMS = {"ce": 6.0, "supervised": 3.0, "alignment": 1.0, "contrastive": 2.0, "slots": 4.0, "right": 3.0, "answers": 4.0}
@@ -33,4 +40,65 @@ def test_losses_are_means_over_tokens_and_slots() -> None:
         "ce": 2.0,
         "alignment": 0.25,
         "contrastive": 0.5,
+    }
+
+
+class Step:
+    """A step whose answers are given, that notes in which mode it is asked."""
+
+    def __init__(self) -> None:
+        self.student = nn.Dropout()
+        self.sums = ["ce", "supervised", "right", "answers"]
+        self.modes: list[bool] = []
+
+    def prepare(self, window: Any) -> Any:
+        self.modes.append(self.student.training)
+        return SimpleNamespace(window=window)
+
+    def answers(self, micro: Any, prepared: Any, totals: Any) -> torch.Tensor:
+        self.modes.append(self.student.training or torch.is_grad_enabled())
+        right = micro.right & micro.has_answer
+        totals.add({"right": right.sum(), "answers": micro.has_answer.sum(), "ce": torch.tensor(2.0)})
+        return torch.as_tensor(right)
+
+    def losses(self, sums: dict[str, float]) -> dict[str, float]:
+        return {"ce": sums["ce"]}
+
+
+def micro_batch(groups: list[str], right: list[bool], has_answer: list[bool]) -> Any:
+    return SimpleNamespace(groups=groups, right=torch.tensor(right), has_answer=torch.tensor(has_answer))
+
+
+def test_an_evaluation_is_without_noise_and_leaves_the_student_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a student that stays in evaluation mode: from then on targets would have no noise."""
+    batches = [
+        micro_batch(["a", "b"], [True, False], [True, True]),
+        micro_batch(["a", "a"], [True, True], [True, False]),
+        micro_batch(["b"], [True], [True]),
+    ]
+    windows = [
+        SimpleNamespace(bad=(), retries=0, ids=("1", "2", "3", "4"), micro_batches=batches[:2]),
+        SimpleNamespace(bad=(), retries=1, ids=("5",), micro_batches=batches[2:]),
+    ]
+    step = Step()
+    quarantine = Quarantine.__new__(Quarantine)
+    noted: list[Any] = []
+    monkeypatch.setattr(Quarantine, "add", lambda self, *arguments: noted.append(arguments))
+    monkeypatch.setattr(Quarantine, "check", lambda self: None)
+    held_out = HeldOut(SimpleNamespace(), 0, 2, ["a", "b"], step, quarantine)  # type: ignore[arg-type]
+
+    def iterated(self: HeldOut) -> Iterator[Any]:
+        return iter(windows)
+
+    monkeypatch.setattr(HeldOut, "_windows", iterated)
+    metrics = held_out()
+    assert step.student.training and step.modes == [False] * 5
+    assert noted == [([], 5, 1)], "bad samples, samples, retries of all windows"
+    assert metrics == {
+        "eval/ce": 6.0,
+        "eval/answers": 4.0,
+        "eval/answer_accuracy": 0.75,
+        "eval/answer_accuracy/a": 1.0,
+        "eval/answer_accuracy/b": 0.5,
+        "eval/skipped": 0.0,
     }

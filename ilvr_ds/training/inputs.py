@@ -1,0 +1,98 @@
+"""What a run is given, read and checked before its ranks meet: a mistake costs no minutes of compiling."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ilvr_ds.config import Recipe
+from ilvr_ds.data.plan import SamplePlan
+from ilvr_ds.data.shards import ShardSet, open_dataset
+from ilvr_ds.data.tokens import has_latent_tokens
+from ilvr_ds.engine.networks import check_optimizer
+from ilvr_ds.engine.settings import read_deepspeed_json
+from ilvr_ds.errors import UserError
+from ilvr_ds.model.four_bit import check_base
+from ilvr_ds.model.fused import check_kernels
+
+logger = logging.getLogger("ilvr_ds")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Data and settings of a run, by this rank; nothing here asks another."""
+
+    training: ShardSet
+    held_out: ShardSet | None
+    plan: SamplePlan
+    file_settings: dict[str, Any]
+    """What `deepspeed.config` names."""
+    other_measure: tuple[str, ...]
+    """With what else than the recipe's settings the lengths of the training samples were measured."""
+
+    @staticmethod
+    def read(recipe: Recipe, recipe_path: Path, world: int) -> Inputs:
+        """The inputs of a job of `world` ranks. Raises UserError."""
+        check_kernels(recipe.model.kernels)
+        check_base(recipe.model.lora_base)
+        file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
+        check_optimizer(recipe.optim.name, file_settings)
+        training = _open(recipe, recipe.data.shards)
+        held_out = _open(recipe, recipe.data.eval_shards) if recipe.data.eval_shards is not None else None
+        other_measure = _other_measure(recipe, training)
+        longest = training.manifest.longest_tokens
+        if longest > recipe.data.max_tokens and not other_measure:
+            raise UserError(
+                f"data.max_tokens is {recipe.data.max_tokens}, but {training.location} holds a sample of {longest} "
+                "tokens; raise it, or pack the data again with this recipe (ilvr-ds pack --config)"
+            )
+        batch = recipe.train.micro_batch_size * recipe.train.grad_accum_steps * world
+        plan = SamplePlan(
+            training.shard_sizes, recipe.run.seed, recipe.data.lanes, batch, recipe.data.shuffle_window
+        )  # fmt: skip
+        plan.check_world(world)
+        return Inputs(training, held_out, plan, file_settings, other_measure)
+
+    @property
+    def are_measured(self) -> bool:
+        """Whether the lengths of the training samples are known, measured with settings like the recipe's."""
+        return self.training.manifest.longest_tokens > 0 and not self.other_measure
+
+
+def say_what_does_nothing(recipe: Recipe, inputs: Inputs, total_steps: int) -> None:
+    """Warn of what the recipe or its data have to no effect."""
+    if inputs.other_measure and inputs.training.manifest.longest_tokens:
+        logger.warning(
+            "%s: its lengths were measured with %s and do not count; pack again to have them checked and rehearsed",
+            inputs.training.location, ", ".join(inputs.other_measure),
+        )  # fmt: skip
+    warmup, every = recipe.optim.warmup_steps, recipe.evaluation.every_steps
+    if warmup > total_steps:
+        logger.warning("optim.warmup_steps is %d, but the run has %d: optim.lr is never reached", warmup, total_steps)
+    if every and inputs.held_out is None:
+        logger.warning("evaluation.every_steps is %d, but data.eval_shards is null: nothing is evaluated", every)
+
+
+def say_where_latents_are_new(recipe: Recipe) -> None:
+    """Warn of a stage 2 that starts from weights of `model.path` that know no latents."""
+    if recipe.train.has_free_latents and not has_latent_tokens(recipe.model.path):
+        logger.warning(
+            "train.stage is 2, but %s has no latent tokens: it never learnt latents; set model.init_from to a run of "
+            "stage 1, or model.path to a model that was exported from one",
+            recipe.model.path,
+        )
+
+
+def _open(recipe: Recipe, location: str) -> ShardSet:
+    shards = open_dataset(location)
+    shards.check_trainable()
+    if recipe.selection.pool == "region" and not recipe.train.has_free_latents:
+        shards.check_regions()
+    return shards
+
+
+def _other_measure(recipe: Recipe, shards: ShardSet) -> tuple[str, ...]:
+    now, measured = recipe.flat(), shards.manifest.tokens_measured_with or {}
+    return tuple(f"{key} = {value} (here {now.get(key)})" for key, value in measured.items() if now.get(key) != value)

@@ -1,0 +1,90 @@
+"""What is checked before ranks meet, and what is said of settings that do nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ilvr_ds.config import Recipe, load_recipe
+from ilvr_ds.data.tokens import load_tokenizer
+from ilvr_ds.errors import UserError
+from ilvr_ds.training import run
+from ilvr_ds.training.inputs import Inputs, say_what_does_nothing, say_where_latents_are_new
+from tests.ranks import ROOT
+
+RECIPE = ROOT / "launch/recipes/demo.yaml"
+
+
+def recipe(demo: Path, *changes: str) -> Recipe:
+    data = (f"data.shards={demo / 'train'}", f"data.eval_shards={demo / 'held_out'}", f"model.path={demo / 'model'}")
+    return load_recipe(RECIPE, [*data, *changes])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("data.shards={tmp}", "expected a folder that `ilvr-ds pack` wrote"),
+        ("data.eval_shards={tmp}", "expected a folder that `ilvr-ds pack` wrote"),
+        ("data.max_tokens=50", "data.max_tokens is 50, but "),
+        ("data.lanes=3", "data.lanes: 3 does not divide the global batch"),
+        ("deepspeed.config=zero4", "deepspeed.config: no file 'zero4' .*; did you mean 'zero3'?"),
+    ],
+)
+def test_a_mistake_is_found_before_ranks_meet(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str, words: str
+) -> None:
+    """Catches one that is told after minutes of compiling."""
+
+    def met(*_: Any) -> None:
+        raise AssertionError("it compiles here")
+
+    monkeypatch.setattr(run, "init_process_group", met)
+    with pytest.raises(UserError, match=words):
+        run.train(recipe(demo_folder, change.format(tmp=tmp_path)), RECIPE)
+    with pytest.raises(AssertionError):
+        run.train(recipe(demo_folder), RECIPE)
+
+
+def test_lengths_measured_otherwise_do_not_count(demo_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wanted = recipe(demo_folder, "data.max_tokens=50", "model.latent_size=2")
+    inputs = Inputs.read(wanted, RECIPE, 1)
+    assert not inputs.are_measured and Inputs.read(recipe(demo_folder), RECIPE, 1).are_measured
+    say_what_does_nothing(wanted, inputs, 320)
+    [said] = caplog.messages
+    assert "its lengths were measured with model.latent_size = 4 (here 2) and do not count" in said
+
+
+def test_settings_that_do_nothing_are_named(demo_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for changes, total, words in (
+        (("optim.warmup_steps=7",), 7, []),
+        (("optim.warmup_steps=8",), 7, ["optim.warmup_steps is 8, but the run has 7: optim.lr is never reached"]),
+        (("evaluation.every_steps=5",), 320, []),
+        (
+            ("evaluation.every_steps=5", "data.eval_shards=null"),
+            320,
+            ["evaluation.every_steps is 5, but data.eval_shards is null: nothing is evaluated"],
+        ),
+    ):
+        caplog.clear()
+        wanted = recipe(demo_folder, *changes)
+        say_what_does_nothing(wanted, Inputs.read(wanted, RECIPE, 1), total)
+        assert caplog.messages == words
+
+
+def test_stage_2_on_a_base_that_knows_no_latents_is_said(
+    demo_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a run that feeds a model states which it never learnt to use."""
+    say_where_latents_are_new(recipe(demo_folder))
+    assert caplog.messages == [], "stage 1 teaches them"
+    free = recipe(demo_folder, "train.stage=2")
+    say_where_latents_are_new(free)
+    [said] = caplog.messages
+    assert said.startswith(f"train.stage is 2, but {demo_folder}/model has no latent tokens")
+    caplog.clear()
+    load_tokenizer(str(demo_folder / "model"))[0].save_pretrained(tmp_path)  # as an export has it
+    say_where_latents_are_new(replace(free, model=replace(free.model, path=str(tmp_path))))
+    assert caplog.messages == []

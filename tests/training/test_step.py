@@ -1,0 +1,48 @@
+"""What is logged of stage 1, from sums that are given."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ilvr_ds.config import LossConfig
+from ilvr_ds.training.step import StageOneStep
+
+SUMS = {
+    "ce": 6.0, "supervised": 3.0, "alignment": 1.0, "contrastive": 2.0, "slots": 4.0, "segments": 2.0, "entropy": 5.0,
+    "cosine_top1": 1.5, "right": 3.0, "answers": 4.0, "drift": 2.0, "weight": 8.0,
+    "ce/a": 4.0, "supervised/a": 1.0, "ce/b": 0.0, "supervised/b": 0.0,
+}  # fmt: skip
+
+
+def metrics(**changes: float) -> dict[str, float]:
+    weights = LossConfig(ce_weight=2.0, align_weight=3.0, contrastive_weight=0.5)
+    teacher = SimpleNamespace(shards=SimpleNamespace(momentum=0.9))
+    step: Any = SimpleNamespace(settings=weights, teacher=teacher, types=("a", "b"))
+    step.losses = lambda sums: StageOneStep.losses(step, sums)
+    return StageOneStep.metrics(step, SUMS | changes)
+
+
+def test_what_is_logged_is_the_mean_and_the_total_is_weighted() -> None:
+    """Catches a total that lacks a part, and a drift that is a square."""
+    assert metrics() == {
+        "loss/total": pytest.approx(2 * 2.0 + 3 * 0.25 + 0.5 * 0.5),
+        "loss/ce": 2.0,
+        "loss/alignment": 0.25,
+        "loss/contrastive": 0.5,
+        "loss/ce_by_type/a": 4.0,
+        "select/kept_per_segment": 2.0,
+        "select/entropy": 2.5,
+        "select/cosine_top1": 0.75,
+        "teacher/drift": 0.5,
+        "teacher/momentum": 0.9,
+        "train/answer_accuracy": 0.75,
+    }
+
+
+def test_where_nothing_was_seen_means_are_0_and_no_accuracy_is_said() -> None:
+    found = metrics(**dict.fromkeys(SUMS, 0.0))
+    assert found["loss/total"] == found["teacher/drift"] == 0.0
+    assert "train/answer_accuracy" not in found and "loss/ce_by_type/a" not in found
