@@ -113,8 +113,9 @@ def _resident(setup: Setup) -> dict[str, float]:
         text = setup.geometry.text
         in_layers = setup.trained if setup.lora_rank else text.layers * text.layer + text.hidden_size
         columns = setup.micro_batch_size * 256 * -(-setup.sample.tokens // 256)  # samples that are alike need no more
-        held = 4 * text.layers * text.kv_heads * text.head_dim * columns
-        terms["recorded latents"] = wide * (in_layers + held)  # sums of gradients; keys, values and theirs
+        held = 2 * text.layers * text.kv_heads * text.head_dim * columns  # keys and values
+        with_backward = in_layers + held  # sums of gradients, and those of keys and values
+        terms["recorded latents"] = wide * (held + with_backward * setup.has_whole_chain)
     terms["buckets of gradients"] = wide * zero.reduce_bucket * (2 if zero.overlaps and setup.world > 1 else 1)
     return terms
 
@@ -143,14 +144,14 @@ def _moments(setup: Setup) -> dict[str, float]:
     zero, wide, text = setup.zero, setup.itemsize, setup.geometry.text
     kept, again = activation_bytes(setup)
     tokens = setup.micro_tokens
-    activations = tokens * (text.layers * kept + (3 * wide + 4 + 2 * wide) * text.hidden_size)
+    activations = setup.passes * tokens * (text.layers * kept + (3 * wide + 4 + 2 * wide) * text.hidden_size)
     labels = min(setup.logits_chunk, setup.micro_batch_size * setup.sample.labels)
     logits = (wide + 8) * text.vocab_size * labels
     largest_gradient = 0 if setup.lora_rank else wide * max(text.embedding, text.layer)
     backward = max(logits, tokens * again + largest_gradient, wide * text.vocab_size * labels + largest_gradient)
     if setup.packed:  # the widest as it is multiplied
         backward += wide * text.hidden_size * text.intermediate_size
-    if not setup.has_teacher:  # stage 2: no gradient is whole before the last
+    if _is_late(setup):
         backward += wide * setup.trained
     student = max(activations + backward, _filling(setup, tokens * kept))
     window = setup.window_samples * setup.sample.tokens
@@ -161,6 +162,8 @@ def _moments(setup: Setup) -> dict[str, float]:
     if setup.itemsize < 4:  # beside their float32 copy; in float32 they are it
         step += _copied_gradients(setup)
     moments = {"student": student + _gathered(setup, setup.held), "optimizer": step}
+    if setup.latent_gradient is not None and not setup.has_whole_chain:
+        moments["own latents"] = _own_latents(setup) + _gathered(setup, setup.held)
     if setup.has_teacher:
         moments["teacher"] = running + QUERY_BUFFERS + _gathered(setup, _teacher(setup), is_teacher=True)
     vision = setup.micro_batch_size * setup.sample.patches * _vision_bytes(setup) if setup.has_tower else 0
@@ -169,6 +172,19 @@ def _moments(setup: Setup) -> dict[str, float]:
     elif setup.has_tower:
         moments["vision"] = vision
     return moments
+
+
+def _own_latents(setup: Setup) -> float:
+    """The rollout without gradients: keys and values, where no recording has them, and a layer at a time."""
+    text, wide = setup.geometry.text, setup.itemsize
+    held = 0 if setup.records_latents else 2 * text.layers * text.kv_heads * text.head_dim
+    running = 3 * text.intermediate_size + 4 * text.hidden_size
+    return wide * setup.micro_tokens * (held + running)
+
+
+def _is_late(setup: Setup) -> bool:
+    """No gradient is whole before the last: all layers are called again and again, from the first call to the last."""
+    return setup.has_whole_chain or setup.passes > 1
 
 
 def _copied_gradients(setup: Setup) -> float:
@@ -188,7 +204,7 @@ def _filling(setup: Setup, of_layer: float) -> float:
         return 0
     if text.is_tied and not setup.lora_rank:
         part += wide * text.embedding
-    if not setup.has_teacher:  # stage 2
+    if _is_late(setup):
         return part + wide * setup.trained
     behind = -(-setup.zero.reduce_bucket // text.layer)
     return part + max(0, text.layers - behind) * of_layer

@@ -24,7 +24,7 @@ from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import ShardSet, open_dataset
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
-from ilvr_ds.engine.initial import find_initial
+from ilvr_ds.engine.initial import find_initial, load_average
 from ilvr_ds.engine.networks import (
     Networks,
     build_networks,
@@ -47,7 +47,7 @@ from ilvr_ds.training.gaze import Gaze
 from ilvr_ds.training.held_out import HeldOut
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
-from ilvr_ds.training.stage2 import StageTwoStep
+from ilvr_ds.training.stage2 import StageTwoStep, TaughtStageTwoStep
 from ilvr_ds.training.step import StageOneStep, TrainingStep
 from ilvr_ds.training.trainer import Parts
 
@@ -152,7 +152,7 @@ def build_step(
     initial: Path | None = None,
     types: tuple[str, ...] = (),
 ) -> tuple[TrainingStep, Networks]:
-    """Student, tower (or what stands for it) and, in stage 1, teacher, ready to compute optimizer steps (collective).
+    """Student, tower (or what stands for it) and teacher, if any, ready to compute optimizer steps (collective).
 
     initial: the checkpoint whose weights the student starts from, where it is not `model.path`. types: the kinds of
     task by which losses are split.
@@ -176,10 +176,15 @@ def build_step(
     shards = MomentumShards(
         networks.teacher_shards(), networks.student_shards(), recipe.teacher.momentum, dist.device()
     )
+    if initial is not None and recipe.train.has_free_latents:
+        load_average(initial, networks.trained, shards)
     teacher = MomentumTeacher(
         networks.teacher, shards, networks.student_shards, recipe.selection, recipe.model.latent_size
     )
-    return StageOneStep(networks.student, networks.vision, teacher, recipe.loss, types), networks
+    if not recipe.train.has_free_latents:
+        return StageOneStep(networks.student, networks.vision, teacher, recipe.loss, types), networks
+    size = recipe.model.latent_size
+    return TaughtStageTwoStep(networks.student, networks.vision, teacher, recipe.loss, types, size), networks
 
 
 def _check_lengths(recipe: Recipe, shards: ShardSet) -> bool:

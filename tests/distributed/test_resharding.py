@@ -100,6 +100,7 @@ def test_a_run_goes_on_under_zero3(
         ["model.lora_rank=4", "model.lora_base=nf4"],
         ["model.lora_rank=4", f"deepspeed.config={ZERO1}"],
         ["train.stage=2", f"deepspeed.config={ZERO2}"],
+        ["train.stage=2", "loss.align_weight=0", "loss.contrastive_weight=0", "train.latent_gradient=full"],
     ],
 )
 def test_so_do_adapters_and_stage_2(tmp_path: Path, demo_folder: Path, changes: list[str]) -> None:
