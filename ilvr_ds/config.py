@@ -262,7 +262,7 @@ class TrackingConfig:
     """Log metrics every so many optimizer steps."""
     pictures_every_steps: int = 500
     """Draw pictures every so many optimizer steps, and at the start and the end; 0: at start and end only. They lie in
-    the run's folder `pictures` and in MLflow: the curves, where latents look and, in stage 1, what is selected."""
+    the run's folder `pictures` and in MLflow: the curves, where latents look and, with a teacher, what is selected."""
     picture_samples: int = 3
     """So many samples of `data.eval_shards` (without it `data.shards`) are drawn, always the same; 0: no pictures."""
 

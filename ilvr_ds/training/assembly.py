@@ -300,7 +300,7 @@ def _pictures(
     if not count:
         return Pictures(tracker, recipe.run_dir)
     numbers = np.sort(np.random.default_rng(0).choice(len(shards), count, replace=False))  # the same in every run
-    encoding = replace(encoding, encoder=encoding.encoder.seeing_helpers())  # in stage 2 no step reads them
+    encoding = replace(encoding, encoder=encoding.encoder.seeing_helpers())  # without a teacher no step reads them
     dataset = build_dataset(recipe, encoding, shards, lambda _: [numbers], step.types, source.features)
     return Pictures(tracker, recipe.run_dir, Gaze(dataset, numbers, step))
 

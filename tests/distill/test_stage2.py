@@ -22,6 +22,7 @@ from ilvr_ds.model.student import load_config, prepare_student, vision_layout
 from tests.distill.test_stage1 import targets_of
 from tests.golden_set import GoldenSet, golden_set, replace
 from tests.model.recompute import recompute
+from tests.model.test_latent_pass import GPU
 from tests.model.test_rollout import model_of
 
 Gradient = Literal["full", "detached"] | int
@@ -184,23 +185,27 @@ def test_the_cases_differ(expected: dict[str, Any]) -> None:
         assert all(differ) or name == "lm_head.weight", name  # of which no path comes from a latent
 
 
+@pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("kind", ["full", "selective"])
 @pytest.mark.parametrize("is_recorded", [False, True], ids=["called", "recorded"])
 @pytest.mark.parametrize("gradient", ["detached", 1])
 def test_checkpointing_and_recording_change_nothing(
-    golden: GoldenSet, gradient: Gradient, is_recorded: bool, kind: Literal["full", "selective"]
+    golden: GoldenSet, gradient: Gradient, is_recorded: bool, kind: Literal["full", "selective"], device: str
 ) -> None:
     """Catches layers that drop their cache because they are checkpointed, and a backward on the rollout's attention."""
+    on = torch.device(device)
     results = []
     for checkpointing in ("none", kind):
         model = model_of(golden)
         prepare_student(model, replace(golden.model, activation_checkpointing=checkpointing))
+        model.to(on)
         window = window_of(golden, "left")
         features = features_of(window, model)
         recorded = is_recorded and checkpointing == kind
         stage = StageTwo(model, SETTINGS, 0, K, gradient, has_recorded_latents=recorded).train()
         targets = targets_of(window, features, K).of(window.micro_batches[0])
-        sums = stage(window.micro_batches[0], features, targets)
+        targets = replace(targets, **{name: value.to(on) for name, value in vars(targets).items()})
+        sums = stage(window.micro_batches[0].to(on), features.to(on), targets)
         results.append((float(sums["ce"].detach()), grads_of(model, total(sums))))
     (plain, plain_grads), (loss, grads) = results
     assert loss == pytest.approx(plain, rel=1e-12)
