@@ -19,9 +19,9 @@ from ilvr_ds.training.assembly import assemble
 from ilvr_ds.training.trainer import Parts
 
 
-def views(demo: str) -> list[SampleView]:
-    """What the gaze of stage 1 sees."""
-    parts = _assemble("launch/recipes/demo.yaml", demo, [])
+def views(demo: str, recipe: str, changes: list[str]) -> list[SampleView]:
+    """What the gaze of a run with a teacher sees."""
+    parts = _assemble(recipe, demo, changes)
     assert parts.pictures.gaze is not None
     found = parts.pictures.gaze()
     parts.tracker.close("KILLED", timeout_s=0)

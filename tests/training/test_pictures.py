@@ -81,9 +81,12 @@ def test_the_recipe_refuses_more_samples_than_can_be_looked_at() -> None:
         load_recipe(RECIPE, ["tracking.picture_samples=17"])
 
 
-def test_views_hold_the_teachers_choice(demo_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [1, 2])
+def test_views_hold_the_teachers_choice(demo_folder: Path, tmp_path: Path, stage: int) -> None:
     """Catches maps whose cells are not those of the candidates: the best cosine is the first selected patch."""
-    views = run_ranks("tests.training.looking:views", 1, tmp_path, demo=str(demo_folder))[0]
+    recipe, changes = (RECIPE, []) if stage == 1 else ("launch/recipes/demo-stage2.yaml", ["model.init_from=null"])
+    arguments = {"demo": str(demo_folder), "recipe": recipe, "changes": changes}
+    views = run_ranks("tests.training.looking:views", 1, tmp_path, **arguments)[0]
     assert len(views) == 3
     for view in views:
         assert view.segments and view.question
