@@ -96,7 +96,7 @@ def test_ranks_stay_in_step(padding_side: str, checkpointing: bool, tmp_path: Pa
 )
 def test_layout_does_not_matter_with_a_teacher(zero: dict[str, Any], gradient: str | int, tmp_path: Path) -> None:
     """2 ranks x accumulation 2 is 1 rank x 8: catches wrong counts of slots, and noise tied to layout."""
-    settings = {"zero": zero, "stage": 2, "latent_gradient": gradient}
+    settings = {"steps": 3, "zero": zero, "stage": 2, "latent_gradient": gradient}
     two = weights_after(tmp_path, [[[2, 2]], [[1, 3]]], **settings)
     check_same(weights_after(tmp_path, [[[8]]], **settings), two)
 
@@ -114,11 +114,11 @@ def test_ranks_stay_in_step_with_a_teacher(
     gradient: str | int, rows: str, zero: dict[str, Any], checkpointing: str, tmp_path: Path
 ) -> None:
     """The same with targets, to ranks without any."""
-    arguments = {"steps": 12, "rows": rows, "negatives": "world", "zero": zero, "checkpointing": checkpointing}
+    arguments = {"steps": 6, "rows": rows, "negatives": "world", "zero": zero, "checkpointing": checkpointing}
     ranks = run_ranks(
         "tests.distributed.workers:mixed_batches", 2, tmp_path, stage=2, latent_gradient=gradient, **arguments
     )
-    check_mixed(ranks, 12)
+    check_mixed(ranks, 6)
 
 
 RUN = "tests.distributed.workers_run:train"
