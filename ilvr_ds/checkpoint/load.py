@@ -186,7 +186,8 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
             f"{path}: made without a teacher; go on with loss.align_weight=0 and loss.contrastive_weight=0 (and, if "
             "it is older than that key, train.latent_gradient=full), or name it in model.init_from of another run.name"
         )
-    before: dict[str, Any] = {"model.lora_base": "full", "train.latent_gradient": "full"}  # from before they were keys
+    before: dict[str, Any] = {"model.lora_base": "full"}  # checkpoints from before it was a key
+    before["train.latent_gradient"] = "full" if recipe.train.has_free_latents else recipe.train.latent_gradient
     before |= {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
     changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
     for key in changed:
