@@ -63,7 +63,8 @@ class DataConfig:
     max_image_pixels: int = 1_003_520
     """Images above this many pixels are scaled down (1,280 merged patches of 28x28)."""
     packing: bool = True
-    """Lay the samples of a micro-batch end to end in one row, so that nothing is padded. Stage 2 cannot."""
+    """Lay the samples of a micro-batch end to end in one row, so that nothing is padded. Stage 2 cannot where
+    `train.latent_gradient` is full."""
     padding_side: Literal["right", "left"] = "right"
     """Without packing, the side on which short sequences are padded; right needs no attention mask and is faster."""
     blank_images: bool = False
@@ -86,7 +87,8 @@ class ModelConfig:
     """Draw random weights from the configuration at `path` instead of reading them (benchmarks)."""
     init_from: str | None = None
     """A checkpoint of another run, or the folder of a run (its newest checkpoint): the language model starts from
-    these weights; `path` still says configuration, tokenizer and vision tower. Any number of ranks, any ZeRO stage."""
+    these weights, and in stage 2 the teacher from the average there; `path` still says configuration, tokenizer and
+    vision tower. Any number of ranks, any ZeRO stage."""
     latent_size: int = 8
     """Latent slots of a segment (K)."""
     attention: Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = "auto"
@@ -96,8 +98,8 @@ class ModelConfig:
     """Norms, gated activations and rotations on a GPU in 16 bit. auto: norms by PyTorch's fused kernel, the others by
     liger-kernel where it is installed; liger: the same, but the package must be there; stock: transformers' own."""
     activation_checkpointing: Literal["none", "full", "selective"] = "none"
-    """What the backward computes again to save memory. full: each decoder layer, a third more work; selective (in
-    stage 1): all but attention and matrix products, which saves a third (of
+    """What the backward computes again to save memory. full: each decoder layer, a third more work; selective (not with
+    stage 2's `train.latent_gradient: full`): all but attention and matrix products, which saves a third (of
     stock layers half). true and false stand for full and none."""
     cuda_graphs: Literal["auto", "none"] = "auto"
     """Stage 2: the pass of a latent slot is recorded as CUDA graphs and replayed; auto: on a GPU, where each holds all
@@ -206,8 +208,12 @@ class TrainConfig:
 
     stage: Literal[1, 2] = 1
     """Training stage of the method. 1: teacher forcing with features that a momentum teacher selects; 2: latents are
-    the student's own hidden states, and the cross-entropy alone is learnt from: `teacher`, `selection`, `loss` and the
-    helper images have no part in it."""
+    the student's own hidden states, held to the teacher's features by the same losses. Where `loss.align_weight` and
+    `loss.contrastive_weight` are both 0, stage 2 has no teacher and reads no helper images."""
+    latent_gradient: Literal["full", "detached"] | int = "detached"
+    """Stage 2: how far gradients go back through the latents that the student feeds itself. detached: not at all, each
+    latent learns from its own target and as context of what follows; N: along at most N latents one after the other, at
+    the cost of a pass more for each; full: through the whole chain, as published, where they can explode."""
     epochs: int = 1
     """Passes over the data."""
     max_steps: int = 0
@@ -233,6 +239,11 @@ class TrainConfig:
     def has_free_latents(self) -> bool:
         """Latents are the student's own, not given: stage 2."""
         return self.stage == 2
+
+    @property
+    def has_whole_chain(self) -> bool:
+        """Gradients go through all of the student's own latents: these and the texts are one rollout."""
+        return self.has_free_latents and self.latent_gradient == "full"
 
 
 @dataclass(frozen=True)
@@ -276,7 +287,7 @@ class TrackingConfig:
     """Log metrics every so many optimizer steps."""
     pictures_every_steps: int = 500
     """Draw pictures every so many optimizer steps, and at the start and the end; 0: at start and end only. They lie in
-    the run's folder `pictures` and in MLflow: the curves, where latents look and, in stage 1, what is selected."""
+    the run's folder `pictures` and in MLflow: the curves, where latents look and, with a teacher, what is selected."""
     picture_samples: int = 3
     """So many samples of `data.eval_shards` (without it `data.shards`) are drawn, always the same; 0: no pictures."""
 
@@ -309,8 +320,13 @@ class Recipe:
 
     @property
     def packs(self) -> bool:
-        """Samples lie end to end in one row: asked for, and not stage 2, whose rollout has rows of its own."""
-        return self.data.packing and not self.train.has_free_latents
+        """Samples lie end to end in one row: asked for, and no rollout with gradients, which has rows of its own."""
+        return self.data.packing and not self.train.has_whole_chain
+
+    @property
+    def has_teacher(self) -> bool:
+        """A teacher selects targets: in stage 1, and in stage 2 where a loss asks for them."""
+        return not self.train.has_free_latents or self.loss.align_weight > 0 or self.loss.contrastive_weight > 0
 
     @property
     def run_dir(self) -> Path:
@@ -364,6 +380,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "optim.max_grad_norm": (0.0, 1e9),
     "train.epochs": (1, 2**20),
     "train.max_steps": (0, 2**31),
+    "train.latent_gradient": (1, 2**16),
     "train.micro_batch_size": (1, 2**16),
     "train.grad_accum_steps": (1, 2**16),
     "train.micro_batch_tokens": (0, 2**24),
@@ -457,9 +474,11 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
             f"{where}: selection.pool_min is {selection.pool_min}, but a pool holds at most {limit}; lower it"
         )
     if recipe.train.micro_batch_tokens and not recipe.packs:
-        why = "stage 2 has rows of its own" if recipe.train.has_free_latents else "data.packing is false"
+        why = "data.packing is false"
+        if recipe.train.has_whole_chain:
+            why = "stage 2 with train.latent_gradient full has rows of its own"
         raise UserError(f"{where}: train.micro_batch_tokens fills packed rows, but {why}; set it to 0")
-    if recipe.model.attention == "varlen" and not recipe.packs and not recipe.train.has_free_latents:
+    if recipe.model.attention == "varlen" and not recipe.packs and not recipe.train.has_whole_chain:
         raise UserError(f"{where}: model.attention is varlen, but data.packing is false; valid: auto, sdpa")
     for name in recipe.model.lora_targets:
         if name not in ModelConfig.lora_targets:
@@ -469,14 +488,15 @@ def _check_combinations(recipe: Recipe, where: str) -> None:
         raise UserError(
             f"{where}: model.lora_base is {recipe.model.lora_base}, but all weights are trained; set model.lora_rank"
         )
-    if recipe.train.has_free_latents and recipe.model.activation_checkpointing == "selective":
+    if recipe.train.has_whole_chain and recipe.model.activation_checkpointing == "selective":
         raise UserError(
-            f"{where}: model.activation_checkpointing is selective, which stage 2 does not have; valid: none, full"
+            f"{where}: model.activation_checkpointing is selective, which stage 2 with train.latent_gradient full does "
+            "not have; valid: none, full"
         )
-    if recipe.train.has_free_latents and recipe.model.attention not in ("auto", "sdpa"):
+    if recipe.train.has_whole_chain and recipe.model.attention not in ("auto", "sdpa"):
         raise UserError(
-            f"{where}: model.attention is {recipe.model.attention}, but stage 2 computes on PyTorch's SDPA; "
-            "valid: auto, sdpa"
+            f"{where}: model.attention is {recipe.model.attention}, but stage 2 with train.latent_gradient full "
+            "computes on PyTorch's SDPA; valid: auto, sdpa"
         )
 
 
@@ -500,9 +520,12 @@ def _convert(item: _Value, kind: Any, key: str) -> Any:
     if isinstance(value, bool):
         value = _BOOL_STANDS_FOR.get((key, value), value)
     options = typing.get_args(kind)
-    if typing.get_origin(kind) is Literal:
-        if value not in options or isinstance(value, bool):
-            names = [str(option) for option in options]
+    words = next((option for option in (kind, *options) if typing.get_origin(option) is Literal), None)
+    is_count = int in options and type(value) is int
+    if words is not None and not is_count:
+        known = typing.get_args(words)
+        if value not in known or isinstance(value, bool):
+            names = [str(word) for word in known] + ["an integer"] * (int in options)
             hint = nearest(value, names) if isinstance(value, str) else ""
             hint = hint if "did you mean" in hint else ""
             raise UserError(f"{item.where}: {key} is {value!r}; valid: {', '.join(names)}{hint}")
@@ -511,6 +534,8 @@ def _convert(item: _Value, kind: Any, key: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
             raise UserError(f"{item.where}: {key} is {value!r}; expected a list of strings")
         return tuple(value)
+    if is_count:
+        kind = int
     if type(None) in options:
         if value is None:
             return None

@@ -41,7 +41,7 @@ def golden_recipe(golden: GoldenSet, **changes: Any) -> Recipe:
 
 @dataclasses.dataclass
 class SmallRun:
-    """A student, a teacher (in stage 1) and a step around golden samples."""
+    """A student, a teacher (where there is one) and a step around golden samples."""
 
     golden: GoldenSet
     recipe: Recipe
@@ -70,7 +70,7 @@ class SmallRun:
         """Encoded samples as this rank's window of the recipe's stage, in micro-batches of these sizes."""
         is_free = self.recipe.train.has_free_latents
         collator = self.golden.collator("packed" if self.recipe.packs else self.recipe.data.padding_side, is_free)
-        seen = [without_helpers(s) if is_free else s for s in samples]
+        seen = samples if self.recipe.has_teacher else [without_helpers(s) for s in samples]
         return collator(seen, numbers, sizes).to(dist.device())
 
     def train(self, window: Window, step: int) -> float:

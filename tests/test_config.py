@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import ilvr_ds.config
 from ilvr_ds import shipped
@@ -155,8 +156,8 @@ def test_weights_that_are_all_zero_are_refused(load: Load) -> None:
     ("lines", "words"),
     [
         (
-            "train: {stage: 2, micro_batch_tokens: 512}",
-            "fills packed rows, but stage 2 has rows of its own; set it to 0",
+            "train: {stage: 2, latent_gradient: full, micro_batch_tokens: 512}",
+            "fills packed rows, but stage 2 with train.latent_gradient full has rows of its own; set it to 0",
         ),
         (
             "data: {shards: s, packing: false}\ntrain: {micro_batch_tokens: 512}",
@@ -166,8 +167,14 @@ def test_weights_that_are_all_zero_are_refused(load: Load) -> None:
             "data: {shards: s, packing: false}\nmodel: {path: m, attention: varlen}",
             "attention is varlen, but data.packing",
         ),
-        ("train: {stage: 2}\nmodel: {path: m, attention: varlen}", "is varlen, but stage 2 computes on PyTorch's SDPA"),
-        ("train: {stage: 2}\nmodel: {path: m, attention: flash_attention_2}", "stage 2 computes on PyTorch's SDPA"),
+        (
+            "train: {stage: 2, latent_gradient: full}\nmodel: {path: m, attention: varlen}",
+            "is varlen, but stage 2 with train.latent_gradient full computes on PyTorch's SDPA",
+        ),
+        (
+            "train: {stage: 2, latent_gradient: full}\nmodel: {path: m, attention: flash_attention_2}",
+            "stage 2 with train.latent_gradient full computes on PyTorch's SDPA",
+        ),
     ],
 )
 def test_what_needs_packed_rows_says_so(load: Load, lines: str, words: str) -> None:
@@ -180,14 +187,42 @@ def test_what_needs_packed_rows_says_so(load: Load, lines: str, words: str) -> N
 @pytest.mark.parametrize("name", ["comt_3b", "comt_7b", "authors_7b"])
 def test_a_stage_1_recipe_becomes_one_of_stage_2_as_the_readme_says(name: str) -> None:
     root = Path(__file__).parent.parent
-    settings = re.search(r"^train: \{stage: 2, (\w+): (\w+)\}", (root / "README.md").read_text(), re.MULTILINE)
-    assert settings
-    changes = ["train.stage=2", f"train.{settings[1]}={settings[2]}"]
-    assert load_recipe(root / f"launch/recipes/{name}.yaml", changes).train.has_free_latents
+    text = (root / "README.md").read_text().split("## Stage 2")[1].split("\n## ")[0]
+    ours, published = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
+    for settings in (ours, ours | published):
+        changes = [f"{section}.{key}={value}" for section, keys in settings.items() for key, value in keys.items()]
+        recipe = load_recipe(root / f"launch/recipes/{name}.yaml", changes)
+        assert recipe.train.has_free_latents
+        assert recipe.has_teacher == recipe.packs == (settings is ours)
 
 
-def test_stage_2_does_not_pack(load: Load) -> None:
-    assert load().packs and not load("train: {stage: 2}").packs and not load("", "data.packing=false").packs
+def test_stage_2_packs_but_for_a_rollout_with_gradients(load: Load) -> None:
+    assert load().packs and not load("", "data.packing=false").packs
+    for gradient, packs in (("detached", True), ("3", True), ("full", False)):
+        assert load("train: {stage: 2}", f"train.latent_gradient={gradient}").packs == packs
+
+
+def test_stage_2_has_a_teacher_where_a_loss_asks_for_one(load: Load) -> None:
+    """Stage 1 always has: its student reads what the teacher selects."""
+    free = load("train: {stage: 2}")
+    assert free.has_teacher and free.train.latent_gradient == "detached"
+    none = ["loss.align_weight=0", "loss.contrastive_weight=0"]
+    assert load("", *none).has_teacher and not load("train: {stage: 2}", *none).has_teacher
+    assert load("train: {stage: 2}", none[0]).has_teacher and load("train: {stage: 2}", none[1]).has_teacher
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("0", "train.latent_gradient is 0; expected a value from 1 to"),
+        ("fulll", "is 'fulll'; valid: full, detached, an integer; did you mean 'full'?"),
+        ("true", "is True; valid: full, detached, an integer"),
+        ("1.5", "is 1.5; valid: full, detached, an integer"),
+    ],
+)
+def test_a_latent_gradient_is_a_word_or_a_count(load: Load, value: str, words: str) -> None:
+    assert words in mistake(load, "", f"train.latent_gradient={value}")
+    assert load("", "train.latent_gradient=7").train.latent_gradient == 7
 
 
 @pytest.mark.parametrize(
@@ -333,6 +368,8 @@ def test_a_pool_and_what_ranks_in_it_fit_together(load: Load, overrides: list[st
     assert words in mistake(load, "", *overrides)
 
 
-def test_stage_2_has_no_selective_checkpointing(load: Load) -> None:
-    said = mistake(load, "", "train.stage=2", "model.activation_checkpointing=selective")
-    assert said.endswith("selective, which stage 2 does not have; valid: none, full")
+def test_a_rollout_with_gradients_has_no_selective_checkpointing(load: Load) -> None:
+    changes = ["train.stage=2", "model.activation_checkpointing=selective"]
+    said = mistake(load, "", *changes, "train.latent_gradient=full")
+    assert said.endswith("selective, which stage 2 with train.latent_gradient full does not have; valid: none, full")
+    assert load("", *changes).model.activation_checkpointing == "selective"

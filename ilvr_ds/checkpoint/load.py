@@ -129,7 +129,13 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
     _check_batch(path, recipe, state["loader"]["samples per step"])
     check_base_is_the_same(path, state["recipe"]["model"], recipe)
     now = recipe.flat()
-    before = {"model.lora_base": "full", "train.gradient_precision": "model"}  # checkpoints from before they were keys
+    if recipe.train.has_free_latents and recipe.has_teacher and teacher_file(0) not in state["files"]:
+        raise UserError(
+            f"{path}: made without a teacher; go on with loss.align_weight=0 and loss.contrastive_weight=0 (and, if "
+            "it is older than that key, train.latent_gradient=full), or name it in model.init_from of another run.name"
+        )
+    before: dict[str, Any] = {"model.lora_base": "full", "train.gradient_precision": "model"}  # before they were keys
+    before["train.latent_gradient"] = "full" if recipe.train.has_free_latents else recipe.train.latent_gradient
     before |= {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
     changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
     for key in changed:

@@ -58,7 +58,7 @@ def load_resharded(path: Path, student: Any, names: list[str], teacher: Momentum
     """`load_checkpoint` for a checkpoint that `reshard` converted; deletes the converted form (collective)."""
     ranks = saved_state(path)["world_size"]
     sizes = [shard.numel() for shard in teacher.published] if teacher else []
-    slices = _teacher_slices(path, names, sizes, ranks) if teacher else []
+    slices = teacher_slices(path, names, sizes, ranks) if teacher else []
     state = load_checkpoint(path, student, names, teacher, slices)
     _own_step_counters(student.optimizer.optimizer)
     _load_frozen(path, student.module)
@@ -140,7 +140,7 @@ def _own_step_counters(optimizer: torch.optim.Optimizer) -> None:
             state["step"] = state["step"].to(device, copy=True)
 
 
-def _teacher_slices(path: Path, names: list[str], sizes: list[int], ranks: int) -> list[Tensor]:
+def teacher_slices(path: Path, names: list[str], sizes: list[int], ranks: int) -> list[Tensor]:
     """This rank's slices, of `sizes` elements, of the averages that `ranks` ranks saved below `path`.
 
     Slices are cut evenly and padded at the end, then and now; what stands in the padding does not matter.

@@ -78,6 +78,7 @@ class Collator:
             for group in groups
         )
         real = sum(len(s.input_ids) for s in samples)
+        computed = [m.rollout if m.rollout and self.rows != "packed" else m.tokens for m in micro_batches]
         return Window(
             images=images,
             tokens=everyone,
@@ -87,7 +88,7 @@ class Collator:
             supervised=torch.tensor([sum(len(m.label_ids) for m in micro_batches)]),
             features=features,
             num_tokens=real,
-            num_padding=sum((m.rollout or m.tokens).real.numel() for m in micro_batches) - real,
+            num_padding=sum(columns.real.numel() for columns in computed) - real,
         )
 
     def _images(
@@ -175,7 +176,7 @@ class Collator:
         numbers: Int64,
         starts: list[tuple[Int64, Int64]],
     ) -> MicroBatch:
-        (_, width), base = self._lay(samples)
+        shape, base = self._lay(samples)
         supervised = [np.flatnonzero(s.labels != IGNORE) for s in samples]
         label_starts = np.cumsum([0, *map(len, supervised)])
         answers = [label_starts[b] + _inside(at, *samples[b].answer) for b, at in enumerate(supervised)]
@@ -201,7 +202,7 @@ class Collator:
             answer_rows=_join(answers),
             answer_samples=_join([np.full(len(rows), b) for b, rows in enumerate(answers)]),
             has_answer=torch.tensor([len(rows) > 0 for rows in answers]),
-            rollout=lay_out(samples, base, width, self.latent_size) if self.free_latents else None,
+            rollout=lay_out(samples, base, shape, self.latent_size) if self.free_latents else None,
             groups=tuple(s.group for s in samples),
             ids=tuple(s.id for s in samples),
         )

@@ -9,10 +9,11 @@ from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import RolloutLayout
 
 
-def lay_out(samples: list[EncodedSample], base: list[int], width: int, latent_size: int) -> RolloutLayout:
+def lay_out(samples: list[EncodedSample], base: list[int], shape: tuple[int, int], latent_size: int) -> RolloutLayout:
     """The layout of one micro-batch.
 
-    base: flat position of each sample's first token in rows of `width` tokens, on whichever side they are padded.
+    base: flat position of each sample's first token in rows of tokens of this shape: a row each, padded on whichever
+    side, or one row for all.
     """
     rounds = max(len(s.segments) for s in samples)
     bounds = [_chunk_bounds(s, latent_size) for s in samples]
@@ -20,7 +21,7 @@ def lay_out(samples: list[EncodedSample], base: list[int], width: int, latent_si
     starts = np.cumsum([0, *(c + latent_size for c in chunks)])
     B, U = len(samples), int(starts[-1]) - latent_size
     source, real = np.zeros((B, U), dtype=np.int64), np.zeros((B, U), dtype=bool)
-    place = np.zeros((B, width), dtype=np.int64)
+    place = np.zeros(shape[0] * shape[1], dtype=np.int64)
     openings = np.zeros((rounds, B), dtype=np.int64)
     for b, sample in enumerate(samples):
         columns = np.concatenate(
@@ -32,14 +33,19 @@ def lay_out(samples: list[EncodedSample], base: list[int], width: int, latent_si
         tokens = np.arange(len(sample.input_ids))
         source[b, columns] = base[b] + tokens
         real[b, columns] = True
-        place[b, base[b] - b * width + tokens] = columns
+        place[base[b] + tokens] = columns
         for m in range(len(sample.segments)):
             openings[m, b] = bounds[b][m][1] - bounds[b][m][0] - 1
+    segments = [(m, b) for b, sample in enumerate(samples) for m in range(len(sample.segments))]
+    pads = [base[b] + int(samples[b].segments[m]) + np.arange(latent_size) for m, b in segments]
     return RolloutLayout(
         source=torch.from_numpy(source),
         real=torch.from_numpy(real),
-        place=torch.from_numpy(place),
+        place=torch.from_numpy(place.reshape(shape)),
         openings=torch.from_numpy(openings),
+        turns=torch.tensor([m for m, _ in segments], dtype=torch.int64),
+        rows=torch.tensor([b for _, b in segments], dtype=torch.int64),
+        slots=torch.from_numpy(np.array(pads, dtype=np.int64).reshape(-1, latent_size)),
         chunks=tuple(chunks),
     )
 

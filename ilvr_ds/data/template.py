@@ -59,7 +59,7 @@ class SampleEncoder:
     """Turns samples into EncodedSamples with one tokenizer, one image encoder and one latent size.
 
     Picklable, without random numbers: the same sample always gives the same numbers. `with_helpers`: helper images
-    are encoded too (stage 2 does not look at them). `with_pixels`: images are decoded to patches; else only their
+    are encoded too (only a teacher looks at them). `with_pixels`: images are decoded to patches; else only their
     headers are read, for their sizes (features are stored).
     """
 

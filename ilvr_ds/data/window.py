@@ -177,11 +177,12 @@ class QueryContext(TensorTree):
 
 @dataclass(frozen=True)
 class RolloutLayout(TensorTree):
-    """A micro-batch with its rows aligned by segment, for latents that the student makes itself (stage 2).
+    """A micro-batch with its samples aligned by segment, for latents that the student makes itself (stage 2).
 
     The U columns are chunk 0, K latent slots, chunk 1, K latent slots, ..., the last chunk. Chunk m of a row holds its
     tokens from the end of its segment m-1 up to and including the latent_start of its segment m, or up to its end; a
-    row without segment m has empty columns there, behind the tokens of its chunk.
+    row without segment m has empty columns there, behind the tokens of its chunk. X counts all segments, whether helper
+    images are read or not.
     """
 
     source: torch.Tensor
@@ -189,9 +190,15 @@ class RolloutLayout(TensorTree):
     real: torch.Tensor
     """[B, U] bool: False in empty columns"""
     place: torch.Tensor
-    """[B, T] int64 column of each token; 0 on padding"""
+    """[R, T] int64 column of each token; 0 on padding"""
     openings: torch.Tensor
     """[rounds, B] int64 place of latent_start within chunk m; 0 for rows without segment m"""
+    turns: torch.Tensor
+    """[X] int64 number of each segment in its sample"""
+    rows: torch.Tensor
+    """[X] int64 its row of the layout"""
+    slots: torch.Tensor
+    """[X, K] int64 flat positions of its latent pads"""
     chunks: tuple[int, ...] = ()
     """Columns of each chunk: one more than there are rounds of latents."""
 
@@ -204,10 +211,10 @@ class RolloutLayout(TensorTree):
         """The same with empty rounds behind, so that ranks with other samples make the same number of calls."""
         more = rounds - self.rounds
         columns = more * (latent_size + 1)
-        return RolloutLayout(
+        return replace(
+            self,
             source=pad(self.source, (0, columns)),
             real=pad(self.real, (0, columns)),
-            place=self.place,
             openings=pad(self.openings, (0, 0, 0, more)),
             chunks=self.chunks + (1,) * more,
         )
@@ -245,7 +252,7 @@ class MicroBatch(TensorTree):
     has_answer: torch.Tensor
     """[B] bool"""
     rollout: RolloutLayout | None = None
-    """Stage 2 only; M is 0 above there, unless helper images are read to look at them."""
+    """Stage 2 only; M is 0 above there unless helper images are read, for a teacher or to look at them."""
     groups: tuple[str, ...] = ()
     """Kind of task of each sample."""
     ids: tuple[str, ...] = ()

@@ -1,6 +1,6 @@
 """Stage 1: the student reads the selected features as latents and learns the text and to foresee the features.
 
-Letters: B samples of the micro-batch, T tokens, L supervised tokens, M segments, K latent slots, S = M * K slots, D.
+Letters: R rows of T tokens, L supervised tokens, M segments, K latent slots, S = M * K slots, D.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ class Negatives:
     """[N', D]"""
 
 
-class StageOne(nn.Module):
-    """The student's network with its losses: the root module of its engine.
+class Student(nn.Module):
+    """The student's network with the losses of both stages: the root module of its engine.
 
-    Losses are sums; the caller divides by the counts of the whole optimizer step on all ranks. Every call makes the
-    same module calls whatever the samples hold, so that ZeRO-3 stays in step on all ranks.
+    Losses are sums; the caller divides by the counts of the whole optimizer step on all ranks.
     """
 
     def __init__(self, model: Any, settings: LossConfig, seed: int, sums_in_fp32: bool = True) -> None:
@@ -43,31 +42,30 @@ class StageOne(nn.Module):
         self.settings = settings
         self.seed = seed
 
-    def forward(
-        self, micro: MicroBatch, features: Tensor, targets: Targets, step: int, foreign: Negatives | None = None
+    def _sums(
+        self, hidden: Tensor, micro: MicroBatch, targets: Targets | None, step: int, foreign: Negatives | None
     ) -> dict[str, Tensor]:
-        """Loss sums of one micro-batch: alignment, contrastive and text_sums; and prediction [M, K, D], detached.
+        """Loss sums of one micro-batch: text_sums and, with targets, alignment and contrastive; and prediction
+        [M, K, D], detached, of the segments that it counts.
 
-        features [F, D]: merged image features of the window. step: optimizer step, a part of the noise's counter.
+        hidden [R, T, D]: last hidden state. step: optimizer step, a part of the noise's counter.
         """
-        hidden = self.hidden(micro, features, targets).flatten(0, 1)
+        hidden = hidden.flatten(0, 1)
         losses, best = self.model.lm_head(hidden[micro.label_rows], micro.label_ids, self.settings.logits_chunk)
         prediction = hidden[micro.latent_slots.flatten() - 1]
-        alignment, contrastive = self._feature_losses(micro, prediction, targets, step, foreign)
-        return {
-            "alignment": alignment.sum(),
-            "contrastive": contrastive.sum(),
+        sums = {
             "prediction": prediction.detach().view(*micro.latent_slots.shape, hidden.shape[1]),
             **text_sums(losses, best, micro),
         }
+        if targets is not None:
+            alignment, contrastive = self._feature_losses(micro, prediction, targets, step, foreign)
+            sums |= {"alignment": alignment.sum(), "contrastive": contrastive.sum()}
+        return sums
 
-    def hidden(self, micro: MicroBatch, features: Tensor, targets: Targets) -> Tensor:
-        """Last hidden state [B, T, D] with images and selected features written into the sequence."""
-        language_model = self.model.model.language_model
-        embeddings = language_model.embed_tokens(micro.tokens.input_ids)
-        embeddings = write_images(embeddings, micro.tokens, features)
-        embeddings = write_latents(embeddings, micro.latent_slots, targets.values(), targets.indices >= 0)
-        return last_hidden(language_model, micro.tokens, embeddings)
+    def _embeddings(self, micro: MicroBatch, features: Tensor) -> Tensor:
+        """[R, T, D] with images written in."""
+        embeddings = self.model.model.language_model.embed_tokens(micro.tokens.input_ids)
+        return write_images(embeddings, micro.tokens, features)
 
     def _feature_losses(
         self, micro: MicroBatch, prediction: Tensor, targets: Targets, step: int, foreign: Negatives | None
@@ -96,3 +94,25 @@ class StageOne(nn.Module):
             sample_of_segment=samples,
             noise=noise,
         )
+
+
+class StageOne(Student):
+    """Reads the selected features as latents.
+
+    Every call makes the same module calls whatever the samples hold, so that ZeRO-3 stays in step on all ranks.
+    """
+
+    def forward(
+        self, micro: MicroBatch, features: Tensor, targets: Targets, step: int, foreign: Negatives | None = None
+    ) -> dict[str, Tensor]:
+        """Loss sums of one micro-batch: alignment, contrastive and text_sums; and prediction [M, K, D], detached.
+
+        features [F, D]: merged image features of the window. step: optimizer step, a part of the noise's counter.
+        """
+        return self._sums(self.hidden(micro, features, targets), micro, targets, step, foreign)
+
+    def hidden(self, micro: MicroBatch, features: Tensor, targets: Targets) -> Tensor:
+        """Last hidden state [R, T, D] with images and selected features written into the sequence."""
+        embeddings = self._embeddings(micro, features)
+        embeddings = write_latents(embeddings, micro.latent_slots, targets.values(), targets.indices >= 0)
+        return last_hidden(self.model.model.language_model, micro.tokens, embeddings)

@@ -17,8 +17,11 @@ from ilvr_ds.checkpoint.load import (
     list_checkpoints,
     read_student_weights,
     saved_state,
+    teacher_file,
 )
+from ilvr_ds.checkpoint.reshard import teacher_slices
 from ilvr_ds.config import Recipe
+from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.errors import UserError
 
 logger = logging.getLogger("ilvr_ds")
@@ -46,6 +49,18 @@ def find_initial(recipe: Recipe) -> Path | None:
             raise UserError(f"model.init_from: {path} was made with model.{key} = {before[key]}, here it is {now[key]}")
     check_base_is_the_same(path, before, recipe)
     return path
+
+
+def load_average(path: Path, names: list[str], shards: MomentumShards) -> None:
+    """Let a teacher go on from the average of `names` in a checkpoint of any number of ranks, where one is in it.
+
+    Without, as after a stage 2 that had no teacher, it stays what it is: the student.
+    """
+    state = saved_state(path)
+    if teacher_file(0) in state["files"]:
+        sizes = [shard.numel() for shard in shards.published]
+        shards.load_state(teacher_slices(path, names, sizes, state["world_size"]))
+        logger.info("the teacher starts from its average in %s", path)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """DeepSpeed's door: the student's engine, the teacher's engine, and the shards of their weights.
 
 Three networks stand here: the student (ZeRO engine with optimizer), the frozen vision tower (one plain copy per
-device, outside any engine; none where its features are stored) and, in stage 1, the teacher's language model (an
-engine without an optimizer, always ZeRO-3, with its shards in host memory unless `teacher.offload` is none).
+device, outside any engine; none where its features are stored) and, where there are targets, the teacher's language
+model (an engine without an optimizer, always ZeRO-3, with its shards in host memory unless `teacher.offload` is none).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Networks:
     student: Any
     """DeepSpeed engine around a StageOne or a StageTwo."""
     teacher: Any
-    """DeepSpeed engine around a ContextEncoder; None in stage 2."""
+    """DeepSpeed engine around a ContextEncoder; None where no loss of stage 2 asks for targets."""
     vision: VisionTower | StoredFeatures
     zero_stage: int
     trained: list[str]
@@ -158,7 +158,7 @@ def build_networks(
             model=root, model_parameters=trained, optimizer=_optimizer(recipe.optim, trained), config=settings
         )
     del birth
-    teacher = None if recipe.train.has_free_latents else _build_teacher(recipe, settings, config, model)
+    teacher = _build_teacher(recipe, settings, config, model) if recipe.has_teacher else None
     names = [n for n, p in model.model.language_model.named_parameters() if p.requires_grad]
     networks = Networks(student, teacher, vision, zero_stage, names, frozen)
     if teacher is not None:
@@ -181,14 +181,19 @@ def _prepared_tower(
 def _root_module(model: Any, recipe: Recipe, zero_stage: int) -> nn.Module:
     """The network of the recipe's stage with its losses."""
     in_fp32 = recipe.train.gradient_precision == "fp32"
-    if not recipe.train.has_free_latents:
-        prepare_student(model, recipe.model)
+    settings, train = recipe.model, recipe.train
+    if train.has_whole_chain:
+        # transformers' own activation checkpointing switches caches off: the rollout does it itself
+        settings = replace(settings, activation_checkpointing="none")
+    prepare_student(model, settings)
+    if not train.has_free_latents:
         return StageOne(model, recipe.loss, recipe.run.seed, in_fp32)
-    # transformers' own activation checkpointing switches caches off: the rollout does it itself
-    prepare_student(model, replace(recipe.model, activation_checkpointing="none"))
     is_thrifty = recipe.model.activation_checkpointing == "full"
     is_recorded = recipe.model.cuda_graphs == "auto" and zero_stage < 3 and dist.device().type == "cuda"
-    return StageTwo(model, recipe.model.latent_size, is_thrifty, recipe.loss.logits_chunk, is_recorded, in_fp32)
+    return StageTwo(
+        model, recipe.loss, recipe.run.seed, settings.latent_size, train.latent_gradient, is_thrifty, is_recorded,
+        in_fp32,
+    )  # fmt: skip
 
 
 def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: Any) -> Any:

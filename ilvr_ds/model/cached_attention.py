@@ -11,6 +11,8 @@ whole layout, d.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +27,22 @@ def use_cached_attention(language_model: Any) -> None:
     """Switch a language model to this attention: its layers must then be called with a `CachedCall`."""
     AttentionInterface.register(NAME, _attend_to_columns)
     language_model.config._attn_implementation = NAME
+
+
+@contextmanager
+def cached_attention(language_model: Any) -> Iterator[None]:
+    """The same inside the block alone, for calls without a backward: checkpointed layers would drop their cache."""
+    before = language_model.config._attn_implementation
+    flags = [layer.gradient_checkpointing for layer in language_model.layers]
+    use_cached_attention(language_model)
+    for layer in language_model.layers:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        language_model.config._attn_implementation = before
+        for layer, flag in zip(language_model.layers, flags, strict=True):
+            layer.gradient_checkpointing = flag
 
 
 class LayerMemory:
@@ -72,7 +90,7 @@ class FixedMemory(LayerMemory):
     """The same for calls of one column that a device is to repeat as they were recorded: which column it is stands in
     its memory, column [1] int64, and all U are looked at, so that the mask must rule out what is not there."""
 
-    def __init__(self, column: Tensor, held: Tensor, grads: Tensor) -> None:
+    def __init__(self, column: Tensor, held: Tensor, grads: Tensor | None) -> None:
         super().__init__(held.shape[3], held, grads)
         self.column = column
 

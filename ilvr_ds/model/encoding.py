@@ -36,7 +36,7 @@ def build_encoding(recipe: Recipe) -> Encoding:
     size, longest = recipe.model.latent_size, recipe.data.max_tokens
     encoder = SampleEncoder(
         tokenizer, special, images, size, longest,
-        with_helpers=not recipe.train.has_free_latents, with_pixels=recipe.data.features is None,
+        with_helpers=recipe.has_teacher, with_pixels=recipe.data.features is None,
     )  # fmt: skip
     return Encoding(encoder, special, vision_layout(config), config)
 

@@ -13,7 +13,7 @@ Letters: B rows, U columns of the layout, G heads of keys and values, D, d.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,11 +31,15 @@ SHAPES = 16
 
 
 class LatentPasses:
-    """The recordings of one language model, by shape. It must use `use_cached_attention`."""
+    """The recordings of one language model, by shape. It must use this attention: model/cached_attention.py.
 
-    def __init__(self, language_model: Any, sums_in_fp32: bool = True) -> None:
+    has_backward False: for passes without gradients alone, which need no memory for them.
+    """
+
+    def __init__(self, language_model: Any, sums_in_fp32: bool = True, has_backward: bool = True) -> None:
         self.body = _Body(language_model)
-        self.weights = [weight for weight in self.body.parameters() if weight.requires_grad]
+        self.has_backward = has_backward
+        self.weights = [weight for weight in self.body.parameters() if weight.requires_grad and has_backward]
         self.sums_in_fp32 = sums_in_fp32
         self.sums: list[Tensor] = []
         """Gradients of `weights` from all passes of a micro-batch, in float32 or in the weights' precision."""
@@ -55,12 +59,13 @@ class LatentPasses:
         positions: cosines and sines [..., B, U, d]; real [B, U]: columns that hold a token.
         """
         rows, columns = real.shape[0], -(-real.shape[1] // GRAIN) * GRAIN
-        self._make_room(2 * len(self.body.layers) * rows * columns * self.body.elements)
+        self._make_room((1 + self.has_backward) * len(self.body.layers) * rows * columns * self.body.elements)
         shape = self._shapes.pop((rows, columns), None) or LatentPass(self, rows, columns, positions[0])
         self._shapes[rows, columns] = shape
         while len(self._shapes) > SHAPES:
             del self._shapes[next(iter(self._shapes))]
         needs_grads = torch.is_grad_enabled()
+        assert self.has_backward or not needs_grads, "made for passes without gradients"
         with torch.no_grad():
             shape.prepare(positions, real, needs_grads)
         self.turn += 1
@@ -113,8 +118,8 @@ class LatentPass:
         self.real = torch.zeros(rows, columns, dtype=torch.bool, device=like.device)
         self.positions = tuple(like.new_zeros(*like.shape[:-2], columns, like.shape[-1]) for _ in range(2))
         layers, (heads, width) = len(self.body.layers), self.body.heads
-        shape = (layers, 2, 2, rows, heads, columns, width)
-        """Layers; values or their gradients; keys or values"""
+        shape = (layers, 1 + passes.has_backward, 2, rows, heads, columns, width)
+        """Layers; values and, if there is a backward, their gradients; keys or values"""
         self.room = passes.room[: torch.Size(shape).numel()].view(shape)
         self._forward: Callable[[], None] | None = None
         self._backward: Callable[[], None] | None = None
@@ -122,7 +127,11 @@ class LatentPass:
 
     def memories(self) -> list[LayerMemory]:
         """Of each layer, for calls that are not recorded."""
-        return [LayerMemory(self.real.shape[1], held, grads) for held, grads in self.room]
+        return [LayerMemory(self.real.shape[1], held, grads) for held, grads in self._held_and_grads()]
+
+    def _held_and_grads(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for held, *grads in self.room:
+            yield held, grads[0] if grads else None
 
     def prepare(self, positions: tuple[Tensor, Tensor], real: Tensor, needs_grads: bool) -> None:
         """Take over what is the same for all passes of a micro-batch; record what is not recorded yet."""
@@ -192,7 +201,7 @@ class LatentPass:
         is_seen = (self.real & (order <= self.column))[:, None, None]
         mask = torch.zeros_like(is_seen, dtype=hidden.dtype).masked_fill_(~is_seen, float("-inf"))
         positions = tuple(x.index_select(-2, self.column) for x in self.positions)
-        memories = [FixedMemory(self.column, held, grads) for held, grads in self.room]
+        memories = [FixedMemory(self.column, held, grads) for held, grads in self._held_and_grads()]
         arguments = (hidden, mask, positions, memories)
         result: Tensor = torch.func.functional_call(self.body, weights, arguments)
         return result

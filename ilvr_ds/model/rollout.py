@@ -1,9 +1,12 @@
-"""The student's own latents: each latent slot reads the last hidden state before it, with gradient through the chain.
+"""The student's own latents: each latent slot reads the last hidden state before it.
 
 One pass over the tokens, not one for every slot: texts run in parallel, latent slots one after the other for all rows
-together, both on the keys and values that came before. Rows are aligned by segment (`RolloutLayout`).
+together, both on the keys and values that came before. Samples are aligned by segment (`RolloutLayout`).
 
-Letters: B rows, T tokens, U columns of the layout, K latent slots, C columns of a call, D.
+`roll_out` has gradients through the whole chain; `own_latents` has none, and gives what another forward then reads.
+
+Letters: B samples, R rows of T tokens (a row each, or all in one), U columns of the layout, X segments, K latent slots,
+C columns of a call, D.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ def roll_out(
     thrifty: bool,
     latent_passes: LatentPasses | None = None,
 ) -> Tensor:
-    """Last hidden state after the final norm [B, T, D] of token embeddings [B, T, D] with images written in.
+    """Last hidden state after the final norm [B, T, D] of embeddings [B, T, D], a row each, with images written in.
 
     The language model must use `use_cached_attention`. Its layers are called (rounds + 1) + rounds * K times, whatever
     the rows hold: empty columns are computed and seen by nobody. thrifty: text is computed again in the backward, layer
@@ -37,22 +40,36 @@ def roll_out(
     passes of latent slots in place of one call after the other.
     """
     inputs = embeddings.flatten(0, 1)[layout.source]
-    positions = language_model.rotary_emb(inputs, tokens.position_ids.flatten(1)[:, layout.source])
-    passes = latent_passes.begin(positions, layout.real) if latent_passes and layout.rounds else None
-    stack = _Stack(language_model, positions, layout.real, passes)
-    rows = torch.arange(len(inputs), device=inputs.device)
+    stack = _Stack.over(language_model, inputs, tokens, layout, latent_passes)
     outputs: list[Tensor] = []
-    for number, length in enumerate(layout.chunks):
-        text = stack(inputs[:, stack.width : stack.width + length], thrifty)
-        outputs.append(text)
-        if number == layout.rounds:
-            break
-        latent = text[rows, layout.openings[number]][:, None]
-        for _ in range(latent_size):
-            latent = stack.step(latent)
-            outputs.append(latent)
+    for number in range(layout.rounds):
+        text, states = stack.segment(inputs, layout, number, latent_size, thrifty)
+        outputs += [text, *states[1:]]
+    outputs.append(stack(inputs[:, stack.width :], thrifty))
     hidden = torch.cat(outputs, dim=1)  # empty rounds too: their part of the backward must run on every rank
     return hidden.gather(1, layout.place[..., None].expand(-1, -1, hidden.shape[2]))
+
+
+@torch.no_grad()
+def own_latents(
+    language_model: Any,
+    embeddings: Tensor,
+    tokens: TokenBatch,
+    layout: RolloutLayout,
+    latent_size: int,
+    latent_passes: LatentPasses | None = None,
+) -> Tensor:
+    """What `roll_out` feeds the latent slots, [X, K, D] in the order of `layout.slots`, for rows of any kind [R, T, D].
+
+    To be called inside `cached_attention`. The layers are called rounds * (K + 1) times: nothing needs the last texts.
+    """
+    inputs = embeddings.flatten(0, 1)[layout.source]
+    stack = _Stack.over(language_model, inputs, tokens, layout, latent_passes)
+    fed = inputs.new_zeros(layout.rounds, len(inputs), latent_size, inputs.shape[2])
+    for number in range(layout.rounds):
+        _, states = stack.segment(inputs, layout, number, latent_size, thrifty=False)
+        fed[number] = torch.cat(states[:-1], dim=1)
+    return fed[layout.turns, layout.rows]
 
 
 class _Stack:
@@ -70,6 +87,30 @@ class _Stack:
         self.done: list[Tensor | None] = [None for _ in self.layers]
         self.width = 0
         """Columns so far."""
+
+    @staticmethod
+    def over(
+        language_model: Any,
+        inputs: Tensor,
+        tokens: TokenBatch,
+        layout: RolloutLayout,
+        latent_passes: LatentPasses | None,
+    ) -> _Stack:
+        """At the first column of inputs [B, U, D]."""
+        positions = language_model.rotary_emb(inputs, tokens.position_ids.flatten(1)[:, layout.source])
+        passes = latent_passes.begin(positions, layout.real) if latent_passes and layout.rounds else None
+        return _Stack(language_model, positions, layout.real, passes)
+
+    def segment(
+        self, inputs: Tensor, layout: RolloutLayout, number: int, latent_size: int, thrifty: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The text up to segment `number` and the segment: the text's states [B, C, D], and K + 1 of [B, 1, D], that at
+        latent_start and then those at the slots: each slot is fed the one before."""
+        text = self(inputs[:, self.width : self.width + layout.chunks[number]], thrifty)
+        states = [text[torch.arange(len(inputs), device=inputs.device), layout.openings[number]][:, None]]
+        for _ in range(latent_size):
+            states.append(self.step(states[-1]))
+        return text, states
 
     def __call__(self, hidden: Tensor, thrifty: bool) -> Tensor:
         """Run the next C columns [B, C, D] through all layers and the final norm."""

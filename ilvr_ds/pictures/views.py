@@ -36,7 +36,7 @@ class SegmentView:
     latents: NDArray[np.float32]
     """[K, R, C] cosine of what the student makes at each slot to each candidate; NaN where there is none"""
     selection: Selection | None = None
-    """None without a teacher (stage 2)."""
+    """None without a teacher."""
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ def bound_time(setup: Setup, chip: Chip) -> Bound:
     between = _between_products(setup, work) / (MEMORY_RATE * chip.memory_bandwidth)
     passes = 2 if setup.frozen else 3
     forwards = 4 if setup.checkpointing == "full" else 3  # a backward passes twice over what a forward does
+    forwards *= setup.passes
+    forwards += setup.latent_gradient is not None and not setup.has_whole_chain  # makes the latents
     student = flops.student * (1 + (forwards - 3) / passes) / rate + forwards * between
     student += _sums(setup, work) / (MEMORY_RATE * chip.memory_bandwidth)
     parts = {

@@ -113,8 +113,9 @@ def _resident(setup: Setup) -> dict[str, float]:
         text = setup.geometry.text
         in_layers = setup.trained if setup.lora_rank else text.layers * text.layer + text.hidden_size
         columns = setup.micro_batch_size * 256 * -(-setup.sample.tokens // 256)  # samples that are alike need no more
-        held = 4 * text.layers * text.kv_heads * text.head_dim * columns
-        terms["recorded latents"] = setup.gradient_itemsize * in_layers + wide * held  # sums; keys, values and theirs
+        held = 2 * text.layers * text.kv_heads * text.head_dim * columns  # keys and values
+        with_backward = setup.gradient_itemsize * in_layers + wide * held  # sums, and gradients of keys and values
+        terms["recorded latents"] = wide * held + with_backward * setup.has_whole_chain
     buckets = 2 if zero.overlaps and setup.world > 1 else 1
     terms["buckets of gradients"] = setup.bucket_itemsize * zero.reduce_bucket * buckets
     return terms
@@ -144,7 +145,7 @@ def _moments(setup: Setup) -> dict[str, float]:
     zero, wide, text = setup.zero, setup.itemsize, setup.geometry.text
     kept, again = activation_bytes(setup)
     tokens = setup.micro_tokens
-    activations = tokens * (text.layers * kept + (3 * wide + 4 + 2 * wide) * text.hidden_size)
+    activations = setup.passes * tokens * (text.layers * kept + (3 * wide + 4 + 2 * wide) * text.hidden_size)
     labels = min(setup.logits_chunk, setup.micro_batch_size * setup.sample.labels)
     logits = (wide + 8) * text.vocab_size * labels
     largest_gradient = 0 if setup.lora_rank else wide * max(text.embedding, text.layer)
@@ -152,7 +153,7 @@ def _moments(setup: Setup) -> dict[str, float]:
     backward = max(logits, tokens * again + largest_gradient, of_head)
     if setup.packed:  # the widest as it is multiplied
         backward += wide * text.hidden_size * text.intermediate_size
-    if not setup.has_teacher:  # stage 2: no gradient is whole before the last
+    if _is_late(setup):
         backward += wide * setup.trained
     student = max(activations + backward, _filling(setup, tokens * kept))
     step: float = wide * zero.gather_bucket if zero.stage < 3 and setup.world > 1 else 0
@@ -161,6 +162,8 @@ def _moments(setup: Setup) -> dict[str, float]:
     if setup.gradient_itemsize < 4:  # beside their float32 copy; in float32 they are it
         step += _copied_gradients(setup)
     moments = {"student": student + _gathered(setup, setup.held), "optimizer": step}
+    if setup.latent_gradient is not None and not setup.has_whole_chain:
+        moments["own latents"] = _own_latents(setup) + _gathered(setup, setup.held)
     if setup.has_teacher:
         pieces = setup.teacher_pieces
         moments["teacher" + f", in {pieces} pieces" * (pieces > 1)] = (
@@ -194,6 +197,19 @@ def _reading(setup: Setup) -> float:
     return running + (3 * wide * text.hidden_size * window if setup.teacher_pieces > 1 else 0)
 
 
+def _own_latents(setup: Setup) -> float:
+    """The rollout without gradients: keys and values, where no recording has them, and a layer at a time."""
+    text, wide = setup.geometry.text, setup.itemsize
+    held = 0 if setup.records_latents else 2 * text.layers * text.kv_heads * text.head_dim
+    running = 3 * text.intermediate_size + 4 * text.hidden_size
+    return wide * setup.micro_tokens * (held + running)
+
+
+def _is_late(setup: Setup) -> bool:
+    """No gradient is whole before the last: all layers are called again and again, from the first call to the last."""
+    return setup.has_whole_chain or setup.passes > 1
+
+
 def _copied_gradients(setup: Setup) -> float:
     """A rank's part of the gradients, which ZeRO-1 and 2 copy into one piece as they come, and in 16 bit again for the
     optimizer; not where the sum is that piece (ZeRO-2 in float32) or on the host, in memory that counts already."""
@@ -213,7 +229,7 @@ def _filling(setup: Setup, of_layer: float) -> float:
         return 0
     if text.is_tied and not setup.lora_rank:
         part += wide * text.embedding
-    if not setup.has_teacher:  # stage 2
+    if _is_late(setup):
         return part + wide * setup.trained
     behind = -(-setup.zero.reduce_bucket // text.layer)
     return part + max(0, text.layers - behind) * of_layer

@@ -87,7 +87,7 @@ def _variants(setup: Setup) -> dict[str, Setup]:
 def _choices(setup: Setup) -> Iterator[tuple[str, Setup]]:
     yield "as it is", setup
     for kind in ("none", "selective", "full"):
-        if kind != setup.checkpointing and (kind != "selective" or setup.has_teacher):
+        if kind != setup.checkpointing and (kind != "selective" or not setup.has_whole_chain):
             yield f"model.activation_checkpointing={kind}", replace(setup, checkpointing=kind)
     if setup.micro_batch_tokens and setup.micro_batch_size > 1:
         tokens = setup.micro_batch_tokens // 2

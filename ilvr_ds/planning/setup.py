@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ilvr_ds.config import Recipe, TeacherConfig
 from ilvr_ds.planning.geometry import Geometry
@@ -98,6 +98,8 @@ class Setup:
     """Frozen linear layers in 4 bits, whole on every rank: model/four_bit.py"""
     may_record: bool = True
     """CUDA graphs are allowed"""
+    latent_gradient: Literal["full", "detached"] | int | None = None
+    """Of stage 2; None in stage 1"""
     micro_batch_tokens: int = 0
     """Micro-batches are filled up to so many tokens; 0: with micro_batch_size samples"""
     step_samples: int = 0
@@ -124,7 +126,7 @@ class Setup:
             optimizer=recipe.optim.name,
             lora_rank=model.lora_rank,
             lora_targets=model.lora_targets,
-            has_teacher=not train.has_free_latents,
+            has_teacher=recipe.has_teacher,
             teacher_offload=recipe.teacher.offload,
             has_tower=recipe.data.features is None,
             num_workers=recipe.data.num_workers,
@@ -132,6 +134,7 @@ class Setup:
             has_4_bit_base=model.lora_base != "full",
             may_record=model.cuda_graphs == "auto",
             teacher_tokens=recipe.teacher.max_tokens,
+            latent_gradient=train.latent_gradient if train.has_free_latents else None,
         )
         return setup.filled(train.micro_batch_tokens) if train.micro_batch_tokens else setup
 
@@ -166,7 +169,17 @@ class Setup:
     @property
     def records_latents(self) -> bool:
         """Stage 2 with CUDA graphs: model/latent_pass.py"""
-        return self.may_record and not self.has_teacher and self.zero.stage < 3
+        return self.may_record and self.latent_gradient is not None and self.zero.stage < 3
+
+    @property
+    def has_whole_chain(self) -> bool:
+        """Stage 2 with gradients through the whole rollout"""
+        return self.latent_gradient == "full"
+
+    @property
+    def passes(self) -> int:
+        """Passes over all tokens that keep activations until the backward"""
+        return 1 + self.latent_gradient if isinstance(self.latent_gradient, int) else 1
 
     @property
     def held(self) -> int:

@@ -25,7 +25,7 @@ from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
-from ilvr_ds.engine.initial import find_initial
+from ilvr_ds.engine.initial import find_initial, load_average
 from ilvr_ds.engine.networks import Networks, build_networks
 from ilvr_ds.engine.settings import deepspeed_settings
 from ilvr_ds.errors import UserError, counted
@@ -44,7 +44,7 @@ from ilvr_ds.training.held_out import HeldOut
 from ilvr_ds.training.inputs import Inputs, say_what_does_nothing, say_where_latents_are_new
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
-from ilvr_ds.training.stage2 import StageTwoStep
+from ilvr_ds.training.stage2 import StageTwoStep, TaughtStageTwoStep
 from ilvr_ds.training.step import StageOneStep, TrainingStep
 from ilvr_ds.training.trainer import Parts
 
@@ -160,7 +160,7 @@ def build_step(
     types: tuple[str, ...] = (),
     longest: int = 0,
 ) -> tuple[TrainingStep, Networks]:
-    """Student, tower (or what stands for it) and, in stage 1, teacher, ready to compute optimizer steps (collective).
+    """Student, tower (or what stands for it) and teacher, if any, ready to compute optimizer steps (collective).
 
     initial: the checkpoint whose weights the student starts from, where it is not `model.path`. types: the kinds of
     task by which losses are split. longest: tokens of the longest sample; 0: as long as any may be.
@@ -184,6 +184,8 @@ def build_step(
     shards = MomentumShards(
         networks.teacher_shards(), networks.student_shards(), recipe.teacher.momentum, dist.device()
     )
+    if initial is not None and recipe.train.has_free_latents:
+        load_average(initial, networks.trained, shards)
     teacher = MomentumTeacher(
         networks.teacher,
         shards,
@@ -192,7 +194,10 @@ def build_step(
         recipe.model.latent_size,
         _read_together(recipe, longest or recipe.data.max_tokens),
     )
-    return StageOneStep(networks.student, networks.vision, teacher, recipe.loss, types), networks
+    if not recipe.train.has_free_latents:
+        return StageOneStep(networks.student, networks.vision, teacher, recipe.loss, types), networks
+    size = recipe.model.latent_size
+    return TaughtStageTwoStep(networks.student, networks.vision, teacher, recipe.loss, types, size), networks
 
 
 def _read_together(recipe: Recipe, longest: int) -> int:
@@ -304,7 +309,7 @@ def _pictures(
     if not count:
         return Pictures(tracker, recipe.run_dir)
     numbers = np.sort(np.random.default_rng(0).choice(len(shards), count, replace=False))  # the same in every run
-    encoding = replace(encoding, encoder=encoding.encoder.seeing_helpers())  # in stage 2 no step reads them
+    encoding = replace(encoding, encoder=encoding.encoder.seeing_helpers())  # without a teacher no step reads them
     dataset = build_dataset(recipe, encoding, shards, lambda _: [numbers], step.types, source.features)
     return Pictures(tracker, recipe.run_dir, Gaze(dataset, numbers, step))
 

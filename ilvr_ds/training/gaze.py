@@ -1,4 +1,4 @@
-"""What teacher (in stage 1) and student look at in a few fixed samples, as plain arrays for pictures.
+"""What teacher (if any) and student look at in a few fixed samples, as plain arrays for pictures.
 
 Letters: M segments, K latent slots, N candidates, D features, R x C merged patches of a helper image.
 """

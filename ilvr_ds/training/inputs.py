@@ -88,7 +88,7 @@ def say_where_latents_are_new(recipe: Recipe) -> None:
 def _open(recipe: Recipe, location: str) -> ShardSet:
     shards = open_dataset(location)
     shards.check_trainable()
-    if recipe.selection.pool == "region" and not recipe.train.has_free_latents:
+    if recipe.selection.pool == "region" and recipe.has_teacher:
         shards.check_regions()
     return shards
 

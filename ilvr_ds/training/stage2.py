@@ -1,4 +1,4 @@
-"""How one optimizer step of stage 2 is computed: no teacher, no targets, the cross-entropy alone."""
+"""How one optimizer step of stage 2 is computed: as in stage 1, or without a teacher and the cross-entropy alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from ilvr_ds import dist
+from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch, Window
+from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
 from ilvr_ds.monitoring.phases import PhaseTimer
 from ilvr_ds.ops.reference import pool_candidates
-from ilvr_ds.training.step import Look, answer_accuracy, by_type, ce_by_type, type_sums
+from ilvr_ds.training.step import Look, StageOneStep, answer_accuracy, by_type, ce_by_type, type_sums
+from ilvr_ds.training.step import Prepared as PreparedWithTargets
 from ilvr_ds.training.totals import Totals, ratio
 
 
@@ -29,8 +32,44 @@ class Prepared:
     """[] float32: supervised tokens of the step on all ranks, at least 1"""
 
 
+def with_equal_rounds(window: Window, latent_size: int) -> Window:
+    """The window with layouts of equally many rounds on all ranks (collective, through host memory, once a step).
+
+    Under ZeRO-3 every layer call is collective, so ranks whose samples have fewer segments add empty rounds.
+    """
+    layouts = [micro.rollout for micro in window.micro_batches if micro.rollout]
+    rounds = map(max, zip(*dist.gather_on_host([layout.rounds for layout in layouts]), strict=True))
+    micro_batches = tuple(
+        replace(micro, rollout=layout.with_rounds(most, latent_size))
+        for micro, layout, most in zip(window.micro_batches, layouts, rounds, strict=True)
+    )
+    return replace(window, micro_batches=micro_batches)
+
+
+class TaughtStageTwoStep(StageOneStep):
+    """Stage 2 with a teacher: a step of stage 1 whose `student` is the engine around a StageTwo."""
+
+    def __init__(
+        self,
+        student: Any,
+        vision: VisionTower | StoredFeatures,
+        teacher: MomentumTeacher,
+        settings: LossConfig,
+        types: tuple[str, ...],
+        latent_size: int,
+    ) -> None:
+        super().__init__(student, vision, teacher, settings, types)
+        self.latent_size = latent_size
+
+    @torch.no_grad()
+    def prepare(self, window: Window) -> PreparedWithTargets:
+        """Features, targets, global counts, and layouts of equal length, of a window that is on the device already."""
+        prepared = super().prepare(window)
+        return replace(prepared, window=with_equal_rounds(prepared.window, self.latent_size))
+
+
 class StageTwoStep:
-    """Vision and student of stage 2, put together. `student` is the engine around a StageTwo."""
+    """Vision and student of stage 2 without a teacher. `student` is the engine around a StageTwo."""
 
     teacher = None
 
@@ -46,21 +85,11 @@ class StageTwoStep:
 
     @torch.no_grad()
     def prepare(self, window: Window) -> Prepared:
-        """Features and global counts of a window that is on the device already, and layouts of equal length.
-
-        Under ZeRO-3 every layer call is collective, so ranks whose samples have fewer segments add empty rounds. How
-        many, they tell each other through host memory, once a step.
-        """
+        """Features and global counts of a window that is on the device already, and layouts of equal length."""
         with self.phases("vision"):
             features = self.vision.features(window)
         supervised = dist.sum_over_ranks(window.supervised.float()).clamp(min=1).squeeze(0)
-        layouts = [micro.rollout for micro in window.micro_batches if micro.rollout]
-        rounds = map(max, zip(*dist.gather_on_host([layout.rounds for layout in layouts]), strict=True))
-        micro_batches = tuple(
-            replace(micro, rollout=layout.with_rounds(most, self.latent_size))
-            for micro, layout, most in zip(window.micro_batches, layouts, rounds, strict=True)
-        )
-        return Prepared(replace(window, micro_batches=micro_batches), features, supervised)
+        return Prepared(with_equal_rounds(window, self.latent_size), features, supervised)
 
     def loss(self, micro: MicroBatch, prepared: Prepared, step: int, totals: Totals) -> Tensor:
         """This micro-batch's part of the step's loss: summed over micro-batches and ranks it is the step's loss."""
@@ -88,7 +117,7 @@ class StageTwoStep:
         """
         where = prepared.window.candidates
         candidates = pool_candidates(prepared.features, where.rows, where.weights)[micro.candidate_rows]
-        return Look(self.student(micro, prepared.features)["latents"], candidates, None)
+        return Look(self.student(micro, prepared.features)["prediction"], candidates, None)
 
     def _sums(self, micro: MicroBatch, prepared: Prepared, totals: Totals) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = self.student(micro, prepared.features)

@@ -1,11 +1,12 @@
-"""Stage 2's rollout against recomputing the whole prefix for each latent slot: time and memory of one micro-batch.
+"""Stage 2 with gradients through the chain and with detached latents, and what recomputing the whole prefix for each
+latent slot takes: time and memory of one micro-batch.
 
     python -m tests.bench.stage2 --geometry 3b                 # on a GPU: bf16, micro-batch 1, 4 and 16
     python -m tests.bench.stage2 --geometry tiny --tokens 300  # anywhere; only ratios mean something, and little
 
 The work is forward and backward of the language model with random weights on 1,000 tokens with 3 segments of 8 slots,
 at other places in every row. The head and the loss, the same in both ways, are left out, and so are ZeRO, optimizer
-and vision. Recomputing does as little as it can: the prefix up to the slot, not the whole sequence. Both ways are run
+and vision. Recomputing does as little as it can: the prefix up to the slot, not the whole sequence. All ways are run
 with and without activation checkpointing.
 """
 
@@ -15,6 +16,8 @@ import argparse
 import gc
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,10 +29,11 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from ilvr_ds.data.rollout import lay_out
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import TokenBatch
-from ilvr_ds.model.cached_attention import use_cached_attention
+from ilvr_ds.model.cached_attention import cached_attention, use_cached_attention
 from ilvr_ds.model.fused import kernels_in_words, use_fused_kernels
+from ilvr_ds.model.injection import last_hidden, write_latents
 from ilvr_ds.model.latent_pass import LatentPasses
-from ilvr_ds.model.rollout import roll_out
+from ilvr_ds.model.rollout import own_latents, roll_out
 from tests.bench.geometry import ROPE, TEXT, TINY
 from tests.model.recompute import recompute
 
@@ -43,7 +47,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--kernels", default="auto", choices=["auto", "liger", "stock"])
-    parser.add_argument("--cuda-graphs", default="auto", choices=["auto", "none"], help="of the rollout")
+    parser.add_argument("--cuda-graphs", default="auto", choices=["auto", "none"], help="of latent slots")
+    parser.add_argument("--no-recompute", action="store_true", help="leave the slowest way out")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -51,18 +56,15 @@ def main() -> None:
     model = build(options.geometry, options.layers, device)
     use_fused_kernels(model, options.kernels, device, model.dtype)
     print(f"{name}, torch {torch.__version__}, {options.geometry}, {len(model.layers)} layers, {model.dtype}")
-    use_cached_attention(model)
-    latent_passes = LatentPasses(model) if device.type == "cuda" and options.cuda_graphs == "auto" else None
-    print(f"layers: {kernels_in_words(model)}; latents: {'recorded' if latent_passes else 'called'}")
+    is_recorded = device.type == "cuda" and options.cuda_graphs == "auto"
+    print(f"layers: {kernels_in_words(model)}; latents: {'recorded' if is_recorded else 'called'}")
     print(f"{options.tokens} tokens, {SEGMENTS} segments of {SLOTS} slots; seconds of forward and backward, peak GiB")
-    print(f"{'micro-batch':>11}  {'checkpointing':>13}  {'rollout':>16}  {'recompute':>16}  {'faster by':>9}")
+    print(f"{'micro-batch':>11}  {'checkpointing':>13}  {'detached':>16}  {'whole chain':>16}  {'recompute':>16}")
     for size in options.micro_batches:
         for checkpointing in (False, True):
-            forwards = both(model, size, options.tokens, checkpointing, latent_passes)
-            ways = [measure(way, options.repeats, device) for way in forwards]
-            shown = "  ".join(f"{show(*way):>16}" for way in ways)
-            ratio = f"{ways[1][0] / ways[0][0]:.1f}x" if ways[0][0] and ways[1][0] else "-"
-            print(f"{size:>11}  {'yes' if checkpointing else 'no':>13}  {shown}  {ratio:>9}", flush=True)
+            forwards = islice(ways(model, size, options.tokens, checkpointing, is_recorded), 3 - options.no_recompute)
+            shown = "  ".join(f"{show(*measure(way, options.repeats, device)):>16}" for way in forwards)
+            print(f"{size:>11}  {'yes' if checkpointing else 'no':>13}  {shown}", flush=True)
 
 
 def build(geometry: str, layers: int, device: torch.device) -> Any:
@@ -76,15 +78,13 @@ def build(geometry: str, layers: int, device: torch.device) -> Any:
     return model.train()
 
 
-def both(
-    model: Any, size: int, length: int, checkpointing: bool, latent_passes: LatentPasses | None
-) -> Iterator[Callable[[], Tensor]]:
-    """The forward of the rollout, then of recomputing; each sets the model up for itself."""
+def ways(model: Any, size: int, length: int, checkpointing: bool, is_recorded: bool) -> Iterator[Callable[[], Tensor]]:
+    """The forwards with detached latents, of the rollout, and of recomputing; each sets the model up for itself."""
     device, dtype = model.device, model.dtype
     draw = np.random.default_rng(0)
     samples = [sample(draw, length) for _ in range(size)]
     base = [length * row for row in range(size)]
-    layout = lay_out(samples, base, length, SLOTS).to(device)
+    layout = lay_out(samples, base, (size, length), SLOTS).to(device)
     tokens = batch(samples).to(device)
     rows = torch.arange(size).repeat_interleave(SEGMENTS)
     first = torch.tensor([[start + int(at)] for s, start in zip(samples, base, strict=True) for at in s.segments])
@@ -95,20 +95,35 @@ def both(
         shape = (size, length, model.config.hidden_size)
         return torch.randn(shape, generator=generator, device=device, dtype=dtype).mul(0.02).requires_grad_()
 
-    def rollout() -> Tensor:
-        model.gradient_checkpointing_disable()
-        use_cached_attention(model)
-        return roll_out(model, embeddings(), tokens, layout, SLOTS, checkpointing, latent_passes)
-
-    def plain() -> Tensor:
+    def use_stock_attention() -> None:
         model.config._attn_implementation = "sdpa"
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         else:
             model.gradient_checkpointing_disable()
+
+    def passes(has_backward: bool) -> LatentPasses | None:
+        return LatentPasses(model, has_backward=has_backward) if is_recorded else None
+
+    def detached(passes: LatentPasses | None) -> Tensor:
+        use_stock_attention()
+        texts = embeddings()
+        with cached_attention(model):
+            latents = own_latents(model, texts, tokens, layout, SLOTS, passes)
+        is_set = torch.ones_like(layout.slots, dtype=torch.bool)
+        return last_hidden(model, tokens, write_latents(texts, layout.slots, latents, is_set))
+
+    def rollout(passes: LatentPasses | None) -> Tensor:
+        model.gradient_checkpointing_disable()
+        use_cached_attention(model)
+        return roll_out(model, embeddings(), tokens, layout, SLOTS, checkpointing, passes)
+
+    def plain() -> Tensor:
+        use_stock_attention()
         return recompute(model, embeddings(), tokens, slots, rows)
 
-    yield rollout
+    yield partial(detached, passes(has_backward=False))  # a generator: the memory of one goes before the next comes
+    yield partial(rollout, passes(has_backward=True))
     yield plain
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from ilvr_ds import dist
 from ilvr_ds.checkpoint.load import teacher_file
-from ilvr_ds.checkpoint.reshard import _own_step_counters, _teacher_slices
+from ilvr_ds.checkpoint.reshard import _own_step_counters, teacher_slices
 from ilvr_ds.errors import UserError
 
 LENGTHS = {"long": 23, "short": 2, "even": 12}
@@ -34,14 +34,14 @@ def test_slices_are_those_of_the_whole_weight(
     for rank in range(now):
         monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
         wanted = [cut(weight, rank, now) for weight in weights.values()]
-        found = _teacher_slices(tmp_path, list(LENGTHS), [len(part) for part in wanted], before)
+        found = teacher_slices(tmp_path, list(LENGTHS), [len(part) for part in wanted], before)
         assert all(map(torch.equal, found, wanted))
 
 
 def test_a_teacher_of_other_weights_is_a_mistake(tmp_path: Path) -> None:
     save_file({"long": torch.ones(2)}, tmp_path / teacher_file(0))
     with pytest.raises(UserError, match="the stored teacher has other weights than this recipe trains"):
-        _teacher_slices(tmp_path, ["long", "short"], [2, 2], 1)
+        teacher_slices(tmp_path, ["long", "short"], [2, 2], 1)
 
 
 def test_sub_groups_count_steps_of_their_own() -> None:

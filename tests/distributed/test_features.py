@@ -39,14 +39,16 @@ def keys(features: Path) -> list[str]:
     return [f"data.features={features / 'train'}", f"data.eval_features={features / 'held_out'}"]
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    ("stage", "weights"), [(1, []), (2, []), (2, ["loss.align_weight=0", "loss.contrastive_weight=0"])]
+)
 @pytest.mark.parametrize("world", [1, 2])
 def test_losses_and_gradients_equal_those_with_the_tower(
-    world: int, stage: int, tmp_path: Path, demo_folder: Path, features: Path
+    world: int, stage: int, weights: list[str], tmp_path: Path, demo_folder: Path, features: Path
 ) -> None:
     """Bit by bit where the tower's output is rounded to bf16 too, to bf16 tolerance where it is not. Catches rows of
     another image, sample or patch, in training and in evaluation; and a tower that is built all the same."""
-    settings = overrides(tmp_path, demo_folder, train__stage=stage, optim__max_grad_norm=0)
+    settings = overrides(tmp_path, demo_folder, train__stage=stage, optim__max_grad_norm=0) + weights
     if stage == 2:
         settings.append(f"deepspeed.config={ROOT}/ds_configs/zero2.json")
     for result in run_ranks(

@@ -100,10 +100,11 @@ def test_a_run_goes_on_under_zero3(
         ["model.lora_rank=4", "model.lora_base=nf4"],
         ["model.lora_rank=4", f"deepspeed.config={ZERO1}"],
         ["train.stage=2", f"deepspeed.config={ZERO2}"],
+        ["train.stage=2", f"deepspeed.config={ZERO2}", "loss.align_weight=0", "loss.contrastive_weight=0"],
     ],
 )
 def test_so_do_adapters_and_stage_2(tmp_path: Path, demo_folder: Path, changes: list[str]) -> None:
-    """2 ranks save, 1 goes on: frozen weights beside trained ones, and no teacher at all."""
+    """2 ranks save, 1 goes on: frozen weights beside trained ones, own latents, and no teacher at all."""
     settings = overrides(tmp_path / "whole", demo_folder, train__grad_accum_steps=1)
     run_ranks(WORKER, 2, tmp_path / "1", recipe=RECIPE, overrides=[*settings, *changes])
     settings = overrides(tmp_path / "part", demo_folder, train__grad_accum_steps=1)

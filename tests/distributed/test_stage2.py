@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from tests.distributed.test_golden import TOLERANCE, relative
+from tests.distributed.test_resharding import averages
 from tests.distributed.test_runs import overrides
-from tests.distributed.test_training import ZERO2
+from tests.distributed.test_training import ZERO2, check_mixed, check_same, weights_after
 from tests.golden_set import golden_set
 from tests.ranks import ROOT, run_ranks
 
@@ -88,20 +89,54 @@ def test_ranks_stay_in_step(padding_side: str, checkpointing: bool, tmp_path: Pa
     assert all(map(math.isfinite, first["losses"]))
 
 
+@pytest.mark.parametrize(
+    ("zero", "gradient"),
+    [(ZERO3, "detached"), (ZERO2, 2), pytest.param(ZERO2, "full", marks=pytest.mark.drill)],
+    ids=["zero3-detached", "zero2-2", "zero2-full"],
+)
+def test_layout_does_not_matter_with_a_teacher(zero: dict[str, Any], gradient: str | int, tmp_path: Path) -> None:
+    """2 ranks x accumulation 2 is 1 rank x 8: catches wrong counts of slots, and noise tied to layout."""
+    settings = {"steps": 3, "zero": zero, "stage": 2, "latent_gradient": gradient}
+    two = weights_after(tmp_path, [[[2, 2]], [[1, 3]]], **settings)
+    check_same(weights_after(tmp_path, [[[8]]], **settings), two)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "rows", "zero", "checkpointing"),
+    [
+        ("detached", "packed", ZERO3, "none"),
+        (1, "left", ZERO3, "full"),
+        pytest.param("full", "right", ZERO3, "full", marks=pytest.mark.drill),
+        pytest.param("detached", "packed", ZERO2, "selective", marks=pytest.mark.drill),
+    ],
+)
+def test_ranks_stay_in_step_with_a_teacher(
+    gradient: str | int, rows: str, zero: dict[str, Any], checkpointing: str, tmp_path: Path
+) -> None:
+    """The same with targets, to ranks without any."""
+    arguments = {"steps": 6, "rows": rows, "negatives": "world", "zero": zero, "checkpointing": checkpointing}
+    ranks = run_ranks(
+        "tests.distributed.workers:mixed_batches", 2, tmp_path, stage=2, latent_gradient=gradient, **arguments
+    )
+    check_mixed(ranks, 6)
+
+
 RUN = "tests.distributed.workers_run:train"
 RECIPES = ROOT / "launch/recipes"
 
 
 @pytest.fixture(scope="module")
 def stage1(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> dict[str, Any]:
-    """A short run of stage 1 on 2 ranks under each ZeRO stage: its folder and its weights."""
+    """A short run of stage 1 on 2 ranks under each ZeRO stage: its folder, its weights and its teacher's."""
     folder = tmp_path_factory.mktemp("stage1")
     runs = {}
     for zero in ("zero3", "zero2"):
         settings = overrides(folder / zero, demo_folder, train__max_steps=2, train__grad_accum_steps=1)
         settings += ["data.eval_shards=null", f"deepspeed.config={ROOT / 'ds_configs' / zero}.json"]
         results = run_ranks(RUN, 2, folder / f"ranks-{zero}", recipe=str(RECIPES / "demo.yaml"), overrides=settings)
-        runs[zero] = {"folder": folder / zero / "demo", "weights": results[0]["weights"]}
+        runs[zero] = {
+            "folder": folder / zero / "demo", "weights": results[0]["weights"], "averages": averages(results),
+        }  # fmt: skip
     return runs
 
 
@@ -120,22 +155,35 @@ def free_run(ranks: int, folder: Path, settings: list[str], stop_after: int = 0)
 def test_starts_from_another_run(
     tmp_path: Path, demo_folder: Path, stage1: dict[str, Any], saved: str, ranks: int, zero: str
 ) -> None:
-    """At rate 0 the weights stay those of the run named: catches weights mixed up, missed, or not on every rank."""
+    """At rate 0 the weights stay those of the run named, and the teacher's at momentum 1: catches weights mixed up,
+    missed, or not on every rank, and a teacher that starts as a copy of the student."""
     changes = {"optim__lr": 0.0, "optim__weight_decay": 0.0, "train__micro_batch_size": 8 // ranks}
     settings = free_settings(tmp_path, demo_folder, stage1[saved]["folder"], train__grad_accum_steps=1, **changes)
     settings += ["train.max_steps=1", "data.eval_shards=null", f"deepspeed.config={ROOT / 'ds_configs' / zero}.json"]
-    for result in free_run(ranks, tmp_path / "ranks", settings):
+    results = free_run(ranks, tmp_path / "ranks", [*settings, "teacher.momentum=1.0"])
+    for result in results:
         assert result["weights"].keys() == stage1[saved]["weights"].keys()
         for name, weight in stage1[saved]["weights"].items():
             assert torch.equal(result["weights"][name], weight), name
+    for average, before in zip(averages(results), stage1[saved]["averages"], strict=True):
+        size = min(len(average), len(before))  # what follows is padding
+        assert torch.equal(average[:size], before[:size])
+    assert any(
+        not torch.equal(average[: weight.numel()], weight.flatten())
+        for average, weight in zip(stage1[saved]["averages"], stage1[saved]["weights"].values(), strict=False)
+    ), "the average cannot be told from the student"
 
 
-def test_resume_is_bitwise_equal(tmp_path: Path, demo_folder: Path, stage1: dict[str, Any]) -> None:
+PUBLISHED = ["train.latent_gradient=full", "loss.align_weight=0", "loss.contrastive_weight=0"]
+
+
+@pytest.mark.parametrize("changes", [[], PUBLISHED], ids=["with a teacher", "published"])
+def test_resume_is_bitwise_equal(tmp_path: Path, demo_folder: Path, stage1: dict[str, Any], changes: list[str]) -> None:
     """Stopped after 2 of 4 steps and gone on, without the folder that it started from."""
     start = tmp_path / "start"
     shutil.copytree(stage1["zero3"]["folder"], start)
-    whole = free_run(2, tmp_path / "1", free_settings(tmp_path / "whole", demo_folder, start))
-    settings = free_settings(tmp_path / "parts", demo_folder, start)
+    whole = free_run(2, tmp_path / "1", [*free_settings(tmp_path / "whole", demo_folder, start), *changes])
+    settings = [*free_settings(tmp_path / "parts", demo_folder, start), *changes]
     stopped = free_run(2, tmp_path / "2", settings, stop_after=2)
     assert not stopped[0]["finished"]
     shutil.rmtree(start)
@@ -144,10 +192,27 @@ def test_resume_is_bitwise_equal(tmp_path: Path, demo_folder: Path, stage1: dict
         for kind in ("weights", "moments"):
             for name, tensor in expected_rank[kind].items():
                 assert torch.equal(actual[kind][name], tensor), (kind, name)
+        assert (changes == PUBLISHED) == (not actual["teacher"])
+        assert all(map(torch.equal, actual["teacher"], expected_rank["teacher"]))
     curves = [metrics(tmp_path / name) for name in ("whole", "parts")]
     assert curves[0] == curves[1]
     assert {"loss/ce", "grad/norm", "eval/ce", "eval/answer_accuracy"} <= curves[0].keys()
-    assert not [name for name in curves[0] if name.startswith(("teacher/", "select/")) or "alignment" in name]
+    of_teacher = {name for name in curves[0] if name.startswith(("teacher/", "select/")) or "alignment" in name}
+    named = {"loss/alignment", "eval/alignment", "teacher/drift", "select/kept_per_segment"}
+    assert not of_teacher if changes == PUBLISHED else named <= of_teacher
+
+
+def test_a_run_without_a_teacher_does_not_go_on_with_one(
+    tmp_path: Path, demo_folder: Path, stage1: dict[str, Any]
+) -> None:
+    """As runs from before stage 2 had one would, whose recipes say nothing of it."""
+    settings = free_settings(tmp_path, demo_folder, stage1["zero3"]["folder"], train__grad_accum_steps=1)
+    free_run(2, tmp_path / "1", [*settings, *PUBLISHED], stop_after=1)
+    recipe = str(RECIPES / "demo-stage2.yaml")
+    for said in run_ranks(
+        "tests.distributed.workers_run:mistake", 2, tmp_path / "2", recipe=recipe, overrides=settings
+    ):
+        assert "made without a teacher; go on with loss.align_weight=0 and loss.contrastive_weight=0" in said
 
 
 def metrics(folder: Path) -> dict[str, list[float]]:

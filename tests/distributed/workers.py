@@ -198,13 +198,15 @@ def _teacher_weights(run: SmallRun) -> dict[str, torch.Tensor]:
     return weights
 
 
-def weights_after(steps: int, sizes: list[list[list[int]]], packing: bool, zero: dict[str, Any]) -> dict[str, Any]:
+def weights_after(
+    steps: int, sizes: list[list[list[int]]], packing: bool, zero: dict[str, Any], **train: Any
+) -> dict[str, Any]:
     """All trained weights after some steps of 8 samples each, and the losses.
 
     sizes: of each rank's micro-batches; steps take the lists of their rank in turn.
     """
     golden = golden_set()
-    accumulated = TrainConfig(precision="fp32", grad_accum_steps=max(len(turn) for turn in sizes[0]))
+    accumulated = TrainConfig(precision="fp32", grad_accum_steps=max(len(turn) for turn in sizes[0]), **train)
     data = DataConfig(shards="unused", padding_side=golden.padding_side, packing=packing)
     run = SmallRun.start(golden_recipe(golden, train=accumulated, loss=ALL_LOSSES, data=data), zero)
     losses = []
@@ -292,17 +294,20 @@ def trained_by(optimizers: list[str], offload: bool, steps: int, precision: str 
     return results
 
 
-def mixed_batches(steps: int, rows: str, negatives: str) -> dict[str, Any]:
+def mixed_batches(
+    steps: int, rows: str, negatives: str, zero: dict[str, Any] = ZERO3, checkpointing: str = "none", **train: Any
+) -> dict[str, Any]:
     """Windows whose samples have no image, no segment, nothing supervised, one or many, are very short or very long,
     different on every rank. Returns the losses, and how often modules and collectives were called."""
     golden = golden_set()
     recipe = golden_recipe(
         golden,
-        train=TrainConfig(precision="fp32", micro_batch_size=2, grad_accum_steps=2),
+        train=TrainConfig(precision="fp32", micro_batch_size=2, grad_accum_steps=2, **train),
+        model=dataclasses.replace(golden.model, activation_checkpointing=checkpointing),
         loss=dataclasses.replace(ALL_LOSSES, contrastive_negatives=negatives),
         data=DataConfig(shards="unused", packing=rows == "packed", padding_side=rows.replace("packed", "right")),
     )
-    run = SmallRun.start(recipe)
+    run = SmallRun.start(recipe, zero)
     draw = np.random.default_rng(dist.rank())
     losses = []
     with _counted_calls(run) as calls:

@@ -10,18 +10,19 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 
 from ilvr_ds import dist
-from ilvr_ds.config import DataConfig, OptimConfig, TrainConfig
+from ilvr_ds.config import DataConfig, LossConfig, OptimConfig, TrainConfig
 from tests.distributed.workers import mutilated
 from tests.golden_set import golden_set
 from tests.runs import SmallRun, golden_recipe
 
 
 def start(zero: dict[str, Any], checkpointing: bool = False, padding_side: str | None = None, **train: Any) -> SmallRun:
-    """A run of stage 2 at rate 0 on the golden model in fp32."""
+    """A run of the published stage 2 at rate 0 on the golden model in fp32."""
     golden = golden_set()
     recipe = golden_recipe(
         golden,
-        train=TrainConfig(stage=2, precision="fp32", **train),
+        train=TrainConfig(stage=2, latent_gradient="full", precision="fp32", **train),
+        loss=LossConfig(align_weight=0.0, contrastive_weight=0.0),
         model=dataclasses.replace(golden.model, activation_checkpointing=checkpointing),
         optim=OptimConfig(lr=0.0, weight_decay=0.0, max_grad_norm=0.0),
         data=DataConfig(shards="unused", padding_side=padding_side or golden.padding_side),

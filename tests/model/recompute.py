@@ -7,6 +7,7 @@ Letters: B rows, T tokens, K latent slots, M segments.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +18,18 @@ from ilvr_ds.data.window import TokenBatch
 from ilvr_ds.model.injection import last_hidden
 
 
-def recompute(language_model: Any, embeddings: Tensor, tokens: TokenBatch, slots: Tensor, rows: Tensor) -> Tensor:
+def recompute(
+    language_model: Any,
+    embeddings: Tensor,
+    tokens: TokenBatch,
+    slots: Tensor,
+    rows: Tensor,
+    feed: Callable[[Tensor], Tensor] = lambda latents: latents,
+) -> Tensor:
     """Last hidden state [B, T, D], by one pass for each of the `rounds * K` latent slots and one at the end.
 
     slots [M, K]: flat positions of latent pads; rows [M]: the row of each segment. Segments of a row stand in order;
-    a round is the next segment of every row that has one.
+    a round is the next segment of every row that has one. feed: what becomes of a hidden state on its way back.
     """
     T = embeddings.shape[1]
     columns = slots - T * rows[:, None]
@@ -31,7 +39,7 @@ def recompute(language_model: Any, embeddings: Tensor, tokens: TokenBatch, slots
         for k in range(slots.shape[1]):
             column = at[:, k]
             hidden = _prefix_pass(language_model, embeddings, tokens, max(lengths[m][k] for m in segments.tolist()))
-            embeddings = embeddings.index_put((row, column), hidden[row, column - 1])
+            embeddings = embeddings.index_put((row, column), feed(hidden[row, column - 1]))
     return last_hidden(language_model, tokens, embeddings)
 
 

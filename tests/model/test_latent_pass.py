@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch
 from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.model import latent_pass
@@ -35,7 +36,7 @@ def golden() -> GoldenSet:
 
 
 def stage_of(model: Any, golden: GoldenSet, is_recorded: bool, checkpointing: bool = False) -> StageTwo:
-    return StageTwo(model, golden.settings["latent_size"], checkpointing, 1024, is_recorded)
+    return StageTwo(model, LossConfig(), 0, golden.settings["latent_size"], "full", checkpointing, is_recorded)
 
 
 def run(stage: StageTwo, micro: MicroBatch, features: Tensor) -> tuple[float, dict[str, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch, RolloutLayout, TokenBatch
 from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.model.cached_attention import use_cached_attention
@@ -76,7 +77,7 @@ def test_equals_recomputing_every_prefix(golden: GoldenSet, indices: list[int], 
     plain = recompute(language_model, embeddings, micro.tokens, marked.latent_slots, marked.sample_of_segment)
     expected, expected_grads = ce_and_grads(model, plain, micro)
     size = golden.settings["latent_size"]
-    stage = StageTwo(model, size, False, logits_chunk=5, has_recorded_latents=is_recorded)
+    stage = StageTwo(model, LossConfig(logits_chunk=5), 0, size, "full", has_recorded_latents=is_recorded)
     hidden = stage.hidden(micro, features)
     real = micro.tokens.real
     assert float((hidden[real] - plain[real]).detach().abs().max()) < 1e-10
@@ -160,7 +161,8 @@ def one_segment(length: int, slots: int) -> tuple[TokenBatch, RolloutLayout]:
     columns, real = torch.arange(T)[None], torch.ones(1, T, dtype=torch.bool)
     none = torch.empty(0, dtype=torch.int64)
     tokens = TokenBatch(columns, columns.expand(3, 1, T), real, none, none)
-    return tokens, RolloutLayout(columns, real, columns, torch.tensor([[length - 1]]), (length, 1))
+    zero, pads = torch.zeros(1, dtype=torch.int64), length + torch.arange(slots)[None]
+    return tokens, RolloutLayout(columns, real, columns, torch.tensor([[length - 1]]), zero, zero, pads, (length, 1))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -173,7 +175,7 @@ def test_checkpointing_keeps_inputs_keys_and_values_alone(golden: GoldenSet, sid
     results = []
     for checkpointing in (False, True):
         model = model_of(golden).train()
-        stage = StageTwo(model, golden.settings["latent_size"], checkpointing, logits_chunk=1024)
+        stage = StageTwo(model, LossConfig(), 0, golden.settings["latent_size"], "full", checkpointing)
         features = features_of(micro, model)
         with Live() as memory:
             hidden = stage.hidden(micro, features)

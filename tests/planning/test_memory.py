@@ -16,6 +16,8 @@ from tests.ranks import ROOT
 
 LORA = {"lora_rank": 64, "lora_targets": ModelConfig.lora_targets}
 OFFLOADED = {"optimizer": "cpu_adam"}
+CHAIN: dict[str, Any] = {"has_teacher": False, "latent_gradient": "full"}
+"""The published stage 2"""
 
 
 def setup_of(zero_file: str, name: str = "3b", world: int = 1, samples: int = 4) -> Setup:
@@ -85,8 +87,8 @@ def test_the_measured_points(
         ("zero3_single_gpu.json", "3b", 1, 6, 36, LORA, 29.5),
         ("zero3_single_gpu.json", "7b", 1, 8, 32, {"optimizer": "adamw_8bit", "has_tower": False}, 107.9),
         ("zero3_single_gpu.json", "7b", 1, 12, 36, {"optimizer": "adamw_8bit", "has_tower": False}, 124.6),
-        ("zero2.json", "3b", 2, 8, 8, {"has_teacher": False, "checkpointing": "full"}, 41.8),
-        ("zero3_kept_weights.json", "3b", 2, 8, 8, {"has_teacher": False, "checkpointing": "full"}, 38.5),
+        ("zero2.json", "3b", 2, 8, 8, {**CHAIN, "checkpointing": "full"}, 41.8),
+        ("zero3_kept_weights.json", "3b", 2, 8, 8, {**CHAIN, "checkpointing": "full"}, 38.5),
         ("zero3.json", "3b", 2, 12, 36, {}, 66.1),
         ("zero3.json", "7b", 2, 4, 36, {"optimizer": "adamw_8bit"}, 58.2),
         ("zero3_single_gpu.json", "3b", 1, 6, 36, {"checkpointing": "full"}, 53.5),
@@ -208,7 +210,7 @@ def test_auto_and_absent_sizes_are_deepspeeds_own() -> None:
 
 def test_recorded_latents_hold_sums_of_gradients_and_the_keys_and_values() -> None:
     """Under ZeRO-2 alone: the graphs' own memory, as model/latent_pass.py takes it."""
-    setup = replace(setup_of("zero2.json"), has_teacher=False)
+    setup = replace(setup_of("zero2.json"), **CHAIN)
     plain, recorded = (predict_memory(replace(setup, may_record=on)).resident for on in (False, True))
     text = setup.geometry.text
     columns = 2 * 2 * text.layers * text.kv_heads * text.head_dim * 4 * 1024
@@ -217,6 +219,25 @@ def test_recorded_latents_hold_sums_of_gradients_and_the_keys_and_values() -> No
     summed = predict_memory(replace(setup, sums_in_fp32=True)).resident["recorded latents"]
     assert summed == 4 * layers + 2 * columns
     assert "recorded latents" not in plain
+
+
+def test_recorded_latents_without_a_backward_hold_keys_and_values_alone() -> None:
+    """As model/latent_pass.py takes them where gradients do not go through the rollout."""
+    setup = replace(setup_of("zero2.json"), latent_gradient="detached")
+    columns = 2 * setup.geometry.text.layers * setup.geometry.text.kv_heads * setup.geometry.text.head_dim * 4 * 1024
+    assert predict_memory(setup).resident["recorded latents"] == 2 * columns
+
+
+def test_stage_2_with_detached_latents_takes_what_stage_1_takes_and_the_chain_more() -> None:
+    """Gradients come layer by layer, and the rollout is over before activations are kept; each pass keeps its own."""
+    setup = setup_of("zero3.json", world=2)
+    first, detached = (predict_memory(replace(setup, latent_gradient=way)) for way in (None, "detached"))  # type: ignore[arg-type]
+    assert detached.peak == first.peak and "own latents" in detached.moments
+    one, two, chain = (predict_memory(replace(setup, latent_gradient=way)).peak for way in (1, 2, "full"))  # type: ignore[arg-type]
+    kept, _ = activation_bytes(setup)
+    activations = setup.micro_tokens * (36 * kept + 14 * 2048)
+    assert two - one == pytest.approx(activations)
+    assert chain - first.peak == pytest.approx(2 * setup.trained, rel=0.2)
 
 
 def test_frozen_layers_in_4_bits_are_whole_on_every_rank() -> None:

@@ -19,9 +19,9 @@ from ilvr_ds.training.assembly import assemble
 from ilvr_ds.training.trainer import Parts
 
 
-def views(demo: str, more: list[str]) -> list[SampleView]:
-    """What the gaze of stage 1 sees."""
-    parts = _assemble("launch/recipes/demo.yaml", demo, more)
+def views(demo: str, recipe: str, changes: list[str]) -> list[SampleView]:
+    """What the gaze of a run with a teacher sees."""
+    parts = _assemble(recipe, demo, changes)
     assert parts.pictures.gaze is not None
     found = parts.pictures.gaze()
     parts.tracker.close("KILLED", timeout_s=0)
@@ -48,8 +48,9 @@ def views_of_what_went_away(demo: str) -> list[SampleView]:
 
 
 def free_views(demo: str, deepspeed: str) -> dict[str, Any]:
-    """What the gaze of stage 2 sees, and the same maps put together from a step that reads no helper image."""
+    """What the gaze of a stage 2 without a teacher sees, and the same maps from a step that reads no helper image."""
     more = ["model.init_from=null", f"deepspeed.config={deepspeed}", "tracking.picture_samples=2"]
+    more += ["loss.align_weight=0", "loss.contrastive_weight=0"]
     more.append("train.micro_batch_size=4")
     parts = _assemble("launch/recipes/demo-stage2.yaml", demo, more)
     gaze = parts.pictures.gaze

@@ -81,11 +81,12 @@ def test_the_recipe_refuses_more_samples_than_can_be_looked_at() -> None:
         load_recipe(RECIPE, ["tracking.picture_samples=17"])
 
 
-@pytest.mark.parametrize("pool", ["all", "changed"])
-def test_views_hold_the_teachers_choice(demo_folder: Path, tmp_path: Path, pool: str) -> None:
+@pytest.mark.parametrize(("stage", "pool"), [(1, "all"), (1, "changed"), (2, "all")])
+def test_views_hold_the_teachers_choice(demo_folder: Path, tmp_path: Path, stage: int, pool: str) -> None:
     """Catches maps whose cells are not those of the candidates: the best cosine is the first selected patch."""
-    more = [f"selection.pool={pool}"]
-    views = run_ranks("tests.training.looking:views", 1, tmp_path, demo=str(demo_folder), more=more)[0]
+    recipe, changes = (RECIPE, []) if stage == 1 else ("launch/recipes/demo-stage2.yaml", ["model.init_from=null"])
+    arguments = {"demo": str(demo_folder), "recipe": recipe, "changes": [*changes, f"selection.pool={pool}"]}
+    views = run_ranks("tests.training.looking:views", 1, tmp_path, **arguments)[0]
     assert len(views) == 3
     for view in views:
         assert view.segments and view.question
