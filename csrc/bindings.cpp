@@ -20,5 +20,5 @@ TORCH_LIBRARY(ilvr_ds, m) {
       "Tensor? sample_of_segment, Tensor? noise, Tensor slots, Tensor rows) -> Tensor");
   // On GPUs alone: elsewhere PyTorch's own operators are as good.
   m.def(
-      "momentum_follow(Tensor(a!) upper, Tensor(b!) lower, Tensor student, float weight, Tensor(c!) sums) -> ()");
+      "ema_update(Tensor(a!) upper, Tensor(b!) lower, Tensor student, float weight, Tensor(c!) sums) -> ()");
 }

@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
 def _pack(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ilvr_ds.data.pack import pack
+    from ilvr_ds.ingest.pack import pack
 
     recipe = _recipe_if_given(options)
     measure, measured_with = None, None

@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from ilvr_ds.config import LossConfig, ModelConfig, SelectionConfig
 from ilvr_ds.data.collate import Collator
 from ilvr_ds.data.images import ImageEncoder
-from ilvr_ds.data.importers import Rejected, read_records
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import EncodedSample, SampleEncoder
 from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.data.window import Window
+from ilvr_ds.ingest.importers import Rejected, read_records
 from ilvr_ds.model.student import load_config, vision_layout
 
 DEFAULT = Path(__file__).parent / "golden" / "upstream-ilvr"

@@ -17,7 +17,7 @@ from ilvr_ds.engine.networks import Networks, init_process_group
 from ilvr_ds.model.encoding import Encoding
 from ilvr_ds.model.student import load_config, vision_layout
 from ilvr_ds.training.assembly import build_step
-from ilvr_ds.training.totals import Totals
+from ilvr_ds.training.metric_sums import MetricSums
 from tests.golden_set import GoldenSet, equal_sizes, golden_set, without_helpers
 
 ZERO3: dict[str, Any] = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
@@ -48,7 +48,7 @@ class SmallRun:
     networks: Networks
     step: Any
     """The TrainingStep of the recipe's stage."""
-    totals: Totals
+    totals: MetricSums
 
     @staticmethod
     def start(recipe: Recipe | None = None, zero: dict[str, Any] = ZERO3, initial: Path | None = None) -> SmallRun:
@@ -58,7 +58,7 @@ class SmallRun:
         config = load_config(recipe.model.path)
         encoding = Encoding(golden.encoder, golden.encoder.special, vision_layout(config), config)
         step, networks = build_step(recipe, zero, encoding, initial)
-        return SmallRun(golden, recipe, networks, step, Totals(step.sums, dist.device()))
+        return SmallRun(golden, recipe, networks, step, MetricSums(step.sums, dist.device()))
 
     def window(self, indices: list[int], micro_batch_size: int | None = None) -> Window:
         """The golden samples with these indices as this rank's window."""
@@ -84,5 +84,5 @@ class SmallRun:
             self.networks.student.step()
             total += loss.detach()
         if self.step.teacher is not None:
-            self.step.teacher.follow()
+            self.step.teacher.mark_stale()
         return float(dist.sum_over_ranks(total))

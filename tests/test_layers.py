@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "file_modes": BASE,
     "ops": {"ops"},
     "data": BASE | {"data", "config"},
+    "ingest": BASE | {"ingest", "data"},
     "model": BASE | {"model", "data", "config"},
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
     "monitoring": BASE | {"monitoring", "planning", "model", "data", "dist"},
@@ -53,7 +54,7 @@ MAY_IMPORT = {
     "cluster": BASE | {"doctor", "dist", "ops", "data", "provenance"},
     "demo": BASE | {"demo", "data", "model", "file_modes"},
     "cli": BASE
-    | {"config", "data", "model", "engine", "training", "tracking", "evaluation", "planning"}
+    | {"config", "data", "ingest", "model", "engine", "training", "tracking", "evaluation", "planning"}
     | {"dist", "launcher", "demo", "doctor", "cluster", "shipped"},
 }
 DOORS = {
@@ -168,6 +169,7 @@ HOT = [
     "ops/noise.py", "ops/reference.py", "distill/query.py", "distill/selection.py", "distill/stage1.py",
     "distill/stage2.py", "distill/text.py", "distill/teacher.py", "model/rollout.py", "model/cached_attention.py",
     "training/stage2.py", "model/injection.py", "model/vision.py", "model/attention.py", "training/step.py",
+    "distill/pool.py", "ops/change.py",
 ]  # fmt: skip
 WAITING = {"item", "tolist", "numpy", "cpu", "nonzero", "tensor", "as_tensor", "from_numpy", "masked_select", "unique"}
 

@@ -135,20 +135,20 @@ Tensor backward(const Tensor& grad_alignment_, const Tensor& grad_contrastive_, 
 void follow(const Tensor& upper, const Tensor& lower, const Tensor& student, double weight, const Tensor& sums) {
   TORCH_CHECK(upper.scalar_type() == at::kBFloat16 && lower.scalar_type() == at::kShort &&
                   student.scalar_type() == at::kFloat && sums.scalar_type() == at::kDouble,
-              "momentum_follow: expected bfloat16, int16, float32 and float64");
+              "ema_update: expected bfloat16, int16, float32 and float64");
   TORCH_CHECK(upper.is_contiguous() && lower.is_contiguous() && student.is_contiguous() && sums.numel() == 2 &&
                   upper.numel() == student.numel() && lower.numel() == student.numel(),
-              "momentum_follow: expected contiguous tensors of one size, and two sums");
+              "ema_update: expected contiguous tensors of one size, and two sums");
   const c10::cuda::CUDAGuard guard(upper.device());
   const Momentum problem{data<uint16_t>(upper), data<int16_t>(lower), student.const_data_ptr<float>(),
                          student.numel(), static_cast<float>(weight), data<double>(sums)};
-  C10_CUDA_CHECK(momentum_follow(problem, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(ema_update(problem, c10::cuda::getCurrentCUDAStream()));
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(ilvr_ds, CUDA, m) {
-  m.impl("momentum_follow", follow);
+  m.impl("ema_update", follow);
   m.impl("selective_topk", topk);
   m.impl("selective_contrastive", forward);
   m.impl("selective_contrastive_backward", backward);

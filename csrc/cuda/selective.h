@@ -80,6 +80,6 @@ struct Momentum {
   double* sums;  // [2], added to: (average - student)^2 and student^2
 };
 
-cudaError_t momentum_follow(const Momentum& problem, cudaStream_t stream);
+cudaError_t ema_update(const Momentum& problem, cudaStream_t stream);
 
 }  // namespace ilvr

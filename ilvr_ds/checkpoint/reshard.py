@@ -57,7 +57,7 @@ def reshard(path: Path, state: dict[str, Any], zero_stage: int, recipe: Recipe) 
 def load_resharded(path: Path, student: Any, names: list[str], teacher: MomentumShards | None) -> dict[str, Any]:
     """`load_checkpoint` for a checkpoint that `reshard` converted; deletes the converted form (collective)."""
     ranks = saved_state(path)["world_size"]
-    sizes = [shard.numel() for shard in teacher.published] if teacher else []
+    sizes = [shard.numel() for shard in teacher.weights] if teacher else []
     slices = teacher_slices(path, names, sizes, ranks) if teacher else []
     state = load_checkpoint(path, student, names, teacher, slices)
     _own_step_counters(student.optimizer.optimizer)

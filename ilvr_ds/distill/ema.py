@@ -1,4 +1,4 @@
-"""The teacher's weights follow the student's: an exponential moving average in float32, shard by shard.
+"""The teacher's weights are an exponential moving average (EMA) of the student's, in float32, shard by shard.
 
 Every rank holds the same slice of both networks, so the update needs no communication. In bf16 it would stand still:
 1e-3 of a small difference is below half a unit in the last place.
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ilvr_ds.ops.momentum import follow, join, split, squares
+from ilvr_ds.ops.ema import ema_update, join, split, squares
 
 PIECE = 2**24
 """Elements that are moved at a time: 64 MiB of float32, a power of two because pinned memory comes in those."""
@@ -26,38 +26,38 @@ STREAMS = 6
 class _Piece:
     """A run of elements of one shard: the average, where it rests and as what the teacher reads.
 
-    published: the run of the shard, 1-dimensional. average: float32 values to begin with, on any device.
+    weights: the run of the shard, 1-dimensional. average: float32 values to begin with, on any device.
     """
 
-    def __init__(self, published: Tensor, average: Tensor, is_pinned: bool) -> None:
-        self.published = published
-        self.is_split = published.dtype == torch.bfloat16
+    def __init__(self, weights: Tensor, average: Tensor, is_pinned: bool) -> None:
+        self.weights = weights
+        self.is_split = weights.dtype == torch.bfloat16
         dtype = torch.int16 if self.is_split else torch.float32
-        self.rest = torch.empty(published.numel(), dtype=dtype, device=published.device, pin_memory=is_pinned)
-        """The average, or of its bits what `published` does not say."""
+        self.residual = torch.empty(weights.numel(), dtype=dtype, device=weights.device, pin_memory=is_pinned)
+        """The average, or of its bits what `weights` does not say."""
         self.set(average)
 
     def set(self, average: Tensor) -> None:
-        """Put these values to rest, and publish them."""
+        """Take these values over."""
         parts = split(average) if self.is_split else (average, average)
-        for here, values in zip((self.published, self.rest), parts, strict=True):
+        for here, values in zip((self.weights, self.residual), parts, strict=True):
             here.copy_(values, non_blocking=True)
 
     def get(self) -> Tensor:
         """The average, float32, where it rests."""
-        return join(self.published, self.rest) if self.is_split else self.rest
+        return join(self.weights, self.residual) if self.is_split else self.residual
 
-    def follow(self, student: Tensor, weight: float, sums: Tensor) -> None:
-        """average += weight * (student - average) on the student's device, published; drift sums onto `sums` [2]."""
+    def update(self, student: Tensor, weight: float, sums: Tensor) -> None:
+        """average += weight * (student - average) on the student's device; drift sums onto `sums` [2]."""
         if self.is_split:
-            upper, lower = (half.to(student.device, non_blocking=True) for half in (self.published, self.rest))
-            follow(upper, lower, student, weight, sums)
+            upper, lower = (half.to(student.device, non_blocking=True) for half in (self.weights, self.residual))
+            ema_update(upper, lower, student, weight, sums)
             new = upper, lower
         else:
-            average = self.rest.to(student.device, non_blocking=True).lerp_(student, weight)
+            average = self.residual.to(student.device, non_blocking=True).lerp_(student, weight)
             sums += squares(average - student, student)
             new = average, average
-        for here, values in zip((self.published, self.rest), new, strict=True):
+        for here, values in zip((self.weights, self.residual), new, strict=True):
             if here is not values:
                 here.copy_(values, non_blocking=True)
 
@@ -65,19 +65,19 @@ class _Piece:
 class MomentumShards:
     """This rank's float32 averages, and how they reach the network that the teacher runs.
 
-    `published[i]` is the flat shard (1-dimensional) of parameter i that the teacher's network reads, in the network's
-    dtype, in host memory or on the device; the averages rest where it rests. `device` is where the arithmetic is done:
+    `weights[i]` is the flat shard (1-dimensional) of parameter i that the teacher's network reads, in the network's
+    dtype, in host memory or on the device; the averages lie where it lies. `device` is where the arithmetic is done:
     averages in host memory stream through it, because the host's own arithmetic takes longer than a training step.
     """
 
     @torch.no_grad()
-    def __init__(self, published: list[Tensor], initial: Iterable[Tensor], momentum: float, device: torch.device):
-        self.published = published
+    def __init__(self, weights: list[Tensor], initial: Iterable[Tensor], momentum: float, device: torch.device):
+        self.weights = weights
         self.momentum = momentum
         self.device = device
         self.pieces: list[list[_Piece]] = []
         """By parameter"""
-        for shard, values in zip(published, initial, strict=True):
+        for shard, values in zip(weights, initial, strict=True):
             is_pinned = device.type == "cuda" and shard.device.type == "cpu"
             average = values.flatten().to(device, torch.float32)
             runs = zip(torch.split(shard, PIECE), torch.split(average, PIECE), strict=True)
@@ -92,8 +92,8 @@ class MomentumShards:
         """Begin: average <- momentum * average + (1 - momentum) * student, and publish it.
 
         `student` yields the float32 shards in the order of the parameters; until `wait` returns nobody may change them
-        or read what is published. On a GPU that is later: copies and arithmetic run beside what is computed meanwhile,
-        once `after` has happened (by default, all that the current stream was given).
+        or read the teacher's weights. On a GPU that is later: copies and arithmetic run beside what is computed
+        meanwhile, once `after` has happened (by default, all that the current stream was given).
         """
         self.wait()
         if not self.streams:
@@ -141,7 +141,7 @@ class MomentumShards:
         return sums
 
     def _advance(self, piece: _Piece, student: Tensor, sums: Tensor) -> None:
-        piece.follow(student.to(self.device, torch.float32, non_blocking=True), 1 - self.momentum, sums)
+        piece.update(student.to(self.device, torch.float32, non_blocking=True), 1 - self.momentum, sums)
 
     def state(self) -> list[Tensor]:
         """The averages as one flat float32 tensor per parameter, on the CPU."""
@@ -152,7 +152,7 @@ class MomentumShards:
     def load_state(self, state: list[Tensor]) -> None:
         """Take over what `state` gave, and publish it. Raises ValueError where a shard has another size."""
         self.wait()
-        for shard, values in zip(self.published, state, strict=True):
+        for shard, values in zip(self.weights, state, strict=True):
             if shard.numel() != values.numel():
                 raise ValueError(f"a teacher shard has {shard.numel()} elements, the stored one {values.numel()}")
         for pieces, values in zip(self.pieces, state, strict=True):
@@ -171,7 +171,7 @@ def _whole(pieces: list[_Piece]) -> Tensor:
 
 def _cut(shard: Tensor, pieces: list[_Piece]) -> Iterator[tuple[_Piece, Tensor]]:
     """Each piece with its run of a shard's elements."""
-    return zip(pieces, torch.split(shard.flatten(), [piece.rest.numel() for piece in pieces]), strict=True)
+    return zip(pieces, torch.split(shard.flatten(), [piece.residual.numel() for piece in pieces]), strict=True)
 
 
 def _streams(device: torch.device) -> list[torch.cuda.Stream]:

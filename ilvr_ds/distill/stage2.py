@@ -31,7 +31,7 @@ class StageTwo(Student):
     """Reads its own latents.
 
     Micro-batches whose layouts have equally many rounds make the same module calls, so that ZeRO-3 stays in step.
-    is_thrifty: of the rollout with gradients, whose layers are not checkpointed otherwise.
+    checkpoints_activations: of the rollout with gradients, whose layers are not checkpointed otherwise.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class StageTwo(Student):
         seed: int,
         latent_size: int,
         latent_gradient: Literal["full", "detached"] | int,
-        is_thrifty: bool = False,
+        checkpoints_activations: bool = False,
         has_recorded_latents: bool = False,
         sums_in_fp32: bool = True,
     ) -> None:
         super().__init__(model, settings, seed, sums_in_fp32)
         self.latent_size = latent_size
         self.latent_gradient = latent_gradient
-        self.is_thrifty = is_thrifty
+        self.checkpoints_activations = checkpoints_activations
         language_model = model.model.language_model
         has_whole_chain = latent_gradient == "full"
         if has_whole_chain:
@@ -78,9 +78,15 @@ class StageTwo(Student):
         language_model = self.model.model.language_model
         embeddings = self._embeddings(micro, features)
         if self.latent_gradient == "full":
-            is_thrifty = self.is_thrifty and self.training
+            checkpoints_activations = self.checkpoints_activations and self.training
             return roll_out(
-                language_model, embeddings, micro.tokens, layout, self.latent_size, is_thrifty, self.latent_passes
+                language_model,
+                embeddings,
+                micro.tokens,
+                layout,
+                self.latent_size,
+                checkpoints_activations,
+                self.latent_passes,
             )
         with cached_attention(language_model):
             latents = own_latents(

@@ -1,4 +1,4 @@
-"""The momentum teacher: picks the targets of a window, then follows the student."""
+"""The momentum teacher: picks the targets of a window, and is updated after the student's step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MomentumTeacher:
         self.latent_size = latent_size
         self.micro_batches_at_once = micro_batches_at_once
         self._since: torch.cuda.Event | None = None
-        self._is_behind = False
+        self._is_stale = False
 
     @torch.no_grad()
     def read(self, window: Window, features: Tensor) -> Context:
@@ -49,7 +49,7 @@ class MomentumTeacher:
 
         features [F, D]: merged image features of the window.
         """
-        self.catch_up()
+        self.update()
         return self.network(window.tokens, features, window.context, self._pieces(window))
 
     def _pieces(self, window: Window) -> list[range]:
@@ -66,28 +66,27 @@ class MomentumTeacher:
         pool = find_pool(features, where, candidates, settings, k)
         return select_targets(context, window.context, candidates, where.offsets, settings, k, pool)
 
-    def follow(self) -> None:
-        """The student has moved. The teacher does so when it is needed next: by then the device has other work to do
-        beside, and the next batch has been copied to it.
-        """
-        self.catch_up()
-        self._is_behind = True
+    def mark_stale(self) -> None:
+        """The student has moved. The update comes when the teacher is needed next: by then the device has other work
+        beside it, and the next batch has been copied."""
+        self.update()
+        self._is_stale = True
         if self.shards.device.type == "cuda":
             self._since = torch.cuda.current_stream(self.shards.device).record_event()
 
-    def catch_up(self) -> None:
-        """Move towards the student, where that is due; the host waits until it is done. Collective."""
-        if self._is_behind:
+    def update(self) -> None:
+        """The momentum (EMA) update, where the student has moved since the last; the host waits for it. Collective."""
+        if self._is_stale:
             self.shards.update(self.student_shards(), self._since)
             self.shards.wait()
-        self._is_behind = False
+        self._is_stale = False
 
     def take_drift(self) -> Tensor:
         """[2]: the sums of MomentumShards.take_drift. Collective."""
-        self.catch_up()
+        self.update()
         return self.shards.take_drift()
 
     def state(self) -> list[Tensor]:
         """The averages, as MomentumShards.state gives them. Collective."""
-        self.catch_up()
+        self.update()
         return self.shards.state()

@@ -58,7 +58,7 @@ def load_average(path: Path, names: list[str], shards: MomentumShards) -> None:
     """
     state = saved_state(path)
     if teacher_file(0) in state["files"]:
-        sizes = [shard.numel() for shard in shards.published]
+        sizes = [shard.numel() for shard in shards.weights]
         shards.load_state(teacher_slices(path, names, sizes, state["world_size"]))
         logger.info("the teacher starts from its average in %s", path)
 

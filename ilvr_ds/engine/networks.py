@@ -188,10 +188,10 @@ def _root_module(model: Any, recipe: Recipe, zero_stage: int) -> nn.Module:
     prepare_student(model, settings)
     if not train.has_free_latents:
         return StageOne(model, recipe.loss, recipe.run.seed, in_fp32)
-    is_thrifty = recipe.model.activation_checkpointing == "full"
+    checkpointing = recipe.model.activation_checkpointing == "full"
     is_recorded = recipe.model.cuda_graphs == "auto" and zero_stage < 3 and dist.device().type == "cuda"
     return StageTwo(
-        model, recipe.loss, recipe.run.seed, settings.latent_size, train.latent_gradient, is_thrifty, is_recorded,
+        model, recipe.loss, recipe.run.seed, settings.latent_size, train.latent_gradient, checkpointing, is_recorded,
         in_fp32,
     )  # fmt: skip
 

@@ -43,7 +43,7 @@ class LatentPasses:
         self.sums_in_fp32 = sums_in_fp32
         self.sums: list[Tensor] = []
         """Gradients of `weights` from all passes of a micro-batch, in float32 or in the weights' precision."""
-        self.room = torch.empty(0)
+        self.buffer = torch.empty(0)
         """Keys, values and their gradients of the largest shape so far; only one micro-batch is under way."""
         self.turn = 0
         """Counts micro-batches, and each backward that has come to its end."""
@@ -59,7 +59,7 @@ class LatentPasses:
         positions: cosines and sines [..., B, U, d]; real [B, U]: columns that hold a token.
         """
         rows, columns = real.shape[0], -(-real.shape[1] // GRAIN) * GRAIN
-        self._make_room((1 + self.has_backward) * len(self.body.layers) * rows * columns * self.body.elements)
+        self._reserve((1 + self.has_backward) * len(self.body.layers) * rows * columns * self.body.elements)
         shape = self._shapes.pop((rows, columns), None) or LatentPass(self, rows, columns, positions[0])
         self._shapes[rows, columns] = shape
         while len(self._shapes) > SHAPES:
@@ -71,27 +71,27 @@ class LatentPasses:
         self.turn += 1
         return shape
 
-    def _make_room(self, size: int) -> None:
+    def _reserve(self, size: int) -> None:
         """Whatever recordings know by its place; where one has moved they are made anew."""
         places = [weight.data_ptr() for weight in self.body.parameters()]
-        if places == self._places and size <= self.room.numel():
+        if places == self._places and size <= self.buffer.numel():
             return
         self._shapes.clear()
         self._places = places
         self.sums = self.sums or [torch.zeros_like(weight, dtype=self._sum_of(weight)) for weight in self.weights]
-        size = max(size, self.room.numel())
-        self.room = torch.empty(0)  # free before the larger one is taken
-        self.room = self.body.norm.weight.new_zeros(size)
-        if self.room.is_cuda:
+        size = max(size, self.buffer.numel())
+        self.buffer = torch.empty(0)  # free before the larger one is taken
+        self.buffer = self.body.norm.weight.new_zeros(size)
+        if self.buffer.is_cuda:
             self._pool = torch.cuda.graph_pool_handle()
-            self._stream = self._stream or torch.cuda.Stream(self.room.device)  # type: ignore[no-untyped-call]
+            self._stream = self._stream or torch.cuda.Stream(self.buffer.device)  # type: ignore[no-untyped-call]
 
     def _sum_of(self, weight: Tensor) -> torch.dtype:
         return torch.promote_types(weight.dtype, torch.float32) if self.sums_in_fp32 else weight.dtype
 
     def recorded(self, function: Callable[[], None]) -> Callable[[], None]:
         """What does the same as `function`, which reads and writes tensors at fixed places alone."""
-        device, stream = self.room.device, self._stream
+        device, stream = self.buffer.device, self._stream
         if stream is None:
             return function
         graph = torch.cuda.CUDAGraph()
@@ -120,7 +120,7 @@ class LatentPass:
         layers, (heads, width) = len(self.body.layers), self.body.heads
         shape = (layers, 1 + passes.has_backward, 2, rows, heads, columns, width)
         """Layers; values and, if there is a backward, their gradients; keys or values"""
-        self.room = passes.room[: torch.Size(shape).numel()].view(shape)
+        self.buffer = passes.buffer[: torch.Size(shape).numel()].view(shape)
         self._forward: Callable[[], None] | None = None
         self._backward: Callable[[], None] | None = None
         self._is_first = True
@@ -130,7 +130,7 @@ class LatentPass:
         return [LayerMemory(self.real.shape[1], held, grads) for held, grads in self._held_and_grads()]
 
     def _held_and_grads(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        for held, *grads in self.room:
+        for held, *grads in self.buffer:
             yield held, grads[0] if grads else None
 
     def prepare(self, positions: tuple[Tensor, Tensor], real: Tensor, needs_grads: bool) -> None:
@@ -142,7 +142,7 @@ class LatentPass:
             self._forward = self.owner.recorded(self._compute)
         if needs_grads and self._backward is None:
             self._backward = self.owner.recorded(self._compute_backward)
-        self.room.zero_()  # a column that is masked must still hold numbers
+        self.buffer.zero_()  # a column that is masked must still hold numbers
         if needs_grads:
             torch._foreach_zero_(self.owner.sums)
         self._is_first = True

@@ -29,23 +29,23 @@ def roll_out(
     tokens: TokenBatch,
     layout: RolloutLayout,
     latent_size: int,
-    thrifty: bool,
+    checkpointing: bool,
     latent_passes: LatentPasses | None = None,
 ) -> Tensor:
     """Last hidden state after the final norm [B, T, D] of embeddings [B, T, D], a row each, with images written in.
 
     The language model must use `use_cached_attention`. Its layers are called (rounds + 1) + rounds * K times, whatever
-    the rows hold: empty columns are computed and seen by nobody. thrifty: text is computed again in the backward, layer
-    by layer, so that of each layer only its input, its keys and its values are kept. latent_passes: what computes the
-    passes of latent slots in place of one call after the other.
+    the rows hold: empty columns are computed and seen by nobody. checkpointing: text is computed again in the backward,
+    layer by layer, so that of each layer only its input, its keys and its values are kept. latent_passes: what computes
+    the passes of latent slots in place of one call after the other.
     """
     inputs = embeddings.flatten(0, 1)[layout.source]
     stack = _Stack.over(language_model, inputs, tokens, layout, latent_passes)
     outputs: list[Tensor] = []
     for number in range(layout.rounds):
-        text, states = stack.segment(inputs, layout, number, latent_size, thrifty)
+        text, states = stack.segment(inputs, layout, number, latent_size, checkpointing)
         outputs += [text, *states[1:]]
-    outputs.append(stack(inputs[:, stack.width :], thrifty))
+    outputs.append(stack(inputs[:, stack.width :], checkpointing))
     hidden = torch.cat(outputs, dim=1)  # empty rounds too: their part of the backward must run on every rank
     return hidden.gather(1, layout.place[..., None].expand(-1, -1, hidden.shape[2]))
 
@@ -67,7 +67,7 @@ def own_latents(
     stack = _Stack.over(language_model, inputs, tokens, layout, latent_passes)
     fed = inputs.new_zeros(layout.rounds, len(inputs), latent_size, inputs.shape[2])
     for number in range(layout.rounds):
-        _, states = stack.segment(inputs, layout, number, latent_size, thrifty=False)
+        _, states = stack.segment(inputs, layout, number, latent_size, checkpointing=False)
         fed[number] = torch.cat(states[:-1], dim=1)
     return fed[layout.turns, layout.rows]
 
@@ -102,31 +102,31 @@ class _Stack:
         return _Stack(language_model, positions, layout.real, passes)
 
     def segment(
-        self, inputs: Tensor, layout: RolloutLayout, number: int, latent_size: int, thrifty: bool
+        self, inputs: Tensor, layout: RolloutLayout, number: int, latent_size: int, checkpointing: bool
     ) -> tuple[Tensor, list[Tensor]]:
         """The text up to segment `number` and the segment: the text's states [B, C, D], and K + 1 of [B, 1, D], that at
         latent_start and then those at the slots: each slot is fed the one before."""
-        text = self(inputs[:, self.width : self.width + layout.chunks[number]], thrifty)
+        text = self(inputs[:, self.width : self.width + layout.chunks[number]], checkpointing)
         states = [text[torch.arange(len(inputs), device=inputs.device), layout.openings[number]][:, None]]
         for _ in range(latent_size):
             states.append(self.step(states[-1]))
         return text, states
 
-    def __call__(self, hidden: Tensor, thrifty: bool) -> Tensor:
+    def __call__(self, hidden: Tensor, checkpointing: bool) -> Tensor:
         """Run the next C columns [B, C, D] through all layers and the final norm."""
         first, last = self.width, self.width + hidden.shape[1]
         mask = self._mask(first, last, hidden.dtype)
         cos, sin = (x[..., first:last, :] for x in self.positions)
         for number, (layer, memory) in enumerate(zip(self.layers, self.memories, strict=True)):
             arguments = (layer, hidden, mask, (cos, sin), memory, first, self.done[number])
-            hidden, self.done[number] = _again_in_backward(_call, *arguments) if thrifty else _call(*arguments)
+            hidden, self.done[number] = _again_in_backward(_call, *arguments) if checkpointing else _call(*arguments)
         self.width = last
         return cast(Tensor, self.norm(hidden))
 
     def step(self, hidden: Tensor) -> Tensor:
         """Run one column [B, 1, D]: a latent slot. These are few, and keep all they compute or only their input."""
         if self.passes is None:
-            return self(hidden, thrifty=False)
+            return self(hidden, checkpointing=False)
         hidden, done = self.passes(hidden, self.width, self.done)
         self.done = [done for _ in self.layers]
         self.width += 1

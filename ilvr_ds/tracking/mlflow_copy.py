@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ilvr_ds.tracking.address import sqlite_path, sqlite_uri
 from ilvr_ds.tracking.mlflow_parent import parent_run
+from ilvr_ds.tracking.names import sqlite_path, sqlite_uri
 from ilvr_ds.tracking.record import read_record
 
 logger = logging.getLogger("ilvr_ds")

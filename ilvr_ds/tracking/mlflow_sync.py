@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from ilvr_ds.errors import UserError
-from ilvr_ds.tracking.address import sqlite_path
 from ilvr_ds.tracking.mlflow_copy import MlflowCopy, Status, TrackingTarget, read_state, without_password
+from ilvr_ds.tracking.names import sqlite_path
 from ilvr_ds.tracking.record import read_record
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds.errors import UserError
-from ilvr_ds.tracking.address import sqlite_path
+from ilvr_ds.tracking.names import sqlite_path
 
 logger = logging.getLogger("ilvr_ds")
 _QUIET = {

@@ -39,20 +39,20 @@ from ilvr_ds.monitoring.watchdog import Watchdog
 from ilvr_ds.provenance import environment, machine
 from ilvr_ds.tracking.mlflow_copy import PARENT_TAG, read_state
 from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
-from ilvr_ds.training.gaze import Gaze
 from ilvr_ds.training.held_out import HeldOut
 from ilvr_ds.training.inputs import Inputs, say_what_does_nothing, say_where_latents_are_new
+from ilvr_ds.training.latent_views import LatentViews
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.stage2 import StageTwoStep, TaughtStageTwoStep
 from ilvr_ds.training.step import StageOneStep, TrainingStep
-from ilvr_ds.training.trainer import Parts
+from ilvr_ds.training.trainer import Components
 
 logger = logging.getLogger("ilvr_ds")
 MAX_TYPES = 32
 
 
-def assemble(recipe: Recipe, recipe_path: Path, inputs: Inputs | None = None) -> Parts:
+def assemble(recipe: Recipe, recipe_path: Path, inputs: Inputs | None = None) -> Components:
     """Build a run (collective), from `inputs` where they were read already. Raises UserError for everything that a
     person can mend."""
     inputs = inputs or Inputs.read(recipe, recipe_path, dist.world_size())
@@ -127,7 +127,7 @@ def assemble(recipe: Recipe, recipe_path: Path, inputs: Inputs | None = None) ->
     watchdog = Watchdog(
         recipe.run.rank_timeout_s, recipe.run.stall_timeout_s, lambda: tracker.close("FAILED", timeout_s=10)
     )
-    return Parts(
+    return Components(
         recipe=recipe,
         loader=loader,
         step=step,
@@ -311,7 +311,7 @@ def _pictures(
     numbers = np.sort(np.random.default_rng(0).choice(len(shards), count, replace=False))  # the same in every run
     encoding = replace(encoding, encoder=encoding.encoder.seeing_helpers())  # without a teacher no step reads them
     dataset = build_dataset(recipe, encoding, shards, lambda _: [numbers], step.types, source.features)
-    return Pictures(tracker, recipe.run_dir, Gaze(dataset, numbers, step))
+    return Pictures(tracker, recipe.run_dir, LatentViews(dataset, numbers, step))
 
 
 def _quarantine(recipe: Recipe, shards: ShardSet) -> Quarantine:

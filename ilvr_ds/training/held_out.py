@@ -11,9 +11,9 @@ from ilvr_ds import dist
 from ilvr_ds.data.loader import WindowDataset, iterate_windows
 from ilvr_ds.data.window import BadSample, Window
 from ilvr_ds.tracking.names import metric_name
+from ilvr_ds.training.metric_sums import MetricSums
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.step import TrainingStep, answer_accuracy
-from ilvr_ds.training.totals import Totals
 
 
 class HeldOut:
@@ -42,8 +42,8 @@ class HeldOut:
         Raises UserError on all ranks where too many samples cannot be used; those that cannot do not count.
         """
         engine: Any = self.step.student
-        totals = Totals(self.step.sums, dist.device())
-        by_group = Totals([f"{kind}/{g}" for g in self.groups for kind in ("right", "answers")], dist.device())
+        totals = MetricSums(self.step.sums, dist.device())
+        by_group = MetricSums([f"{kind}/{g}" for g in self.groups for kind in ("right", "answers")], dist.device())
         bad: list[BadSample] = []
         samples = retries = 0
         engine.eval()

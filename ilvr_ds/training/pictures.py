@@ -17,7 +17,7 @@ from ilvr_ds import dist
 from ilvr_ds.pictures.views import SampleView
 from ilvr_ds.tracking.record import read_record
 from ilvr_ds.tracking.tracker import Tracker
-from ilvr_ds.training.gaze import Gaze
+from ilvr_ds.training.latent_views import LatentViews
 
 logger = logging.getLogger("ilvr_ds")
 PANELS = {
@@ -37,7 +37,7 @@ PANELS = {
 class Pictures:
     """Draws the record's curves and, with a gaze, samples: in a thread, which training does not wait for."""
 
-    def __init__(self, tracker: Tracker, directory: Path, gaze: Gaze | None = None) -> None:
+    def __init__(self, tracker: Tracker, directory: Path, gaze: LatentViews | None = None) -> None:
         self.tracker = tracker
         self.record = directory / "metrics.jsonl"
         self.folder = directory / "pictures"
@@ -45,7 +45,7 @@ class Pictures:
         self._drawing: threading.Thread | None = None
 
     def __call__(self, done: int) -> None:
-        """Look after `done` steps (collective), and begin to draw on the main rank."""
+        """Look at the samples after `done` steps (collective), and begin to draw on the main rank."""
         start = time.monotonic()
         self.finish()
         views = self.gaze() if self.gaze else []

@@ -9,11 +9,11 @@ from ilvr_ds import dist
 from ilvr_ds.config import Recipe
 from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import RunError, UserError
+from ilvr_ds.monitoring.run_lock import run_lock
 from ilvr_ds.tracking.record import summary_lines
 from ilvr_ds.tracking.tracker import Status
 from ilvr_ds.training.assembly import assemble
 from ilvr_ds.training.inputs import Inputs
-from ilvr_ds.training.run_lock import run_lock
 from ilvr_ds.training.trainer import Trainer
 
 logger = logging.getLogger("ilvr_ds")

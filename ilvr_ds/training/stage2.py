@@ -15,9 +15,9 @@ from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
 from ilvr_ds.monitoring.phases import PhaseTimer
 from ilvr_ds.ops.reference import pool_candidates
-from ilvr_ds.training.step import Look, StageOneStep, answer_accuracy, by_type, ce_by_type, type_sums
+from ilvr_ds.training.metric_sums import MetricSums, ratio
+from ilvr_ds.training.step import LatentProbe, StageOneStep, answer_accuracy, by_type, ce_by_type, type_sums
 from ilvr_ds.training.step import Prepared as PreparedWithTargets
-from ilvr_ds.training.totals import Totals, ratio
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ class StageTwoStep:
         supervised = dist.sum_over_ranks(window.supervised.float()).clamp(min=1).squeeze(0)
         return Prepared(with_equal_rounds(window, self.latent_size), features, supervised)
 
-    def loss(self, micro: MicroBatch, prepared: Prepared, step: int, totals: Totals) -> Tensor:
+    def loss(self, micro: MicroBatch, prepared: Prepared, step: int, totals: MetricSums) -> Tensor:
         """This micro-batch's part of the step's loss: summed over micro-batches and ranks it is the step's loss."""
         loss: Tensor = self._sums(micro, prepared, totals)["ce"] / prepared.supervised
         return loss
 
-    def answers(self, micro: MicroBatch, prepared: Prepared, totals: Totals) -> Tensor:
+    def answers(self, micro: MicroBatch, prepared: Prepared, totals: MetricSums) -> Tensor:
         """[B] bool: is the answer of each sample the most probable one? Adds the losses to `totals`."""
         return self._sums(micro, prepared, totals)["right"]
 
@@ -110,16 +110,16 @@ class StageTwoStep:
         return {"loss/total": ce, "loss/ce": ce} | ce_by_type(sums, self.types) | answer_accuracy(sums, "train")
 
     @torch.no_grad()
-    def look(self, micro: MicroBatch, prepared: Prepared) -> Look:
+    def look(self, micro: MicroBatch, prepared: Prepared) -> LatentProbe:
         """The latents that the student feeds itself, beside the patches of helper images, which no step reads.
 
         The window must be of samples that were encoded with their helper images.
         """
         where = prepared.window.candidates
         candidates = pool_candidates(prepared.features, where.rows, where.weights)[micro.candidate_rows]
-        return Look(self.student(micro, prepared.features)["prediction"], candidates, None)
+        return LatentProbe(self.student(micro, prepared.features)["prediction"], candidates, None)
 
-    def _sums(self, micro: MicroBatch, prepared: Prepared, totals: Totals) -> dict[str, Tensor]:
+    def _sums(self, micro: MicroBatch, prepared: Prepared, totals: MetricSums) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = self.student(micro, prepared.features)
         answers = micro.has_answer.sum()
         counts = {"supervised": torch.full_like(answers, len(micro.label_ids)), "answers": answers}

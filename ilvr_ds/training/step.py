@@ -22,9 +22,9 @@ from ilvr_ds.distill.stage1 import Negatives
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
 from ilvr_ds.monitoring.phases import PhaseTimer
+from ilvr_ds.monitoring.target_watch import TargetWatch
 from ilvr_ds.tracking.names import metric_name
-from ilvr_ds.training.target_watch import TargetWatch
-from ilvr_ds.training.totals import Totals, ratio
+from ilvr_ds.training.metric_sums import MetricSums, ratio
 
 SUMS = [
     "ce", "alignment", "contrastive", "supervised", "slots", "segments", "entropy", "cosine_top1", "right", "answers",
@@ -51,10 +51,10 @@ class TrainingStep(Protocol):
     def prepare(self, window: Window) -> Any:
         """What the micro-batches of a window share; its attribute `window` holds them. Collective."""
 
-    def loss(self, micro: MicroBatch, prepared: Any, step: int, totals: Totals) -> Tensor:
+    def loss(self, micro: MicroBatch, prepared: Any, step: int, totals: MetricSums) -> Tensor:
         """This micro-batch's part of the step's loss: summed over micro-batches and ranks it is the step's loss."""
 
-    def answers(self, micro: MicroBatch, prepared: Any, totals: Totals) -> Tensor:
+    def answers(self, micro: MicroBatch, prepared: Any, totals: MetricSums) -> Tensor:
         """[B] bool: is the answer of each sample the most probable one? Adds the losses to `totals`."""
 
     def losses(self, sums: dict[str, float]) -> dict[str, float]:
@@ -63,12 +63,12 @@ class TrainingStep(Protocol):
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """What is logged of the training steps since the last time, from sums over all ranks."""
 
-    def look(self, micro: MicroBatch, prepared: Any) -> Look:
+    def look(self, micro: MicroBatch, prepared: Any) -> LatentProbe:
         """Where the micro-batch's latents look. Collective."""
 
 
 @dataclass(frozen=True)
-class Look:
+class LatentProbe:
     """What the latents of a micro-batch are held against, for pictures. M segments, K slots, N candidates."""
 
     latents: Tensor
@@ -121,7 +121,7 @@ class StageOneStep:
         with self.phases("vision"):
             features = self.vision.features(window)
         with self.phases("momentum"):  # what vision has not hidden of it
-            self.teacher.catch_up()
+            self.teacher.update()
         with self.phases("teacher"):
             context = self.teacher.read(window, features)
         with self.phases("selection"):
@@ -132,7 +132,7 @@ class StageOneStep:
         supervised, slots = sums[:2].clamp(min=1).unbind()
         return Prepared(window, features, targets, supervised, slots, similarity(sums[2:]))
 
-    def loss(self, micro: MicroBatch, prepared: Prepared, step: int, totals: Totals) -> Tensor:
+    def loss(self, micro: MicroBatch, prepared: Prepared, step: int, totals: MetricSums) -> Tensor:
         """This micro-batch's part of the step's loss: summed over micro-batches and ranks it is the step's loss."""
         sums = self._sums(micro, prepared, step, totals)
         s = self.settings
@@ -140,7 +140,7 @@ class StageOneStep:
         loss: Tensor = s.ce_weight * sums["ce"] / prepared.supervised + per_slot / prepared.slots
         return loss
 
-    def answers(self, micro: MicroBatch, prepared: Prepared, totals: Totals) -> Tensor:
+    def answers(self, micro: MicroBatch, prepared: Prepared, totals: MetricSums) -> Tensor:
         """[B] bool: is the answer of each sample the most probable one? Adds the losses to `totals`."""
         return self._sums(micro, prepared, 0, totals)["right"]
 
@@ -171,13 +171,13 @@ class StageOneStep:
         self.watch(metrics)
         return metrics | ce_by_type(sums, self.types) | answer_accuracy(sums, "train")
 
-    def look(self, micro: MicroBatch, prepared: Prepared) -> Look:
+    def look(self, micro: MicroBatch, prepared: Prepared) -> LatentProbe:
         """What the student foresees at each slot, and what the teacher picked for it."""
         targets = prepared.targets.of(micro)
         sums = self.student(micro, prepared.features, targets, 0, self._foreign(targets))
-        return Look(sums["prediction"], targets.candidates, targets)
+        return LatentProbe(sums["prediction"], targets.candidates, targets)
 
-    def _sums(self, micro: MicroBatch, prepared: Prepared, step: int, totals: Totals) -> dict[str, Tensor]:
+    def _sums(self, micro: MicroBatch, prepared: Prepared, step: int, totals: MetricSums) -> dict[str, Tensor]:
         targets = prepared.targets.of(micro)
         sums: dict[str, Tensor] = self.student(micro, prepared.features, targets, step, self._foreign(targets))
         shown = {name: sums[name].detach().sum() for name in ("ce", "alignment", "contrastive", "right")}

@@ -23,6 +23,7 @@ from ilvr_ds.config import Recipe
 from ilvr_ds.data.loader import WindowLoader
 from ilvr_ds.data.window import BadSample, Window
 from ilvr_ds.engine.networks import Networks, apply_settings
+from ilvr_ds.engine.schedule import learning_rate
 from ilvr_ds.errors import RunError, UserError
 from ilvr_ds.monitoring.monitors import (
     MemoryMonitor,
@@ -37,17 +38,16 @@ from ilvr_ds.monitoring.watchdog import Watchdog
 from ilvr_ds.monitoring.work import work_of
 from ilvr_ds.tracking.tracker import Tracker
 from ilvr_ds.training.held_out import HeldOut
+from ilvr_ds.training.metric_sums import MetricSums
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
-from ilvr_ds.training.schedule import learning_rate
 from ilvr_ds.training.step import TrainingStep
-from ilvr_ds.training.totals import Totals
 
 logger = logging.getLogger("ilvr_ds")
 
 
 @dataclass
-class Parts:
+class Components:
     """What a run is put together from (assembly.py does it)."""
 
     recipe: Recipe
@@ -79,13 +79,13 @@ class Parts:
 class Trainer:
     """Runs a stage from the first or the restored step to the last."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Components) -> None:
         self.recipe = parts.recipe
         self.parts = parts
         self.loader, self.step, self.tracker = parts.loader, parts.step, parts.tracker
         self.quarantine = parts.quarantine
         self.student, self.teacher = parts.step.student, parts.step.teacher
-        self.totals = Totals(parts.step.sums, dist.device())
+        self.totals = MetricSums(parts.step.sums, dist.device())
         self.speed, self.memory, self.phases = parts.speed, MemoryMonitor(), parts.step.phases
         self.node = NodeMonitor()
         self.progress = Progress(parts.total_steps, dist.is_main())
@@ -136,7 +136,7 @@ class Trainer:
         return not (stop and due)
 
     def _train_step(self, step: int, window: Window) -> None:
-        """One optimizer step: targets once, every micro-batch forward and backward, update, a teacher follows."""
+        """One optimizer step: targets once, every micro-batch forward and backward, update, and the teacher is due."""
         totals, skipped = self.totals.values.clone(), self.student.skipped_steps
         losses = []
         for group in self.student.optimizer.param_groups:
@@ -162,16 +162,11 @@ class Trainer:
             self._note_skipped(step, losses, window)
         else:
             self.skipped_in_a_row = 0
-            self._follow()
+            if self.teacher is not None:
+                self.teacher.mark_stale()
         self.watchdog.at(step, "next samples")
         self.reading = (window.bad, window.retries)
         self.speed.add(work, window.num_padding)
-
-    def _follow(self) -> None:
-        if self.teacher is None:
-            return
-        with self.phases("momentum"):
-            self.teacher.follow()
 
     def _after_step(self, done: int) -> bool:
         """What is due after `done` steps: log, evaluate, save; True when some rank was asked to stop."""
@@ -353,7 +348,7 @@ class Trainer:
         if window.bad:
             logger.warning("one of the longest samples is not rehearsed: %s", window.bad[0].reason)
         prepared = self.step.prepare(window)
-        unused = Totals(self.step.sums, dist.device())
+        unused = MetricSums(self.step.sums, dist.device())
         loss: Any = self.step.loss(prepared.window.micro_batches[0], prepared, 0, unused)
         total = float(dist.sum_over_ranks(loss.detach().clone()))  # on all ranks, so that all go the same way
         if not math.isfinite(total):

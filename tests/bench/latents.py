@@ -34,7 +34,6 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ilvr_ds.data.pack import pack_samples
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import LatentStep, Sample, TextStep
 from ilvr_ds.data.shards import open_dataset
@@ -42,6 +41,7 @@ from ilvr_ds.demo.material import SIZES, write_demo_model
 from ilvr_ds.demo.task import TaskSpec, draw_samples
 from ilvr_ds.demo.task.drawing import CELL
 from ilvr_ds.demo.task.generate import Split
+from ilvr_ds.ingest.pack import pack_samples
 from tests.bench.latents_table import read_results, table
 
 CHUNK, LATENTS = 256, 2

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import yaml
 
-from ilvr_ds.data.pack import pack_samples
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.demo.material import write_demo_model
 from ilvr_ds.demo.task import OPERATIONS, TaskSpec, draw_samples
 from ilvr_ds.demo.task.generate import Split
+from ilvr_ds.ingest.pack import pack_samples
 
 CHUNK = 512
 

@@ -20,7 +20,7 @@ from ilvr_ds.config import load_recipe
 from ilvr_ds.distill.query import Context
 from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.trainer import Parts, Trainer
+from ilvr_ds.training.trainer import Components, Trainer
 
 SAMPLES = 64
 
@@ -43,7 +43,7 @@ def main(run: Path) -> None:
 
 
 @torch.no_grad()
-def table(parts: Parts) -> None:
+def table(parts: Components) -> None:
     """Cosines of each part of the query to the two kinds of candidates, and what is selected."""
     assert parts.held_out is not None
     dataset, teacher = parts.held_out.dataset, parts.step.teacher

@@ -20,20 +20,20 @@ from ilvr_ds import dist
 from ilvr_ds.checkpoint.writer import CheckpointWriter
 from ilvr_ds.config import Recipe, recipe_from_dict
 from ilvr_ds.data.loader import WindowDataset, WindowLoader, iterate_windows
-from ilvr_ds.data.pack import pack_samples
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.engine.settings import read_deepspeed_json
+from ilvr_ds.ingest.pack import pack_samples
 from ilvr_ds.model.encoding import build_dataset, build_encoding
 from ilvr_ds.monitoring.throughput import Throughput, model_flops, peak_flops
 from ilvr_ds.monitoring.watchdog import Watchdog
 from ilvr_ds.provenance import environment, machine
 from ilvr_ds.training.assembly import build_step, planned_numbers
+from ilvr_ds.training.metric_sums import MetricSums
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
-from ilvr_ds.training.totals import Totals
-from ilvr_ds.training.trainer import Parts, Trainer
+from ilvr_ds.training.trainer import Components, Trainer
 from tests.bench.noise import SIZES, draw_samples, write_geometry
 from tests.bench.syncs import Syncs
 from tests.bench.timeline import timeline
@@ -142,7 +142,7 @@ def run(case: Case) -> dict[str, Any]:
     step, networks = build_step(recipe, file_settings, encoding)
     built = time.perf_counter() - start
     tracker: Any = Kept(batch)
-    parts = Parts(
+    parts = Components(
         recipe=recipe,
         loader=WindowLoader(dataset, plan, {}, recipe.data.num_workers, is_gpu),
         step=step,
@@ -202,7 +202,7 @@ def _loader_alone(dataset: WindowDataset, recipe: Recipe, batch: int) -> float:
 def _look_closer(case: Case, step: Any, dataset: WindowDataset) -> dict[str, int]:
     """Two more steps, without the optimizer: synchronisations with the host from batch to backward, the teacher's
     update beside them included, and a profile."""
-    syncs, totals = Syncs(), Totals(step.sums, dist.device())
+    syncs, totals = Syncs(), MetricSums(step.sums, dist.device())
     for number in range(2):
         window = dataset[number].pin_memory().to(dist.device())
         torch.cuda.synchronize()
@@ -219,9 +219,9 @@ def _look_closer(case: Case, step: Any, dataset: WindowDataset) -> dict[str, int
     return dict(syncs.places)
 
 
-def _forward_and_backward(step: Any, window: Any, totals: Totals) -> None:
+def _forward_and_backward(step: Any, window: Any, totals: MetricSums) -> None:
     if step.teacher is not None:
-        step.teacher.follow()
+        step.teacher.mark_stale()
     prepared = step.prepare(window)
     for micro in prepared.window.micro_batches:
         loss = step.loss(micro, prepared, 0, totals)

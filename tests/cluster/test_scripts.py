@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from ilvr_ds.cli import main
-from ilvr_ds.data.pack import pack
 from ilvr_ds.data.shards import open_dataset
+from ilvr_ds.ingest.pack import pack
 from tests.cluster.jobs import START_S, arguments
 from tests.cluster.slurm import Slurm
 from tests.cluster.submission import OVER, checkout, sbatch, wait_for_end

@@ -25,13 +25,13 @@ import numpy as np
 from PIL import Image
 
 from ilvr_ds.data.check import check_sample
-from ilvr_ds.data.importers import Rejected, read_records
 from ilvr_ds.data.loader import SequentialNumbers, WindowDataset
 from ilvr_ds.data.members import MemberError, decode_members, encode_members, key_of
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.data.shards import build_index, open_dataset
 from ilvr_ds.errors import UserError
+from ilvr_ds.ingest.importers import Rejected, read_records
 from tests.data.hostile import HOSTILE, Members, member_blocks, members_of, plant, sample_bytes
 from tests.data.packing import make_dataset, png_bomb
 from tests.golden_set import golden_set

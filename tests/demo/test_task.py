@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from ilvr_ds.data.check import check_sample
-from ilvr_ds.data.importers import Rejected, read_records
 from ilvr_ds.data.sample import LatentStep, Sample, TextStep
 from ilvr_ds.demo.task import OPERATIONS, TaskSpec, draw_sample, draw_samples, write_task, writing
 from ilvr_ds.demo.task.creation import Creation
@@ -23,6 +22,7 @@ from ilvr_ds.demo.task.selection import Selection
 from ilvr_ds.demo.task.spec import COLOURS, SHAPES
 from ilvr_ds.demo.task.update import Update
 from ilvr_ds.errors import UserError
+from ilvr_ds.ingest.importers import Rejected, read_records
 from tests.demo.demo_reader import CELL, read_picture, read_pixels, solve
 
 SPECS = [

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ilvr_ds.config import Recipe, SelectionConfig, load_recipe
 from ilvr_ds.data.loader import WindowDataset
-from ilvr_ds.data.pack import pack
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import Window
@@ -22,6 +21,7 @@ from ilvr_ds.distill.pool import ChoicePool, find_pool
 from ilvr_ds.distill.query import Context
 from ilvr_ds.distill.selection import select_targets
 from ilvr_ds.errors import UserError
+from ilvr_ds.ingest.pack import pack
 from ilvr_ds.model.encoding import build_dataset, build_encoding
 from ilvr_ds.model.tower import load_tower
 from ilvr_ds.ops.reference import pool_candidates

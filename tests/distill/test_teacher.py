@@ -62,23 +62,23 @@ def test_what_looks_at_the_teacher_sees_the_last_step(
 ) -> None:
     """Catches targets and checkpoints that are a step behind, and a step that counts twice."""
     assert torch.equal(look(teacher), torch.zeros(2)) and student.asked == 0, "nobody has moved"
-    teacher.follow()
+    teacher.mark_stale()
     assert torch.equal(look(teacher), torch.tensor([1.0, -2.0]))
     assert torch.equal(look(teacher), torch.tensor([1.0, -2.0])) and student.asked == 1
-    teacher.follow()
+    teacher.mark_stale()
     student.weight = torch.tensor([0.0, 0.0])  # not yet caught up: what the student has then
     assert torch.equal(look(teacher), torch.tensor([0.75, -1.5])) and student.asked == 2
 
 
 def test_a_step_that_nobody_looked_at_counts_too(teacher: MomentumTeacher, student: Student) -> None:
     """Catches the second of two steps without a look between them taking the place of the first."""
-    teacher.follow()
-    teacher.follow()
+    teacher.mark_stale()
+    teacher.mark_stale()
     assert torch.equal(state(teacher), torch.tensor([1.75, -3.5])) and student.asked == 2
 
 
 def test_the_drift_is_that_of_the_last_step(teacher: MomentumTeacher) -> None:
-    teacher.follow()
+    teacher.mark_stale()
     assert teacher.take_drift().tolist() == [3.0**2 + 6.0**2, 4.0**2 + 8.0**2]
     assert teacher.take_drift().tolist() == [0, 0]
 

@@ -27,7 +27,7 @@ from ilvr_ds.model.adapters import add_adapters
 from ilvr_ds.model.attention import use_packed_attention
 from ilvr_ds.model.four_bit import pack_layers
 from ilvr_ds.model.student import load_student
-from ilvr_ds.ops.momentum import split
+from ilvr_ds.ops.ema import split
 from ilvr_ds.ops.reference import candidate_cosines
 from ilvr_ds.training.step import Prepared, StageOneStep
 from tests.golden_set import golden_set

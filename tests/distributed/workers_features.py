@@ -21,8 +21,8 @@ from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.vision import VisionTower
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.totals import Totals
-from ilvr_ds.training.trainer import Parts
+from ilvr_ds.training.metric_sums import MetricSums
+from ilvr_ds.training.trainer import Components
 from tests.distributed import workers_run
 
 
@@ -70,22 +70,22 @@ def refusals(recipe: str, changes: list[list[str]]) -> list[str]:
     return messages
 
 
-def _assemble(recipe: str, overrides: list[str]) -> Parts:
+def _assemble(recipe: str, overrides: list[str]) -> Components:
     return assemble(load_recipe(recipe, overrides), Path(recipe))
 
 
-def _held_out(parts: Parts) -> Any:
+def _held_out(parts: Components) -> Any:
     assert parts.held_out is not None
     return parts.held_out.dataset
 
 
-def _step(parts: Parts) -> dict[str, Any]:
+def _step(parts: Components) -> dict[str, Any]:
     results = _losses(parts)
     assert parts.held_out is not None
     return {**results, "eval": parts.held_out()}
 
 
-def _losses(parts: Parts) -> dict[str, Any]:
+def _losses(parts: Components) -> dict[str, Any]:
     """The first step's features, sums over all ranks, and whole gradients; no weight is changed."""
     window = parts.loader.dataset[0].to(dist.device())
     assert not window.bad
@@ -94,7 +94,7 @@ def _losses(parts: Parts) -> dict[str, Any]:
     student = parts.step.student
     for group in student.optimizer.param_groups:
         group["lr"] = 0.0
-    totals = Totals(parts.step.sums, dist.device())
+    totals = MetricSums(parts.step.sums, dist.device())
     *_, last = prepared.window.micro_batches
     for micro in prepared.window.micro_batches:
         loss = parts.step.loss(micro, prepared, 0, totals)

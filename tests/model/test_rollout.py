@@ -146,7 +146,7 @@ def test_keys_and_values_are_kept_once(golden: GoldenSet) -> None:
             embeddings = torch.randn(1, length + slots + 1, 64, dtype=torch.float64, requires_grad=True)
             tokens, layout = one_segment(length, slots)
             with Kept() as memory:
-                roll_out(language_model, embeddings, tokens, layout, slots, thrifty=False)
+                roll_out(language_model, embeddings, tokens, layout, slots, checkpointing=False)
             kept.append(memory.bytes)
         costs.append(kept[1] - kept[0])
     masks = 8 * (500 + 16) * 8  # a float64 for each column that a slot looks at, kept once for all layers, in 16s

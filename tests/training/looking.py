@@ -16,7 +16,7 @@ from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
 from ilvr_ds.pictures.views import SampleView
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.trainer import Parts
+from ilvr_ds.training.trainer import Components
 
 
 def views(demo: str, recipe: str, changes: list[str]) -> list[SampleView]:
@@ -62,7 +62,7 @@ def free_views(demo: str, deepspeed: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _maps(parts: Parts, number: int) -> list[NDArray[np.float32]]:
+def _maps(parts: Components, number: int) -> list[NDArray[np.float32]]:
     """Of each segment of a held-out sample: cosines [K, patches] of the last hidden state before each slot."""
     assert parts.held_out is not None
     dataset, student = parts.held_out.dataset, parts.step.student
@@ -83,7 +83,7 @@ def _maps(parts: Parts, number: int) -> list[NDArray[np.float32]]:
     ]
 
 
-def _features(parts: Parts, image: bytes) -> torch.Tensor:
+def _features(parts: Components, image: bytes) -> torch.Tensor:
     """[patches, D] of an image as the only input of a sample."""
     assert parts.held_out is not None
     dataset = parts.held_out.dataset
@@ -95,7 +95,7 @@ def _cosine(latents: torch.Tensor, patches: torch.Tensor) -> NDArray[np.float32]
     return torch.nn.functional.cosine_similarity(latents[:, None].double(), patches[None].double(), dim=-1).numpy()
 
 
-def _assemble(recipe: str, demo: str, more: list[str]) -> Parts:
+def _assemble(recipe: str, demo: str, more: list[str]) -> Components:
     init_process_group()
     root = Path(demo)
     overrides = [

@@ -11,10 +11,10 @@ import torch
 
 from ilvr_ds import dist
 from ilvr_ds.config import CheckpointConfig, EvaluationConfig, OptimConfig, TrackingConfig, TrainConfig
+from ilvr_ds.engine.schedule import learning_rate
 from ilvr_ds.errors import RunError
 from ilvr_ds.training import trainer as module
-from ilvr_ds.training.schedule import learning_rate
-from ilvr_ds.training.totals import Totals
+from ilvr_ds.training.metric_sums import MetricSums
 from ilvr_ds.training.trainer import Trainer
 
 OPTIM = OptimConfig(lr=1.0, warmup_steps=3, schedule="linear")
@@ -48,16 +48,16 @@ def loop(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Any:
     trainer: Any = Trainer.__new__(Trainer)
     trainer.recipe = SimpleNamespace(optim=OPTIM, train=TrainConfig(max_skipped_steps=2))
     trainer.parts = SimpleNamespace(total_steps=TOTAL)
-    trainer.student, trainer.totals = engine, Totals(["loss"], torch.device("cpu"))
+    trainer.student, trainer.totals = engine, MetricSums(["loss"], torch.device("cpu"))
     trainer.followed, trainer.events, trainer.skipped_in_a_row = [], [], 0
-    trainer.teacher = SimpleNamespace(follow=lambda: trainer.followed.append(engine.number))
+    trainer.teacher = SimpleNamespace(mark_stale=lambda: trainer.followed.append(engine.number))
     trainer.phases = lambda name: nullcontext()
     trainer.watchdog = SimpleNamespace(at=lambda *_: None)
     trainer.speed = SimpleNamespace(add=lambda *_: None)
     trainer.tracker = SimpleNamespace(event=lambda name, step: trainer.events.append((name, step)))
     trainer.writer = SimpleNamespace(finish=lambda: (None, None))
 
-    def loss(micro: Any, prepared: Any, step: int, totals: Totals) -> torch.Tensor:
+    def loss(micro: Any, prepared: Any, step: int, totals: MetricSums) -> torch.Tensor:
         value = torch.tensor(float("nan") if step in engine.bad else float(micro.ids[0]))
         totals.add({"loss": value})
         return value

@@ -12,7 +12,7 @@ import pytest
 from ilvr_ds.config import EvaluationConfig, Recipe, RunConfig, TrackingConfig
 from ilvr_ds.tracking.record import Record
 from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
-from ilvr_ds.training.trainer import Parts, Trainer
+from ilvr_ds.training.trainer import Components, Trainer
 
 STEPS = 6
 
@@ -37,7 +37,7 @@ class Run(Trainer):
         tracker._record = Record(recipe.run_dir / "metrics.jsonl")
         tracker._shipper = SimpleNamespace(wake=lambda: None)
         super().__init__(
-            Parts(
+            Components(
                 recipe=recipe, loader=self, step=SimpleNamespace(student=None, teacher=None, sums=[], phases=self),
                 trained=[], zero_stage=0, held_out=self.held_out, tracker=tracker, pictures=self.Pictures(self),
                 writer=None, watchdog=SimpleNamespace(at=lambda *_: None), speed=self, total_steps=STEPS,

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 
 from ilvr_ds.errors import UserError
-from ilvr_ds.training import run_lock as module
-from ilvr_ds.training.run_lock import STALE_S, Owner, run_lock
+from ilvr_ds.monitoring import run_lock as module
+from ilvr_ds.monitoring.run_lock import STALE_S, Owner, run_lock
 from tests.distributed.test_runs import RECIPE
 from tests.ranks import run_ranks
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ilvr_ds.training.run_lock import run_lock
+from ilvr_ds.monitoring.run_lock import run_lock
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
@@ -135,7 +135,9 @@ def test_of_many_that_take_over_at_once_one_has_it(
 
 def test_the_owner_touches_its_lock_and_leaves_when_another_has_it(tmp_path: Path, elsewhere: Owner) -> None:
     """Catches an owner that was stopped for minutes, and writes on beside the one that took over."""
-    code = HOLDER.replace("with run_lock", "from ilvr_ds.training import run_lock as m\nm.BEAT_S = 0.2\nwith run_lock")
+    code = HOLDER.replace(
+        "with run_lock", "from ilvr_ds.monitoring import run_lock as m\nm.BEAT_S = 0.2\nwith run_lock"
+    )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     os.utime(tmp_path / "lock.json", (0, 0))

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ilvr_ds.data.importers import Rejected, read_records
-from ilvr_ds.data.pack import pack
 from ilvr_ds.errors import UserError
+from ilvr_ds.ingest.importers import Rejected, read_records
+from ilvr_ds.ingest.pack import pack
 from tests.data.packing import write_jsonl
 
 RECORD = {"text_input": "Why?", "answer": "A"}

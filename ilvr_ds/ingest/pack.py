@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds.data.decode import Treatment, treatments
-from ilvr_ds.data.foreign import refuse_foreign
-from ilvr_ds.data.importers import Format, Rejected, numbered_records
 from ilvr_ds.data.sample import LatentStep, Sample, SampleError
 from ilvr_ds.data.shards import Manifest, file_sha256
 from ilvr_ds.data.writer import MAX_SAMPLES_PER_SHARD, DatasetWriter, Provenance
 from ilvr_ds.errors import UserError
+from ilvr_ds.ingest.foreign import refuse_foreign
+from ilvr_ds.ingest.importers import Format, Rejected, numbered_records
 
 REJECTED_FILE = "rejected.jsonl"
 _PRINTED_REJECTIONS = 20

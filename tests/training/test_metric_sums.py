@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import torch
 
-from ilvr_ds.training.totals import Totals, ratio
+from ilvr_ds.training.metric_sums import MetricSums, ratio
 
 CPU = torch.device("cpu")
 
 
 def test_sums_run_until_they_are_taken() -> None:
-    totals = Totals(["a", "b"], CPU)
+    totals = MetricSums(["a", "b"], CPU)
     totals.add({"a": torch.tensor(1.5), "b": torch.tensor(2)})
     totals.add({"a": torch.tensor(0.25), "b": torch.tensor(True)})
     assert totals.take() == {"a": 1.75, "b": 3.0}
@@ -16,14 +16,14 @@ def test_sums_run_until_they_are_taken() -> None:
 
 
 def test_names_that_are_not_given_stay_as_they_are() -> None:
-    totals = Totals(["a", "b"], CPU)
+    totals = MetricSums(["a", "b"], CPU)
     totals.add({"b": torch.tensor(1.0)})
     totals.add({"a": torch.tensor(2.0)})
     assert totals.take() == {"a": 2.0, "b": 1.0}
 
 
 def test_small_parts_of_a_large_sum_are_not_lost() -> None:
-    totals = Totals(["tokens"], CPU)
+    totals = MetricSums(["tokens"], CPU)
     totals.add({"tokens": torch.tensor(2.0**24)})
     for _ in range(3):
         totals.add({"tokens": torch.tensor(1.0)})
@@ -31,7 +31,7 @@ def test_small_parts_of_a_large_sum_are_not_lost() -> None:
 
 
 def test_what_was_added_can_change_afterwards() -> None:
-    totals, value = Totals(["a"], CPU), torch.tensor(1.0)
+    totals, value = MetricSums(["a"], CPU), torch.tensor(1.0)
     totals.add({"a": value})
     value += 7
     assert totals.take() == {"a": 1.0}

@@ -31,10 +31,10 @@ from typing import Any, Literal, get_args
 
 from ilvr_ds.data.check import check_sample
 from ilvr_ds.data.decode import decode_image
-from ilvr_ds.data.foreign import foreign_record, refuse_foreign
-from ilvr_ds.data.record_keys import check_keys
 from ilvr_ds.data.sample import LatentStep, Region, Sample, SampleError, Step, TextStep
 from ilvr_ds.errors import UserError, nearest
+from ilvr_ds.ingest.foreign import foreign_record, refuse_foreign
+from ilvr_ds.ingest.record_keys import check_keys
 
 Format = Literal["auto", "ilvr", "mirage"]
 IMAGE_BYTES_LIMIT = 64 * 1024 * 1024

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ilvr_ds.data.importers import Rejected, read_records
 from ilvr_ds.data.sample import LatentStep, Sample, TextStep
 from ilvr_ds.errors import UserError
+from ilvr_ds.ingest.importers import Rejected, read_records
 from tests.data.packing import image_bytes, png_bomb, write_jsonl
 
 TEXT, LATENT = {"type": "text", "content": "Look."}, {"type": "latent", "helper_image": "b.png"}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ilvr_ds.config import OptimConfig
-from ilvr_ds.training.schedule import learning_rate
+from ilvr_ds.engine.schedule import learning_rate
 
 
 def rates(total: int, steps: range, **settings: Any) -> list[float]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ilvr_ds.data.record_keys import check_keys
 from ilvr_ds.data.sample import SampleError
+from ilvr_ds.ingest.record_keys import check_keys
 
 WHOLE: dict[str, Any] = {
     "text_input": "Why?", "image_input": "a.png", "sequence_plan": [], "original_final_answer": "A", "group": "g",

@@ -10,7 +10,7 @@ from torch import Tensor
 from ilvr_ds import dist
 
 
-class Totals:
+class MetricSums:
     """Named running sums in one float64 vector on the device; reading them is the only host synchronisation."""
 
     def __init__(self, names: list[str], device: torch.device) -> None:

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads) follow_kernel(Momentum problem) {
 
 }  // namespace
 
-cudaError_t momentum_follow(const Momentum& problem, cudaStream_t stream) {
+cudaError_t ema_update(const Momentum& problem, cudaStream_t stream) {
   const int64_t blocks = (problem.n + kThreads * kPerThread - 1) / (kThreads * kPerThread);
   if (blocks > 0) follow_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(problem);
   return cudaGetLastError();

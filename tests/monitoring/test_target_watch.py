@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ilvr_ds.training.target_watch import INTERVALS, TargetWatch
+from ilvr_ds.monitoring.target_watch import INTERVALS, TargetWatch
 
 
 def test_targets_that_stay_alike_are_told_once(caplog: pytest.LogCaptureFixture) -> None:

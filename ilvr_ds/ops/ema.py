@@ -26,14 +26,14 @@ def join(upper: Tensor, lower: Tensor) -> Tensor:
     return ((upper.view(torch.int16).int() << 16) + lower).view(torch.float32)
 
 
-def follow(upper: Tensor, lower: Tensor, student: Tensor, weight: float, sums: Tensor) -> None:
+def ema_update(upper: Tensor, lower: Tensor, student: Tensor, weight: float, sums: Tensor) -> None:
     """average += weight * (student - average), and (average - student)^2 and student^2 onto `sums`, all in place.
 
     upper [n] bf16, lower [n] int16, student [n] float32, sums [2] float64, contiguous and on one device. On a GPU the
     order in which `sums` are added up is open.
     """
     if use_native(upper.device.type) and upper.is_cuda:
-        torch.ops.ilvr_ds.momentum_follow(upper, lower, student, weight, sums)
+        torch.ops.ilvr_ds.ema_update(upper, lower, student, weight, sums)
         return
     average = join(upper, lower).lerp_(student, weight)
     sums += squares(average - student, student)

@@ -21,7 +21,7 @@ from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep
 from ilvr_ds.data.window import Window
 from ilvr_ds.errors import UserError
 from ilvr_ds.pictures.views import SampleView, SegmentView, Selection
-from ilvr_ds.training.step import Look, TrainingStep
+from ilvr_ds.training.step import LatentProbe, TrainingStep
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -29,7 +29,7 @@ LONGEST_SIDE = 448
 """Images are shown at most this large, in pixels."""
 
 
-class Gaze:
+class LatentViews:
     """Looks at samples `numbers` of `dataset`, whose windows are one micro-batch of so many samples, with helpers."""
 
     def __init__(self, dataset: WindowDataset, numbers: NDArray[np.int64], step: TrainingStep) -> None:
@@ -79,7 +79,7 @@ class Gaze:
 class _Segments:
     """Segments of a window that is one micro-batch, on the host."""
 
-    def __init__(self, window: Window, look: Look) -> None:
+    def __init__(self, window: Window, look: LatentProbe) -> None:
         [micro] = window.micro_batches
         self.owner = list(zip(micro.sample_of_segment.tolist(), micro.noise_keys[:, 1].tolist(), strict=True))
         self.offsets = window.candidates.offsets.tolist()

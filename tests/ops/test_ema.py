@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ilvr_ds.ops.momentum import follow, join, split
+from ilvr_ds.ops.ema import ema_update, join, split
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
@@ -38,7 +38,7 @@ def test_it_is_the_average_of_float64(device: str, count: int) -> None:
     average, student = (torch.randn(count, generator=draw) for _ in range(2))
     upper, lower = (half.to(device) for half in split(average))
     sums = torch.ones(2, dtype=torch.float64, device=device)
-    follow(upper, lower, student.to(device), 0.01, sums)
+    ema_update(upper, lower, student.to(device), 0.01, sums)
     wanted = average.double() + 0.01 * (student.double() - average.double())
     torch.testing.assert_close(join(upper, lower).double().cpu(), wanted, rtol=3e-7, atol=1e-7)
     exact = torch.stack([1 + (wanted - student.double()).square().sum(), 1 + student.double().square().sum()])
@@ -53,6 +53,6 @@ def test_what_is_no_number_stays_none(device: str) -> None:
     assert bool(upper.isnan().all()) and bool(join(upper, lower).isnan().all())
     upper, lower = split(torch.ones(4, device=device))
     student = torch.tensor([1.0, torch.nan, torch.inf, 1.0], device=device)
-    follow(upper, lower, student, 0.25, torch.zeros(2, dtype=torch.float64, device=device))
+    ema_update(upper, lower, student, 0.25, torch.zeros(2, dtype=torch.float64, device=device))
     assert upper.isnan().tolist() == [False, True, False, False]
     assert join(upper, lower).tolist()[2:] == [torch.inf, 1.0]

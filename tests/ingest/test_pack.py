@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ilvr_ds.data.pack import pack, pack_samples
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.errors import UserError
+from ilvr_ds.ingest.pack import pack, pack_samples
 from tests.data.packing import image_bytes, make_sample, write_jsonl
 
 
