@@ -173,10 +173,14 @@ def test_a_trainer_ends_its_workers_however_busy(dataset: WindowDataset) -> None
     before = set(multiprocessing.active_children())
     windows = iterate_windows(replace(dataset, numbers_of=Slow()), range(2), 2, pin_memory=False)
     next(windows)
-    for worker in set(multiprocessing.active_children()) - before:
-        worker.terminate()
-        worker.join(10)
-        assert not worker.is_alive()
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises in this process when a worker ends
+    try:
+        for worker in set(multiprocessing.active_children()) - before:
+            worker.terminate()
+            worker.join(10)
+            assert not worker.is_alive()
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def test_workers_end_when_their_trainer_is_gone(dataset: WindowDataset, monkeypatch: pytest.MonkeyPatch) -> None:

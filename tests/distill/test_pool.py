@@ -25,7 +25,7 @@ from ilvr_ds.ingest.pack import pack
 from ilvr_ds.model.encoding import build_dataset, build_encoding
 from ilvr_ds.model.tower import load_tower
 from ilvr_ds.ops.reference import pool_candidates
-from ilvr_ds.training import assembly
+from ilvr_ds.training.inputs import Inputs
 from tests.conftest import RECIPE
 from tests.data.handmade import feature_names, window_of
 from tests.data.test_candidates import ORDER, SAMPLES, groups, wanted
@@ -189,7 +189,7 @@ def test_regions_travel_from_the_records_to_the_selection(demo_folder: Path, tmp
     pack(tmp_path / "with.jsonl", demo_folder / "task", tmp_path / "packed")
     recipe, _ = demo_windows(demo_folder, "selection.pool=region")
     shards = open_dataset(tmp_path / "packed")
-    assembly._check_regions(recipe, shards)
+    shards.check_regions()
     window = build_dataset(recipe, build_encoding(recipe), shards, lambda _: [np.arange(4)])[0]
     where, k = window.candidates, recipe.model.latent_size
     candidates = torch.randn(len(where.rows), D, generator=torch.Generator().manual_seed(1))
@@ -212,7 +212,8 @@ def _columns(record: dict[str, object], m: int, root: Path) -> int:
 
 
 def test_data_without_regions_are_refused_in_one_line(demo_folder: Path) -> None:
-    recipe, dataset = demo_windows(demo_folder, "selection.pool=region")
+    recipe, _ = demo_windows(demo_folder, "selection.pool=region")
+    unevaluated = dataclasses.replace(recipe.data, eval_shards=None)
     with pytest.raises(UserError, match=r"selection.pool is region, which every latent step .* no sample"):
-        assembly._check_regions(recipe, dataset.reader.shard_set)
-    assembly._check_regions(dataclasses.replace(recipe, selection=SelectionConfig()), dataset.reader.shard_set)
+        Inputs.read(recipe, Path(RECIPE), 1)
+    assert Inputs.read(dataclasses.replace(recipe, selection=SelectionConfig(), data=unevaluated), Path(RECIPE), 1)

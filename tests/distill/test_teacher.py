@@ -44,11 +44,12 @@ def published() -> Tensor:
 def teacher(student: Student, published: Tensor) -> MomentumTeacher:
     shards = MomentumShards([published], [torch.zeros(2)], RATE, torch.device("cpu"))
     seen: Any = lambda *_: published.clone()  # noqa: E731
-    return MomentumTeacher(seen, shards, student.shards, SelectionConfig(), 1)
+    return MomentumTeacher(seen, shards, student.shards, SelectionConfig(), 1, 1)
 
 
 def read(teacher: MomentumTeacher) -> Tensor:
-    weights: Any = teacher.read(*[type("W", (), {"tokens": None, "context": None})()] * 2)  # type: ignore[arg-type]
+    window: Any = SimpleNamespace(tokens=None, context=None, micro_batches=[SimpleNamespace(ids=("a",))])
+    weights: Any = teacher.read(window, window)
     return weights
 
 

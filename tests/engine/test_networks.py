@@ -3,7 +3,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,22 +18,6 @@ def test_a_missing_optimizer_is_told_before_weights_load(monkeypatch: pytest.Mon
     check_optimizer("adamw", {})
     with pytest.raises(UserError, match=r"optim\.name is adamw_8bit: needs bitsandbytes"):
         check_optimizer("adamw_8bit", {})
-
-
-def test_what_deepspeed_prints_at_each_start_is_not_shown(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """ "DeepSpeed deepspeed_shm_comm_op built successfully", from each rank."""
-    told: list[dict[str, Any]] = []
-
-    def init(**settings: Any) -> None:
-        told.append(settings)
-        print("DeepSpeed something built successfully")
-
-    monkeypatch.setattr(networks.deepspeed, "init_distributed", init)
-    monkeypatch.setattr(networks, "_unlink_shared_memory", lambda: None)
-    networks.init_process_group()
-    assert len(told) == 1 and capsys.readouterr().out == ""
 
 
 def test_adam_on_the_host_needs_its_states_there(monkeypatch: pytest.MonkeyPatch) -> None:

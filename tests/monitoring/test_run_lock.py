@@ -156,11 +156,12 @@ def test_a_folder_that_cannot_be_written_is_a_mistake(tmp_path: Path) -> None:
     assert refusal(tmp_path / "file/run").startswith("run.output_dir: cannot write to ")
 
 
-def test_all_ranks_are_refused_before_anything_is_written(tmp_path: Path, elsewhere: Owner) -> None:
+def test_all_ranks_are_refused_before_anything_is_written(tmp_path: Path, elsewhere: Owner, demo_folder: Path) -> None:
     """Catches ranks that wait in a collective for a main rank that has left."""
     (tmp_path / "demo").mkdir()
     write(tmp_path / "demo", elsewhere)
-    arguments = {"recipe": RECIPE, "overrides": [f"run.output_dir={tmp_path}"]}
+    data = [f"data.shards={demo_folder / 'train'}", f"data.eval_shards={demo_folder / 'held_out'}"]
+    arguments = {"recipe": RECIPE, "overrides": [*data, f"run.output_dir={tmp_path}"]}
     said = run_ranks("tests.distributed.workers_run:refused", 2, tmp_path / "ranks", **arguments)
     assert said[0] == said[1] and "process 1 on node-7" in said[0]
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["lock.json"]

@@ -7,20 +7,21 @@ from typing import Any
 
 import pytest
 
-from ilvr_ds.config import LossConfig
+from ilvr_ds.config import LossConfig, Pool, SelectionConfig
 from ilvr_ds.training.step import StageOneStep
 
 SUMS = {
     "ce": 6.0, "supervised": 3.0, "alignment": 1.0, "contrastive": 2.0, "slots": 4.0, "segments": 2.0, "entropy": 5.0,
-    "cosine_top1": 1.5, "right": 3.0, "answers": 4.0, "drift": 2.0, "weight": 8.0,
+    "cosine_top1": 1.5, "right": 3.0, "answers": 4.0, "drift": 2.0, "weight": 8.0, "pool": 16.0, "unchanged": 1.0,
+    "stands_out": 3.0, "similarity": 30.0, "pairs": 40.0,
     "ce/a": 4.0, "supervised/a": 1.0, "ce/b": 0.0, "supervised/b": 0.0,
 }  # fmt: skip
 
 
-def metrics(**changes: float) -> dict[str, float]:
+def metrics(pool: Pool = "all", **changes: float) -> dict[str, float]:
     weights = LossConfig(ce_weight=2.0, align_weight=3.0, contrastive_weight=0.5)
-    teacher = SimpleNamespace(shards=SimpleNamespace(momentum=0.9))
-    step: Any = SimpleNamespace(settings=weights, teacher=teacher, types=("a", "b"))
+    teacher = SimpleNamespace(shards=SimpleNamespace(momentum=0.9), selection=SelectionConfig(pool=pool))
+    step: Any = SimpleNamespace(settings=weights, teacher=teacher, types=("a", "b"), watch=lambda metrics: None)
     step.losses = lambda sums: StageOneStep.losses(step, sums)
     return StageOneStep.metrics(step, SUMS | changes)
 
@@ -36,10 +37,17 @@ def test_what_is_logged_is_the_mean_and_the_total_is_weighted() -> None:
         "select/kept_per_segment": 2.0,
         "select/entropy": 2.5,
         "select/cosine_top1": 0.75,
+        "select/pool_size": 8.0,
+        "select/target_similarity": 0.75,
         "teacher/drift": 0.5,
         "teacher/momentum": 0.9,
         "train/answer_accuracy": 0.75,
     }
+
+
+def test_a_pool_of_what_changed_says_how_much_did() -> None:
+    found = metrics(pool="changed")
+    assert found["select/unchanged"] == 0.5 and found["select/changed_share"] == 0.75
 
 
 def test_where_nothing_was_seen_means_are_0_and_no_accuracy_is_said() -> None:

@@ -118,7 +118,7 @@ def schedule(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[tuple[str, int]
         evaluation=EvaluationConfig(every_steps=2),
         checkpoint=CheckpointConfig(every_steps=3),
     )
-    trainer.parts = SimpleNamespace(total_steps=6)
+    trainer.parts = SimpleNamespace(total_steps=6, held_out=True)
     trainer.quarantine = SimpleNamespace(
         exceeded=False, max_fraction=0.1, check=lambda: None, add=lambda *arguments: calls.append(("bad", arguments[1]))
     )
