@@ -83,9 +83,11 @@ def main() -> None:
     results = options.output / "results.jsonl"
     if not options.table_only:
         options.output.mkdir(parents=True, exist_ok=True)
-        cases = [Case(options, name, signs, seed) for signs in options.signs for seed in options.seeds
+        cases = [Case(options, name, signs, seed) for seed in options.seeds for signs in options.signs
                  for name in options.arms]  # fmt: skip
         prepare(options, cases)
+        if options.draw_only:
+            return
         lock = Lock()
         with ThreadPoolExecutor(options.together) as pool:
             for failure in pool.map(lambda case: case.run(results, lock), cases):
@@ -113,6 +115,7 @@ def _options() -> Any:
     parser.add_argument("--workers", type=int, default=2, help="loader processes of each (default 2)")
     parser.add_argument("--draw-workers", type=int, default=14)
     parser.add_argument("--minutes", type=float, default=60.0, help="of a stage, at most; then it saves and ends")
+    parser.add_argument("--draw-only", action="store_true", help="end when the data lie in the output folder")
     parser.add_argument("--table-only", action="store_true")
     options = parser.parse_args()
     options.output = options.output.absolute()

@@ -9,7 +9,7 @@ from collections import Counter
 
 import torch
 
-KNOWN = re.compile(r"/deepspeed/|/ilvr_ds/distill/momentum\.py:\d+ wait$")
+KNOWN = re.compile(r"/deepspeed/|/ilvr_ds/distill/ema\.py:\d+ wait$")
 """DeepSpeed's own, and the teacher's wait for its update, once a step."""
 
 

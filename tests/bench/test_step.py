@@ -104,7 +104,7 @@ def test_the_table_has_medians_spreads_and_scaling(monkeypatch: pytest.MonkeyPat
             "samples_a_step": 8,
             "ranks": ranks,
             "loader_samples_per_s": 40.0,
-            "syncs": {"/x/deepspeed/a.py:1 fetch": 4, "/x/ilvr_ds/distill/momentum.py:9 wait": 2},
+            "syncs": {"/x/deepspeed/a.py:1 fetch": 4, "/x/ilvr_ds/distill/ema.py:9 wait": 2},
             "environment": {
                 "versions": {"torch": "2"}, "git_commit": "0" * 40, "git_dirty": True, "cuda": None,
                 "ranks": [{"device": "X"}],
@@ -118,10 +118,10 @@ def test_the_table_has_medians_spreads_and_scaling(monkeypatch: pytest.MonkeyPat
 
 
 def test_only_deepspeed_and_the_wait_for_the_update_may_synchronise() -> None:
-    places = {"/s/deepspeed/a.py:1 fetch": 4, "/x/ilvr_ds/distill/momentum.py:9 wait": 7}
+    places = {"/s/deepspeed/a.py:1 fetch": 4, "/x/ilvr_ds/distill/ema.py:9 wait": 7}
     assert not unknown(places)
     mistakes = {
-        "/x/ilvr_ds/distill/momentum.py:8 follow": 1,
+        "/x/ilvr_ds/distill/ema.py:8 update": 1,
         "/x/ilvr_ds/model/vision.py:3 wait": 1,
         "an unknown place": 1,
     }
