@@ -160,6 +160,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--experiment", help="MLflow experiment (default: below the training run, else evaluation)")
     evaluate.set_defaults(run=_evaluate)
 
+    audit = commands.add_parser("audit", help="does a model use its latents? goes on where it was killed")
+    _add_generation(audit)
+    audit.add_argument("--shards", required=True, help="data set that `pack` wrote")
+    audit.add_argument("--benchmark", default="comt", help="comt (default), vsp or exact-match")
+    audit.add_argument("--tests", default="replacement,donor,inside,barred", help="with commas between (default: all)")
+    audit.add_argument("--samples", type=int, help="the first so many samples (default: all)")
+    audit.add_argument("--output", type=Path, help="folder to write (default: MODEL/evaluation/audit-BENCHMARK)")
+    audit.add_argument("--batch-size", type=int, default=16, help="answers at a time on each rank (default 16)")
+    audit.add_argument(
+        "--set", action="append", default=[], metavar="selection.KEY=VALUE",
+        help="how targets are selected (default: as the run that `export` noted in the model)",
+    )  # fmt: skip
+    audit.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), help="MLflow for the scores")
+    audit.add_argument("--experiment", help="MLflow experiment (default: below the training run, else evaluation)")
+    audit.set_defaults(run=_audit)
+
     export = commands.add_parser("export", help="a run's weights as a model that stock transformers loads")
     export.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="folder of a run or of a checkpoint")
     export.add_argument("--to", type=Path, required=True, help="folder to write")
@@ -380,7 +396,8 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from ilvr_ds.evaluation.evaluate import EvaluationSettings, evaluate
+    from ilvr_ds.evaluation.evaluate import evaluate
+    from ilvr_ds.evaluation.preparation import EvaluationSettings
 
     settings = EvaluationSettings(
         model=options.model,
@@ -399,6 +416,32 @@ def _evaluate(options: argparse.Namespace) -> int:
         experiment=options.experiment,
     )
     lines = evaluate(settings)
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(lines))
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from ilvr_ds.audit.command import audit
+    from ilvr_ds.audit.settings import AuditSettings, parse_tests
+    from ilvr_ds.evaluation.preparation import EvaluationSettings
+
+    tests = parse_tests(options.tests)
+    evaluation = EvaluationSettings(
+        model=options.model,
+        shards=options.shards,
+        benchmark=options.benchmark,
+        output=options.output,
+        batch_size=options.batch_size,
+        max_samples=options.samples,
+        latent_size=options.latent_size,
+        precision=options.precision,
+        max_image_pixels=options.max_image_pixels,
+        generation=_generation_settings(options),
+        tracking_uri=options.tracking_uri,
+        experiment=options.experiment,
+    )
+    lines = audit(AuditSettings(evaluation, tests, tuple(options.set)))
     if os.environ.get("RANK", "0") == "0":
         print("\n".join(lines))
     return 0
@@ -454,7 +497,7 @@ def _doctor(options: argparse.Namespace) -> int:
     return int(any(check.status == "bad" for check in checks))
 
 
-_BY_RANKS = (_train, _evaluate)
+_BY_RANKS = (_train, _evaluate, _audit)
 """Commands that launchers start several times."""
 
 

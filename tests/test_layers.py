@@ -47,6 +47,8 @@ MAY_IMPORT = {
     "evaluation": BASE
     | {"evaluation", "checkpoint", "tracking", "model", "ops", "data", "config", "dist", "base_model"}
     | {"provenance", "pictures", "file_modes"},
+    "audit": BASE
+    | {"audit", "evaluation", "distill", "tracking", "model", "ops", "data", "config", "dist", "pictures"},
     "planning": BASE | {"planning", "config"},
     "provenance": BASE,
     "pictures": BASE | {"pictures"},
@@ -54,8 +56,8 @@ MAY_IMPORT = {
     "cluster": BASE | {"doctor", "dist", "ops", "data", "provenance"},
     "demo": BASE | {"demo", "data", "model", "file_modes"},
     "cli": BASE
-    | {"config", "data", "ingest", "model", "engine", "training", "tracking", "evaluation", "planning"}
-    | {"dist", "launcher", "demo", "doctor", "cluster", "shipped"},
+    | {"config", "data", "ingest", "model", "engine", "training", "tracking", "evaluation", "audit"}
+    | {"planning", "dist", "launcher", "demo", "doctor", "cluster", "shipped"},
 }
 DOORS = {
     "deepspeed": ("engine/", "checkpoint/"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -97,6 +97,12 @@ class OwnStates:
         return hidden
 
 
+Barred = Literal["image", "prompt", "image_for_words"]
+"""What is out of sight. image: the input images, prompt: the images and all words of the prompt, both for everything
+after a row's first segment; image_for_words: the images, for all words after the first latent_start, while latents
+still see them. What was read before stays: its states may have carried away what they saw."""
+
+
 class Generated(NamedTuple):
     """Answers of a batch, in its order, and how fast they came."""
 
@@ -148,11 +154,17 @@ class _Modes:
         """Of the token that was just emitted."""
         return Place(self.segment, self.steps - 1 - self.left)
 
+    def is_barred(self, barred: Barred) -> Tensor:
+        """[B]: whether the token that was just emitted reads without what is barred."""
+        is_later = (self.segment > 0) if barred != "image_for_words" else torch.zeros_like(self.finished)
+        return (self.segment >= 0) & ((self.left < 0) | is_later)
+
 
 class Generator:
     """Answers batches of prompts.
 
-    on_text(row, piece) gets the text of each row as it comes, which makes the loop look at every token.
+    on_text(row, piece) gets the text of each row as it comes, which makes the loop look at every token. barred: what
+    later tokens cannot see.
     """
 
     def __init__(
@@ -161,13 +173,15 @@ class Generator:
         settings: GenerationSettings,
         latents: LatentSource | None = None,
         on_text: Callable[[int, str], None] | None = None,
+        barred: Barred | None = None,
     ) -> None:
         self.reasoner = reasoner
         self.settings = settings
         self.latents = latents or OwnStates()
         self.on_text = on_text
-        barred = [reasoner.special.latent_pad, reasoner.special.latent_end, *settings.forbidden]
-        self.barred = torch.tensor(sorted(set(barred)), device=reasoner.device)
+        self.barred = barred
+        never = [reasoner.special.latent_pad, reasoner.special.latent_end, *settings.forbidden]
+        self.never = torch.tensor(sorted(set(never)), device=reasoner.device)
 
     @torch.inference_mode()
     def __call__(self, prompts: list[EncodedSample]) -> Generated:
@@ -191,7 +205,7 @@ class Generator:
                 if last or all(stopped):
                     break
                 modes.finished = modes.finished | torch.tensor(stopped, device=reasoner.device)
-            hidden = context.step(tokens, latents)
+            hidden = context.step(tokens, latents, self._out_of_sight(context, modes))
         answers = reader.answers()
         decoded = self._now()
         speed = Speed(
@@ -204,9 +218,17 @@ class Generator:
         """The next token [B] of each row, as if it were in text."""
         if number in self.settings.forced:
             return torch.full((len(hidden),), self.settings.forced[number], device=hidden.device)
-        logits = self.reasoner.model.lm_head(hidden).index_fill(-1, self.barred, -torch.inf)
+        logits = self.reasoner.model.lm_head(hidden).index_fill(-1, self.never, -torch.inf)
         now = None if uniform is None else uniform[number]
         return choose_tokens(logits, self.settings.temperature, self.settings.top_p, now)
+
+    def _out_of_sight(self, context: Context, modes: _Modes) -> Tensor | None:
+        """[B, T] columns of the prompts that each row's token cannot see; None: it sees all."""
+        if self.barred is None:
+            return None
+        tokens = context.tokens
+        columns = tokens.real if self.barred == "prompt" else tokens.input_ids == self.reasoner.special.image_pad
+        return columns & modes.is_barred(self.barred)[:, None]
 
     def _uniform(self, ids: list[str]) -> Tensor | None:
         if self.settings.temperature == 0:
@@ -240,8 +262,11 @@ class Context:
         embeddings = write_images(self.embed(self.tokens.input_ids), self.tokens, features)
         return last_hidden(self.language_model, self.tokens, embeddings, self.cache)[:, -1]
 
-    def step(self, tokens: Tensor, latents: Tensor) -> Tensor:
-        """Read one token [B] of each row, a latent where it is latent_pad; the last hidden state [B, D]."""
+    def step(self, tokens: Tensor, latents: Tensor, hidden_from_it: Tensor | None = None) -> Tensor:
+        """Read one token [B] of each row, a latent where it is latent_pad; the last hidden state [B, D].
+
+        hidden_from_it [B, T]: columns of the prompts that it cannot see.
+        """
         is_latent = (tokens == self.reasoner.special.latent_pad)[:, None]
         self.length += 1
         self.position = self.position + 1
@@ -249,7 +274,7 @@ class Context:
         output = self.language_model(
             inputs_embeds=embeddings[:, None],
             position_ids=self.position,
-            attention_mask={"full_attention": self._mask()},
+            attention_mask={"full_attention": self._mask(hidden_from_it)},
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -273,9 +298,11 @@ class Context:
         self.length, self.position = self.length + count, positions[:, :, -1:]
         return cast(Tensor, output.last_hidden_state)[:, -1]
 
-    def _mask(self) -> Tensor | None:
+    def _mask(self, hidden_from_it: Tensor | None) -> Tensor | None:
         """Ready-made, so that transformers need not look at values on the device."""
-        if self.tokens.right_padded:
+        if self.tokens.right_padded and hidden_from_it is None:
             return None  # no padding at all
         real = self.real[:, : self.length]
+        if hidden_from_it is not None:
+            real = real & ~torch.nn.functional.pad(hidden_from_it, (0, self.length - hidden_from_it.shape[1]))
         return real if "flash" in self.language_model.config._attn_implementation else real[:, None, None]

@@ -20,10 +20,11 @@ Line = dict[str, Any]
 
 
 class Results:
-    """The output folder of one evaluation."""
+    """The output folder of one evaluation; `stem` begins the names of the parts."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stem: str = "part") -> None:
         self.folder = folder
+        self.stem = stem
 
     def open(self, settings: Mapping[str, Any]) -> None:
         """Start or go on (main rank): checks that the settings are those of before, and cuts torn last lines off."""
@@ -37,11 +38,11 @@ class Results:
                     raise UserError(
                         f"{self.folder}: holds an evaluation with another {', '.join(changed)}; give another --output"
                     )
-            elif any(self.folder.glob("part-*.jsonl")):
+            elif any(self.folder.glob(f"{self.stem}-*.jsonl")):
                 raise UserError(f"{file}: is missing beside results; give another --output")
             else:
-                _write(file, json.dumps(wanted, indent=1))
-            for part in self.folder.glob("part-*.jsonl"):
+                write_whole(file, json.dumps(wanted, indent=1))
+            for part in self.folder.glob(f"{self.stem}-*.jsonl"):
                 _cut_torn_line(part)
         except OSError as error:
             raise UserError(f"--output: cannot write to {self.folder} ({error.strerror})") from error
@@ -49,7 +50,7 @@ class Results:
     def lines(self) -> list[Line]:
         """Finished samples in the data set's order, each once."""
         lines = {}
-        for part in sorted(self.folder.glob("part-*.jsonl")):
+        for part in sorted(self.folder.glob(f"{self.stem}-*.jsonl")):
             for text in part.read_text().splitlines():
                 line = json.loads(text)
                 lines[line["number"]] = line
@@ -57,15 +58,15 @@ class Results:
 
     def part(self, rank: int) -> TextIO:
         """The file to which this rank appends."""
-        return (self.folder / f"part-{rank:05d}.jsonl").open("a")
+        return (self.folder / f"{self.stem}-{rank:05d}.jsonl").open("a")
 
     def finish(self, lines: Iterable[Line], scores: Mapping[str, Any]) -> None:
         """Write the files that people read (main rank)."""
         lines = list(lines)
         predictions = [{"id": line["id"], "response": line["response"]} for line in lines]
-        _write(self.folder / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-        _write(self.folder / "predictions.jsonl", "".join(json.dumps(line) + "\n" for line in predictions))
-        _write(self.folder / "scores.json", json.dumps(scores, indent=1) + "\n")
+        write_whole(self.folder / "samples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(self.folder / "predictions.jsonl", "".join(json.dumps(line) + "\n" for line in predictions))
+        write_whole(self.folder / "scores.json", json.dumps(scores, indent=1) + "\n")
 
 
 def append(file: TextIO, lines: Iterable[Line]) -> None:
@@ -83,7 +84,8 @@ def _cut_torn_line(part: Path) -> None:
             file.truncate(whole)
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that is there as a whole or not at all."""
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(text)
     temporary.replace(path)

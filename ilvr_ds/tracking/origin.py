@@ -1,4 +1,7 @@
-"""Which training run a model folder came from: `training.json`, written by export, read by evaluate."""
+"""Which training run a model folder came from, and how its targets were selected: `training.json`.
+
+Written by export, read by evaluate and audit.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ def write_origin(folder: Path, state: dict[str, Any], checkpoint: Path) -> None:
         "run": run.name,
         "step": state["step"],
         "stage": state["recipe"]["train"]["stage"],
+        "selection": state["recipe"]["selection"],
         "mlflow_run_id": known.get("run_id") or state.get("mlflow_run_id"),
         "experiment": known.get("experiment") or state["recipe"]["tracking"]["experiment"],
         "tracking_uri": known.get("uri"),

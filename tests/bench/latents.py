@@ -6,7 +6,7 @@
         --second-steps 2 --batch 32 --arms changed --together 1                  # anywhere, to see that it runs
 
 Draws `trail` (ilvr_ds/demo/task/trail.py), packs it, stores its vision features, trains each arm through
-`launch/train.sh`, exports it and lets `ilvr-ds evaluate --ablate-latents` read free answers. Each reading is a line of
+`launch/train.sh`, exports it and reads its free answers with `ilvr-ds audit`. Each reading is a line of
 OUTPUT/results.jsonl; the table at the end is made of that file, and so is a later one by `--table-only`.
 
 Arms: text (steps that say nothing), named (steps that name the figure), pads (the same words and filler tokens),
@@ -114,6 +114,7 @@ def _options() -> Any:
     parser.add_argument("--together", type=int, default=5, help="arms that train at the same time (default 5)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes of each (default 2)")
     parser.add_argument("--draw-workers", type=int, default=14)
+    parser.add_argument("--tests", default="replacement,donor", help="of the audit (default replacement,donor)")
     parser.add_argument("--minutes", type=float, default=60.0, help="of a stage, at most; then it saves and ends")
     parser.add_argument("--draw-only", action="store_true", help="end when the data lie in the output folder")
     parser.add_argument("--table-only", action="store_true")
@@ -252,16 +253,17 @@ class Case:
 
     def run(self, results: Path, lock: Lock) -> str | None:
         """Train, and write down what is read after each stage; returns what failed."""
+        done = {json.loads(line)["run"] for line in results.read_text().splitlines()} if results.exists() else set()
         try:
             for stage in ("1", *self.name.split("+")[1:]):
                 run = f"{self.title.replace('@', '-')}-n{self.signs}-s{self.seed}-{stage}"
-                if (self.options.output / "models" / run / "evaluation/comt/scores.json").exists():
+                if run in done:
                     continue
                 started = time.monotonic()
                 seconds = self._train(run, stage)
-                scores = self._evaluate(run)
-                line = {"arm": self.title, "signs": self.signs, "seed": self.seed, "stage": stage, "seconds": seconds,
-                        "wall": time.monotonic() - started, **self._last_metrics(run), **readings(scores)}  # fmt: skip
+                found = self._read(run)
+                line = {"run": run, "arm": self.title, "signs": self.signs, "seed": self.seed, "stage": stage, "seconds": seconds,
+                        "wall": time.monotonic() - started, **self._last_metrics(run), **found}  # fmt: skip
                 with lock, results.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(json.dumps(line), file=sys.stderr, flush=True)
@@ -318,15 +320,19 @@ class Case:
             recipe["train"] |= {"stage": 2, "latent_gradient": "detached" if stage == "detached" else "full"}
         return recipe
 
-    def _evaluate(self, run: str) -> dict[str, Any]:
+    def _read(self, run: str) -> dict[str, Any]:
+        """Export the run and read its free answers."""
         folder, model = self.options.output / "runs" / run, self.options.output / "models" / run
         _call(["export", folder, "--to", model], folder / "export.log")
         data = self.options.output / f"data-{self.signs}-{ARMS[self.arm].form}" / "held_out"
-        ablate = ["--ablate-latents"] if ARMS[self.arm].has_latents else []
-        _call(["evaluate", "--model", model, "--shards", data, "--benchmark", "comt", "--batch-size", 256,
-               "--max-new-tokens", 24 + 14 * self.signs, "--precision", self.options.precision, *ablate],
-              folder / "evaluate.log")  # fmt: skip
-        return json.loads((model / "evaluation/comt/scores.json").read_text())
+        common = ["--model", model, "--shards", data, "--benchmark", "comt", "--batch-size", 256,
+                  "--max-new-tokens", 24 + 14 * self.signs, "--precision", self.options.precision]  # fmt: skip
+        if not ARMS[self.arm].has_latents:
+            _call(["evaluate", *common, "--output", model / "readings"], folder / "evaluate.log")
+            scores = json.loads((model / "readings/scores.json").read_text())
+            return {"own": scores["rules"][next(iter(scores["rules"]))]["accuracy"]}
+        _call(["audit", *common, "--output", model / "readings", "--tests", self.options.tests], folder / "audit.log")
+        return readings(json.loads((model / "readings/audit.json").read_text()))
 
     def _last_metrics(self, run: str) -> dict[str, float]:
         """The last of what training logged that says whether it learned."""
@@ -344,11 +350,13 @@ class Case:
         return found
 
 
-def readings(scores: dict[str, Any]) -> dict[str, float]:
-    """Accuracies by what stood in the latents' place."""
-    rule = next(iter(scores["rules"]))
-    effects = scores.get("ablation", {}).get(rule, {})
-    return {"own": scores["rules"][rule]["accuracy"], **{name: part["accuracy"] for name, part in effects.items()}}
+def readings(audit: dict[str, Any]) -> dict[str, float]:
+    """Accuracies by what stood in the latents' place, and how many answers followed a donor's latents."""
+    found = {name: part["accuracy"] for name, part in audit["replacement"].items()}
+    donor, inside = audit.get("donor", {}), audit.get("inside", {})
+    if "follows_donor" in donor:
+        found |= {"donor": donor["follows_donor"], "unrelated": donor["unrelated"]}
+    return found | {"inside": inside} if inside else found
 
 
 def _call(arguments: list[Any], log: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-READINGS = ("own", "true", "zeros", "noise", "other_sample", "pad_embedding", "skipped", "donor")
+READINGS = ("own", "true", "zeros", "noise", "other_sample", "pad_embedding", "markers", "skipped", "donor")
 STAGES = {"1": "1", "detached": "2, detached", "through": "2, targets kept, full chain", "full": "2, published"}
 _T95 = (12.71, 4.30, 3.18, 2.78, 2.57)
 """Two-sided 95 % points of Student's t for 1 to 5 degrees of freedom."""

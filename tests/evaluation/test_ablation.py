@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ilvr_ds.evaluation.ablation import CONDITIONS, OtherSample, effect, latent_source
+from ilvr_ds.evaluation.ablation import CONDITIONS, effect, latent_source
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator, Place
+from ilvr_ds.evaluation.latent_sources import OtherSample
 
 if TYPE_CHECKING:
     from ilvr_ds.evaluation.loading import Reasoner
@@ -29,7 +30,7 @@ def test_each_condition_feeds_what_its_name_says(golden: GoldenSet, reasoner: Re
         assert torch.equal(fed["pad_embedding"][row].latents[0], pad.expand(K, -1))
         donor = own[(row + 1) % 3]
         assert torch.equal(fed["other_sample"][row].latents[0], donor.latents[0])
-        assert fed["skipped"][row].steps[:1] == (0,) and fed["skipped"][row].latents[0].numel() == 0
+        assert fed["markers"][row].steps[:1] == (0,) and fed["markers"][row].latents[0].numel() == 0
         noise = fed["noise"][row].latents[0]
         # the state that the first step replaces is that of the own run: nothing differed before it
         torch.testing.assert_close(noise[0].norm(), answer.latents[0][0].norm())
@@ -58,9 +59,14 @@ def test_the_interval_is_that_of_a_plain_paired_bootstrap() -> None:
     assert [result.low, result.high] == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.02)
 
 
-def test_equal_verdicts_have_no_difference() -> None:
-    assert effect([True, False], [True, False]).to_dict() == {
-        "accuracy": 0.5,
-        "difference": 0.0,
-        "interval_95": [0.0, 0.0],
-    }
+def test_equal_verdicts_leave_room_for_a_difference() -> None:
+    """Catches an interval without a width, as a bootstrap of equal pairs has it: 20 samples do not show that much."""
+    result = effect([True, False] * 10, [True, False] * 10)
+    assert (result.accuracy, result.difference) == (0.5, 0.0)
+    assert result.low < -0.02 and result.high > 0.02
+
+
+def test_the_interval_is_newcombes() -> None:
+    """His example of 50 pairs: 36 right both times, 12 the first time alone, 2 the second; method 10 of his table."""
+    result = effect([True] * 36 + [False] * 12 + [True] * 2, [True] * 36 + [True] * 12 + [False] * 2)
+    assert [result.low, result.high] == pytest.approx([0.0569, 0.3404], abs=1e-4)

@@ -16,9 +16,9 @@ from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.evaluation import evaluate as module
-from ilvr_ds.evaluation.evaluate import cut_batches, default_output
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import load_reasoner
+from ilvr_ds.evaluation.preparation import cut_batches, default_output
 from ilvr_ds.tracking.registry import register
 from ilvr_ds.tracking.scores import log_scores
 from tests.ranks import ROOT, free_port, rank_environment
@@ -212,7 +212,7 @@ def test_a_sample_without_an_answer_is_left_out_and_counted(
         ({"--model": "{tmp}/run"}, "is a run; make a model of it: ilvr-ds export"),
         ({"--max-image-pixels": "1"}, "--max-image-pixels 1: must be from 3136 to"),
         ({"--batch-size": "0"}, "--batch-size must be 1 or more"),
-        ({"--compare-pixels": "-1"}, "--compare-pixels 0 or more"),
+        ({"--compare-pixels": "-1"}, "--compare-pixels -1: must be 0 or more"),
         ({"--max-samples": "-1"}, "--max-samples -1: must be 1 or more"),
         ({"--max-samples": "0"}, "--max-samples 0: must be 1 or more"),
         ({"--tracking-uri": "bogus://x"}, "--tracking-uri bogus://x: "),

@@ -1,0 +1,33 @@
+"""The pictures of an audit: replacements with intervals, retrieval beside chance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ilvr_ds.pictures.charts import AblationBar, Bar, draw_ablation, draw_accuracy
+
+
+def draw_audit(report: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw what audit.json holds into `folder`; returns the PNG files."""
+    files = []
+    if replaced := report.get("replacement"):
+        bars = [
+            AblationBar(name, part["accuracy"], *part["interval_95"])
+            for name, part in replaced.items()
+            if name != "own"
+        ]
+        files.append(folder / "replacement.png")
+        draw_ablation(
+            f"{report['samples']} samples: what other latents do", replaced["own"]["accuracy"], bars, files[-1]
+        )
+    retrieval = report.get("inside", {}).get("retrieval", {})
+    if retrieval.get("latents"):
+        bars_of_hits = [
+            Bar(f"top {k}, {words}", retrieval[name][f"top_{k}"], retrieval["latents"], retrieval[name][f"chance_{k}"])
+            for name, words in (("image", "own helper image"), ("others", "64 other samples"))
+            for k in (1, 5)
+        ]
+        files.append(folder / "retrieval.png")
+        draw_accuracy("latents that are nearest to their target (95 % interval)", bars_of_hits, files[-1])
+    return files

@@ -1,0 +1,175 @@
+"""What an evaluation and an audit begin with: options that are checked, a data set, a model, and batches of samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from ilvr_ds import dist
+from ilvr_ds.base_model import model_on_host
+from ilvr_ds.data.reader import ShardReader
+from ilvr_ds.data.sample import Sample, SampleError
+from ilvr_ds.data.shards import open_dataset
+from ilvr_ds.data.template import EncodedSample
+from ilvr_ds.errors import UserError
+from ilvr_ds.evaluation.benchmarks import Benchmark, find_benchmark
+from ilvr_ds.evaluation.generate import GenerationSettings
+from ilvr_ds.evaluation.loading import Reasoner, load_reasoner, speaking_of_the_option
+from ilvr_ds.evaluation.report import left_out_lines
+from ilvr_ds.evaluation.results import Line, Results, append
+from ilvr_ds.tracking.registry import is_reference, resolve
+from ilvr_ds.tracking.scores import check_address
+
+logger = logging.getLogger("ilvr_ds")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What to evaluate and how."""
+
+    model: str
+    shards: str
+    benchmark: str
+    output: Path | None = None
+    """None: MODEL/evaluation/BENCHMARK, for a hub's model evaluation/NAME/BENCHMARK."""
+    batch_size: int = 16
+    max_samples: int | None = None
+    latent_size: int | None = None
+    precision: str = "auto"
+    max_image_pixels: int | None = None
+    """None: the model's own limit."""
+    ablate_latents: bool = False
+    compare_pixels: int = 0
+    """Samples of each rank on which the cost is compared with the interleaved baseline."""
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    tracking_uri: str | None = None
+    experiment: str | None = None
+    """MLflow experiment; None: that of the model's training run, as a child of it, else "evaluation"."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that can be wrong is right by now; nothing has been written."""
+
+    settings: EvaluationSettings
+    """With the folder of a registered model in place of its reference."""
+    reference: str | None
+    """The registered model that was named."""
+    benchmark: Benchmark
+    reader: ShardReader
+    numbers: list[int]
+    """In the data set, of the samples that are evaluated."""
+    left_out: dict[int, str]
+    """Why the others are not."""
+    folder: Path
+    """Of the model, a hub's too."""
+    reasoner: Reasoner
+
+    def prompt(self, sample: Sample) -> EncodedSample:
+        """What stands before the answer; raises UserError where the sample does not fit."""
+        try:
+            return self.reasoner.encoder.prompt(sample)
+        except SampleError as error:
+            raise UserError(f"sample {sample.id} of {self.reader.location}: {error}; pack the data again") from error
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same when the work goes on."""
+        settings = self.settings
+        weights = sorted([*self.folder.glob("*.safetensors"), *self.folder.glob("*.bin")])
+        return {
+            "model": str(self.folder.resolve()) if Path(settings.model).is_dir() else settings.model,
+            "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
+            "data": self.reader.shard_set.fingerprint,
+            "samples": len(self.numbers),
+            "benchmark": settings.benchmark,
+            "batch_size": settings.batch_size,
+            "latent_size": self.reasoner.latent_size,
+            "precision": str(self.reasoner.model.dtype),
+            "max_image_pixels": self.reasoner.encoder.images.max_pixels,
+            "generation": {**settings.generation.__dict__, "stop": list(settings.generation.stop)},
+        }
+
+
+def prepare(settings: EvaluationSettings, place: str) -> Prepared:
+    """Check and load (collective over the launcher's ranks).
+
+    place: what stands for the benchmark in the default output folder. Raises UserError for everything that a person
+    can mend, before anything is written.
+    """
+    benchmark = find_benchmark(settings.benchmark)
+    if settings.batch_size < 1:
+        raise UserError(f"--batch-size must be 1 or more, not {settings.batch_size}")
+    dist.join_on_host(timedelta(days=2))
+    if settings.tracking_uri:
+        uri = settings.tracking_uri
+        dist.decided_by_main(lambda: check_address(uri, "--tracking-uri"))
+    reference = settings.model if is_reference(settings.model) else None
+    if reference:
+        folder = dist.decided_by_main(lambda: resolve(reference, settings.tracking_uri))
+        settings = replace(settings, model=folder)
+    if settings.output is None:
+        settings = replace(settings, output=default_output(settings.model, place))
+    reader = ShardReader(open_dataset(settings.shards))
+    count = min(len(reader), settings.max_samples or len(reader))
+    left_out = dist.decided_by_main(lambda: _left_out(reader, count, benchmark))
+    with speaking_of_the_option():
+        model = model_on_host(settings.model)
+    reasoner = load_reasoner(model, dist.device(), settings.precision, settings.latent_size, settings.max_image_pixels)
+    numbers = [number for number in range(count) if number not in left_out]
+    return Prepared(settings, reference, benchmark, reader, numbers, left_out, Path(model), reasoner)
+
+
+def default_output(model: str, benchmark: str) -> Path:
+    """Where results go unless told otherwise: into the model's folder, or below one of this name for a hub's."""
+    if Path(model).is_dir():
+        return Path(model) / "evaluation" / benchmark
+    return Path("evaluation") / model.replace("/", "--") / benchmark
+
+
+def cut_batches(count: int, size: int) -> list[range]:
+    """Places 0..count-1 in runs of `size`; a single sample at the end joins the run before it."""
+    starts = list(range(0, count, size))
+    if len(starts) > 1 and size > 1 and count - starts[-1] == 1:
+        starts.pop()
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=True)]
+
+
+def answer_batches(
+    results: Results, numbers: list[int], size: int, answer: Callable[[range], list[Line]], what: str
+) -> None:
+    """Write down what `answer` makes of each batch of places in `numbers` that is not done yet (collective).
+
+    Rank r takes batches r, r + world, ... `what` names the work in the log.
+    """
+    done = dist.decided_by_main(lambda: {line["number"] for line in results.lines()})
+    batches = cut_batches(len(numbers), size)[dist.rank() :: dist.world_size()]
+    mine = [batch for batch in batches if not done.issuperset(numbers[batch.start : batch.stop])]
+    logger.info("%s: %d samples, %d of them done", what, len(numbers), len(done))
+    with results.part(dist.rank()) as file:
+        for number, batch in enumerate(mine, start=1):
+            append(file, [line for line in answer(batch) if line["number"] not in done])
+            logger.info("batch %d of %d", number, len(mine))
+    dist.barrier()
+
+
+def _left_out(reader: ShardReader, count: int, benchmark: Benchmark) -> dict[int, str]:
+    """Numbers of samples that lack what they would be judged by, and why, before anything is answered.
+
+    Raises UserError where no sample can be judged.
+    """
+    reasons = {}
+    for number in range(count):
+        sample = reader.read(number)
+        try:
+            benchmark.check(sample)
+        except SampleError as error:
+            reasons[number] = f"sample {sample.id} cannot be scored for {benchmark.name}: {error}"
+    if reasons and len(reasons) == count:
+        raise UserError(f"--shards: {reader.location}: none of {count} samples can be scored; the first: {reasons[0]}")
+    for line in left_out_lines(reasons):
+        logger.warning("%s: %s", reader.location, line)
+    return reasons
