@@ -263,7 +263,8 @@ class Case:
                 seconds = self._train(run, stage)
                 found = self._read(run)
                 line = {"run": run, "arm": self.title, "signs": self.signs, "seed": self.seed, "stage": stage,
-                        "seconds": seconds, "wall": time.monotonic() - started, **self._last_metrics(run), **found}  # fmt: skip
+                        "seconds": seconds, "wall": time.monotonic() - started,
+                        **self._last_metrics(run), **found}  # fmt: skip
                 with lock, results.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(json.dumps(line), file=sys.stderr, flush=True)
