@@ -12,13 +12,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.ops.op_builder import CPUAdamBuilder
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero import stage3
@@ -28,24 +26,21 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from ilvr_ds import dist
 from ilvr_ds.checkpoint.load import LAYERS, TOWER
-from ilvr_ds.config import ModelConfig, OptimConfig, Recipe
+from ilvr_ds.config import ModelConfig, Recipe
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.distill.stage1 import StageOne
 from ilvr_ds.distill.stage2 import StageTwo
-from ilvr_ds.engine.build_locks import building
 from ilvr_ds.engine.even_slices import EvenSlices
 from ilvr_ds.engine.initial import load_weights
-from ilvr_ds.engine.settings import deepspeed_settings, teacher_settings
-from ilvr_ds.errors import UserError
+from ilvr_ds.engine.optimizer import build_optimizer
+from ilvr_ds.engine.settings import deepspeed_settings, teacher_settings, zero_stage_of
 from ilvr_ds.model.adapters import add_adapters
 from ilvr_ds.model.attention import attention_backend, use_packed_attention, use_varlen_attention
 from ilvr_ds.model.fingerprint import fingerprint
 from ilvr_ds.model.four_bit import pack_layers, weight_of
 from ilvr_ds.model.fused import use_fused_kernels
-from ilvr_ds.model.student import build_text_model, detach_tower, load_student, prepare_student
+from ilvr_ds.model.student import DTYPES, build_text_model, detach_tower, load_student, prepare_student
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def init_process_group(timeout_s: float = 1800.0) -> None:
@@ -128,7 +123,7 @@ def build_networks(
     """
     dtype, device = DTYPES[recipe.train.precision], dist.device()
     settings = deepspeed_settings(recipe, file_settings)
-    zero_stage = int(settings.get("zero_optimization", {}).get("stage", 0))
+    zero_stage = zero_stage_of(settings)
     # transformers holds the configuration by a weak reference: it lives as long as this variable
     birth = HfDeepSpeedConfig(settings) if zero_stage == 3 else None
     torch.manual_seed(recipe.run.seed)  # weights that are drawn are the same on every rank
@@ -155,7 +150,7 @@ def build_networks(
     trained = [p for p in root.parameters() if p.requires_grad]
     with _gradients_by_weight(), _one_optimizer_for_all_sums():
         student, *_ = deepspeed.initialize(
-            model=root, model_parameters=trained, optimizer=_optimizer(recipe.optim, trained), config=settings
+            model=root, model_parameters=trained, optimizer=build_optimizer(recipe.optim, trained), config=settings
         )
     del birth
     teacher = _build_teacher(recipe, settings, config, model) if recipe.has_teacher else None
@@ -278,49 +273,3 @@ def _slice(whole: Tensor, size: int) -> Tensor:
 def _gather(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
     context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters)
     return context
-
-
-def check_optimizer(name: str, file_settings: dict[str, Any]) -> None:
-    """Raise UserError where the optimizer cannot run, before anything is loaded."""
-    if name.endswith("8bit") and find_spec("bitsandbytes") is None:
-        raise UserError(f"optim.name is {name}: needs bitsandbytes; pip install bitsandbytes")
-    offload = file_settings.get("zero_optimization", {}).get("offload_optimizer") or {}
-    if name == "cpu_adam" and dist.device().type == "cuda" and offload.get("device") != "cpu":
-        raise UserError(
-            "optim.name is cpu_adam: needs offload_optimizer in the file that deepspeed.config names, as "
-            "ds_configs/zero3_offload_optimizer.json has it"
-        )
-
-
-def apply_settings(student: Any, settings: OptimConfig) -> None:
-    """The recipe's settings in place of those that a checkpoint has brought back; the rate is set at each step."""
-    for group in student.optimizer.param_groups:
-        group.update(_common(settings), lr=group["lr"])
-    if hasattr(student.optimizer, "clip_grad"):  # ZeRO-1 and 2 read it back too
-        student.optimizer.clip_grad = settings.max_grad_norm
-
-
-def _common(settings: OptimConfig) -> dict[str, Any]:
-    """What all optimizers are told."""
-    return {
-        "lr": settings.lr,
-        "betas": (settings.beta1, settings.beta2),
-        "eps": settings.eps,
-        "weight_decay": settings.weight_decay,
-    }
-
-
-def _optimizer(settings: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    common = _common(settings)
-    if settings.name == "adamw":
-        return torch.optim.AdamW(parameters, fused=True, **common)
-    if settings.name == "cpu_adam":
-        with building("cpu_adam"):
-            CPUAdamBuilder().load()
-        optimizer: torch.optim.Optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **common)
-        return optimizer
-    import bitsandbytes
-
-    cls = bitsandbytes.optim.AdamW8bit if settings.name == "adamw_8bit" else bitsandbytes.optim.PagedAdamW8bit
-    quantised: torch.optim.Optimizer = cls(parameters, **common)
-    return quantised

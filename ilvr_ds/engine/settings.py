@@ -74,6 +74,11 @@ def read_deepspeed_json(path: str, recipe_dir: Path | None = None) -> dict[str, 
     return settings
 
 
+def zero_stage_of(settings: dict[str, Any]) -> int:
+    """The ZeRO stage in DeepSpeed's settings."""
+    return int(settings.get("zero_optimization", {}).get("stage", 0))
+
+
 def _check_zero(zero: Any, file: Path) -> None:
     if not isinstance(zero, dict):
         raise UserError(f"{file}: zero_optimization: expected a JSON object")

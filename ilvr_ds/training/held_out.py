@@ -10,8 +10,8 @@ import torch
 from ilvr_ds import dist
 from ilvr_ds.data.loader import WindowDataset, iterate_windows
 from ilvr_ds.data.window import BadSample, Window
+from ilvr_ds.monitoring.metric_sums import MetricSums
 from ilvr_ds.tracking.names import metric_name
-from ilvr_ds.training.metric_sums import MetricSums
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.step import TrainingStep, answer_accuracy
 

@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ilvr_ds import dist
+from ilvr_ds.config import Recipe
 from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.data.window import BadSample
 from ilvr_ds.errors import UserError
@@ -44,6 +46,11 @@ class Quarantine:
         self._last: BadSample | None = None
         self._lines = Lines(self.path) if is_writer else None
         self._listed = self._read() if is_writer else set()
+
+    @staticmethod
+    def of(recipe: Recipe, shards: ShardSet) -> Quarantine:
+        """The quarantine of a run's data set; the main rank writes its file."""
+        return Quarantine(recipe.run_dir, shards, recipe.data.max_bad_fraction, dist.is_main())
 
     def add(self, bad: Sequence[BadSample], samples: int, retries: int) -> None:
         """What happened on all ranks in one step of `samples` samples; must be the same call on every rank."""

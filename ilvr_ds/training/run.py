@@ -13,7 +13,7 @@ from ilvr_ds.monitoring.run_lock import run_lock
 from ilvr_ds.tracking.record import summary_lines
 from ilvr_ds.tracking.tracker import Status
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.inputs import Inputs
+from ilvr_ds.training.assembly.inputs import Inputs
 from ilvr_ds.training.trainer import Trainer
 
 logger = logging.getLogger("ilvr_ds")

@@ -16,9 +16,11 @@ from ilvr_ds.checkpoint import load
 from ilvr_ds.config import load_recipe
 from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
+from ilvr_ds.monitoring.stop_signal import StopSignal
 from ilvr_ds.training import run
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.step import StageOneStep
+from ilvr_ds.training.saving import Saver
+from ilvr_ds.training.stage1 import StageOneStep
 from ilvr_ds.training.trainer import Trainer
 
 
@@ -130,18 +132,19 @@ def handlers_while_saving(recipe: str, overrides: list[str]) -> list[bool]:
     found = []
 
     def noting(method: Any) -> Any:
-        def noted(self: Trainer, *arguments: Any, **named: Any) -> None:
-            found.append(signal.getsignal(signal.SIGUSR1) == self.signal._handle)
+        def noted(self: Saver, *arguments: Any, **named: Any) -> None:
+            handler = signal.getsignal(signal.SIGUSR1)
+            found.append(isinstance(getattr(handler, "__self__", None), StopSignal))
             method(self, *arguments, **named)
 
         return noted
 
-    before = Trainer._save, Trainer._finish_saving
-    Trainer._save, Trainer._finish_saving = noting(before[0]), noting(before[1])  # type: ignore[method-assign]
+    before = Saver.begin, Saver.finish
+    Saver.begin, Saver.finish = noting(before[0]), noting(before[1])  # type: ignore[method-assign]
     try:
         train(recipe, overrides)
     finally:
-        Trainer._save, Trainer._finish_saving = before  # type: ignore[method-assign]
+        Saver.begin, Saver.finish = before  # type: ignore[method-assign]
     return found
 
 

@@ -16,7 +16,7 @@ from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
 from ilvr_ds.pictures.views import SampleView
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.trainer import Components
+from ilvr_ds.training.components import Components
 
 
 def views(demo: str, recipe: str, changes: list[str]) -> list[SampleView]:

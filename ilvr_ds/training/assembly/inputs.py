@@ -11,7 +11,7 @@ from ilvr_ds.config import Recipe
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import ShardSet, open_dataset
 from ilvr_ds.data.tokens import has_latent_tokens
-from ilvr_ds.engine.networks import check_optimizer
+from ilvr_ds.engine.optimizer import check_optimizer
 from ilvr_ds.engine.settings import read_deepspeed_json
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.four_bit import check_base
@@ -49,9 +49,7 @@ class Inputs:
                 "tokens; raise it, or pack the data again with this recipe (ilvr-ds pack --config)"
             )
         batch = recipe.train.micro_batch_size * recipe.train.grad_accum_steps * world
-        plan = SamplePlan(
-            training.shard_sizes, recipe.run.seed, recipe.data.lanes, batch, recipe.data.shuffle_window
-        )  # fmt: skip
+        plan = SamplePlan(training.shard_sizes, recipe.run.seed, recipe.data.lanes, batch, recipe.data.shuffle_window)
         plan.check_world(world)
         return Inputs(training, held_out, plan, file_settings, other_measure)
 
@@ -59,6 +57,11 @@ class Inputs:
     def are_measured(self) -> bool:
         """Whether the lengths of the training samples are known, measured with settings like the recipe's."""
         return self.training.manifest.longest_tokens > 0 and not self.other_measure
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest training sample; 0 where lengths are not known."""
+        return self.training.manifest.longest_tokens if self.are_measured else 0
 
 
 def say_what_does_nothing(recipe: Recipe, inputs: Inputs, total_steps: int) -> None:
