@@ -1,4 +1,4 @@
-"""Which checkpoint a start goes on from, and what becomes of those that are newer.
+"""Which checkpoint a run resumes from, and what becomes of newer ones.
 
 `auto` and `must` take the newest of the run. A path counts once: `resumed_from.json` in the run's folder remembers it,
 so that a job which is requeued with the same arguments goes on from what it has saved since.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.load import STATE_FILE, first_fault, list_checkpoints, saved_state
+from ilvr_ds.checkpoint.files import STATE_FILE, first_fault, list_checkpoints, saved_state
 from ilvr_ds.config import Recipe
 from ilvr_ds.errors import UserError
 
@@ -55,9 +55,9 @@ def is_of_run(recipe: Recipe, path: Path) -> bool:
 
 
 def leave_newer(recipe: Recipe, path: Path) -> None:
-    """Rename the run's checkpoints that do not lead to `path`, and tell (main rank only): the run goes another way.
+    """Set aside the run's checkpoints that do not lead to `path` (main rank only): the run branches off there.
 
-    They are deleted when the run has come as far again (load.py, remove_old). Raises UserError.
+    They are deleted when the run has come as far again (files.py, remove_old). Raises UserError.
     """
     is_own = is_of_run(recipe, path)
     for other in list_checkpoints(_folder(recipe)):
@@ -91,7 +91,7 @@ def _folder(recipe: Recipe) -> Path:
 
 
 def _candidates(recipe: Recipe, folder: Path) -> list[Path]:
-    """What may be gone on from, oldest first."""
+    """Checkpoints that a start may resume from, oldest first."""
     wanted = recipe.checkpoint.resume
     found = list_checkpoints(folder)
     if wanted == "never":
@@ -115,7 +115,7 @@ def _candidates(recipe: Recipe, folder: Path) -> list[Path]:
 
 
 def _saved_since(recipe: Recipe, path: Path, found: list[Path]) -> list[Path]:
-    """The run's checkpoints on the way that began at `path`, where it has gone on from there before."""
+    """The checkpoints that the run has saved since it resumed from `path`, if it has."""
     if is_another_way(recipe):
         return []
     if not is_of_run(recipe, path):

@@ -1,6 +1,6 @@
-"""DeepSpeed's door: the student's engine, the teacher's engine, and the shards of their weights.
+"""The networks of a run: the student's engine, the teacher's engine, and the shards of their weights.
 
-Three networks stand here: the student (ZeRO engine with optimizer), the frozen vision tower (one plain copy per
+There are three: the student (ZeRO engine with optimizer), the frozen vision tower (one plain copy per
 device, outside any engine; none where its features are stored) and, where there are targets, the teacher's language
 model (an engine without an optimizer, always ZeRO-3, with its shards in host memory unless `teacher.offload` is none).
 """
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.load import LAYERS, TOWER
+from ilvr_ds.checkpoint.compatible import LAYERS, TOWER
 from ilvr_ds.config import ModelConfig, Recipe
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.distill.stage1 import StageOne
@@ -48,14 +48,14 @@ def init_process_group(timeout_s: float = 1800.0) -> None:
     dist.enter()
     timeout = timedelta(seconds=timeout_s)
     dist.set_patience(timeout)
-    # of its collectives in shared memory only tensor-parallel inference makes use; they take a minute to compile
+    # its shared-memory collectives, which take a minute to compile, serve only tensor-parallel inference
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timeout, verbose=False)
 
 
 @dataclass
 class Networks:
-    """What `build_networks` returns."""
+    """Student, teacher and vision, ready to compute."""
 
     student: Any
     """DeepSpeed engine around a StageOne or a StageTwo."""
@@ -79,7 +79,8 @@ class Networks:
 
     @cached_property
     def _master_shards(self) -> list[Tensor]:
-        """Asked for once: DeepSpeed waits for the device each time, and always gives the same memory."""
+        """Read once: DeepSpeed waits for the device each time, and always gives the same memory. The public
+        `safe_get_local_fp32_param` would copy shards that are offloaded."""
         student = dict(self.student.module.model.model.language_model.named_parameters())
         optimizer = self.student.optimizer
         return [optimizer._get_fp32_opt_state_partition(student[name], True)[0] for name in self.trained]
@@ -124,13 +125,13 @@ def build_networks(
     dtype, device = DTYPES[recipe.train.precision], dist.device()
     settings = deepspeed_settings(recipe, file_settings)
     zero_stage = zero_stage_of(settings)
-    # transformers holds the configuration by a weak reference: it lives as long as this variable
-    birth = HfDeepSpeedConfig(settings) if zero_stage == 3 else None
-    torch.manual_seed(recipe.run.seed)  # weights that are drawn are the same on every rank
+    # transformers holds the configuration by a weak reference: it must live until the model is built
+    zero3_config = HfDeepSpeedConfig(settings) if zero_stage == 3 else None
+    torch.manual_seed(recipe.run.seed)  # random weights are the same on every rank
     is_stored = recipe.data.features is not None
     frozen: dict[str, str] = {}
-    # billions of random numbers take a CPU minutes; ZeRO-3 draws on the device anyway
-    with device if recipe.model.random_init and birth is None else nullcontext():
+    # a CPU takes minutes to draw billions of random numbers; ZeRO-3 draws on the device anyway
+    with device if recipe.model.random_init and zero3_config is None else nullcontext():
         model = load_student(recipe.model, dtype, num_tokens, with_tower=not is_stored)
     vision: VisionTower | StoredFeatures = StoredFeatures(dtype)
     if not is_stored:
@@ -152,7 +153,7 @@ def build_networks(
         student, *_ = deepspeed.initialize(
             model=root, model_parameters=trained, optimizer=build_optimizer(recipe.optim, trained), config=settings
         )
-    del birth
+    del zero3_config
     teacher = _build_teacher(recipe, settings, config, model) if recipe.has_teacher else None
     names = [n for n, p in model.model.language_model.named_parameters() if p.requires_grad]
     networks = Networks(student, teacher, vision, zero_stage, names, frozen)
@@ -193,7 +194,7 @@ def _root_module(model: Any, recipe: Recipe, zero_stage: int) -> nn.Module:
 
 def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: Any) -> Any:
     settings = teacher_settings(student, recipe.teacher.offload)
-    birth = HfDeepSpeedConfig(settings)
+    zero3_config = HfDeepSpeedConfig(settings)
     text_config = config.text_config
     text_config.vocab_size = model.config.text_config.vocab_size
     dtype = DTYPES[recipe.train.precision]
@@ -208,7 +209,7 @@ def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: 
     # whose projections ContextEncoder calls by themselves: these need hooks of their own
     deepspeed.utils.set_z3_leaf_module(language_model.layers[-1], False)
     teacher, *_ = deepspeed.initialize(model=ContextEncoder(language_model).eval(), config=settings)
-    del birth
+    del zero3_config
     return teacher
 
 
@@ -220,7 +221,7 @@ def _fetch_by_layer(language_model: Any) -> None:
 
 @contextmanager
 def _gradients_by_weight() -> Iterator[None]:
-    """Let an engine take each gradient when it is there, also in what `_fetch_by_layer` marks.
+    """Let an engine take each gradient when it is ready, also in modules that `_fetch_by_layer` marks.
 
     DeepSpeed (0.19) takes those of a marked module together, by a hook that fires too early where the module's input
     needs no gradient (adapters in the first layer), and once for each call where it is called several times (stage 2).
@@ -238,7 +239,7 @@ def _one_optimizer_for_all_sums() -> Iterator[None]:
     """Let ZeRO-1 keep its optimizer where bf16 gradients are summed in float32.
 
     DeepSpeed (0.19) would take its BF16_Optimizer there, which sums over ranks after the backward and not beside it,
-    keeps float32 gradients of all weights between steps, and whose checkpoints are others. ZeRO-1's own sums as well.
+    keeps float32 gradients of all weights between steps, and has other checkpoints. ZeRO-1's own sums in float32 too.
     """
     before = DeepSpeedEngine._do_optimizer_sanity_check
     DeepSpeedEngine._do_optimizer_sanity_check = lambda engine, optimizer: ZERO_OPTIMIZATION

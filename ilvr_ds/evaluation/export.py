@@ -20,14 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from ilvr_ds.checkpoint.load import (
-    LAYERS,
-    TOWER,
-    check_frozen_is_the_same,
-    list_checkpoints,
-    read_student_weights,
-    saved_state,
-)
+from ilvr_ds.checkpoint.compatible import LAYERS, TOWER, check_frozen_is_the_same
+from ilvr_ds.checkpoint.files import list_checkpoints, saved_state
+from ilvr_ds.checkpoint.load import read_student_weights
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.tokens import load_tokenizer

@@ -16,10 +16,10 @@ logger = logging.getLogger("ilvr_ds")
 
 
 class NodeMonitor:
-    """How busy this process' host and its own GPU are; of the others, asking alone would take half a GiB of each."""
+    """Load of this process' host and of its own GPU. Asking about another GPU would cost half a GiB of its memory."""
 
     def __init__(self) -> None:
-        psutil.cpu_percent()  # it counts from the call before
+        psutil.cpu_percent()  # measures since the previous call
         self.gpu = dist.device().index if dist.device().type == "cuda" else None
         self.asks_nvml = self.gpu is not None
 

@@ -26,7 +26,7 @@ class Progress:
         self._first: tuple[int, float] | None = None
 
     def begin(self, done: int) -> None:
-        """The first step comes next, after `done` of an earlier start, which do not count for the time left."""
+        """Begin after `done` steps of an earlier start, which do not count for the time left."""
         if self.is_main and sys.stderr.isatty():
             self._bar = tqdm(total=self.total, initial=done, unit="step", dynamic_ncols=True)
             self._while_bar.enter_context(logging_redirect_tqdm([logger]))  # lines go above the bar
@@ -50,7 +50,7 @@ class Progress:
         )
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """End the bar."""
         if self._bar is not None:
             self._bar.close()
         self._while_bar.close()
@@ -66,5 +66,5 @@ class Progress:
 
 
 def _memory(metrics: Mapping[str, float]) -> float:
-    """Peak memory that the progress shows: the device's, where there is one."""
+    """The device's peak memory or, without one, the host's."""
     return metrics.get("memory/peak_device_gib", metrics.get("memory/peak_host_gib", 0.0))

@@ -12,8 +12,8 @@ class StopSignal:
     """Within its block SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 ask to stop after the step; the same one again ends the
     process at once.
 
-    The same one: launchers answer a Ctrl-C with a SIGTERM of their own to every rank, and schedulers send SIGTERM some
-    time after the warning.
+    Another one does not: launchers answer Ctrl-C with a SIGTERM to every rank, and schedulers send SIGTERM some time
+    after their warning.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)

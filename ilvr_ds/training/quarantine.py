@@ -1,7 +1,7 @@
-"""Samples that were replaced by stand-ins: counted, listed in a file, and above a fraction the end of the run.
+"""Bad samples, which stand-ins replace: counted, listed in a file; too many of them end the run.
 
-After each step every rank is told the bad samples of all ranks, so all come to the same decision. The main rank
-writes `quarantine.jsonl` in the run's folder: one line for each sample, once, also when the run is started again.
+After each step every rank learns the bad samples of all ranks, so that all decide alike. The main rank
+writes `quarantine.jsonl` in the run's folder: one line for each sample, also when a run is started again.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ logger = logging.getLogger("ilvr_ds")
 
 FILE = "quarantine.jsonl"
 JUDGED = 1000
-"""The fraction is that of the last so many samples (or of the whole data set, where it is smaller)."""
+"""`data.max_bad_fraction` is judged over this many recent samples, or over a smaller data set."""
 SHOWN = 20
-"""So many bad samples are also shown in the log."""
+"""Bad samples that are also shown in the log."""
 
 
 class Quarantine:
-    """What could not be used of one data set during a run."""
+    """The bad samples of one data set during a run."""
 
     def __init__(self, directory: Path, shards: ShardSet, max_fraction: float, is_writer: bool) -> None:
         self.path = directory / FILE

@@ -18,7 +18,7 @@ from ilvr_ds.training.trainer import Trainer
 
 logger = logging.getLogger("ilvr_ds")
 PATIENCE_S = 60.0
-"""So much later than the watchdog, which knows names, collectives give up by themselves."""
+"""Collectives time out this much later than the watchdog, which can name the rank that is lost."""
 
 
 def train(recipe: Recipe, recipe_path: Path) -> int:

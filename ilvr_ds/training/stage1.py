@@ -68,7 +68,7 @@ class StageOneStep:
         """Features, targets and global counts of a window that is on the device already."""
         with self.phases("vision"):
             features = self.vision.features(window)
-        with self.phases("momentum"):  # what vision has not hidden of it
+        with self.phases("momentum"):  # what of the EMA did not run beside vision
             self.teacher.update()
         with self.phases("teacher"):
             context = self.teacher.read(window, features)
@@ -119,8 +119,8 @@ class StageOneStep:
         self.watch(metrics)
         return metrics | ce_by_type(sums, self.types) | answer_accuracy(sums, "train")
 
-    def look(self, micro: MicroBatch, prepared: PreparedWithTargets) -> LatentProbe:
-        """What the student foresees at each slot, and what the teacher picked for it."""
+    def probe(self, micro: MicroBatch, prepared: PreparedWithTargets) -> LatentProbe:
+        """The student's prediction at each slot, and what the teacher selected for it."""
         targets = prepared.targets.of(micro)
         sums = self.student(micro, prepared.features, targets, 0, self._foreign(targets))
         return LatentProbe(sums["prediction"], targets.candidates, targets)

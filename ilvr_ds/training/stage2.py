@@ -98,7 +98,7 @@ class StageTwoStep:
         return {"loss/total": ce, "loss/ce": ce} | ce_by_type(sums, self.types) | answer_accuracy(sums, "train")
 
     @torch.no_grad()
-    def look(self, micro: MicroBatch, prepared: Prepared) -> LatentProbe:
+    def probe(self, micro: MicroBatch, prepared: Prepared) -> LatentProbe:
         """The latents that the student feeds itself, beside the patches of helper images, which no step reads.
 
         The window must be of samples that were encoded with their helper images.

@@ -24,18 +24,18 @@ class TrainingStep(Protocol):
     student: Any
     """The engine around the stage's root module."""
     phases: PhaseTimer
-    """Where the time of its parts goes."""
+    """Times the phases of a step."""
     sums: list[str]
-    """Names of the sums that are kept over steps; `loss` and `answers` add to them."""
+    """Names of the metric sums; `loss` and `answers` add to them."""
     types: tuple[str, ...]
     """The kinds of task by which losses are split."""
 
     @property
     def teacher(self) -> MomentumTeacher | None:
-        """What follows the student after each optimizer step, if anything does."""
+        """The EMA of the student that selects targets, if the stage has one."""
 
     def prepare(self, window: Window) -> Any:
-        """What the micro-batches of a window share; its attribute `window` holds them. Collective."""
+        """What the micro-batches of a window share (a Prepared). Collective."""
 
     def loss(self, micro: MicroBatch, prepared: Any, step: int, totals: MetricSums) -> Tensor:
         """This micro-batch's part of the step's loss: summed over micro-batches and ranks it is the step's loss."""
@@ -47,22 +47,22 @@ class TrainingStep(Protocol):
         """Mean losses by name, from sums over all ranks."""
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
-        """What is logged of the training steps since the last time, from sums over all ranks."""
+        """The metrics of a logged interval, from sums over all ranks."""
 
-    def look(self, micro: MicroBatch, prepared: Any) -> LatentProbe:
-        """Where the micro-batch's latents look. Collective."""
+    def probe(self, micro: MicroBatch, prepared: Any) -> LatentProbe:
+        """The micro-batch's latents, and what they may resemble. Collective."""
 
 
 @dataclass(frozen=True)
 class LatentProbe:
-    """What the latents of a micro-batch are held against, for pictures. M segments, K slots, N candidates."""
+    """The latents of a micro-batch beside their candidates, for pictures. M segments, K slots, N candidates."""
 
     latents: Tensor
-    """[M, K, D]: what the student makes at each slot"""
+    """[M, K, D]: the student's prediction at each slot"""
     candidates: Tensor
     """[N, D]"""
     targets: Targets | None
-    """What the teacher picked, in the rows of `candidates`; None without a teacher."""
+    """What the teacher selected, as rows of `candidates`; None without a teacher."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Trainer:
             return True
         if not is_trained:
             self._rehearse()
-        self._look(self.done, due)
+        self._evaluate_and_draw(self.done, due)
         is_finished = is_trained or self._train()
         self.parts.pictures.finish()
         self.progress.close()
@@ -84,7 +84,7 @@ class Trainer:
             return False
         due = self._due(self.done)
         if not stop:
-            self._look(self.done, due)
+            self._evaluate_and_draw(self.done, due)
         return not (stop and due)
 
     def _train_step(self, step: int, window: Window) -> None:
@@ -134,7 +134,7 @@ class Trainer:
         if done % recipe.tracking.every_steps == 0 or last:
             self._log(done)
         if done < total and not stop:  # who asks to stop may not wait long: the next start does it
-            self._look(done, self._due(done))
+            self._evaluate_and_draw(done, self._due(done))
         if recipe.checkpoint.every_steps and done % recipe.checkpoint.every_steps == 0 and done < total:
             self.saver.begin(done)
         if self.quarantine.exceeded:
@@ -198,7 +198,7 @@ class Trainer:
             return set()
         return self._due(self.done) - dist.decided_by_main(lambda: self.tracker.looks(self.done))
 
-    def _look(self, done: int, due: set[str]) -> None:
+    def _evaluate_and_draw(self, done: int, due: set[str]) -> None:
         if "evaluation" in due:
             self._evaluate(done)
         if "pictures" in due:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from ilvr_ds.checkpoint.files import checkpoint_name, list_checkpoints
 from ilvr_ds.checkpoint.find import find_checkpoint, is_another_way, leave_newer, remember
-from ilvr_ds.checkpoint.load import checkpoint_name, list_checkpoints
 from ilvr_ds.errors import UserError
-from tests.checkpoint.test_load import make_folder, recipe, save
+from tests.checkpoint.stand_ins import make_folder, recipe, save
 
 
 def go_on(checkpoints: Path, resume: str) -> Path | None:
-    """What a start does, in this order (training/assembly.py)."""
+    """What a start does, in this order (training/assembly/start_up.py)."""
     settings = recipe(checkpoints, resume)
     path = find_checkpoint(settings)
     if path:

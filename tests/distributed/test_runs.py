@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoint.test_load import save
+from tests.checkpoint.stand_ins import save
 from tests.ranks import ROOT, free_port, heeding_ctrl_c, run_ranks
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")

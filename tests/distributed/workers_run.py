@@ -12,7 +12,7 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint import load
+from ilvr_ds.checkpoint import files
 from ilvr_ds.config import load_recipe
 from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
@@ -118,11 +118,11 @@ def fault_seen_by_one_rank(path: str) -> str | None:
     def unreadable(_: Path) -> dict[str, Any]:
         raise OSError(116, "Stale file handle")
 
-    before = load.saved_state
+    before = files.saved_state
     if dist.rank() == dist.world_size() - 1:
-        load.saved_state = unreadable
-    found = load.first_fault(Path(path))
-    load.saved_state = before
+        files.saved_state = unreadable
+    found = files.first_fault(Path(path))
+    files.saved_state = before
     assert dist.gather_on_host(found) == [found] * dist.world_size()
     return found
 

@@ -98,7 +98,7 @@ def planned_numbers(
 def longest_samples(recipe: Recipe, shards: ShardSet) -> list[NDArray[np.int64]]:
     """The micro-batches of a step on a rank, made of the longest samples: no real window exceeds it.
 
-    The first micro-batch is as large as one can become. In a data set of fewer samples they come again.
+    The first micro-batch is as large as one can become. A data set with fewer samples repeats them.
     """
     train, lengths = recipe.train, shards.tokens.astype(np.int64)
     size, samples = train.micro_batch_size, train.micro_batch_size * train.grad_accum_steps

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds import dist
+from ilvr_ds.checkpoint.files import saved_state
 from ilvr_ds.checkpoint.find import is_another_way, is_of_run, leave_newer, remember
-from ilvr_ds.checkpoint.load import saved_state
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.engine.settings import deepspeed_settings

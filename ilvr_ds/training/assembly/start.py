@@ -8,8 +8,8 @@ from typing import Any
 
 from ilvr_ds import dist
 from ilvr_ds.base_model import model_on_host
+from ilvr_ds.checkpoint.compatible import LAYERS, check_fits, check_frozen_is_the_same, commit_of_base
 from ilvr_ds.checkpoint.find import find_checkpoint
-from ilvr_ds.checkpoint.load import LAYERS, check_fits, check_frozen_is_the_same, commit_of_base
 from ilvr_ds.checkpoint.reshard import needs_resharding, reshard
 from ilvr_ds.config import Recipe
 from ilvr_ds.engine.initial import find_initial
