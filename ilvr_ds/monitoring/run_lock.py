@@ -55,10 +55,12 @@ class Owner:
 
 @contextmanager
 def run_lock(directory: Path) -> Iterator[None]:
-    """Hold the lock of the run in `directory`, which is made (collective: the main rank holds it for all).
+    """Hold the lock of the run in `directory` (collective: the main rank holds it for all).
 
-    Raises UserError on all ranks where another process trains this run.
+    The folder is made, and removed again where nothing is written to it. Raises UserError on all ranks where another
+    process trains this run.
     """
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     mine = dist.decided_by_main(lambda: _take(directory))
     if not dist.is_main():
         yield
@@ -72,6 +74,8 @@ def run_lock(directory: Path) -> Iterator[None]:
         with suppress(OSError):  # then it goes stale
             if _read(directory / FILE) == mine:
                 (directory / FILE).unlink()
+            for folder in made:
+                folder.rmdir()  # refused where it is not empty
 
 
 def _take(directory: Path) -> Owner:

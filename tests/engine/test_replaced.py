@@ -1,6 +1,6 @@
-"""What of DeepSpeed is replaced while engines start, and what private state is read: DeepSpeed must still use it.
+"""What of DeepSpeed and torch is replaced while engines start, and private state that is read: both must still use it.
 
-A failure means that DeepSpeed has moved. Read its new code before the replacement is mended, or dropped.
+A failure means that the library has moved. Read its new code before the replacement is mended, or dropped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from deepspeed.runtime.constants import BFLOAT16
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero import stage3
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3 as Stage3Optimizer
+from torch.distributed import distributed_c10d
 
 from ilvr_ds.engine import networks
 
@@ -30,24 +31,28 @@ def names_in(code: CodeType) -> Iterator[str]:
             yield from names_in(constant)
 
 
+NETWORKS = "ilvr_ds/engine/networks.py"
+
+
 @pytest.mark.parametrize(
-    ("function", "name", "replacement"),
+    ("function", "name", "place"),
     [
+        (Stage3Optimizer.create_reduce_and_remove_grad_hooks, "z3_leaf_parameter", f"_gradients_by_weight, {NETWORKS}"),
         (
-            Stage3Optimizer.create_reduce_and_remove_grad_hooks,
-            "z3_leaf_parameter",
-            "_gradients_by_weight",
+            DeepSpeedEngine._configure_optimizer,
+            "_do_optimizer_sanity_check",
+            f"_one_optimizer_for_all_sums, {NETWORKS}",
         ),
-        (DeepSpeedEngine._configure_optimizer, "_do_optimizer_sanity_check", "_one_optimizer_for_all_sums"),
-        (build_shm_op, "__compatible_ops__", "init_process_group"),
+        (build_shm_op, "__compatible_ops__", f"init_process_group, {NETWORKS}"),
+        (distributed_c10d._get_default_timeout, "default_pg_timeout", "set_patience, ilvr_ds/dist.py"),
+        (distributed_c10d._get_default_timeout, "default_pg_nccl_timeout", "set_patience, ilvr_ds/dist.py"),
     ],
 )
-def test_deepspeed_still_asks_what_is_replaced(function: Any, name: str, replacement: str) -> None:
-    """Catches a replacement that nobody calls: gradients would be wrong, or summed otherwise, without an error."""
-    assert hasattr(networks, replacement)
+def test_the_library_still_asks_what_is_replaced(function: Any, name: str, place: str) -> None:
+    """Catches a replacement that nobody calls: gradients would be wrong, or a minute of compiling back, in silence."""
+    versions = f"DeepSpeed {deepspeed.__version__}, torch {torch.__version__}"
     assert name in set(names_in(function.__code__)), (
-        f"DeepSpeed {deepspeed.__version__}: {function.__qualname__} no longer asks {name}; see {replacement} in "
-        "ilvr_ds/engine/networks.py"
+        f"{versions}: {function.__qualname__} no longer asks {name}: {place}"
     )
 
 
