@@ -25,8 +25,8 @@ _WORDS = ("auto", "must", "never")
 def find_checkpoint(recipe: Recipe) -> Path | None:
     """The checkpoint that `checkpoint.resume` asks for, or None to start anew (collective). Changes nothing.
 
-    Every file of it is checked. A damaged one is a UserError that names the file; where nobody asked for this very
-    one, the one before it is taken.
+    Every file is checked. Raises UserError with the file of a damaged checkpoint where that very one was asked for;
+    else the one before it is taken.
     """
     folder = _folder(recipe)
     candidates = dist.decided_by_main(lambda: _candidates(recipe, folder))
@@ -43,8 +43,8 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
     return None
 
 
-def is_another_way(recipe: Recipe) -> bool:
-    """`checkpoint.resume` is a path that this run has not gone on from yet."""
+def branches_off(recipe: Recipe) -> bool:
+    """Whether `checkpoint.resume` is a path that this run has not resumed from yet: it branches off there."""
     wanted = recipe.checkpoint.resume
     return wanted not in _WORDS and _remembered(recipe) != str(Path(wanted).resolve())
 
@@ -54,7 +54,7 @@ def is_of_run(recipe: Recipe, path: Path) -> bool:
     return path.resolve().parent == _folder(recipe).resolve()
 
 
-def leave_newer(recipe: Recipe, path: Path) -> None:
+def set_aside_newer(recipe: Recipe, path: Path) -> None:
     """Set aside the run's checkpoints that do not lead to `path` (main rank only): the run branches off there.
 
     They are deleted when the run has come as far again (files.py, remove_old). Raises UserError.
@@ -74,12 +74,12 @@ def leave_newer(recipe: Recipe, path: Path) -> None:
 
 
 def remember(recipe: Recipe, path: Path | None) -> None:
-    """Write down that the run goes on from the path it was given (main rank only); None: it starts anew."""
+    """Write down that the run resumes from the path it was given (main rank only); None: it starts anew."""
     file, wanted = recipe.run_dir / RESUMED_FILE, recipe.checkpoint.resume
     try:
         if path is None:
             file.unlink(missing_ok=True)
-        elif is_another_way(recipe):
+        elif branches_off(recipe):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"path": str(Path(wanted).resolve()), "step": _step(path)}) + "\n")
     except OSError as error:
@@ -116,7 +116,7 @@ def _candidates(recipe: Recipe, folder: Path) -> list[Path]:
 
 def _saved_since(recipe: Recipe, path: Path, found: list[Path]) -> list[Path]:
     """The checkpoints that the run has saved since it resumed from `path`, if it has."""
-    if is_another_way(recipe):
+    if branches_off(recipe):
         return []
     if not is_of_run(recipe, path):
         return found

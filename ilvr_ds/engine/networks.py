@@ -26,7 +26,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from ilvr_ds import dist
 from ilvr_ds.checkpoint.compatible import LAYERS, TOWER
-from ilvr_ds.config import ModelConfig, Recipe
+from ilvr_ds.config import Recipe
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.distill.stage1 import StageOne
 from ilvr_ds.distill.stage2 import StageTwo
@@ -122,56 +122,68 @@ def build_networks(
     pixel_stats: the image processor's channel means and standard deviations. initial: a checkpoint whose weights take
     the place of those at `model.path`.
     """
-    dtype, device = DTYPES[recipe.train.precision], dist.device()
     settings = deepspeed_settings(recipe, file_settings)
     zero_stage = zero_stage_of(settings)
     # transformers holds the configuration by a weak reference: it must live until the model is built
     zero3_config = HfDeepSpeedConfig(settings) if zero_stage == 3 else None
-    torch.manual_seed(recipe.run.seed)  # random weights are the same on every rank
-    is_stored = recipe.data.features is not None
-    frozen: dict[str, str] = {}
-    # a CPU takes minutes to draw billions of random numbers; ZeRO-3 draws on the device anyway
-    with device if recipe.model.random_init and zero3_config is None else nullcontext():
-        model = load_student(recipe.model, dtype, num_tokens, with_tower=not is_stored)
-    vision: VisionTower | StoredFeatures = StoredFeatures(dtype)
-    if not is_stored:
-        tower = detach_tower(model, _gather)
-        frozen[TOWER] = fingerprint(tower.named_parameters())
-        vision = _prepared_tower(tower, recipe.model, pixel_stats, device, dtype)
-    if recipe.packs:
-        use_packed_attention(model.model.language_model, recipe.model.attention, device, dtype)
-    use_fused_kernels(model.model.language_model, recipe.model.kernels, device, dtype)
+    model = _load_model(recipe, num_tokens, is_sharded=zero_stage == 3)
+    language_model = model.model.language_model
+    vision, frozen = _vision(model, recipe, pixel_stats)
+    _use_backends(language_model, recipe)
     if recipe.model.lora_base != "full":
-        frozen[LAYERS] = pack_layers(model.model.language_model, _gather, device)
+        frozen[LAYERS] = pack_layers(language_model, _gather, dist.device())
     root = _root_module(model, recipe, zero_stage)
     if initial is not None:
         load_weights(initial, root)
     if zero_stage == 3:
-        _fetch_by_layer(model.model.language_model)
-    trained = [p for p in root.parameters() if p.requires_grad]
-    with _gradients_by_weight(), _one_optimizer_for_all_sums():
-        student, *_ = deepspeed.initialize(
-            model=root, model_parameters=trained, optimizer=build_optimizer(recipe.optim, trained), config=settings
-        )
+        _fetch_by_layer(language_model)
+    student = _start_student(root, recipe, settings)
     del zero3_config
     teacher = _build_teacher(recipe, settings, config, model) if recipe.has_teacher else None
-    names = [n for n, p in model.model.language_model.named_parameters() if p.requires_grad]
-    networks = Networks(student, teacher, vision, zero_stage, names, frozen)
+    trained = [name for name, parameter in language_model.named_parameters() if parameter.requires_grad]
+    networks = Networks(student, teacher, vision, zero_stage, trained, frozen)
     if teacher is not None:
         _copy_to_teacher(networks)
     return networks
 
 
-def _prepared_tower(
-    tower: nn.Module,
-    settings: ModelConfig,
-    pixel_stats: tuple[list[float], list[float]],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> VisionTower:
+def _load_model(recipe: Recipe, num_tokens: int, is_sharded: bool) -> Any:
+    torch.manual_seed(recipe.run.seed)  # random weights are the same on every rank
+    # a CPU takes minutes to draw billions of random numbers; ZeRO-3 draws on the device anyway
+    with dist.device() if recipe.model.random_init and not is_sharded else nullcontext():
+        has_tower = recipe.data.features is None
+        return load_student(recipe.model, DTYPES[recipe.train.precision], num_tokens, with_tower=has_tower)
+
+
+def _vision(
+    model: Any, recipe: Recipe, pixel_stats: tuple[list[float], list[float]]
+) -> tuple[VisionTower | StoredFeatures, dict[str, str]]:
+    """The tower taken out of `model` and its fingerprint, or stored features."""
+    dtype, device = DTYPES[recipe.train.precision], dist.device()
+    if recipe.data.features is not None:
+        return StoredFeatures(dtype), {}
+    tower = detach_tower(model, _gather)
+    frozen = {TOWER: fingerprint(tower.named_parameters())}  # before kernels widen its layers
     use_varlen_attention(tower, device, dtype)
-    use_fused_kernels(tower, settings.kernels, device, dtype)
-    return VisionTower(tower, *pixel_stats).to(device)
+    use_fused_kernels(tower, recipe.model.kernels, device, dtype)
+    return VisionTower(tower, *pixel_stats).to(device), frozen
+
+
+def _use_backends(language_model: Any, recipe: Recipe) -> None:
+    """Attention and kernels of the recipe, for student and teacher alike."""
+    dtype, device = DTYPES[recipe.train.precision], dist.device()
+    if recipe.packs:
+        use_packed_attention(language_model, recipe.model.attention, device, dtype)
+    use_fused_kernels(language_model, recipe.model.kernels, device, dtype)
+
+
+def _start_student(root: nn.Module, recipe: Recipe, settings: dict[str, Any]) -> Any:
+    """The engine around the stage's root module, with its optimizer."""
+    trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
+    optimizer = build_optimizer(recipe.optim, trained)
+    with _gradients_by_weight(), _one_optimizer_for_all_sums():
+        engine, *_ = deepspeed.initialize(model=root, model_parameters=trained, optimizer=optimizer, config=settings)
+    return engine
 
 
 def _root_module(model: Any, recipe: Recipe, zero_stage: int) -> nn.Module:
@@ -197,11 +209,9 @@ def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: 
     zero3_config = HfDeepSpeedConfig(settings)
     text_config = config.text_config
     text_config.vocab_size = model.config.text_config.vocab_size
-    dtype = DTYPES[recipe.train.precision]
-    language_model = build_text_model(text_config, attention_backend(recipe.model.attention, dtype))
-    if recipe.packs:
-        use_packed_attention(language_model, recipe.model.attention, dist.device(), dtype)
-    use_fused_kernels(language_model, recipe.model.kernels, dist.device(), dtype)
+    attention = attention_backend(recipe.model.attention, DTYPES[recipe.train.precision])
+    language_model = build_text_model(text_config, attention)
+    _use_backends(language_model, recipe)
     if recipe.model.lora_rank:
         add_adapters(language_model, recipe.model)
     language_model.requires_grad_(False)

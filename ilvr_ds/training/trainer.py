@@ -53,7 +53,7 @@ class Trainer:
         """Train and save; True when all was done, False when a signal asked to stop before."""
         self._restore()
         is_trained = self.done >= self.total_steps
-        due = self._left_undone()
+        due = self._due_at_start()
         if is_trained and not due:
             self.progress.close()
             logger.info("nothing to do: step %d of %d is done", self.done, self.total_steps)
@@ -127,7 +127,7 @@ class Trainer:
             group["lr"] = learning_rate(self.recipe.optim, step, self.total_steps)
 
     def _after_step(self, done: int) -> bool:
-        """What is due after `done` steps: log, evaluate, save; True when some rank was asked to stop."""
+        """Log, evaluate and save what is due after `done` steps; True when some rank was asked to stop."""
         recipe, total = self.recipe, self.total_steps
         stop = self._agree()
         last = done == total or self.quarantine.exceeded or stop
@@ -145,7 +145,7 @@ class Trainer:
         return stop
 
     def _agree(self) -> bool:
-        """Tell all ranks what this one has met in the step; True when some rank was asked to stop."""
+        """Exchange what the ranks have met in the step; True when some rank was asked to stop."""
         ranks = dist.gather_on_host((self.signal.requested, self.parts.writer.is_written, *self.reading))
         if all(is_written for _, is_written, _, _ in ranks):
             self.saver.finish()
@@ -155,7 +155,7 @@ class Trainer:
 
     @contextmanager
     def _away(self, phase: str) -> Iterator[None]:
-        """Time that counts for no rate."""
+        """A phase whose time counts for no rate."""
         with self.speed.paused(), self.phases(phase):
             yield
 
@@ -188,9 +188,9 @@ class Trainer:
             due.add("pictures")
         return due
 
-    def _left_undone(self) -> set[str]:
-        """What is due where this start begins: all of it in a new run, and in one that was killed in it, or told to
-        stop before, what its record does not hold."""
+    def _due_at_start(self) -> set[str]:
+        """What is due before the first step: everything in a new run; in a resumed one what the record lacks, because
+        the run was killed or told to stop before."""
         path = self.parts.checkpoint
         if path is None:
             return self._due(0)

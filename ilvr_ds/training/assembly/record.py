@@ -8,7 +8,7 @@ from typing import Any
 
 from ilvr_ds import dist
 from ilvr_ds.checkpoint.files import saved_state
-from ilvr_ds.checkpoint.find import is_another_way, is_of_run, leave_newer, remember
+from ilvr_ds.checkpoint.find import branches_off, is_of_run, remember, set_aside_newer
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.engine.settings import deepspeed_settings
@@ -28,9 +28,9 @@ def open_tracker(recipe: Recipe, file_settings: dict[str, Any], inputs: Inputs, 
     checkpoint, initial = start.checkpoint, start.initial
     parent = dist.decided_by_main(lambda: _mlflow_run(initial)) if initial else None
     is_own = checkpoint is not None and is_of_run(recipe, checkpoint)
-    turns = dist.decided_by_main(lambda: is_another_way(recipe))
+    branches = dist.decided_by_main(lambda: branches_off(recipe))
     if checkpoint:
-        dist.decided_by_main(lambda: leave_newer(recipe, checkpoint))
+        dist.decided_by_main(lambda: set_aside_newer(recipe, checkpoint))
     here = environment(dist.gather_on_host(machine(dist.device())))
     deepspeed_json = deepspeed_settings(recipe, file_settings)
     settings = {"recipe.json": recipe.to_dict(), "deepspeed.json": deepspeed_json, "environment.json": here}
@@ -46,8 +46,8 @@ def open_tracker(recipe: Recipe, file_settings: dict[str, Any], inputs: Inputs, 
         datasets=[_dataset_entry(context, shards) for context, shards in datasets.items() if shards is not None],
         artifacts=[recipe.run_dir / name for name in settings],
         is_writer=dist.is_main(),
-        goes_on=is_own or (checkpoint is not None and not turns),
-        back_to=start.state["loader"]["step"] if is_own and turns else None,
+        goes_on=is_own or (checkpoint is not None and not branches),
+        back_to=start.state["loader"]["step"] if is_own and branches else None,
         run_id=start.state.get("mlflow_run_id") if is_own else None,  # from another run's checkpoint: a new run
     )
     dist.decided_by_main(lambda: remember(recipe, checkpoint))
