@@ -16,8 +16,8 @@ from ilvr_ds.data.window import Window
 from ilvr_ds.engine.networks import Networks, init_process_group
 from ilvr_ds.model.encoding import Encoding
 from ilvr_ds.model.student import load_config, vision_layout
+from ilvr_ds.monitoring.metric_sums import MetricSums
 from ilvr_ds.training.assembly import build_step
-from ilvr_ds.training.metric_sums import MetricSums
 from tests.golden_set import GoldenSet, equal_sizes, golden_set, without_helpers
 
 ZERO3: dict[str, Any] = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}

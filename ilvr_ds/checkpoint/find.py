@@ -1,4 +1,4 @@
-"""Which checkpoint a start goes on from, and what becomes of those that are newer.
+"""Which checkpoint a run resumes from, and what becomes of newer ones.
 
 `auto` and `must` take the newest of the run. A path counts once: `resumed_from.json` in the run's folder remembers it,
 so that a job which is requeued with the same arguments goes on from what it has saved since.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.load import STATE_FILE, first_fault, list_checkpoints, saved_state
+from ilvr_ds.checkpoint.files import STATE_FILE, first_fault, list_checkpoints, saved_state
 from ilvr_ds.config import Recipe
 from ilvr_ds.errors import UserError
 
@@ -25,8 +25,8 @@ _WORDS = ("auto", "must", "never")
 def find_checkpoint(recipe: Recipe) -> Path | None:
     """The checkpoint that `checkpoint.resume` asks for, or None to start anew (collective). Changes nothing.
 
-    Every file of it is checked. A damaged one is a UserError that names the file; where nobody asked for this very
-    one, the one before it is taken.
+    Every file is checked. Raises UserError with the file of a damaged checkpoint where that very one was asked for;
+    else the one before it is taken.
     """
     folder = _folder(recipe)
     candidates = dist.decided_by_main(lambda: _candidates(recipe, folder))
@@ -43,8 +43,8 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
     return None
 
 
-def is_another_way(recipe: Recipe) -> bool:
-    """`checkpoint.resume` is a path that this run has not gone on from yet."""
+def branches_off(recipe: Recipe) -> bool:
+    """Whether `checkpoint.resume` is a path that this run has not resumed from yet: it branches off there."""
     wanted = recipe.checkpoint.resume
     return wanted not in _WORDS and _remembered(recipe) != str(Path(wanted).resolve())
 
@@ -54,10 +54,10 @@ def is_of_run(recipe: Recipe, path: Path) -> bool:
     return path.resolve().parent == _folder(recipe).resolve()
 
 
-def leave_newer(recipe: Recipe, path: Path) -> None:
-    """Rename the run's checkpoints that do not lead to `path`, and tell (main rank only): the run goes another way.
+def set_aside_newer(recipe: Recipe, path: Path) -> None:
+    """Set aside the run's checkpoints that do not lead to `path` (main rank only): the run branches off there.
 
-    They are deleted when the run has come as far again (load.py, remove_old). Raises UserError.
+    They are deleted when the run has come as far again (files.py, remove_old). Raises UserError.
     """
     is_own = is_of_run(recipe, path)
     for other in list_checkpoints(_folder(recipe)):
@@ -74,12 +74,12 @@ def leave_newer(recipe: Recipe, path: Path) -> None:
 
 
 def remember(recipe: Recipe, path: Path | None) -> None:
-    """Write down that the run goes on from the path it was given (main rank only); None: it starts anew."""
+    """Write down that the run resumes from the path it was given (main rank only); None: it starts anew."""
     file, wanted = recipe.run_dir / RESUMED_FILE, recipe.checkpoint.resume
     try:
         if path is None:
             file.unlink(missing_ok=True)
-        elif is_another_way(recipe):
+        elif branches_off(recipe):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"path": str(Path(wanted).resolve()), "step": _step(path)}) + "\n")
     except OSError as error:
@@ -91,7 +91,7 @@ def _folder(recipe: Recipe) -> Path:
 
 
 def _candidates(recipe: Recipe, folder: Path) -> list[Path]:
-    """What may be gone on from, oldest first."""
+    """Checkpoints that a start may resume from, oldest first."""
     wanted = recipe.checkpoint.resume
     found = list_checkpoints(folder)
     if wanted == "never":
@@ -115,8 +115,8 @@ def _candidates(recipe: Recipe, folder: Path) -> list[Path]:
 
 
 def _saved_since(recipe: Recipe, path: Path, found: list[Path]) -> list[Path]:
-    """The run's checkpoints on the way that began at `path`, where it has gone on from there before."""
-    if is_another_way(recipe):
+    """The checkpoints that the run has saved since it resumed from `path`, if it has."""
+    if branches_off(recipe):
         return []
     if not is_of_run(recipe, path):
         return found

@@ -1,8 +1,8 @@
-"""Going on with another number of ranks, or another ZeRO stage.
+"""Resuming with another number of ranks, or another ZeRO stage.
 
-The student goes through DeepSpeed's universal checkpoint, which holds each weight and its moments whole. It knows
-nothing of frozen weights, which are read from the checkpoint itself, nor of the teacher, whose slices are cut anew
-here. Random numbers of a rank cannot be split: they start anew; nothing but LoRA's initial weights is drawn from them.
+The student goes through DeepSpeed's universal checkpoint, which holds each weight and its moments whole. It has
+no frozen weights, which are read from the checkpoint itself, and no teacher, whose slices are cut anew here. Random
+states of ranks cannot be split: they start anew; only LoRA's initial weights are drawn from them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.load import UNIVERSAL, load_checkpoint, read_student_weights, saved_state, teacher_file
+from ilvr_ds.checkpoint.files import UNIVERSAL, saved_state, teacher_file
+from ilvr_ds.checkpoint.load import load_checkpoint, read_student_weights
 from ilvr_ds.config import Recipe
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.errors import UserError, counted
@@ -41,7 +42,7 @@ WORKERS = 4
 
 
 def needs_resharding(state: dict[str, Any], zero_stage: int) -> bool:
-    """Whether a checkpoint's `state.json` tells of other slices than this job has."""
+    """Whether a checkpoint, by its `state.json`, has other slices than this job."""
     return bool(state["world_size"] != dist.world_size() or state["zero_stage"] != zero_stage)
 
 

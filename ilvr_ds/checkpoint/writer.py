@@ -1,41 +1,38 @@
 """Writing a checkpoint, beside the training where memory allows.
 
-DeepSpeed and the teacher hand over their state; this rank's files are then written, synced to disk and summed, by a
-thread or at once, under a name that ends in `.partial`. When every rank has finished, the main rank adds `state.json`,
-which lists every file with its size and CRC-32, and renames the folder: a folder with a plain name is whole, whenever
-the job was killed.
+DeepSpeed and the teacher hand over their state; a thread, or the rank itself, then writes this rank's files, syncs them
+to disk and checksums them, under a name that ends in `.partial`. When every rank has finished, the main rank adds
+`state.json`, which lists every file with its size and CRC-32, and renames the folder: a folder with a plain name is
+whole, whenever the job was killed.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import torch
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.load import (
+from ilvr_ds.checkpoint.capture import TorchFile, copy_to_host, student_files
+from ilvr_ds.checkpoint.files import (
     STATE_FILE,
     checkpoint_name,
     checksum_of,
-    random_state,
     remove_old,
     size_and_checksum,
     teacher_file,
 )
+from ilvr_ds.checkpoint.load import random_state
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.file_modes import follow_umask
@@ -48,27 +45,6 @@ HEADROOM = 1.25
 Write = Callable[[Path], None]
 
 
-class _Capture(CheckpointEngine):  # type: ignore[misc]
-    """Takes what DeepSpeed would write: file name -> content. The content is live: it changes with the next step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.name = "capture"
-        self.files: dict[str, Any] = {}
-
-    def create(self, info: CheckpointCommitInfo) -> None:
-        """Nothing to prepare."""
-
-    def save(self, state_dict: Any, path: str) -> None:
-        self.files[Path(path).name] = state_dict
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        raise NotImplementedError("this engine only takes states")
-
-    def commit(self, info: CheckpointCommitInfo) -> bool:
-        return True
-
-
 @dataclass
 class _Saving:
     """One checkpoint on its way to disk, on this rank."""
@@ -76,7 +52,7 @@ class _Saving:
     step: int
     state: dict[str, Any]
     writes: dict[str, Write]
-    """File name within the checkpoint -> what writes it; those that are still to be written."""
+    """File name within the checkpoint -> what writes it; only files that are not written yet."""
     sums: dict[str, list[int]] = field(default_factory=dict)
     """File name -> size in bytes and CRC-32."""
     error: str | None = None
@@ -147,7 +123,7 @@ class CheckpointWriter:
         parts = dist.gather_on_host((saving.sums, error))
         errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(parts) if error]
         if errors:
-            if dist.is_main():  # it may be what fills the disk
+            if dist.is_main():  # it may have filled the disk
                 shutil.rmtree(self._partial(saving.step), ignore_errors=True)
             return None, "; ".join(errors)
         files = {name: sums for part, _ in parts for name, sums in part.items()}
@@ -171,17 +147,17 @@ class CheckpointWriter:
     def _collect(self) -> dict[str, Write]:
         """This rank's files and how to write them, from live state."""
         writes: dict[str, Write] = {}
-        for name, content in _student_files(self.student).items():
-            writes[f"student/{name}"] = _TorchFile(content)
+        for name, content in student_files(self.student).items():
+            writes[f"student/{name}"] = TorchFile(content)
         if self.teacher is not None:
             tensors = dict(zip(self.names, self.teacher.state(), strict=True))  # copies, on the host
             writes[teacher_file(dist.rank())] = lambda path: save_file(tensors, path)
-        writes[f"rng-rank-{dist.rank():05d}.pt"] = _TorchFile(random_state())
+        writes[f"rng-rank-{dist.rank():05d}.pt"] = TorchFile(random_state())
         return writes
 
     def _copy(self, saving: _Saving) -> bool:
         """Replace live tensors by copies on the host; False, on all ranks, where some host has too little memory."""
-        files = [write for write in saving.writes.values() if isinstance(write, _TorchFile)]
+        files = [write for write in saving.writes.values() if isinstance(write, TorchFile)]
         mine = (socket.gethostname(), sum(file.size() for file in files), available_host_bytes())
         everyone = dist.gather_on_host(mine)
         for host, _, free in everyone:
@@ -189,68 +165,12 @@ class CheckpointWriter:
                 dist.warn("%s has too little free memory to save beside the training, which waits for this one", host)
                 return False
         for file in files:
-            file.content = _copy_to_host(file.content)
+            file.content = copy_to_host(file.content)
         return True
 
 
-class _TorchFile:
-    """Writes `content` with torch.save."""
-
-    def __init__(self, content: Any) -> None:
-        self.content = content
-
-    def __call__(self, path: Path) -> None:
-        torch.save(self.content, path)
-
-    def size(self) -> int:
-        """Bytes of the tensors."""
-        sizes: list[int] = []
-        _map_tensors(self.content, lambda tensor: sizes.append(tensor.numel() * tensor.element_size()))
-        return sum(sizes)
-
-
-def _student_files(student: Any) -> dict[str, Any]:
-    """What DeepSpeed would write on this rank, without a file being written (collective)."""
-    before, capture = student.checkpoint_engine, _Capture()
-    student.checkpoint_engine = capture
-    try:
-        with tempfile.TemporaryDirectory() as scratch:  # rank 0 leaves its conversion scripts there
-            student.save_checkpoint(scratch, tag="student", save_latest=False)
-    finally:
-        student.checkpoint_engine = before
-    return capture.files
-
-
-def _copy_to_host(tree: Any) -> Any:
-    """The same with each tensor copied to host memory; one that stands in several places is copied once. So is what
-    else training may change, as fp16's loss scaler."""
-    copies: dict[Any, torch.Tensor] = {}
-
-    def copied(tensor: torch.Tensor) -> torch.Tensor:
-        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
-        if key not in copies:
-            copies[key] = tensor.detach().to("cpu", copy=True)
-        return copies[key]
-
-    return _map_tensors(tree, copied, copy.deepcopy)
-
-
-def _map_tensors(
-    tree: Any, function: Callable[[torch.Tensor], Any], otherwise: Callable[[Any], Any] = lambda other: other
-) -> Any:
-    """The same nested dictionaries, lists and tuples: `function` is applied to tensors, `otherwise` to what else."""
-    if isinstance(tree, torch.Tensor):
-        return function(tree)
-    if isinstance(tree, dict):
-        mapped = {key: _map_tensors(value, function, otherwise) for key, value in tree.items()}
-        return type(tree)(mapped) if type(tree) is not dict else mapped
-    if isinstance(tree, (list, tuple)) and not hasattr(tree, "_fields"):
-        return type(tree)(_map_tensors(value, function, otherwise) for value in tree)
-    return otherwise(tree)
-
-
 def _write_all(saving: _Saving, partial: Path) -> None:
-    """Write, sync and sum this rank's files; an error is kept for `finish`, where all ranks learn of it."""
+    """Write this rank's files, sync them to disk and checksum them; `finish` tells all ranks of an error."""
     for name in list(saving.writes):
         path = partial / name
         try:
@@ -274,7 +194,7 @@ def _sync(path: Path) -> None:
 
 
 def _make_folder(folder: Path, partial: Path) -> str | None:
-    """Clear away what killed saves left, and make room for a new one."""
+    """Delete what killed saves left, and make the folder of a new one."""
     try:
         for rest in folder.glob("*.partial"):
             shutil.rmtree(rest)

@@ -1,8 +1,8 @@
-"""One process at a time compiles an operator of DeepSpeed's, and one that is killed meanwhile holds up nobody.
+"""One process at a time compiles an operator of DeepSpeed, and one that is killed meanwhile blocks nobody.
 
-Torch compiles under a lock file that names no process: who is killed leaves it, and every later start would wait for
-it in silence, for ever. So a lock of our own stands around the build. The system gives it back when its owner dies, on
-another host too, and it says who that was: what lock of torch's this owner has left is then nobody's.
+Torch compiles under a lock file that names no process: a killed process leaves it behind, and every later start would
+wait for it silently, for ever. So a lock of our own is held around the build. The system releases it when its owner
+dies, on another host too, and it names the owner: torch's lock that this owner left is then stale.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.cpp_extension import get_default_build_root
 from ilvr_ds import dist
 
 STALE_S = 900
-"""Age in seconds at which nobody holds a lock whose owner cannot be found; operators compile in about a minute."""
+"""Age in seconds at which a lock without a known owner is stale; operators compile in about a minute."""
 PAUSE_S = 0.5
 
 
@@ -41,9 +41,9 @@ class _Owner:
 
 @contextmanager
 def building(name: str) -> Iterator[None]:
-    """Around what compiles the operator `name`, or loads it where it is compiled already.
+    """Hold the lock while the operator `name` is compiled, or loaded where it is compiled already.
 
-    Waits for another process that compiles it, which is named; what a dead one left is deleted.
+    Waits for another process that compiles it, and logs which; deletes what a dead one left.
     """
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     root.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Weights that ZeRO-1 and 2 hold as one run of all weights a rank, cut as the teacher's ZeRO-3 cuts: each evenly.
+"""From the shards of ZeRO-1 and 2, one run of the concatenated weights a rank, to those of ZeRO-3, each weight evenly.
 
-Each element travels once, from the rank that has it to the one that needs it, many weights in one exchange.
+Each element is sent once, from the rank that has it to the one that needs it, many weights in one exchange.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GROUP = 2**26
 """Elements of weights that are exchanged together, 256 MiB of float32; a larger weight goes alone."""
 
 Run = tuple[int, int]
-"""Of the elements of a weight, the first and the one behind the last."""
+"""A range of a weight's elements: first, and one past the last."""
 
 
 class EvenSlices:
@@ -92,7 +92,7 @@ class EvenSlices:
 
 
 def _groups(lengths: Sequence[int]) -> list[range]:
-    """Neighbours that are together at most GROUP, or alone."""
+    """Neighbouring weights with at most GROUP elements together; a larger one alone."""
     groups: list[range] = []
     total = 0
     for number, length in enumerate(lengths):

@@ -11,14 +11,9 @@ import torch
 from torch import nn
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.load import (
-    STATE_FILE,
-    check_base_is_the_same,
-    list_checkpoints,
-    read_student_weights,
-    saved_state,
-    teacher_file,
-)
+from ilvr_ds.checkpoint.compatible import check_base_is_the_same
+from ilvr_ds.checkpoint.files import STATE_FILE, list_checkpoints, saved_state, teacher_file
+from ilvr_ds.checkpoint.load import read_student_weights
 from ilvr_ds.checkpoint.reshard import teacher_slices
 from ilvr_ds.config import Recipe
 from ilvr_ds.distill.ema import MomentumShards
@@ -28,7 +23,7 @@ logger = logging.getLogger("ilvr_ds")
 
 
 def find_initial(recipe: Recipe) -> Path | None:
-    """The checkpoint that `model.init_from` names, or None; raises UserError where it is none, or does not fit."""
+    """The checkpoint that `model.init_from` names, or None. Raises UserError where it is not one, or does not fit."""
     wanted = recipe.model.init_from
     if wanted is None:
         return None
@@ -52,9 +47,9 @@ def find_initial(recipe: Recipe) -> Path | None:
 
 
 def load_average(path: Path, names: list[str], shards: MomentumShards) -> None:
-    """Let a teacher go on from the average of `names` in a checkpoint of any number of ranks, where one is in it.
+    """Load the EMA of `names` from a checkpoint of any number of ranks into a teacher.
 
-    Without, as after a stage 2 that had no teacher, it stays what it is: the student.
+    A checkpoint without one, as after a stage 2 that had no teacher, leaves the teacher equal to the student.
     """
     state = saved_state(path)
     if teacher_file(0) in state["files"]:
@@ -67,8 +62,8 @@ def load_average(path: Path, names: list[str], shards: MomentumShards) -> None:
 def load_weights(path: Path, root: nn.Module) -> None:
     """Copy a checkpoint's float32 weights into the root module of an engine that is not started yet (collective).
 
-    Only the main rank reads, one weight at a time. Sharded weights are handed on here; whole ones reach the other
-    ranks when DeepSpeed starts the engine, which hands on the main rank's. Raises UserError where weights are missing
+    Only the main rank reads, one weight at a time. Sharded weights are distributed here; whole ones when DeepSpeed
+    starts the engine, which broadcasts the main rank's. Raises UserError where weights are missing
     or have other shapes.
     """
     shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in root.named_parameters()}

@@ -1,6 +1,6 @@
-"""DeepSpeed's door: the student's engine, the teacher's engine, and the shards of their weights.
+"""The networks of a run: the student's engine, the teacher's engine, and the shards of their weights.
 
-Three networks stand here: the student (ZeRO engine with optimizer), the frozen vision tower (one plain copy per
+There are three: the student (ZeRO engine with optimizer), the frozen vision tower (one plain copy per
 device, outside any engine; none where its features are stored) and, where there are targets, the teacher's language
 model (an engine without an optimizer, always ZeRO-3, with its shards in host memory unless `teacher.offload` is none).
 """
@@ -12,13 +12,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.ops.op_builder import CPUAdamBuilder
 from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero import stage3
@@ -27,25 +25,22 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.load import LAYERS, TOWER
-from ilvr_ds.config import ModelConfig, OptimConfig, Recipe
+from ilvr_ds.checkpoint.compatible import LAYERS, TOWER
+from ilvr_ds.config import Recipe
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.distill.stage1 import StageOne
 from ilvr_ds.distill.stage2 import StageTwo
-from ilvr_ds.engine.build_locks import building
 from ilvr_ds.engine.even_slices import EvenSlices
 from ilvr_ds.engine.initial import load_weights
-from ilvr_ds.engine.settings import deepspeed_settings, teacher_settings
-from ilvr_ds.errors import UserError
+from ilvr_ds.engine.optimizer import build_optimizer
+from ilvr_ds.engine.settings import deepspeed_settings, teacher_settings, zero_stage_of
 from ilvr_ds.model.adapters import add_adapters
 from ilvr_ds.model.attention import attention_backend, use_packed_attention, use_varlen_attention
 from ilvr_ds.model.fingerprint import fingerprint
 from ilvr_ds.model.four_bit import pack_layers, weight_of
 from ilvr_ds.model.fused import use_fused_kernels
-from ilvr_ds.model.student import build_text_model, detach_tower, load_student, prepare_student
+from ilvr_ds.model.student import DTYPES, build_text_model, detach_tower, load_student, prepare_student
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def init_process_group(timeout_s: float = 1800.0) -> None:
@@ -53,14 +48,14 @@ def init_process_group(timeout_s: float = 1800.0) -> None:
     dist.enter()
     timeout = timedelta(seconds=timeout_s)
     dist.set_patience(timeout)
-    # of its collectives in shared memory only tensor-parallel inference makes use; they take a minute to compile
+    # its shared-memory collectives, which take a minute to compile, serve only tensor-parallel inference
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timeout, verbose=False)
 
 
 @dataclass
 class Networks:
-    """What `build_networks` returns."""
+    """Student, teacher and vision, ready to compute."""
 
     student: Any
     """DeepSpeed engine around a StageOne or a StageTwo."""
@@ -84,7 +79,8 @@ class Networks:
 
     @cached_property
     def _master_shards(self) -> list[Tensor]:
-        """Asked for once: DeepSpeed waits for the device each time, and always gives the same memory."""
+        """Read once: DeepSpeed waits for the device each time, and always gives the same memory. The public
+        `safe_get_local_fp32_param` would copy shards that are offloaded."""
         student = dict(self.student.module.model.model.language_model.named_parameters())
         optimizer = self.student.optimizer
         return [optimizer._get_fp32_opt_state_partition(student[name], True)[0] for name in self.trained]
@@ -126,56 +122,68 @@ def build_networks(
     pixel_stats: the image processor's channel means and standard deviations. initial: a checkpoint whose weights take
     the place of those at `model.path`.
     """
-    dtype, device = DTYPES[recipe.train.precision], dist.device()
     settings = deepspeed_settings(recipe, file_settings)
-    zero_stage = int(settings.get("zero_optimization", {}).get("stage", 0))
-    # transformers holds the configuration by a weak reference: it lives as long as this variable
-    birth = HfDeepSpeedConfig(settings) if zero_stage == 3 else None
-    torch.manual_seed(recipe.run.seed)  # weights that are drawn are the same on every rank
-    is_stored = recipe.data.features is not None
-    frozen: dict[str, str] = {}
-    # billions of random numbers take a CPU minutes; ZeRO-3 draws on the device anyway
-    with device if recipe.model.random_init and birth is None else nullcontext():
-        model = load_student(recipe.model, dtype, num_tokens, with_tower=not is_stored)
-    vision: VisionTower | StoredFeatures = StoredFeatures(dtype)
-    if not is_stored:
-        tower = detach_tower(model, _gather)
-        frozen[TOWER] = fingerprint(tower.named_parameters())
-        vision = _prepared_tower(tower, recipe.model, pixel_stats, device, dtype)
-    if recipe.packs:
-        use_packed_attention(model.model.language_model, recipe.model.attention, device, dtype)
-    use_fused_kernels(model.model.language_model, recipe.model.kernels, device, dtype)
+    zero_stage = zero_stage_of(settings)
+    # transformers holds the configuration by a weak reference: it must live until the model is built
+    zero3_config = HfDeepSpeedConfig(settings) if zero_stage == 3 else None
+    model = _load_model(recipe, num_tokens, is_sharded=zero_stage == 3)
+    language_model = model.model.language_model
+    vision, frozen = _vision(model, recipe, pixel_stats)
+    _use_backends(language_model, recipe)
     if recipe.model.lora_base != "full":
-        frozen[LAYERS] = pack_layers(model.model.language_model, _gather, device)
+        frozen[LAYERS] = pack_layers(language_model, _gather, dist.device())
     root = _root_module(model, recipe, zero_stage)
     if initial is not None:
         load_weights(initial, root)
     if zero_stage == 3:
-        _fetch_by_layer(model.model.language_model)
-    trained = [p for p in root.parameters() if p.requires_grad]
-    with _gradients_by_weight(), _one_optimizer_for_all_sums():
-        student, *_ = deepspeed.initialize(
-            model=root, model_parameters=trained, optimizer=_optimizer(recipe.optim, trained), config=settings
-        )
-    del birth
+        _fetch_by_layer(language_model)
+    student = _start_student(root, recipe, settings)
+    del zero3_config
     teacher = _build_teacher(recipe, settings, config, model) if recipe.has_teacher else None
-    names = [n for n, p in model.model.language_model.named_parameters() if p.requires_grad]
-    networks = Networks(student, teacher, vision, zero_stage, names, frozen)
+    trained = [name for name, parameter in language_model.named_parameters() if parameter.requires_grad]
+    networks = Networks(student, teacher, vision, zero_stage, trained, frozen)
     if teacher is not None:
         _copy_to_teacher(networks)
     return networks
 
 
-def _prepared_tower(
-    tower: nn.Module,
-    settings: ModelConfig,
-    pixel_stats: tuple[list[float], list[float]],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> VisionTower:
+def _load_model(recipe: Recipe, num_tokens: int, is_sharded: bool) -> Any:
+    torch.manual_seed(recipe.run.seed)  # random weights are the same on every rank
+    # a CPU takes minutes to draw billions of random numbers; ZeRO-3 draws on the device anyway
+    with dist.device() if recipe.model.random_init and not is_sharded else nullcontext():
+        has_tower = recipe.data.features is None
+        return load_student(recipe.model, DTYPES[recipe.train.precision], num_tokens, with_tower=has_tower)
+
+
+def _vision(
+    model: Any, recipe: Recipe, pixel_stats: tuple[list[float], list[float]]
+) -> tuple[VisionTower | StoredFeatures, dict[str, str]]:
+    """The tower taken out of `model` and its fingerprint, or stored features."""
+    dtype, device = DTYPES[recipe.train.precision], dist.device()
+    if recipe.data.features is not None:
+        return StoredFeatures(dtype), {}
+    tower = detach_tower(model, _gather)
+    frozen = {TOWER: fingerprint(tower.named_parameters())}  # before kernels widen its layers
     use_varlen_attention(tower, device, dtype)
-    use_fused_kernels(tower, settings.kernels, device, dtype)
-    return VisionTower(tower, *pixel_stats).to(device)
+    use_fused_kernels(tower, recipe.model.kernels, device, dtype)
+    return VisionTower(tower, *pixel_stats).to(device), frozen
+
+
+def _use_backends(language_model: Any, recipe: Recipe) -> None:
+    """Attention and kernels of the recipe, for student and teacher alike."""
+    dtype, device = DTYPES[recipe.train.precision], dist.device()
+    if recipe.packs:
+        use_packed_attention(language_model, recipe.model.attention, device, dtype)
+    use_fused_kernels(language_model, recipe.model.kernels, device, dtype)
+
+
+def _start_student(root: nn.Module, recipe: Recipe, settings: dict[str, Any]) -> Any:
+    """The engine around the stage's root module, with its optimizer."""
+    trained = [parameter for parameter in root.parameters() if parameter.requires_grad]
+    optimizer = build_optimizer(recipe.optim, trained)
+    with _gradients_by_weight(), _one_optimizer_for_all_sums():
+        engine, *_ = deepspeed.initialize(model=root, model_parameters=trained, optimizer=optimizer, config=settings)
+    return engine
 
 
 def _root_module(model: Any, recipe: Recipe, zero_stage: int) -> nn.Module:
@@ -198,14 +206,12 @@ def _root_module(model: Any, recipe: Recipe, zero_stage: int) -> nn.Module:
 
 def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: Any) -> Any:
     settings = teacher_settings(student, recipe.teacher.offload)
-    birth = HfDeepSpeedConfig(settings)
+    zero3_config = HfDeepSpeedConfig(settings)
     text_config = config.text_config
     text_config.vocab_size = model.config.text_config.vocab_size
-    dtype = DTYPES[recipe.train.precision]
-    language_model = build_text_model(text_config, attention_backend(recipe.model.attention, dtype))
-    if recipe.packs:
-        use_packed_attention(language_model, recipe.model.attention, dist.device(), dtype)
-    use_fused_kernels(language_model, recipe.model.kernels, dist.device(), dtype)
+    attention = attention_backend(recipe.model.attention, DTYPES[recipe.train.precision])
+    language_model = build_text_model(text_config, attention)
+    _use_backends(language_model, recipe)
     if recipe.model.lora_rank:
         add_adapters(language_model, recipe.model)
     language_model.requires_grad_(False)
@@ -213,7 +219,7 @@ def _build_teacher(recipe: Recipe, student: dict[str, Any], config: Any, model: 
     # whose projections ContextEncoder calls by themselves: these need hooks of their own
     deepspeed.utils.set_z3_leaf_module(language_model.layers[-1], False)
     teacher, *_ = deepspeed.initialize(model=ContextEncoder(language_model).eval(), config=settings)
-    del birth
+    del zero3_config
     return teacher
 
 
@@ -225,7 +231,7 @@ def _fetch_by_layer(language_model: Any) -> None:
 
 @contextmanager
 def _gradients_by_weight() -> Iterator[None]:
-    """Let an engine take each gradient when it is there, also in what `_fetch_by_layer` marks.
+    """Let an engine take each gradient when it is ready, also in modules that `_fetch_by_layer` marks.
 
     DeepSpeed (0.19) takes those of a marked module together, by a hook that fires too early where the module's input
     needs no gradient (adapters in the first layer), and once for each call where it is called several times (stage 2).
@@ -243,7 +249,7 @@ def _one_optimizer_for_all_sums() -> Iterator[None]:
     """Let ZeRO-1 keep its optimizer where bf16 gradients are summed in float32.
 
     DeepSpeed (0.19) would take its BF16_Optimizer there, which sums over ranks after the backward and not beside it,
-    keeps float32 gradients of all weights between steps, and whose checkpoints are others. ZeRO-1's own sums as well.
+    keeps float32 gradients of all weights between steps, and has other checkpoints. ZeRO-1's own sums in float32 too.
     """
     before = DeepSpeedEngine._do_optimizer_sanity_check
     DeepSpeedEngine._do_optimizer_sanity_check = lambda engine, optimizer: ZERO_OPTIMIZATION
@@ -278,49 +284,3 @@ def _slice(whole: Tensor, size: int) -> Tensor:
 def _gather(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
     context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters)
     return context
-
-
-def check_optimizer(name: str, file_settings: dict[str, Any]) -> None:
-    """Raise UserError where the optimizer cannot run, before anything is loaded."""
-    if name.endswith("8bit") and find_spec("bitsandbytes") is None:
-        raise UserError(f"optim.name is {name}: needs bitsandbytes; pip install bitsandbytes")
-    offload = file_settings.get("zero_optimization", {}).get("offload_optimizer") or {}
-    if name == "cpu_adam" and dist.device().type == "cuda" and offload.get("device") != "cpu":
-        raise UserError(
-            "optim.name is cpu_adam: needs offload_optimizer in the file that deepspeed.config names, as "
-            "ds_configs/zero3_offload_optimizer.json has it"
-        )
-
-
-def apply_settings(student: Any, settings: OptimConfig) -> None:
-    """The recipe's settings in place of those that a checkpoint has brought back; the rate is set at each step."""
-    for group in student.optimizer.param_groups:
-        group.update(_common(settings), lr=group["lr"])
-    if hasattr(student.optimizer, "clip_grad"):  # ZeRO-1 and 2 read it back too
-        student.optimizer.clip_grad = settings.max_grad_norm
-
-
-def _common(settings: OptimConfig) -> dict[str, Any]:
-    """What all optimizers are told."""
-    return {
-        "lr": settings.lr,
-        "betas": (settings.beta1, settings.beta2),
-        "eps": settings.eps,
-        "weight_decay": settings.weight_decay,
-    }
-
-
-def _optimizer(settings: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    common = _common(settings)
-    if settings.name == "adamw":
-        return torch.optim.AdamW(parameters, fused=True, **common)
-    if settings.name == "cpu_adam":
-        with building("cpu_adam"):
-            CPUAdamBuilder().load()
-        optimizer: torch.optim.Optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **common)
-        return optimizer
-    import bitsandbytes
-
-    cls = bitsandbytes.optim.AdamW8bit if settings.name == "adamw_8bit" else bitsandbytes.optim.PagedAdamW8bit
-    quantised: torch.optim.Optimizer = cls(parameters, **common)
-    return quantised

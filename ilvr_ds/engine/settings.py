@@ -1,4 +1,4 @@
-"""What DeepSpeed's engines are told: the JSON of `ds_configs`, checked, and what the recipe owns."""
+"""The settings of DeepSpeed's engines: the JSON file, checked, and what the recipe owns."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ _THEIRS = frozenset(
 def read_deepspeed_json(path: str, recipe_dir: Path | None = None) -> dict[str, Any]:
     """The ZeRO, offload and communication settings.
 
-    A relative path is looked for from the working directory, then beside the recipe; one that begins with a dot the
-    other way round. A plain word is the name of a file that comes with the package. Raises UserError for a missing
+    A relative path is searched in the working directory, then beside the recipe; one that begins with a dot the other
+    way round. A plain word names a file that comes with the package. Raises UserError for a missing
     file, bad JSON, an unknown key, a key that the recipe owns, or a value that DeepSpeed does not take.
     """
     places = [Path(path), *([recipe_dir / path] if recipe_dir else [])]
@@ -72,6 +72,11 @@ def read_deepspeed_json(path: str, recipe_dir: Path | None = None) -> dict[str, 
             raise UserError(f"{file}: unknown key '{key}'{nearest(key, _THEIRS)}")
     _check_zero(settings.get("zero_optimization", {}), file)
     return settings
+
+
+def zero_stage_of(settings: dict[str, Any]) -> int:
+    """The ZeRO stage in DeepSpeed's settings."""
+    return int(settings.get("zero_optimization", {}).get("stage", 0))
 
 
 def _check_zero(zero: Any, file: Path) -> None:

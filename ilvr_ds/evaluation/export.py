@@ -20,27 +20,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from ilvr_ds.checkpoint.load import (
-    LAYERS,
-    TOWER,
-    check_frozen_is_the_same,
-    list_checkpoints,
-    read_student_weights,
-    saved_state,
-)
+from ilvr_ds.checkpoint.compatible import LAYERS, TOWER, check_frozen_is_the_same
+from ilvr_ds.checkpoint.files import list_checkpoints, saved_state
+from ilvr_ds.checkpoint.load import read_student_weights
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.card import write_card
-from ilvr_ds.evaluation.loading import DTYPES
 from ilvr_ds.evaluation.stock_files import copy_side_files, write_config, write_image_processor, write_tokenizer
 from ilvr_ds.file_modes import follow_umask
 from ilvr_ds.model.base_weights import linear_weights, tower_weights
 from ilvr_ds.model.fingerprint import fingerprint
 from ilvr_ds.model.four_bit import check_base, round_trip
 from ilvr_ds.model.hub import model_folder
-from ilvr_ds.model.student import load_config
+from ilvr_ds.model.student import DTYPES, load_config
 from ilvr_ds.tracking.origin import is_exported, write_origin
 
 SHARD_BYTES = 4 * 1024**3

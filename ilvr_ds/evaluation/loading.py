@@ -26,10 +26,9 @@ from ilvr_ds.data.window import Window
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.attention import attention_backend, use_varlen_attention
 from ilvr_ds.model.base_weights import check_weights
-from ilvr_ds.model.student import detach_tower, load_config, vision_layout
+from ilvr_ds.model.student import DTYPES, detach_tower, load_config, vision_layout
 from ilvr_ds.model.vision import VisionTower
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_PROMPT_TOKENS = 32768
 
 

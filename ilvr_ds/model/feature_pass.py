@@ -25,12 +25,11 @@ from ilvr_ds.data.sample import SampleError
 from ilvr_ds.data.shards import ShardInfo, ShardSet, open_dataset
 from ilvr_ds.data.window import ImageBatch
 from ilvr_ds.errors import UserError
-from ilvr_ds.model.student import load_config, vision_layout
+from ilvr_ds.model.student import DTYPES, load_config, vision_layout
 from ilvr_ds.model.tower import load_tower, tower_identity
 from ilvr_ds.model.vision import VisionTower
 
 logger = logging.getLogger("ilvr_ds")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SHOWN = 20
 """So many samples that cannot be used are shown in the log."""
 Progress = Callable[[int, int, int], None]

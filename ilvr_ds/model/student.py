@@ -20,6 +20,9 @@ from ilvr_ds.model.attention import attention_backend
 from ilvr_ds.model.base_weights import check_weights
 from ilvr_ds.model.checkpointing import checkpoint_arguments
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What precisions are called in recipes and on the command line."""
+
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 """Opens a block in which sharded parameters are whole on every rank."""
 

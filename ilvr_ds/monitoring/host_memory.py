@@ -1,4 +1,4 @@
-"""Memory that the host, or the control groups that this process lies in, can still give."""
+"""Memory that the host, and the control groups of this process, can still give."""
 
 from __future__ import annotations
 

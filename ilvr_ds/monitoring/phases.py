@@ -1,8 +1,8 @@
 """Where the time of a step goes: marks between named phases, read when metrics are logged.
 
-On a GPU a mark is an event in its stream, so that a phase lasts from when the device gets to it until the device gets
-to the next, and nothing waits for anything. What the host does while the device still has work costs nothing there:
-the phase `data` is how long the device itself waits for samples. On the CPU a mark is a reading of the clock.
+On a GPU a mark is an event in its stream: a phase lasts from when the device reaches it until the device reaches the
+next, and nothing waits. What the host does while the device still has work does not count: the phase `data` is how long
+the device itself waits for samples. On the CPU a mark is a reading of the clock.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PHASES = (
 )  # fmt: skip
 """What the time of training is divided into."""
 AWAY = ("evaluation", "pictures")
-"""What is no training: phases within these do not count, and they are no part of the whole."""
+"""Not training: neither these nor phases within them count."""
 
 
 class PhaseTimer:

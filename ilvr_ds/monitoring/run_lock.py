@@ -1,7 +1,7 @@
 """One process at a time trains a run: `lock.json` in its folder names the owner while it lives.
 
 Works without flock, which shared file systems often lack: the file is made exclusively, and its owner touches it every
-BEAT_S. Who finds it takes it over where the owner is certainly dead (same machine, process gone; an earlier start of
+BEAT_S. Another process takes it over where the owner is certainly dead (same machine, process gone; an earlier start of
 the same Slurm job) or has not touched it for STALE_S.
 """
 
@@ -26,19 +26,19 @@ logger = logging.getLogger("ilvr_ds")
 FILE = "lock.json"
 BEAT_S = 10.0
 STALE_S = 120.0
-"""An owner who does not touch its lock for so long is dead; a network file system may hide a touch for a minute."""
+"""An owner who has not touched its lock for this long is dead; a network file system may hide a touch for a minute."""
 SETTLE_S = 0.5
-"""Of two that take a lock over at once, the later one has it: whoever did looks again after so long."""
+"""Of two that take a lock over at once the later one has it: both check again after this pause."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who trains."""
+    """The process that trains a run."""
 
     host: str = field(default_factory=socket.gethostname)
     process: int = field(default_factory=os.getpid)
     started: int | None = field(default_factory=lambda: _started(os.getpid()))
-    """When the process began, in clock ticks since boot: numbers of processes come again."""
+    """When the process began, in clock ticks since boot: process ids are reused."""
     machine: str = field(default_factory=lambda: _machine())
     since: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S %z"))
     job: str | None = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID"))
@@ -55,10 +55,12 @@ class Owner:
 
 @contextmanager
 def run_lock(directory: Path) -> Iterator[None]:
-    """Hold the lock of the run in `directory`, which is made (collective: the main rank holds it for all).
+    """Hold the lock of the run in `directory` (collective: the main rank holds it for all).
 
-    Raises UserError on all ranks where another process trains this run.
+    The folder is made, and removed again where nothing is written to it. Raises UserError on all ranks where another
+    process trains this run.
     """
+    made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     mine = dist.decided_by_main(lambda: _take(directory))
     if not dist.is_main():
         yield
@@ -72,6 +74,8 @@ def run_lock(directory: Path) -> Iterator[None]:
         with suppress(OSError):  # then it goes stale
             if _read(directory / FILE) == mine:
                 (directory / FILE).unlink()
+            for folder in made:
+                folder.rmdir()  # refused where it is not empty
 
 
 def _take(directory: Path) -> Owner:
@@ -114,7 +118,7 @@ def _replace(path: Path, mine: Owner) -> None:
 
 
 def _keep(path: Path, mine: Owner, ended: threading.Event) -> None:
-    """The thread: touch the lock; end the process where another has taken it, for two would write one record."""
+    """The thread: touch the lock; end the process where another has taken it, or both would write one record."""
     while not ended.wait(BEAT_S):
         try:
             if (owner := _read(path)) is not None and owner != mine:

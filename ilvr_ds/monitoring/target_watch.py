@@ -1,4 +1,4 @@
-"""Says in the log what a run's selection shows early: targets that are empty, pictures in which nothing changed."""
+"""Warns early of targets that teach little: alike across samples, or from pictures in which nothing changed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from ilvr_ds import dist
 ALIKE = 0.9
 """Targets of different samples with a higher mean cosine hardly tell samples apart."""
 INTERVALS = 5
-"""So many logged intervals in a row."""
+"""Logged intervals in a row."""
 
 
 class TargetWatch:
@@ -19,7 +19,7 @@ class TargetWatch:
         self.has_seen_unchanged = False
 
     def __call__(self, metrics: dict[str, float]) -> None:
-        """Warn where these metrics, or those of the last intervals, ask for it."""
+        """Warn where these metrics, or those of the last intervals, are suspicious."""
         self.alike = self.alike + 1 if metrics.get("select/target_similarity", 0.0) > ALIKE else 0
         if self.alike == INTERVALS:
             dist.warn(

@@ -1,4 +1,4 @@
-"""How fast a run is: rates, and the share of the chip's peak that the model's own arithmetic reaches."""
+"""How fast a run is: rates, and model FLOPs utilisation (MFU)."""
 
 from __future__ import annotations
 

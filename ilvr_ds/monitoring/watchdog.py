@@ -1,8 +1,8 @@
 """Notices a rank that died or hangs, and ends the job with its name.
 
 A rank that is killed or stopped says nothing, and the others wait for it inside a collective, for as long as the
-communication library lets them. So a thread on each rank writes a sign of life and the rank's position to a small
-key-value store on the main rank; the main rank's thread looks at all of them, the others look at the main rank's.
+communication library lets them. So a thread on each rank writes a heartbeat and the rank's position to a small
+key-value store on the main rank; the main rank's thread reads all of them, the others read the main rank's.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from ilvr_ds import dist
 
 logger = logging.getLogger("ilvr_ds")
 LONGEST_BEAT_S = 3.0
-"""Longest pause between two signs of life."""
+"""Longest time between two heartbeats."""
 SHORTEST_PAUSE_S = 0.3
-"""A rank tells its position at once, but not more often than this."""
+"""A rank reports its position at once, but not more often than this."""
 LONGEST_END_S = 60.0
-"""So long the main thread leaves the last words to the watch."""
+"""Time that a failing rank leaves its watch to report and end the process."""
 SILENT_BEATS = 4
-"""Once something failed, a rank is lost that gave no sign of life for so many beats."""
+"""Once a rank has failed, one that misses this many heartbeats is lost."""
 MAX_IDS = 8
-"""So many sample ids are named."""
+"""Sample ids that a position names."""
 VERDICT = "verdict"
 
 
 @dataclass
 class Position:
-    """Where a rank is in its work."""
+    """What a rank is doing."""
 
     step: int = 0
     phase: str = "start"
@@ -56,7 +56,7 @@ class Position:
 
 @dataclass
 class _Seen:
-    """What the main rank last read of a rank, and when it changed."""
+    """What the main rank last read about a rank, and when that changed."""
 
     where: str
     beat: int = -1
@@ -80,8 +80,8 @@ class _Seen:
 class Watchdog:
     """One for each rank, made together (collective).
 
-    silent_s: a rank without a sign of life for so long is lost. stalled_s: the job stands still when no rank changed
-    its position for so long. In both cases `on_loss` is called and the process ends with exit code 1.
+    silent_s: a rank without a heartbeat for this long is lost. stalled_s: the job hangs when no rank has changed its
+    position for this long. In both cases `on_loss` is called and the process ends with exit code 1.
     """
 
     def __init__(self, silent_s: float, stalled_s: float, on_loss: Callable[[], object]) -> None:
@@ -101,7 +101,7 @@ class Watchdog:
             threading.Thread(target=self._guard, name="watchdog's clock", daemon=True).start()
 
     def at(self, step: int, phase: str, ids: tuple[str, ...] = ()) -> None:
-        """The rank begins something; the thread tells the others."""
+        """The rank begins a phase; its thread reports it."""
         self.position = Position(step, phase, ids, self.position.changes + 1)
         self._moved.set()
 
@@ -113,21 +113,23 @@ class Watchdog:
         self._ended.set()
         self._moved.set()
         self._thread.join()
-        dist.barrier()  # the main rank's store outlives everybody's last look
+        dist.barrier()  # the main rank's store outlives everybody's last read
 
     def leave(self) -> None:
-        """End the watch of this rank alone, which ends with an error that it has told already."""
+        """End the watch of this rank alone, which has reported its error and ends."""
         self._ended.set()
 
     def explain(self, error: BaseException) -> str:
-        """One line on an error of this rank. With other ranks it waits for their watch, which finds the error that came
-        first, or the rank that is gone, and ends the process; it returns only where that did not happen."""
+        """One line on an error of this rank.
+
+        With other ranks it first waits for their watch, which finds the earliest error or the lost rank and ends the
+        process; it returns only where that did not happen."""
         reason = str(error).strip().partition("\n")[0] or "no reason given"
         line = f"{self.position}: {type(error).__name__}: {reason}"
         if self._store is not None:
             self._failed = (time.time(), line)
             if self._ending.wait((SILENT_BEATS + 4) * self.beat_s):
-                time.sleep(LONGEST_END_S)  # the process ends meanwhile
+                time.sleep(LONGEST_END_S)  # the watch ends the process
         return line
 
     def _connect(self) -> Any:
@@ -162,7 +164,7 @@ class Watchdog:
             self._ended.wait(SHORTEST_PAUSE_S)
 
     def _guard(self) -> None:
-        """The store's calls wait for ever when the main rank is stopped: a second thread looks at the clock."""
+        """Calls to the store hang when the main rank is stopped: a second thread watches the clock."""
         while not self._ended.wait(self.beat_s):
             if time.monotonic() - self._answered > self.silent_s:
                 self._end(f"rank 0 does not answer for {self.silent_s:.0f} s")
@@ -202,7 +204,7 @@ class Watchdog:
         return watch
 
     def _told(self) -> list[dict[str, Any]]:
-        """What each rank last said; empty where it has not spoken yet."""
+        """What each rank last wrote; empty before its first heartbeat."""
         keys = [f"rank/{rank}" for rank in range(dist.world_size())]
         present = [key for key in keys if self._store.check([key])]
         said = dict(zip(present, self._store.multi_get(present), strict=True))
@@ -228,7 +230,7 @@ class Watchdog:
         if self._ending.is_set():
             return
         self._ending.set()
-        last = threading.Timer(LONGEST_END_S, self._leave, (verdict,))  # whatever hangs on the way
+        last = threading.Timer(LONGEST_END_S, self._leave, (verdict,))  # whatever hangs meanwhile
         last.daemon = True
         last.start()
         try:
@@ -237,7 +239,7 @@ class Watchdog:
             self._leave(verdict)
 
     def _last_words(self, verdict: str) -> None:
-        """What is still of use, though each may fail: the disk may be full, the store gone."""
+        """Report what helps. Each step may fail: the disk may be full, the store gone."""
         for word in (lambda: self._tell(verdict), _show_stacks, self.on_loss):
             try:
                 word()

@@ -1,4 +1,4 @@
-"""How much a window is, counted on the CPU from what the loader knows."""
+"""The work in a window, counted on the CPU."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import torch
 from ilvr_ds import dist
 from ilvr_ds.data.loader import WindowDataset, iterate_windows
 from ilvr_ds.data.window import BadSample, Window
+from ilvr_ds.monitoring.metric_sums import MetricSums
 from ilvr_ds.tracking.names import metric_name
-from ilvr_ds.training.metric_sums import MetricSums
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.step import TrainingStep, answer_accuracy
 
@@ -39,7 +39,7 @@ class HeldOut:
     def __call__(self) -> dict[str, float]:
         """Metrics `eval/...`; the same on all ranks. Collective.
 
-        Raises UserError on all ranks where too many samples cannot be used; those that cannot do not count.
+        Bad samples do not count. Raises UserError on all ranks where there are too many.
         """
         engine: Any = self.step.student
         totals = MetricSums(self.step.sums, dist.device())
@@ -63,7 +63,7 @@ class HeldOut:
         return losses | _accuracies(sums, by_group.take(), self.groups) | skipped
 
     def _judge(self, bad: list[BadSample], samples: int, retries: int) -> int:
-        """Report the bad samples of all ranks; returns their number."""
+        """Give the bad samples of all ranks to the quarantine; returns their number."""
         ranks = dist.gather_on_host((bad, retries))
         everyone = [sample for found, _ in ranks for sample in found]
         self.quarantine.add(everyone, samples * len(ranks), sum(count for _, count in ranks))

@@ -1,4 +1,4 @@
-"""What teacher (if any) and student look at in a few fixed samples, as plain arrays for pictures.
+"""What the teacher selects and the student's latents resemble in a few fixed samples, as plain arrays for pictures.
 
 Letters: M segments, K latent slots, N candidates, D features, R x C merged patches of a helper image.
 """
@@ -30,7 +30,7 @@ LONGEST_SIDE = 448
 
 
 class LatentViews:
-    """Looks at samples `numbers` of `dataset`, whose windows are one micro-batch of so many samples, with helpers."""
+    """Views of the samples `numbers`; a window of `dataset` is one micro-batch of them, with helper images."""
 
     def __init__(self, dataset: WindowDataset, numbers: NDArray[np.int64], step: TrainingStep) -> None:
         self.dataset = dataset
@@ -40,7 +40,7 @@ class LatentViews:
 
     @torch.no_grad()
     def __call__(self) -> list[SampleView]:
-        """The samples as they are seen now (collective); the main rank gets them, the others an empty list.
+        """The current views (collective): on the main rank; an empty list on the others.
 
         Samples that cannot be read, and those without a segment, are left out.
         """
@@ -48,12 +48,12 @@ class LatentViews:
         student: Any = self.step.student
         student.eval()
         prepared = self.step.prepare(self._window.to(dist.device()))
-        look = self.step.look(prepared.window.micro_batches[0], prepared)
+        probe = self.step.probe(prepared.window.micro_batches[0], prepared)
         student.train()
         if not dist.is_main():
             return []
         bad = {sample.number for sample in self._window.bad}
-        segments = _Segments(self._window, look)
+        segments = _Segments(self._window, probe)
         rows = [row for row, number in enumerate(self.numbers) if number not in bad]
         views = []
         for row in rows:
@@ -79,15 +79,15 @@ class LatentViews:
 class _Segments:
     """Segments of a window that is one micro-batch, on the host."""
 
-    def __init__(self, window: Window, look: LatentProbe) -> None:
+    def __init__(self, window: Window, probe: LatentProbe) -> None:
         [micro] = window.micro_batches
         self.owner = list(zip(micro.sample_of_segment.tolist(), micro.noise_keys[:, 1].tolist(), strict=True))
         self.offsets = window.candidates.offsets.tolist()
         self.rows, self.weights = window.candidates.rows.numpy(), window.candidates.weights.numpy()
-        self.candidates, self.latents = _unit(look.candidates), _unit(look.latents)
-        self.query = _unit(look.targets.query) if look.targets else None
-        self.indices = look.targets.indices.cpu().tolist() if look.targets else None
-        pool = look.targets.pool if look.targets else None
+        self.candidates, self.latents = _unit(probe.candidates), _unit(probe.latents)
+        self.query = _unit(probe.targets.query) if probe.targets else None
+        self.indices = probe.targets.indices.cpu().tolist() if probe.targets else None
+        pool = probe.targets.pool if probe.targets else None
         self.members = pool.members.cpu().tolist() if pool else None
 
     def of_sample(self, row: int) -> list[int]:

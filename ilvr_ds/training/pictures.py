@@ -1,6 +1,6 @@
-"""Pictures of a run: when they are due, every rank looks and the main rank draws.
+"""Pictures of a run: every rank computes what they show, and the main rank draws it.
 
-They go into the run's folder `pictures` and, by the record, to MLflow.
+They are PNG files in the run's folder `pictures`; the record brings them to MLflow.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ PANELS = {
 
 
 class Pictures:
-    """Draws the record's curves and, with a gaze, samples: in a thread, which training does not wait for."""
+    """Draws the record's curves and, with `latent_views`, samples, in a thread beside training."""
 
-    def __init__(self, tracker: Tracker, directory: Path, gaze: LatentViews | None = None) -> None:
+    def __init__(self, tracker: Tracker, directory: Path, latent_views: LatentViews | None = None) -> None:
         self.tracker = tracker
         self.record = directory / "metrics.jsonl"
         self.folder = directory / "pictures"
-        self.gaze = gaze
+        self.latent_views = latent_views
         self._drawing: threading.Thread | None = None
 
     def __call__(self, done: int) -> None:
-        """Look at the samples after `done` steps (collective), and begin to draw on the main rank."""
+        """Compute the views after `done` steps (collective), and begin to draw on the main rank."""
         start = time.monotonic()
         self.finish()
-        views = self.gaze() if self.gaze else []
+        views = self.latent_views() if self.latent_views else []
         if dist.is_main():
             self._drawing = threading.Thread(target=self._draw, args=(views, done), name="pictures", daemon=True)
             self._drawing.start()
         self.tracker.log(done, {"pictures/stall_seconds": time.monotonic() - start})
 
     def finish(self) -> None:
-        """Wait until what was begun is drawn."""
+        """Wait for the drawing thread."""
         if self._drawing:
             self._drawing.join()
 
     def _draw(self, views: list[SampleView], done: int) -> None:
         """A disk that takes no picture is reported; training goes on."""
-        from ilvr_ds.pictures.charts import draw_curves  # brings matplotlib, which only who draws needs
+        from ilvr_ds.pictures.charts import draw_curves  # imports matplotlib, which only the main rank needs
         from ilvr_ds.pictures.selection import draw_latents, draw_selection
 
         try:

@@ -1,7 +1,7 @@
-"""Samples that were replaced by stand-ins: counted, listed in a file, and above a fraction the end of the run.
+"""Bad samples, which stand-ins replace: counted, listed in a file; too many of them end the run.
 
-After each step every rank is told the bad samples of all ranks, so all come to the same decision. The main rank
-writes `quarantine.jsonl` in the run's folder: one line for each sample, once, also when the run is started again.
+After each step every rank learns the bad samples of all ranks, so that all decide alike. The main rank
+writes `quarantine.jsonl` in the run's folder: one line for each sample, also when a run is started again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ilvr_ds import dist
+from ilvr_ds.config import Recipe
 from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.data.window import BadSample
 from ilvr_ds.errors import UserError
@@ -23,13 +25,13 @@ logger = logging.getLogger("ilvr_ds")
 
 FILE = "quarantine.jsonl"
 JUDGED = 1000
-"""The fraction is that of the last so many samples (or of the whole data set, where it is smaller)."""
+"""`data.max_bad_fraction` is judged over this many recent samples, or over a smaller data set."""
 SHOWN = 20
-"""So many bad samples are also shown in the log."""
+"""Bad samples that are also shown in the log."""
 
 
 class Quarantine:
-    """What could not be used of one data set during a run."""
+    """The bad samples of one data set during a run."""
 
     def __init__(self, directory: Path, shards: ShardSet, max_fraction: float, is_writer: bool) -> None:
         self.path = directory / FILE
@@ -44,6 +46,11 @@ class Quarantine:
         self._last: BadSample | None = None
         self._lines = Lines(self.path) if is_writer else None
         self._listed = self._read() if is_writer else set()
+
+    @staticmethod
+    def of(recipe: Recipe, shards: ShardSet) -> Quarantine:
+        """The quarantine of a run's data set; the main rank writes its file."""
+        return Quarantine(recipe.run_dir, shards, recipe.data.max_bad_fraction, dist.is_main())
 
     def add(self, bad: Sequence[BadSample], samples: int, retries: int) -> None:
         """What happened on all ranks in one step of `samples` samples; must be the same call on every rank."""

@@ -13,12 +13,12 @@ from ilvr_ds.monitoring.run_lock import run_lock
 from ilvr_ds.tracking.record import summary_lines
 from ilvr_ds.tracking.tracker import Status
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.inputs import Inputs
+from ilvr_ds.training.assembly.inputs import Inputs
 from ilvr_ds.training.trainer import Trainer
 
 logger = logging.getLogger("ilvr_ds")
 PATIENCE_S = 60.0
-"""So much later than the watchdog, which knows names, collectives give up by themselves."""
+"""Collectives time out this much later than the watchdog, which can name the rank that is lost."""
 
 
 def train(recipe: Recipe, recipe_path: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,23 +13,11 @@ from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch, Window
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
+from ilvr_ds.monitoring.metric_sums import MetricSums, ratio
 from ilvr_ds.monitoring.phases import PhaseTimer
 from ilvr_ds.ops.reference import pool_candidates
-from ilvr_ds.training.metric_sums import MetricSums, ratio
-from ilvr_ds.training.step import LatentProbe, StageOneStep, answer_accuracy, by_type, ce_by_type, type_sums
-from ilvr_ds.training.step import Prepared as PreparedWithTargets
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A window on the device with all that its micro-batches share."""
-
-    window: Window
-    """Its layouts have equally many rounds on all ranks."""
-    features: Tensor
-    """[F, D]"""
-    supervised: Tensor
-    """[] float32: supervised tokens of the step on all ranks, at least 1"""
+from ilvr_ds.training.stage1 import PreparedWithTargets, StageOneStep
+from ilvr_ds.training.step import LatentProbe, Prepared, answer_accuracy, by_type, ce_by_type, type_sums
 
 
 def with_equal_rounds(window: Window, latent_size: int) -> Window:
@@ -110,7 +98,7 @@ class StageTwoStep:
         return {"loss/total": ce, "loss/ce": ce} | ce_by_type(sums, self.types) | answer_accuracy(sums, "train")
 
     @torch.no_grad()
-    def look(self, micro: MicroBatch, prepared: Prepared) -> LatentProbe:
+    def probe(self, micro: MicroBatch, prepared: Prepared) -> LatentProbe:
         """The latents that the student feeds itself, beside the patches of helper images, which no step reads.
 
         The window must be of samples that were encoded with their helper images.

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ilvr_ds.monitoring.monitors import MemoryMonitor, NodeMonitor, of_all_ranks
+from ilvr_ds.monitoring.memory import MemoryMonitor
+from ilvr_ds.monitoring.node_load import NodeMonitor, of_all_ranks
 from ilvr_ds.pictures.charts import draw_curves
 from ilvr_ds.pictures.selection import draw_latents, draw_selection
 from ilvr_ds.pictures.views import SampleView, SegmentView, Selection

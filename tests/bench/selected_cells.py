@@ -20,7 +20,8 @@ from ilvr_ds.config import load_recipe
 from ilvr_ds.distill.query import Context
 from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.trainer import Components, Trainer
+from ilvr_ds.training.components import Components
+from ilvr_ds.training.trainer import Trainer
 
 SAMPLES = 64
 

@@ -26,14 +26,16 @@ from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.engine.settings import read_deepspeed_json
 from ilvr_ds.ingest.pack import pack_samples
 from ilvr_ds.model.encoding import build_dataset, build_encoding
+from ilvr_ds.monitoring.metric_sums import MetricSums
 from ilvr_ds.monitoring.throughput import Throughput, model_flops, peak_flops
 from ilvr_ds.monitoring.watchdog import Watchdog
 from ilvr_ds.provenance import environment, machine
 from ilvr_ds.training.assembly import build_step, planned_numbers
-from ilvr_ds.training.metric_sums import MetricSums
+from ilvr_ds.training.components import Components
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
-from ilvr_ds.training.trainer import Components, Trainer
+from ilvr_ds.training.saving import Saver
+from ilvr_ds.training.trainer import Trainer
 from tests.bench.noise import SIZES, draw_samples, write_geometry
 from tests.bench.syncs import Syncs
 from tests.bench.timeline import timeline
@@ -113,10 +115,10 @@ class RandomFeatures:
         return self.rows[:0]
 
 
-class NothingSaved(Trainer):
-    """The real loop without checkpoints."""
+class NothingSaved(Saver):
+    """Stands where checkpoints are saved."""
 
-    def _save(self, done: int, is_last: bool = False) -> None:
+    def begin(self, done: int, is_last: bool = False) -> None:
         """Weights of noise are not kept."""
 
 
@@ -146,8 +148,7 @@ def run(case: Case) -> dict[str, Any]:
         recipe=recipe,
         loader=WindowLoader(dataset, plan, {}, recipe.data.num_workers, is_gpu),
         step=step,
-        trained=networks.trained,
-        zero_stage=networks.zero_stage,
+        networks=networks,
         held_out=None,
         tracker=tracker,
         pictures=Pictures(tracker, recipe_dir),
@@ -161,7 +162,9 @@ def run(case: Case) -> dict[str, Any]:
         rehearsal=None,
         quarantine=Quarantine(recipe_dir, shards, 0.0, dist.is_main()),
     )
-    NothingSaved(parts).fit()
+    trainer = Trainer(parts)
+    trainer.saver = NothingSaved(parts)
+    trainer.fit()
     parts.watchdog.stop()
     places = _look_closer(case, step, dataset) if is_gpu and (case.check_syncs or case.profile) else {}
     return {

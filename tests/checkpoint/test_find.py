@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from ilvr_ds.checkpoint.find import find_checkpoint, is_another_way, leave_newer, remember
-from ilvr_ds.checkpoint.load import checkpoint_name, list_checkpoints
+from ilvr_ds.checkpoint.files import checkpoint_name, list_checkpoints
+from ilvr_ds.checkpoint.find import branches_off, find_checkpoint, remember, set_aside_newer
 from ilvr_ds.errors import UserError
-from tests.checkpoint.test_load import make_folder, recipe, save
+from tests.checkpoint.stand_ins import make_folder, recipe, save
 
 
 def go_on(checkpoints: Path, resume: str) -> Path | None:
-    """What a start does, in this order (training/assembly.py)."""
+    """What a start does, in this order (training/assembly/start_up.py)."""
     settings = recipe(checkpoints, resume)
     path = find_checkpoint(settings)
     if path:
-        leave_newer(settings, path)
+        set_aside_newer(settings, path)
     remember(settings, path)
     return path
 
@@ -153,7 +153,7 @@ def test_a_path_counts_again_for_a_run_that_started_anew(folder: Path, tmp_path:
     assert go_on(folder, str(other)) == other
     assert go_on(folder, "auto") is None
     save(folder, 20)
-    assert is_another_way(recipe(folder, str(other)))
+    assert branches_off(recipe(folder, str(other)))
     assert go_on(folder, str(other)) == other
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.load import teacher_file
+from ilvr_ds.checkpoint.files import teacher_file
 from ilvr_ds.checkpoint.reshard import _own_step_counters, teacher_slices
 from ilvr_ds.errors import UserError
 

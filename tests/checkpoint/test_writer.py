@@ -16,10 +16,10 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from safetensors import SafetensorError
 
 from ilvr_ds.checkpoint import writer as checkpoint_writer
+from ilvr_ds.checkpoint.files import first_fault, list_checkpoints, saved_state
 from ilvr_ds.checkpoint.find import find_checkpoint
-from ilvr_ds.checkpoint.load import first_fault, list_checkpoints, saved_state
 from ilvr_ds.checkpoint.writer import CheckpointWriter
-from tests.checkpoint.test_load import NAMES, Student, recipe, shards
+from tests.checkpoint.stand_ins import NAMES, Student, recipe, shards
 
 
 class BigStudent(Student):

@@ -25,7 +25,7 @@ from ilvr_ds.ingest.pack import pack
 from ilvr_ds.model.encoding import build_dataset, build_encoding
 from ilvr_ds.model.tower import load_tower
 from ilvr_ds.ops.reference import pool_candidates
-from ilvr_ds.training.inputs import Inputs
+from ilvr_ds.training.assembly.inputs import Inputs
 from tests.conftest import RECIPE
 from tests.data.handmade import feature_names, window_of
 from tests.data.test_candidates import ORDER, SAMPLES, groups, wanted

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ilvr_ds import cli
-from ilvr_ds.training.step import StageOneStep
+from ilvr_ds.training.stage1 import StageOneStep
 
 TELLING_S = 1.0
 """Steps of the demo are shorter than the pause between two messages of a rank; real ones are not."""

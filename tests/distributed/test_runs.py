@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checkpoint.test_load import save
+from tests.checkpoint.stand_ins import save
 from tests.ranks import ROOT, free_port, heeding_ctrl_c, run_ranks
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
@@ -135,7 +135,7 @@ def test_a_run_from_another_runs_checkpoint_is_a_run_of_its_own(tmp_path: Path, 
     assert copies[1]["described"]
 
 
-def test_going_back_is_another_way_and_a_requeue_stays_on_it(tmp_path: Path, demo_folder: Path) -> None:
+def test_going_back_branches_off_and_a_requeue_stays_on_it(tmp_path: Path, demo_folder: Path) -> None:
     """Catches a restart with the same arguments that goes back again, and curves in which two ways are mixed."""
     worker = "tests.distributed.workers_run:train"
     settings = overrides(tmp_path, demo_folder, train__max_steps=2, checkpoint__every_steps=1)

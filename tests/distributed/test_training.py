@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ilvr_ds.engine.networks import DTYPES
+from ilvr_ds.model.student import DTYPES
 from tests.ranks import run_ranks
 from tests.runs import ZERO3
 

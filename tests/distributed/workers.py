@@ -22,14 +22,13 @@ from ilvr_ds.config import DataConfig, LossConfig, ModelConfig, OptimConfig, Tea
 from ilvr_ds.data.template import IGNORE, EncodedSample
 from ilvr_ds.data.window import MicroBatch, TokenBatch
 from ilvr_ds.distill.query import ContextEncoder
-from ilvr_ds.engine.networks import DTYPES
 from ilvr_ds.model.adapters import add_adapters
 from ilvr_ds.model.attention import use_packed_attention
 from ilvr_ds.model.four_bit import pack_layers
-from ilvr_ds.model.student import load_student
+from ilvr_ds.model.student import DTYPES, load_student
 from ilvr_ds.ops.ema import split
 from ilvr_ds.ops.reference import candidate_cosines
-from ilvr_ds.training.step import Prepared, StageOneStep
+from ilvr_ds.training.stage1 import PreparedWithTargets, StageOneStep
 from tests.golden_set import golden_set
 from tests.runs import ZERO3, SmallRun, golden_recipe
 
@@ -72,7 +71,7 @@ def _golden_batch(run: SmallRun, batch: list[int]) -> dict[str, Any]:
 
 
 def _losses_and_gradients(
-    run: SmallRun, step: StageOneStep, micro: MicroBatch, prepared: Prepared
+    run: SmallRun, step: StageOneStep, micro: MicroBatch, prepared: PreparedWithTargets
 ) -> tuple[float, dict[str, float], dict[str, torch.Tensor]]:
     """The step's loss, its sums over all ranks, and the whole gradient of every trained weight."""
     loss = step.loss(micro, prepared, 0, run.totals)

@@ -20,9 +20,9 @@ from ilvr_ds.data.window import Window
 from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.vision import VisionTower
+from ilvr_ds.monitoring.metric_sums import MetricSums
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.metric_sums import MetricSums
-from ilvr_ds.training.trainer import Components
+from ilvr_ds.training.components import Components
 from tests.distributed import workers_run
 
 

@@ -12,13 +12,15 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint import load
+from ilvr_ds.checkpoint import files
 from ilvr_ds.config import load_recipe
 from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
+from ilvr_ds.monitoring.stop_signal import StopSignal
 from ilvr_ds.training import run
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.step import StageOneStep
+from ilvr_ds.training.saving import Saver
+from ilvr_ds.training.stage1 import StageOneStep
 from ilvr_ds.training.trainer import Trainer
 
 
@@ -116,11 +118,11 @@ def fault_seen_by_one_rank(path: str) -> str | None:
     def unreadable(_: Path) -> dict[str, Any]:
         raise OSError(116, "Stale file handle")
 
-    before = load.saved_state
+    before = files.saved_state
     if dist.rank() == dist.world_size() - 1:
-        load.saved_state = unreadable
-    found = load.first_fault(Path(path))
-    load.saved_state = before
+        files.saved_state = unreadable
+    found = files.first_fault(Path(path))
+    files.saved_state = before
     assert dist.gather_on_host(found) == [found] * dist.world_size()
     return found
 
@@ -130,18 +132,19 @@ def handlers_while_saving(recipe: str, overrides: list[str]) -> list[bool]:
     found = []
 
     def noting(method: Any) -> Any:
-        def noted(self: Trainer, *arguments: Any, **named: Any) -> None:
-            found.append(signal.getsignal(signal.SIGUSR1) == self.signal._handle)
+        def noted(self: Saver, *arguments: Any, **named: Any) -> None:
+            handler = signal.getsignal(signal.SIGUSR1)
+            found.append(isinstance(getattr(handler, "__self__", None), StopSignal))
             method(self, *arguments, **named)
 
         return noted
 
-    before = Trainer._save, Trainer._finish_saving
-    Trainer._save, Trainer._finish_saving = noting(before[0]), noting(before[1])  # type: ignore[method-assign]
+    before = Saver.begin, Saver.finish
+    Saver.begin, Saver.finish = noting(before[0]), noting(before[1])  # type: ignore[method-assign]
     try:
         train(recipe, overrides)
     finally:
-        Trainer._save, Trainer._finish_saving = before  # type: ignore[method-assign]
+        Saver.begin, Saver.finish = before  # type: ignore[method-assign]
     return found
 
 

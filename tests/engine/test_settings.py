@@ -10,9 +10,9 @@ import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from ilvr_ds.config import OptimConfig, Recipe, TrainConfig, load_recipe
-from ilvr_ds.engine.networks import DTYPES
 from ilvr_ds.engine.settings import deepspeed_settings, read_deepspeed_json, teacher_settings
 from ilvr_ds.errors import UserError
+from ilvr_ds.model.student import DTYPES
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = sorted((ROOT / "ds_configs").glob("*.json"))

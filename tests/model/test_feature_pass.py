@@ -25,7 +25,7 @@ from ilvr_ds.data.writer import write_shards
 from ilvr_ds.errors import UserError
 from ilvr_ds.model import feature_pass
 from ilvr_ds.model.feature_pass import EncodeSettings, encode, parse_part
-from ilvr_ds.model.student import detach_tower, load_config, load_student, vision_layout
+from ilvr_ds.model.student import DTYPES, detach_tower, load_config, load_student, vision_layout
 from ilvr_ds.model.tower import load_tower, tower_identity
 from ilvr_ds.model.vision import VisionTower
 from tests.data.packing import make_sample, serve
@@ -85,7 +85,7 @@ def test_rows_are_those_of_the_tower_that_training_would_use(
     other pixels, another order of images, rows of the neighbour."""
     chosen = replace(settings, precision=precision, output=tmp_path / "f", batch_patches=1)
     encode(chosen, CPU)
-    model = load_student(settings.model, feature_pass.DTYPES[precision], num_tokens=0)
+    model = load_student(settings.model, DTYPES[precision], num_tokens=0)
     images = ImageEncoder(settings.model.path, PIXELS)
     tower = VisionTower(detach_tower(model, lambda parameters: nullcontext()), images.mean, images.std)
     layout = vision_layout(load_config(settings.model.path))

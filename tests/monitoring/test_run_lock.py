@@ -56,6 +56,17 @@ def elsewhere() -> Owner:
     return dataclasses.replace(Owner(), host="node-7", machine="another", process=1, job=None)
 
 
+def test_a_start_that_writes_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    """Catches the empty folder of a run whose recipe is refused; what somebody else has put there stays."""
+    with run_lock(tmp_path / "runs/one"):
+        assert (tmp_path / "runs/one/lock.json").exists()
+    assert not (tmp_path / "runs").exists()
+    with run_lock(tmp_path / "runs/one"):
+        (tmp_path / "runs/one/metrics.jsonl").touch()
+        (tmp_path / "runs/other").mkdir()
+    assert [path.name for path in (tmp_path / "runs/one").iterdir()] == ["metrics.jsonl"]
+
+
 def test_a_second_start_is_refused_by_name_and_a_killed_owner_is_not_waited_for(tmp_path: Path) -> None:
     """Catches two processes that write one record and one checkpoint, and a run that nobody can start again."""
     process = holder(tmp_path)

@@ -11,7 +11,7 @@ from torch import nn
 from ilvr_ds.config import LossConfig
 from ilvr_ds.training.held_out import HeldOut, _accuracies
 from ilvr_ds.training.quarantine import Quarantine
-from ilvr_ds.training.step import StageOneStep
+from ilvr_ds.training.stage1 import StageOneStep
 
 SUMS = {"ce": 6.0, "supervised": 3.0, "alignment": 1.0, "contrastive": 2.0, "slots": 4.0, "right": 3.0, "answers": 4.0}
 

@@ -86,7 +86,7 @@ def test_views_hold_the_teachers_choice(demo_folder: Path, tmp_path: Path, stage
     """Catches maps whose cells are not those of the candidates: the best cosine is the first selected patch."""
     recipe, changes = (RECIPE, []) if stage == 1 else ("launch/recipes/demo-stage2.yaml", ["model.init_from=null"])
     arguments = {"demo": str(demo_folder), "recipe": recipe, "changes": [*changes, f"selection.pool={pool}"]}
-    views = run_ranks("tests.training.looking:views", 1, tmp_path, **arguments)[0]
+    views = run_ranks("tests.training.views:views", 1, tmp_path, **arguments)[0]
     assert len(views) == 3
     for view in views:
         assert view.segments and view.question
@@ -105,7 +105,7 @@ def test_views_hold_the_teachers_choice(demo_folder: Path, tmp_path: Path, stage
 
 def test_a_sample_that_cannot_be_read_again_is_left_out(demo_folder: Path, tmp_path: Path) -> None:
     """Catches a read error on the main rank alone, which the others would wait for."""
-    [views] = run_ranks("tests.training.looking:views_of_what_went_away", 1, tmp_path, demo=str(demo_folder))
+    [views] = run_ranks("tests.training.views:views_of_what_went_away", 1, tmp_path, demo=str(demo_folder))
     assert len(views) == 2
 
 
@@ -115,7 +115,7 @@ def test_in_stage_2_each_map_is_the_cosine_of_the_students_own_latent(
 ) -> None:
     """Catches maps of the slot beside, helper images mixed up, and ranks that do not look together."""
     arguments = {"demo": str(demo_folder), "deepspeed": str(ROOT / f"ds_configs/{zero}.json")}
-    main, other = run_ranks("tests.training.looking:free_views", 2, tmp_path, **arguments)
+    main, other = run_ranks("tests.training.views:free_views", 2, tmp_path, **arguments)
     assert len(main["views"]) == 2 and other["views"] == []
     assert main["is_training"] and other["is_training"]
     for view, maps in zip(main["views"], main["maps"], strict=True):

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from ilvr_ds import dist
-from ilvr_ds.config import CheckpointConfig, EvaluationConfig, OptimConfig, TrackingConfig, TrainConfig
+from ilvr_ds.config import CheckpointConfig, EvaluationConfig, OptimConfig, TrackingConfig
 from ilvr_ds.engine.schedule import learning_rate
 from ilvr_ds.errors import RunError
+from ilvr_ds.monitoring.metric_sums import MetricSums
 from ilvr_ds.training import trainer as module
-from ilvr_ds.training.metric_sums import MetricSums
+from ilvr_ds.training.skipped_steps import SkippedSteps
 from ilvr_ds.training.trainer import Trainer
 
 OPTIM = OptimConfig(lr=1.0, warmup_steps=3, schedule="linear")
@@ -46,16 +47,17 @@ def loop(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A trainer around the engine, with two micro-batches a step whose loss is 1 and 2."""
     monkeypatch.setattr(module, "work_of", lambda window: None)
     trainer: Any = Trainer.__new__(Trainer)
-    trainer.recipe = SimpleNamespace(optim=OPTIM, train=TrainConfig(max_skipped_steps=2))
-    trainer.parts = SimpleNamespace(total_steps=TOTAL)
+    trainer.recipe = SimpleNamespace(optim=OPTIM)
+    trainer.total_steps = TOTAL
     trainer.student, trainer.totals = engine, MetricSums(["loss"], torch.device("cpu"))
-    trainer.followed, trainer.events, trainer.skipped_in_a_row = [], [], 0
+    trainer.followed, trainer.events = [], []
     trainer.teacher = SimpleNamespace(mark_stale=lambda: trainer.followed.append(engine.number))
     trainer.phases = lambda name: nullcontext()
     trainer.watchdog = SimpleNamespace(at=lambda *_: None)
     trainer.speed = SimpleNamespace(add=lambda *_: None)
     trainer.tracker = SimpleNamespace(event=lambda name, step: trainer.events.append((name, step)))
-    trainer.writer = SimpleNamespace(finish=lambda: (None, None))
+    saver: Any = SimpleNamespace(finish=lambda: None)
+    trainer.skipped = SkippedSteps(trainer.tracker, saver, most=2)
 
     def loss(micro: Any, prepared: Any, step: int, totals: MetricSums) -> torch.Tensor:
         value = torch.tensor(float("nan") if step in engine.bad else float(micro.ids[0]))
@@ -96,7 +98,7 @@ def test_a_skipped_step_leaves_no_trace_but_its_event(monkeypatch: pytest.Monkey
         trainer._train_step(step, window())
     assert trainer.followed == [0, 2] and trainer.events == [("skipped_step", 2)]
     assert trainer.totals.take() == {"loss": 6.0}
-    assert trainer.skipped_in_a_row == 0
+    assert trainer.skipped.in_a_row == 0
 
 
 def test_skipped_steps_in_a_row_end_the_run_and_name_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +112,7 @@ def test_skipped_steps_in_a_row_end_the_run_and_name_samples(monkeypatch: pytest
 def schedule(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[tuple[str, int]]]:
     """A trainer of 6 steps that notes what it would do after each."""
     calls: list[tuple[str, int]] = []
-    for name in ("_log", "_evaluate", "_draw", "_save"):
+    for name in ("_log", "_evaluate", "_draw"):
         monkeypatch.setattr(Trainer, name, lambda self, done, name=name: calls.append((name, done)))
     trainer: Any = Trainer.__new__(Trainer)
     trainer.recipe = SimpleNamespace(
@@ -118,11 +120,13 @@ def schedule(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[tuple[str, int]
         evaluation=EvaluationConfig(every_steps=2),
         checkpoint=CheckpointConfig(every_steps=3),
     )
-    trainer.parts = SimpleNamespace(total_steps=6, held_out=True)
+    trainer.total_steps = 6
+    trainer.parts = SimpleNamespace(held_out=True, writer=SimpleNamespace(is_written=False))
+    trainer.saver = SimpleNamespace(begin=lambda done: calls.append(("save", done)))
     trainer.quarantine = SimpleNamespace(
         exceeded=False, max_fraction=0.1, check=lambda: None, add=lambda *arguments: calls.append(("bad", arguments[1]))
     )
-    trainer.signal, trainer.writer = SimpleNamespace(requested=False), SimpleNamespace(is_written=False)
+    trainer.signal = SimpleNamespace(requested=False)
     trainer.reading, trainer.loader = ((), 0), SimpleNamespace(global_batch=8)
     return trainer, calls
 
@@ -135,7 +139,7 @@ def test_what_is_due_after_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.clear()
         assert not trainer._after_step(done)
         found[done] = [name for name, step in calls if step == done and name != "bad"]
-    assert found == {1: [], 2: ["_evaluate"], 3: ["_draw", "_save"], 4: ["_log", "_evaluate"], 5: [], 6: ["_log"]}
+    assert found == {1: [], 2: ["_evaluate"], 3: ["_draw", "save"], 4: ["_log", "_evaluate"], 5: [], 6: ["_log"]}
 
 
 def test_a_wish_of_any_rank_stops_all_and_logs_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,29 @@ import pytest
 from ilvr_ds.config import EvaluationConfig, Recipe, RunConfig, TrackingConfig
 from ilvr_ds.tracking.record import Record
 from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
-from ilvr_ds.training.trainer import Components, Trainer
+from ilvr_ds.training.components import Components
+from ilvr_ds.training.trainer import Trainer
 
 STEPS = 6
 
 
 class Killed(BaseException):
     """As SIGKILL: nothing is done any more."""
+
+
+class Saver:
+    """Stands where checkpoints are saved: a file with the number of steps."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.step = run, -1
+
+    def begin(self, done: int, is_last: bool = False) -> None:
+        if done != self.step:
+            self.run.note("save")
+            self.run.file.write_text(str(done))
+            self.step = done
+
+    def finish(self, is_last: bool = False) -> None: ...
 
 
 class Run(Trainer):
@@ -39,11 +55,12 @@ class Run(Trainer):
         super().__init__(
             Components(
                 recipe=recipe, loader=self, step=SimpleNamespace(student=None, teacher=None, sums=[], phases=self),
-                trained=[], zero_stage=0, held_out=self.held_out, tracker=tracker, pictures=self.Pictures(self),
+                networks=None, held_out=self.held_out, tracker=tracker, pictures=self.Pictures(self),
                 writer=None, watchdog=SimpleNamespace(at=lambda *_: None), speed=self, total_steps=STEPS,
                 rehearsal=None, quarantine=SimpleNamespace(exceeded=False, check=lambda: None),
             )  # type: ignore[arg-type]
         )  # fmt: skip
+        self.saver: Any = Saver(self)
         self.told, self.stop_after, self.killed_in = told, stop_after, killed_in
         self.file = folder / "saved"
 
@@ -86,17 +103,9 @@ class Run(Trainer):
 
     def _log(self, done: int) -> None: ...
 
-    def _save(self, done: int, is_last: bool = False) -> None:
-        if done != self.saved_step:
-            self.note("save")
-            self.file.write_text(str(done))
-            self.saved_step = done
-
-    def _finish_saving(self, is_last: bool = False) -> None: ...
-
     def _restore(self) -> None:
         if self.file.exists():
-            self.done = self.saved_step = int(self.file.read_text())
+            self.done = self.saver.step = int(self.file.read_text())
             self.parts.checkpoint = self.recipe.run_dir / "checkpoints/step"
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from ilvr_ds.training.metric_sums import MetricSums, ratio
+from ilvr_ds.monitoring.metric_sums import MetricSums, ratio
 
 CPU = torch.device("cpu")
 

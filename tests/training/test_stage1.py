@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ilvr_ds.config import LossConfig, Pool, SelectionConfig
-from ilvr_ds.training.step import StageOneStep
+from ilvr_ds.training.stage1 import StageOneStep
 
 SUMS = {
     "ce": 6.0, "supervised": 3.0, "alignment": 1.0, "contrastive": 2.0, "slots": 4.0, "segments": 2.0, "entropy": 5.0,

@@ -1,4 +1,4 @@
-"""Looks at samples of the demo, for test_pictures."""
+"""Views of the demo's samples, for test_pictures."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
 from ilvr_ds.pictures.views import SampleView
 from ilvr_ds.training.assembly import assemble
-from ilvr_ds.training.trainer import Components
+from ilvr_ds.training.components import Components
 
 
 def views(demo: str, recipe: str, changes: list[str]) -> list[SampleView]:
-    """What the gaze of a run with a teacher sees."""
+    """Views of a run with a teacher."""
     parts = _assemble(recipe, demo, changes)
-    assert parts.pictures.gaze is not None
-    found = parts.pictures.gaze()
+    assert parts.pictures.latent_views is not None
+    found = parts.pictures.latent_views()
     parts.tracker.close("KILLED", timeout_s=0)
     return found
 
 
 def views_of_what_went_away(demo: str) -> list[SampleView]:
-    """What it sees where a sample can no longer be read when it is looked at."""
+    """The same where a sample can no longer be read when its view is made."""
     parts = _assemble("launch/recipes/demo.yaml", demo, [])
-    gaze = parts.pictures.gaze
-    assert gaze is not None
-    gaze()
-    read, first = gaze.dataset.reader.read, int(gaze.numbers[0])
+    latent_views = parts.pictures.latent_views
+    assert latent_views is not None
+    latent_views()
+    read, first = latent_views.dataset.reader.read, int(latent_views.numbers[0])
 
     def lost(number: int) -> Sample:
         if number == first:
             raise UserError("the server is away")
         return read(number)
 
-    gaze.dataset.reader.read = lost  # type: ignore[method-assign]
-    found = gaze()
+    latent_views.dataset.reader.read = lost  # type: ignore[method-assign]
+    found = latent_views()
     parts.tracker.close("KILLED", timeout_s=0)
     return found
 
 
 def free_views(demo: str, deepspeed: str) -> dict[str, Any]:
-    """What the gaze of a stage 2 without a teacher sees, and the same maps from a step that reads no helper image."""
+    """Views of a stage 2 without a teacher, and the same maps from a step that reads no helper image."""
     more = ["model.init_from=null", f"deepspeed.config={deepspeed}", "tracking.picture_samples=2"]
     more += ["loss.align_weight=0", "loss.contrastive_weight=0"]
     more.append("train.micro_batch_size=4")
     parts = _assemble("launch/recipes/demo-stage2.yaml", demo, more)
-    gaze = parts.pictures.gaze
-    assert gaze is not None
-    found = gaze()
-    maps = [_maps(parts, int(number)) for number in gaze.numbers]
+    latent_views = parts.pictures.latent_views
+    assert latent_views is not None
+    found = latent_views()
+    maps = [_maps(parts, int(number)) for number in latent_views.numbers]
     parts.tracker.close("KILLED", timeout_s=0)
     return {"views": found, "maps": maps, "is_training": parts.step.student.training}
 
@@ -99,7 +99,7 @@ def _assemble(recipe: str, demo: str, more: list[str]) -> Components:
     init_process_group()
     root = Path(demo)
     overrides = [
-        f"run.output_dir={root / 'looking'}", f"data.shards={root / 'train'}", f"data.eval_shards={root / 'held_out'}",
+        f"run.output_dir={root / 'views'}", f"data.shards={root / 'train'}", f"data.eval_shards={root / 'held_out'}",
         f"model.path={root / 'model'}", "evaluation.max_samples=8", "tracking.uri=http://127.0.0.1:9",
         *more,
     ]  # fmt: skip

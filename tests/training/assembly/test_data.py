@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ilvr_ds.config import recipe_from_dict
-from ilvr_ds.training.assembly import _read_together, _rehearsal
+from ilvr_ds.training.assembly.data import longest_samples
 
 KNOWN = {"run": {"name": "r"}, "data": {"shards": "s"}, "model": {"path": "m"}, "deepspeed": {"config": "d"}}
 LENGTHS = np.array([300, 1000, 200, 900, 100, 800, 700], dtype=np.uint32)
@@ -15,7 +15,7 @@ LENGTHS = np.array([300, 1000, 200, 900, 100, 800, 700], dtype=np.uint32)
 
 def rehearsed(lengths: Any = LENGTHS, **train: int) -> list[list[int]]:
     recipe = recipe_from_dict({**KNOWN, "train": train})
-    return [numbers.tolist() for numbers in _rehearsal(recipe, SimpleNamespace(tokens=lengths))]  # type: ignore[arg-type]
+    return [numbers.tolist() for numbers in longest_samples(recipe, SimpleNamespace(tokens=lengths))]  # type: ignore[arg-type]
 
 
 def test_the_longest_samples_are_rehearsed_once_each() -> None:
@@ -41,19 +41,3 @@ def test_no_window_has_more_tokens() -> None:
 
 def test_a_small_data_set_fills_a_window() -> None:
     assert rehearsed(LENGTHS[:2], micro_batch_size=4, grad_accum_steps=1) == [[1, 0, 1, 0]]
-
-
-@pytest.mark.parametrize(
-    ("settings", "longest", "expected"),
-    [
-        ({}, 1000, 8),
-        ({}, 2001, 3),
-        ({}, 16_000, 1),
-        ({"micro_batch_tokens": 5000}, 2000, 3),
-        ({"micro_batch_tokens": 16_001}, 2000, 1),
-    ],
-)
-def test_the_teacher_reads_as_much_as_cannot_be_too_much(settings: dict[str, int], longest: int, expected: int) -> None:
-    train = {"micro_batch_size": 2, "grad_accum_steps": 8, **settings}
-    recipe = recipe_from_dict({**KNOWN, "train": train, "teacher": {"max_tokens": 16_000}})
-    assert _read_together(recipe, longest) == expected

@@ -1,4 +1,4 @@
-"""What a run is given, read and checked before its ranks meet: a mistake costs no minutes of compiling."""
+"""A run's data and settings, read and checked before its ranks meet: a mistake costs no minutes of compiling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ilvr_ds.config import Recipe
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import ShardSet, open_dataset
 from ilvr_ds.data.tokens import has_latent_tokens
-from ilvr_ds.engine.networks import check_optimizer
+from ilvr_ds.engine.optimizer import check_optimizer
 from ilvr_ds.engine.settings import read_deepspeed_json
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.four_bit import check_base
@@ -22,15 +22,15 @@ logger = logging.getLogger("ilvr_ds")
 
 @dataclass(frozen=True)
 class Inputs:
-    """Data and settings of a run, by this rank; nothing here asks another."""
+    """Data and settings of a run, as this rank reads them, without communication."""
 
     training: ShardSet
     held_out: ShardSet | None
     plan: SamplePlan
     file_settings: dict[str, Any]
-    """What `deepspeed.config` names."""
+    """DeepSpeed's settings from the file `deepspeed.config`."""
     other_measure: tuple[str, ...]
-    """With what else than the recipe's settings the lengths of the training samples were measured."""
+    """Settings other than the recipe's with which the lengths of the training samples were measured."""
 
     @staticmethod
     def read(recipe: Recipe, recipe_path: Path, world: int) -> Inputs:
@@ -49,9 +49,7 @@ class Inputs:
                 "tokens; raise it, or pack the data again with this recipe (ilvr-ds pack --config)"
             )
         batch = recipe.train.micro_batch_size * recipe.train.grad_accum_steps * world
-        plan = SamplePlan(
-            training.shard_sizes, recipe.run.seed, recipe.data.lanes, batch, recipe.data.shuffle_window
-        )  # fmt: skip
+        plan = SamplePlan(training.shard_sizes, recipe.run.seed, recipe.data.lanes, batch, recipe.data.shuffle_window)
         plan.check_world(world)
         return Inputs(training, held_out, plan, file_settings, other_measure)
 
@@ -60,9 +58,14 @@ class Inputs:
         """Whether the lengths of the training samples are known, measured with settings like the recipe's."""
         return self.training.manifest.longest_tokens > 0 and not self.other_measure
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest training sample; 0 where lengths are not known."""
+        return self.training.manifest.longest_tokens if self.are_measured else 0
+
 
 def say_what_does_nothing(recipe: Recipe, inputs: Inputs, total_steps: int) -> None:
-    """Warn of what the recipe or its data have to no effect."""
+    """Warn of settings that have no effect."""
     if inputs.other_measure and inputs.training.manifest.longest_tokens:
         logger.warning(
             "%s: its lengths were measured with %s and do not count; pack again to have them checked and rehearsed",
@@ -76,7 +79,7 @@ def say_what_does_nothing(recipe: Recipe, inputs: Inputs, total_steps: int) -> N
 
 
 def say_where_latents_are_new(recipe: Recipe) -> None:
-    """Warn of a stage 2 that starts from weights of `model.path` that know no latents."""
+    """Warn where stage 2 starts from a model at `model.path` that never learnt latents."""
     if recipe.train.has_free_latents and not has_latent_tokens(recipe.model.path):
         logger.warning(
             "train.stage is 2, but %s has no latent tokens: it never learnt latents; set model.init_from to a run of "

@@ -1,4 +1,4 @@
-"""Sums over steps and ranks, kept on the device until somebody wants to see them."""
+"""Sums of metrics over steps and ranks, kept on the device until they are logged."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class MetricSums:
         self.values = torch.zeros(len(names), dtype=torch.float64, device=device)
 
     def add(self, parts: Mapping[str, Tensor]) -> None:
-        """Add 0-dimensional device tensors; names that are not in `parts` stay as they are."""
+        """Add 0-dimensional device tensors; names that are not in `parts` keep their sums."""
         zero = torch.zeros((), dtype=torch.float64, device=self.values.device)
         self.values += torch.stack([parts[name].double() if name in parts else zero for name in self.names])
 
     def take(self) -> dict[str, float]:
-        """Sums over all ranks since the last call, as numbers; starts again from zero. Collective."""
+        """Sums over all ranks since the last call, as numbers (collective, an all-reduce); starts again from zero."""
         totals = dist.sum_over_ranks(self.values.clone()).tolist()
         self.values.zero_()
         return dict(zip(self.names, totals, strict=True))

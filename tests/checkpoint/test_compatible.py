@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from ilvr_ds.checkpoint.compatible import check_fits, commit_of_base
+from ilvr_ds.checkpoint.files import saved_state
+from ilvr_ds.config import ModelConfig, OptimConfig, TrackingConfig
+from ilvr_ds.errors import UserError
+from tests.checkpoint.stand_ins import recipe, save
+
+
+def test_another_batch_is_a_mistake_and_the_right_one_is_named(folder: Path) -> None:
+    path = save(folder, 1)
+    state = saved_state(path)
+    state["loader"]["samples per step"] = 4
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"4 samples a step, this job has 1 rank .*; set train.grad_accum_steps=4"):
+        check_fits(path, recipe(folder, "auto"))
+
+
+def test_a_setting_that_weights_depend_on_is_a_mistake(folder: Path) -> None:
+    now = dataclasses.replace(recipe(folder, "auto"), model=ModelConfig(latent_size=4))
+    with pytest.raises(UserError, match=r"made with model\.latent_size = 8, this run has 4; go on with the old value"):
+        check_fits(save(folder, 1), now)
+
+
+def test_other_settings_that_changed_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a run that goes on with another rate in silence, and warnings about where files lie."""
+    now = dataclasses.replace(recipe(folder, "must"), optim=OptimConfig(lr=0.5), tracking=TrackingConfig(every_steps=3))
+    with caplog.at_level("WARNING", logger="ilvr_ds"):
+        assert check_fits(save(folder, 7), now)["loader"]["step"] == 7
+    assert [record.getMessage() for record in caplog.records] == [
+        "going on with other settings: the checkpoint was made with optim.lr = 1e-05, this run has 0.5"
+    ]
+
+
+def test_the_commit_is_pinned_where_the_name_is_the_same(tmp_path: Path) -> None:
+    """Of the checkpoint's run; none where it had a folder, another name, or was made before commits were kept."""
+    for state, pinned in (({"model_commit": "abc"}, "abc"), ({"model_commit": None}, None), ({}, None)):
+        (tmp_path / "state.json").write_text(json.dumps({"recipe": {"model": {"path": "org/name"}}, **state}))
+        assert commit_of_base(tmp_path, "org/name") == pinned
+        assert commit_of_base(tmp_path, "org/other") is None
+    assert commit_of_base(None, "org/name") is None

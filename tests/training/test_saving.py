@@ -1,0 +1,85 @@
+"""When a checkpoint is begun and what is recorded of it, around a writer that does what it is told."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ilvr_ds.config import Recipe
+from ilvr_ds.errors import UserError
+from ilvr_ds.training.saving import Saver
+
+
+class Writer:
+    """Begins beside training, or writes at once; `errors` are those of the next checkpoints."""
+
+    def __init__(self, is_beside: bool, errors: list[str | None]) -> None:
+        self.is_beside, self.errors = is_beside, errors
+        self.begun: list[int] = []
+        self.is_open = False
+
+    def start(self, step: int, state: dict[str, Any]) -> bool:
+        assert state["loader"] == {"epoch": 1, "step": step}
+        self.begun.append(step)
+        self.is_open = True
+        return self.is_beside
+
+    def finish(self) -> tuple[str | None, str | None]:
+        if not self.is_open:
+            return None, None
+        self.is_open = False
+        error = self.errors.pop(0)
+        return (None, error) if error else (f"step-{self.begun[-1]}", None)
+
+
+def saver_of(is_beside: bool, *errors: str | None) -> tuple[Saver, Writer, list[Any]]:
+    """A saver, its writer, and what is recorded, without the seconds that training waited."""
+    recorded: list[Any] = []
+    writer = Writer(is_beside, list(errors))
+    tracker = SimpleNamespace(
+        run_id=None,
+        event=lambda name, step, **_: recorded.append((name, step)),
+        log=lambda step, metrics: recorded.extend((step, v) for k, v in metrics.items() if k == "checkpoint/saved"),
+    )
+    parts: Any = SimpleNamespace(
+        recipe=Recipe(), loader=SimpleNamespace(state_dict=lambda: {"epoch": 1, "step": 0}), writer=writer,
+        networks=SimpleNamespace(zero_stage=3), quarantine=SimpleNamespace(state_dict=dict), base={}, tracker=tracker,
+        step=SimpleNamespace(phases=lambda name: nullcontext()), watchdog=SimpleNamespace(at=lambda *_: None),
+        speed=SimpleNamespace(paused=nullcontext),
+    )  # fmt: skip
+    return Saver(parts), writer, recorded
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_a_step_is_saved_once_and_what_is_under_way_is_finished_first(is_beside: bool) -> None:
+    """Catches two checkpoints under way, and the last step saved again."""
+    saver, writer, recorded = saver_of(is_beside, None, None)
+    for done in (3, 3, 6, 6):
+        saver.begin(done)
+    saver.finish(is_last=True)
+    assert writer.begun == [3, 6]
+    assert recorded == [("checkpoint", 3), (3, 1.0), ("checkpoint", 6), (6, 1.0)]
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_one_that_fails_is_recorded_and_tried_again(is_beside: bool) -> None:
+    """Catches a step that counts as saved though nothing was written."""
+    saver, writer, recorded = saver_of(is_beside, "no room", None)
+    saver.begin(3)
+    saver.finish()
+    assert saver.step == -1 and recorded == [("checkpoint_failed", 3), (3, 0.0)]
+    saver.begin(3)
+    saver.finish()
+    assert writer.begun == [3, 3] and recorded[2:] == [("checkpoint", 3), (3, 1.0)]
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_the_last_one_must_be_written(is_beside: bool) -> None:
+    saver, _, recorded = saver_of(is_beside, "no room")
+    with pytest.raises(UserError, match="the checkpoint after step 6 could not be written: no room"):
+        saver.begin(6, is_last=True)
+        saver.finish(is_last=True)
+    assert recorded == [("checkpoint_failed", 6), (6, 0.0)]
