@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "cluster": BASE | {"doctor", "dist", "ops", "data", "provenance"},
     "demo": BASE | {"demo", "data", "model", "file_modes"},
     "cli": BASE
-    | {"config", "data", "ingest", "model", "engine", "training", "tracking", "evaluation", "planning"}
+    | {"cli", "config", "data", "ingest", "model", "engine", "training", "tracking", "evaluation", "planning"}
     | {"dist", "launcher", "demo", "doctor", "cluster", "shipped"},
 }
 DOORS = {
