@@ -52,7 +52,7 @@ def init_process_group(timeout_s: float = 1800.0) -> None:
     """Join the job; a process without a launcher becomes a job of one. All collectives fail after `timeout_s`."""
     dist.enter()
     timeout = timedelta(seconds=timeout_s)
-    dist.set_patience(timeout)
+    dist.set_default_timeout(timeout)
     # of its collectives in shared memory only tensor-parallel inference makes use; they take a minute to compile
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timeout, verbose=False)
