@@ -1,4 +1,4 @@
-"""The base model's files, where a thousand ranks want them at the same time."""
+"""The base model's files, downloaded once per host however many ranks need them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from ilvr_ds.model.hub import model_folder
 def model_on_host(path: str, pinned: str | None = None) -> str:
     """The folder of the model at `path` (folder or hub name) on this rank's host (collective).
 
-    The main rank asks the hub for the newest version, or for the commit that is `pinned`; the first rank of each host
-    downloads that one, and the others wait and then read the disk. Raises UserError, on every rank, where one of them
-    cannot have it.
+    The main rank asks the hub for the newest commit, or for the one that is `pinned`. The first rank of each host
+    downloads it; the others wait, then read it from disk. If one rank cannot get it, every rank raises UserError.
     """
     commit = dist.decided_by_main(lambda: commit_of(path, model_folder(path, pinned)))
     if commit is None:
@@ -22,5 +21,5 @@ def model_on_host(path: str, pinned: str | None = None) -> str:
 
 
 def commit_of(path: str, folder: str) -> str | None:
-    """The commit of a model by name that lies in `folder`; None for one that is a folder itself."""
+    """The commit of a hub model downloaded to `folder`; None if `path` is a folder itself."""
     return None if Path(path).is_dir() else Path(folder).name

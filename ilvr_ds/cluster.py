@@ -1,6 +1,6 @@
-"""What the ranks of a job have, side by side: `ilvr-ds doctor --cluster`, started as a training is.
+"""All ranks of a job, compared: `ilvr-ds doctor --cluster`, started as a training run is.
 
-Every rank looks at itself; the main rank compares, and names the odd one out.
+Every rank examines its host; the main rank compares them and names those that differ.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ import torch
 
 from ilvr_ds import dist
 from ilvr_ds.data.shards import open_dataset
-from ilvr_ds.doctor import GIB, SMALL_DISK_GIB, SMALL_SHM_GIB, Check, Status, installed
+from ilvr_ds.doctor import GIB, SMALL_DISK_GIB, SMALL_SHM_GIB, Check, Status
 from ilvr_ds.errors import RunError, UserError
 from ilvr_ds.ops import build
-from ilvr_ds.provenance import PACKAGES
+from ilvr_ds.provenance import PACKAGES, installed
 
-PATIENCE_S = 120
-"""So long a rank waits for the others."""
+TIMEOUT_S = 120
+"""A rank waits this long for the others."""
 MESSAGE_MIB = {"cuda": 256, "cpu": 8}
-"""Size of a message whose speed is measured."""
+"""Size of the messages whose speed is measured."""
 READ_MIB = 64
-"""So much of a shard is read; what the host has read before comes from its memory."""
+"""How much of a shard is read; what the host has read before comes from its page cache."""
 CLOCK_S = 2.0
-"""Clocks may differ by this; the first errors of several ranks are put in order by time."""
+"""How far clocks may differ: errors of several ranks are put in order by time."""
 SLOW = 0.5
-"""Below this part of the median, a rank is named as slow."""
+"""A rank below this fraction of the median is slow."""
 _PACKAGES = ("numpy", *PACKAGES)
 
 
@@ -49,34 +49,34 @@ class Findings:
     host: str
     device: str
     same: dict[str, str]
-    """must be equal on all ranks: versions, the code's checksum"""
+    """what must be equal on all ranks: versions, the code's checksum"""
     free_disk_gib: float
     shared_memory_gib: float
     clock_s: float
-    """its clock right after a barrier"""
+    """clock right after a barrier"""
     read_mib_s: float | None
-    """None: not asked for, or not readable"""
+    """None: no shards given, or not readable"""
     unreadable: str
     """why the shards cannot be read"""
 
     def line(self, clock_s: float) -> str:
-        """One row of the table; the clock is shown relative to `clock_s`."""
+        """One row of the table, with the clock relative to `clock_s`."""
         read = f"  shards {self.read_mib_s:.0f} MiB/s" if self.read_mib_s else ""
         space = f"disk {self.free_disk_gib:.0f} GiB free  /dev/shm {self.shared_memory_gib:.1f} GiB"
         return f"{self.name}  {self.device}  {space}  clock {self.clock_s - clock_s:+.2f} s{read}"
 
     @property
     def name(self) -> str:
-        """As the watchdog names ranks."""
+        """The rank as the watchdog names it."""
         return f"rank {self.rank} on {self.host}"
 
 
 def examine(shards: str | None) -> tuple[list[str], list[Check]]:
-    """Rows of all ranks, and what follows from them (collective). Raises RunError where ranks cannot talk."""
+    """Rows of all ranks, and checks over them (collective). Raises RunError if ranks cannot communicate."""
     device = dist.device().type
     try:
-        dist.join(timedelta(seconds=PATIENCE_S))
-        everyone = dist.gather_on_host(_look(shards))
+        dist.join(timedelta(seconds=TIMEOUT_S))
+        everyone = dist.gather_on_host(_examine_host(shards))
         hosts: dict[str, list[int]] = {}
         for findings in everyone:
             hosts.setdefault(findings.host, []).append(findings.rank)
@@ -94,7 +94,7 @@ def examine(shards: str | None) -> tuple[list[str], list[Check]]:
 
 
 def compare(everyone: list[Findings]) -> Iterator[Check]:
-    """Checks over the findings of all ranks; what differs is told of those that are fewer."""
+    """Checks over the findings of all ranks; where they differ, the minority is named."""
     hosts = len({findings.host for findings in everyone})
     yield Check("ranks", "ok", f"{len(everyone)} on {hosts} host{'s' * (hosts > 1)}")
     for key in everyone[0].same:
@@ -106,8 +106,8 @@ def compare(everyone: list[Findings]) -> Iterator[Check]:
         yield Check(key, "bad" if odd else "ok", "; ".join([usual, *odd]), remedy)
     if unreadable := [f"{findings.name}: {findings.unreadable}" for findings in everyone if findings.unreadable]:
         yield Check("shards", "bad", "; ".join(unreadable), "mount them at the same path on every host")
-    yield from _named("disk", everyone, "free_disk_gib", SMALL_DISK_GIB, "GiB free")
-    yield from _named("/dev/shm", everyone, "shared_memory_gib", SMALL_SHM_GIB, "GiB")
+    yield from _at_least("disk", everyone, "free_disk_gib", SMALL_DISK_GIB, "GiB free")
+    yield from _at_least("/dev/shm", everyone, "shared_memory_gib", SMALL_SHM_GIB, "GiB")
     clock_s = statistics.median(findings.clock_s for findings in everyone)
     late = [f"{f.name}: {f.clock_s - clock_s:+.1f} s" for f in everyone if abs(f.clock_s - clock_s) > CLOCK_S]
     yield Check(
@@ -119,7 +119,7 @@ def compare(everyone: list[Findings]) -> Iterator[Check]:
         yield _slow("reading", statistics.median(reads), "MiB/s", slow)
 
 
-def _look(shards: str | None) -> Findings:
+def _examine_host(shards: str | None) -> Findings:
     read, unreadable = _read(shards)
     operators = _operators()
     dist.barrier()
@@ -143,7 +143,7 @@ def _device() -> str:
 
 
 def _code() -> str:
-    """A checksum of this package, which every host may have a copy of."""
+    """A checksum of this package: every host may have a copy of its own."""
     package = Path(__file__).parent
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -152,7 +152,7 @@ def _code() -> str:
 
 
 def _operators() -> str:
-    """Where they run; compiled here where nobody has, so that the ranks of a training need not."""
+    """How the native operators run. Compiles them if needed, so that a training run finds them built."""
     try:
         return build.load().kind
     except build.BuildError as error:
@@ -166,7 +166,7 @@ def _driver() -> str:
 
 
 def _read(shards: str | None) -> tuple[float | None, str]:
-    """Speed in MiB/s and why there is none."""
+    """Reading speed in MiB/s, else why there is none."""
     if shards is None:
         return None, ""
     try:
@@ -180,7 +180,7 @@ def _read(shards: str | None) -> tuple[float | None, str]:
 
 
 def _groups(hosts: dict[str, list[int]]) -> Iterator[tuple[str, list[list[int]]]]:
-    """Ranks that talk to each other: those of each host, then the first of all hosts, the second, ..."""
+    """Groups of ranks to measure: those of each host; then, across hosts, all first ranks, all second ranks, ..."""
     if max(map(len, hosts.values())) > 1:
         yield "within hosts", list(hosts.values())
     if len(hosts) > 1:
@@ -204,7 +204,7 @@ def _slow(what: str, usual: float, unit: str, slow: list[str]) -> Check:
     )
 
 
-def _named(name: str, everyone: list[Findings], field: str, least: float, unit: str) -> Iterator[Check]:
+def _at_least(name: str, everyone: list[Findings], field: str, least: float, unit: str) -> Iterator[Check]:
     small = [
         f"{findings.name}: {getattr(findings, field):.1f}" for findings in everyone if getattr(findings, field) < least
     ]

@@ -1,6 +1,6 @@
 """Ranks and the few collectives that are not DeepSpeed's: the door to torch.distributed.
 
-Everything works without an initialised process group too, as one rank of one.
+Without an initialised process group everything works as in a job of one rank.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Number of this process on its host, as the launcher set it."""
+    """Number of this process on its host, as the launcher says."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_main() -> bool:
-    """True on the one process that writes and speaks."""
+    """Whether this is the one process that writes files and logs."""
     return rank() == 0
 
 
@@ -51,12 +51,12 @@ def device() -> torch.device:
 
 
 def backend() -> str:
-    """The communication library for `device()`."""
+    """The torch.distributed backend for `device()`."""
     return "nccl" if device().type == "cuda" else "gloo"
 
 
 def enter() -> launcher.Place:
-    """Take this process' place in its job, and its device, before anything is sent. Raises UserError."""
+    """Find this process' place in its job and select its device, before any communication. Raises UserError."""
     place = launcher.enter()
     if device().type == "cuda":
         if place.local_rank >= torch.cuda.device_count():
@@ -69,11 +69,11 @@ def enter() -> launcher.Place:
     return place
 
 
-def set_patience(timeout: timedelta) -> None:
-    """Let collectives fail after `timeout`, in every process group that is made from now on.
+def set_default_timeout(timeout: timedelta) -> None:
+    """Let collectives fail after `timeout`, in every process group that is created from now on without one.
 
-    Torch has one default for all groups whose maker names no time: the one beside NCCL for the host, and those of
-    DeepSpeed's engines. It is 10 minutes for NCCL and 30 for gloo, whatever the job's first group was told.
+    Such are the gloo group beside NCCL, and those of DeepSpeed's engines. Torch's own default is 10 minutes for NCCL
+    and 30 for gloo, whatever the job's first group was given.
     """
     distributed_c10d.default_pg_timeout = timeout
     distributed_c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
@@ -81,24 +81,24 @@ def set_patience(timeout: timedelta) -> None:
 
 def join_on_host(timeout: timedelta) -> None:
     """Join the launcher's job over gloo alone, for work without device collectives; one process needs no group."""
-    set_patience(timeout)
+    set_default_timeout(timeout)
     place = enter()
     if place.world_size > 1 and not torch_dist.is_initialized():
         torch_dist.init_process_group("gloo", timeout=timeout)
 
 
 def join(timeout: timedelta) -> None:
-    """Join the launcher's job over the devices' own library; one process needs no group."""
-    set_patience(timeout)
+    """Join the launcher's job over the devices' backend; one process needs no group."""
+    set_default_timeout(timeout)
     if enter().world_size > 1 and not torch_dist.is_initialized():
         torch_dist.init_process_group(backend(), timeout=timeout)
 
 
 def speeds(groups: list[list[int]], num_bytes: int, repeats: int = 5) -> tuple[float, float]:
-    """GB/s of all-reduce and all-gather of `num_bytes` in this rank's group, all groups at once (collective).
+    """GB/s of an all-reduce and an all-gather of `num_bytes` in this rank's group, all groups at once (collective).
 
-    Counted as nccl-tests does (bus bandwidth): comparable to the wire's, whatever the number of ranks. 0 for a rank
-    without a group. Raises RuntimeError where a sum is wrong.
+    It is the bus bandwidth of nccl-tests, comparable to the link's whatever the number of ranks. 0 for a rank without a
+    group. Raises RuntimeError where a sum is wrong.
     """
     made = [torch_dist.new_group(ranks) for ranks in groups]
     mine = next((number for number, ranks in enumerate(groups) if rank() in ranks), None)
@@ -127,21 +127,22 @@ def speeds(groups: list[list[int]], num_bytes: int, repeats: int = 5) -> tuple[f
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """Sum in place over all ranks, on the tensor's device, without waiting for the result on the host."""
+    """All-reduce: sum in place over all ranks, on the tensor's device; the host does not wait."""
     if world_size() > 1:
         torch_dist.all_reduce(tensor)
     return tensor
 
 
-def send_from_main(tensor: torch.Tensor) -> None:
-    """Overwrite a tensor, on every rank, with the main rank's."""
+def broadcast_from_main(tensor: torch.Tensor) -> None:
+    """Overwrite the tensor of every rank with the main rank's."""
     if world_size() > 1:
         torch_dist.broadcast(tensor, 0)
 
 
-def exchange(sent: torch.Tensor, sent_counts: list[int], received_counts: list[int]) -> torch.Tensor:
-    """`sent_counts[rank]` elements of the 1-dimensional `sent` to each rank, one after the other; returns what came,
-    `received_counts[rank]` elements from each, likewise. The host does not wait for them on a GPU."""
+def all_to_all(sent: torch.Tensor, sent_counts: list[int], received_counts: list[int]) -> torch.Tensor:
+    """Send each rank its slice of `sent` (one dimension, `sent_counts[rank]` elements each, in the order of ranks).
+
+    Returns the slices received, `received_counts[rank]` elements from each. With a GPU the host does not wait."""
     if world_size() == 1:
         return sent
     received = sent.new_empty(sum(received_counts))
@@ -149,8 +150,8 @@ def exchange(sent: torch.Tensor, sent_counts: list[int], received_counts: list[i
     return received
 
 
-def gather_rows(rows: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
-    """The `rows` [counts[rank], D] of every rank; `counts` must be the same list everywhere."""
+def all_gather_rows(rows: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
+    """The `rows` [counts[rank], D] of every rank; all ranks give the same `counts`."""
     if world_size() == 1:
         return [rows]
     padded = rows.new_zeros(max(counts), rows.shape[1])
@@ -161,7 +162,7 @@ def gather_rows(rows: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
 
 
 def gather_on_host(value: T) -> list[T]:
-    """The picklable `value` of every rank, through host memory (never a device synchronisation)."""
+    """All-gather the picklable `value` of every rank through host memory, without synchronising the device."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -170,7 +171,7 @@ def gather_on_host(value: T) -> list[T]:
 
 
 def decided_by_main(decide: Callable[[], T]) -> T:
-    """What `decide` returns on the main process, on every rank; a UserError there is raised on every rank."""
+    """Return on every rank what `decide` returns on the main one. A UserError there is raised on every rank."""
     box: list[Any] = [None]
     if is_main():
         try:
@@ -186,9 +187,9 @@ def decided_by_main(decide: Callable[[], T]) -> T:
 
 
 def first_on_host(work: Callable[[bool], T]) -> T:
-    """`work(True)` on the first rank of each host, and only then `work(False)` on the others, which find it done.
+    """Run `work(True)` on the first rank of each host, and then `work(False)` on the others, which find it done.
 
-    A UserError of any rank is raised on every rank.
+    A UserError on any rank is raised on every rank.
     """
     box: list[T] = []
 
@@ -208,13 +209,13 @@ def first_on_host(work: Callable[[bool], T]) -> T:
 
 
 def warn(message: str, *arguments: object) -> None:
-    """Log a warning that concerns the whole job: the main rank says it."""
+    """Log a warning that concerns the whole job, on the main rank alone."""
     if is_main():
         logger.warning(message, *arguments)
 
 
 def barrier() -> None:
-    """Wait on the host until every rank is here."""
+    """Block the host until every rank is here."""
     if world_size() > 1:
         torch_dist.barrier(group=_host_group())
 
@@ -231,7 +232,7 @@ _gloo: Any = None
 
 
 def _host_group() -> Any:
-    """A gloo group beside NCCL for agreement on the host; made on first use, which every rank makes together."""
+    """The gloo group beside NCCL for agreement on the host. Its first use, which creates it, is collective."""
     global _gloo
     if _gloo is None:
         _gloo = torch_dist.group.WORLD if torch_dist.get_backend() == "gloo" else torch_dist.new_group(backend="gloo")

@@ -1,4 +1,4 @@
-"""What this machine has for training, what is missing, and how to get it."""
+"""What this machine has for training, what is missing, and how to get it (`ilvr-ds doctor`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.errors import UserError
 from ilvr_ds.ops import build
-from ilvr_ds.provenance import FLASH_ATTN
+from ilvr_ds.provenance import FLASH_ATTN, installed
 
 Status = Literal["ok", "note", "missing", "bad"]
 GIB = 2**30
@@ -32,6 +31,7 @@ _REQUIRED = {
     "webdataset": ">=1.0.2",
     "peft": ">=0.19",
 }
+_REINSTALL = "pip install -c constraints.txt ."
 _OPTIONAL = {
     "mlflow": "the MLflow pages: pip install '.[ui]'",
     "bitsandbytes": "optim.name: adamw_8bit: pip install bitsandbytes",
@@ -41,7 +41,7 @@ _OPTIONAL = {
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: bad would break a run, missing is an option that is not there."""
+    """One finding. bad: breaks a run; note: may surprise; missing: an optional part is not installed."""
 
     name: str
     status: Status
@@ -50,13 +50,13 @@ class Check:
 
 
 def report() -> list[Check]:
-    """All findings, in the order in which they are read."""
+    """All findings, in the order of the table."""
     parts = (_python, _packages, _accelerators, _attention, _operators, _compilers, _space)
     return [check for part in parts for check in part()]
 
 
 def check_shards(location: str) -> Check:
-    """Every byte of a packed data set against what was packed."""
+    """Compare every byte of a packed data set with the checksums of when it was packed."""
     try:
         dataset = open_dataset(location, "full")
     except UserError as error:
@@ -65,7 +65,7 @@ def check_shards(location: str) -> Check:
 
 
 def render(checks: list[Check]) -> str:
-    """An aligned table; what to do stands below its line."""
+    """An aligned table; remedies stand below their lines."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -84,13 +84,13 @@ def _packages() -> Iterator[Check]:
     for name, wanted in _REQUIRED.items():
         found = installed(name)
         if found is None:
-            yield Check(name, "bad", "not installed", "pip install -c constraints.txt .")
+            yield Check(name, "bad", "not installed", _REINSTALL)
         elif SpecifierSet(wanted).contains(found.split("+")[0], prereleases=True):
             yield Check(name, "ok", found)
         else:
-            yield Check(name, "note", f"{found}; tested with {wanted}", "pip install -c constraints.txt .")
+            yield Check(name, "note", f"{found}; tested with {wanted}", _REINSTALL)
     if installed("mlflow-skinny") is None and installed("mlflow") is None:
-        yield Check("mlflow-skinny", "bad", "not installed", "pip install -c constraints.txt .")
+        yield Check("mlflow-skinny", "bad", "not installed", _REINSTALL)
     for name, purpose in _OPTIONAL.items():
         found = installed(name)
         yield Check(name, "ok", found) if found else Check(name, "missing", "not installed", f"for {purpose}")
@@ -134,9 +134,9 @@ def _compilers() -> Iterator[Check]:
     for name, need in (("c++", "apt-get install g++"), ("ninja", "pip install ninja")):
         path = shutil.which(name)
         purpose = "DeepSpeed compiles parts of itself at first use"
-        yield Check(name, "ok", _first_line(path)) if path else Check(name, "bad", "not found", f"{purpose}: {need}")
+        yield Check(name, "ok", _version_line(path)) if path else Check(name, "bad", "not found", f"{purpose}: {need}")
     if path := shutil.which("nvcc"):
-        yield Check("nvcc", "ok", _first_line(path, last=True))
+        yield Check("nvcc", "ok", _version_line(path, last=True))
     elif torch.cuda.is_available():
         yield Check("nvcc", "missing", "not found", "for optim.name: cpu_adam: install the CUDA toolkit")
 
@@ -156,15 +156,7 @@ def _space() -> Iterator[Check]:
         yield Check("shared memory", "note" if few else "ok", f"{size:.1f} GiB", remedy)
 
 
-def installed(package: str) -> str | None:
-    """Version of a package; None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _first_line(path: str, last: bool = False) -> str:
+def _version_line(path: str, last: bool = False) -> str:
     output = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout
     lines = output.strip().splitlines() or [path]
     return lines[-1 if last else 0]

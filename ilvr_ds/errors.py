@@ -1,4 +1,4 @@
-"""Exceptions that say what is wrong in one line; two of them end a command."""
+"""Exceptions whose message is one line; two of them end a command."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 class OneLineError(Exception):
-    """An exception whose text is one line whatever it quotes: what cannot be printed is shown escaped.
+    """An exception whose text is one line, whatever it quotes: unprintable characters are escaped.
 
-    Messages quote files, keys and values that nobody checked; a line feed among them would break a log, a lone
-    surrogate the printing itself.
+    Messages quote files, keys and values that nobody has checked: a line feed would break a log, a lone surrogate would
+    break printing.
     """
 
     def __str__(self) -> str:
@@ -21,14 +21,14 @@ class UserError(OneLineError):
     """A mistake in a recipe, a data set, a path or an argument.
 
     The message is one line: where (file, line or key), what is wrong, what to do.
-    The command line prints it without a traceback and leaves with exit code 2.
+    The command line prints it without a traceback and exits with code 2.
     """
 
 
 class RunError(OneLineError):
-    """A run cannot go on, and no setting is to blame: a rank is lost, memory is out, gradients stay infinite.
+    """A run cannot go on, and no setting is to blame: a rank is lost, memory runs out, gradients stay infinite.
 
-    The message is one line with rank, step and samples. The command line prints it last and leaves with exit code 1.
+    The message is one line with rank, step and samples. The command line prints it last and exits with code 1.
     """
 
 
@@ -38,7 +38,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for a misspelt `name`: "; did you mean 'x'?" or the list of valid names."""
+    """A hint for a misspelt `name`: "; did you mean 'x'?", else the list of valid names."""
     options = sorted(valid)
     close = difflib.get_close_matches(name, options, n=1)
     if close:

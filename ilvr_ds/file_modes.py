@@ -1,4 +1,4 @@
-"""Who may read a file: what the umask says, also where a library says otherwise."""
+"""File permissions: what the umask says, even if a library sets others."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from stat import S_IMODE
 
 
 def follow_umask(file: Path) -> None:
-    """Give a file the mode of one that is opened here; safetensors leaves its own to the owner alone (0600).
+    """Give a file the mode of any new file; safetensors lets only the owner read its files (0600).
 
-    Learnt from a file beside it: to ask for the umask is to set it, for all threads. Raises OSError.
+    A probe file beside it shows the mode: reading the umask means setting it, for all threads. Raises OSError.
     """
     probe = file.with_name(f"{file.name}.mode")
     probe.touch()

@@ -16,7 +16,7 @@ from ilvr_ds.errors import UserError
 
 _VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 FIRST_PORT, NUM_PORTS = 12_000, 20_000
-"""Ports of Slurm jobs: below those that Linux gives to outgoing connections."""
+"""Range for Slurm jobs, below the ports that Linux gives to outgoing connections."""
 
 
 @dataclass(frozen=True)
@@ -25,30 +25,30 @@ class Place:
 
     rank: int
     local_rank: int
-    """number of the process on its host, and of its device"""
+    """number of the process on its host, and of its GPU"""
     world_size: int
     master_addr: str
     """host of rank 0"""
     master_port: int
 
     def variables(self) -> dict[str, str]:
-        """As torch.distributed reads it."""
+        """The environment variables that torch.distributed reads."""
         values = (self.rank, self.local_rank, self.world_size, self.master_addr, self.master_port)
         return dict(zip(_VARIABLES, map(str, values), strict=True))
 
 
 def enter() -> Place:
-    """Find this process' place and write it into the environment; may be called again. Raises UserError."""
+    """Find this process' place and write it to the environment; calling it again is harmless. Raises UserError."""
     place = find_place(os.environ)
     os.environ.update(place.variables())
     return place
 
 
 def find_place(environment: Mapping[str, str]) -> Place:
-    """The place that a launcher's variables give; without a launcher it is a job of one process.
+    """Read the place from a launcher's variables; without a launcher it is a job of one process.
 
-    RANK comes first: deepspeed and torchrun set it, also inside a Slurm job. Raises UserError where the variables are
-    incomplete or contradict each other, rather than training several jobs of one rank side by side.
+    RANK comes first: deepspeed and torchrun set it, also inside a Slurm job. Raises UserError if the variables are
+    incomplete or contradict each other: the alternative is several jobs of one rank side by side.
     """
     tasks = _number(environment, "SLURM_STEP_NUM_TASKS", 1)
     if "RANK" in environment:
@@ -96,14 +96,14 @@ def _in_slurm_step(environment: Mapping[str, str], tasks: int) -> Place:
     if "MASTER_PORT" in environment:
         return Place(rank, local_rank, tasks, master, _number(environment, "MASTER_PORT"))
     job, step = _number(environment, "SLURM_JOB_ID"), _number(environment, "SLURM_STEP_ID", 0)
-    # jobs that share nodes have near numbers, and so have the steps of a job: neither may meet on a port
+    # jobs on the same nodes have close numbers, and so do steps of a job: neither may share a port
     return Place(rank, local_rank, tasks, master, FIRST_PORT + (job + 101 * step) % NUM_PORTS)
 
 
 def first_host(nodes: str) -> str:
-    """The first of a Slurm node list such as "gpu-a[07-09,12],gpu-b3": "gpu-a07". Raises UserError for none.
+    """The first host of a Slurm node list: "gpu-a07" of "gpu-a[07-09,12],gpu-b3". Raises UserError if there is none.
 
-    `scontrol show hostnames` would say so too, but a thousand ranks would ask the controller at once.
+    `scontrol show hostnames` says it too, but a thousand ranks would ask the controller at once.
     """
     first = re.split(r",(?![^\[]*\])", nodes)[0]
     host = re.sub(r"\[(\w+)[^\]]*\]", r"\1", first).strip()

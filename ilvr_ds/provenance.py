@@ -1,4 +1,4 @@
-"""Where numbers come from: the state of the code, the packages, the machine, the command."""
+"""What produced a result: commit, package versions, machine, command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from ilvr_ds import __version__
 
 FLASH_ATTN = ("flash-attn", "flash-attn-3", "flash-attn-4")
-"""The packages of its versions."""
+"""The packages of its major versions."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -33,35 +33,38 @@ UNKNOWN = "unknown"
 
 
 def commit() -> tuple[str, bool]:
-    """The commit of the code that runs, and whether files differ from it; ("unknown", False) outside a checkout."""
+    """Commit of the running code, and whether tracked files differ from it; ("unknown", False) outside a checkout."""
     found = _git("rev-parse", "HEAD")
     return (found, bool(_git("status", "--porcelain", "--untracked-files=no"))) if found else (UNKNOWN, False)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of the packages that decide results, where they are installed."""
-    found = {"python": platform.python_version(), "ilvr_ds": __version__}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    """Versions of Python, of this package, and of those `PACKAGES` that are installed."""
+    packages = {name: found for name in PACKAGES if (found := installed(name))}
+    return {"python": platform.python_version(), "ilvr_ds": __version__, **packages}
+
+
+def installed(package: str) -> str | None:
+    """Version of a package; None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def command_line() -> str:
-    """The command of this process, as a shell would take it."""
+    """The command of this process, quoted for a shell."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """Names of this process' host and device."""
+    """Names of this process's host and device."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
     return {"host": platform.node(), "device": name}
 
 
 def environment(machines: list[dict[str, str]]) -> dict[str, Any]:
-    """All of the above as plain values; `machines`: what `machine` says on each rank."""
+    """All of the above as plain values. machines: those of all ranks."""
     found, is_dirty = commit()
     return {
         "git_commit": found,

@@ -10,17 +10,17 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def recipes() -> dict[str, Path]:
-    """The recipes by name: launch/recipes of a checkout, `recipes` inside an installed package."""
+    """The recipes by name: `launch/recipes` of a checkout, `recipes` of an installed package."""
     return _named("launch/recipes", "*.yaml")
 
 
 def deepspeed_files() -> dict[str, Path]:
-    """The DeepSpeed settings by name: ds_configs of a checkout, or of an installed package."""
+    """The DeepSpeed settings by name: `ds_configs` of a checkout or of an installed package."""
     return _named("ds_configs", "*.json")
 
 
 def find_recipe(wanted: Path) -> Path:
-    """A recipe's path: `wanted` itself, or that of the shipped recipe of this name. Raises UserError."""
+    """The path of a recipe: `wanted` itself, or that of the shipped recipe with this name. Raises UserError."""
     if wanted.is_file() or not is_name(str(wanted)):
         return wanted
     found = recipes()
@@ -31,7 +31,7 @@ def find_recipe(wanted: Path) -> Path:
 
 
 def is_name(text: str) -> bool:
-    """Whether it can be a name: one word without a folder or a suffix."""
+    """Whether it can be a name: no folder and no suffix."""
     return Path(text).name == text and not Path(text).suffix
 
 

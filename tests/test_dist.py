@@ -28,5 +28,5 @@ def test_groups_whose_maker_names_no_time_have_the_jobs_patience(monkeypatch: py
     """DeepSpeed's groups and the host's. Catches a torch that keeps its defaults elsewhere."""
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
         monkeypatch.setattr(distributed_c10d, name, getattr(distributed_c10d, name))  # to have it back afterwards
-    dist.set_patience(timedelta(hours=2))
+    dist.set_default_timeout(timedelta(hours=2))
     assert [distributed_c10d._get_default_timeout(name) for name in ("nccl", "gloo")] == [timedelta(hours=2)] * 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ilvr_ds import cli, doctor
+from ilvr_ds import cli, doctor, provenance
 from ilvr_ds.doctor import Check, render, report
 
 
@@ -28,7 +28,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
             raise PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(doctor, "version", pretended)
+    monkeypatch.setattr(provenance, "version", pretended)
     monkeypatch.setattr(shutil, "which", lambda name: sys.executable)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 

@@ -80,7 +80,7 @@ def _load_frozen(path: Path, module: Any) -> None:
             if dist.is_main():
                 parameter.copy_(stored[name].contiguous())
             if not hasattr(parameter, "ds_tensor"):
-                dist.send_from_main(parameter.data)
+                dist.broadcast_from_main(parameter.data)
 
 
 def _convert(path: Path, change: str, old_stage: int, new_stage: int) -> None:

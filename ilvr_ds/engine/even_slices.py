@@ -63,7 +63,7 @@ class EvenSlices:
         here = {number: parts[number].to(device, non_blocking=True) for number in group}
         sent = [[self._piece(here[number], number, target) for number in group] for target in ranks]
         runs = [[self._overlap(number, source, mine) for number in group] for source in ranks]
-        whole = dist.exchange(
+        whole = dist.all_to_all(
             torch.cat([*chain(*sent)]) if len(group) > 1 else here[group[0]],  # of one weight, its pieces in order
             [sum(map(len, pieces)) for pieces in sent],
             [sum(stop - start for start, stop in of_source) for of_source in runs],

@@ -47,7 +47,7 @@ def init_process_group(timeout_s: float = 1800.0) -> None:
     """Join the job; a process without a launcher becomes a job of one. All collectives fail after `timeout_s`."""
     dist.enter()
     timeout = timedelta(seconds=timeout_s)
-    dist.set_patience(timeout)
+    dist.set_default_timeout(timeout)
     # its shared-memory collectives, which take a minute to compile, serve only tensor-parallel inference
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timeout, verbose=False)

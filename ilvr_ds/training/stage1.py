@@ -141,7 +141,7 @@ class StageOneStep:
         if self.settings.contrastive_negatives != "world" or dist.world_size() == 1:
             return None
         counts = dist.gather_on_host(len(targets.candidates))
-        everyone = dist.gather_rows(targets.candidates, counts)
+        everyone = dist.all_gather_rows(targets.candidates, counts)
         return Negatives(torch.cat([rows for r, rows in enumerate(everyone) if r != dist.rank()]))
 
 

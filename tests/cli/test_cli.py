@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -12,10 +13,10 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from ilvr_ds import cli
+from ilvr_ds import cli, provenance
 from ilvr_ds.launcher import Place
+from tests.ranks import ROOT
 
-ROOT = Path(__file__).parent.parent
 RECIPE = str(ROOT / "launch" / "recipes" / "demo.yaml")
 COMMANDS = [
     "pack",
@@ -208,6 +209,25 @@ def test_no_text_speaks_of_a_command_that_does_not_exist() -> None:
 @pytest.mark.parametrize("line", re.findall(r"^ilvr-ds .*", (ROOT / "README.md").read_text(), re.MULTILINE))
 def test_the_readmes_commands_have_the_options_that_they_use(line: str) -> None:
     assert cli._parser().parse_args(shlex.split(line, comments=True)[1:])
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Catches a command whose file imports torch before the command runs."""
+    script = (
+        "import sys\nfrom ilvr_ds import cli\nimport atexit\natexit.register(lambda: print(*sys.modules))\ncli.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 and "demo-data" in ended.stdout
+    heavy = {"torch", "transformers", "deepspeed", "mlflow", "numpy", "pandas", "matplotlib", "requests", "PIL"}
+    assert heavy & set(ended.stdout.splitlines()[-1].split()) == set()
+
+
+def test_a_module_records_the_command_that_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches `__main__.py train ...` in the record of a run that torchrun started."""
+    monkeypatch.setattr(cli, "run", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/ilvr_ds/cli/__main__.py", "train", "--config", "demo"])
+    runpy.run_module("ilvr_ds.cli", run_name="__main__")
+    assert provenance.command_line() == "ilvr-ds train --config demo"
 
 
 def process(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,121 @@
+"""The `ilvr-ds` command: parses, wires, calls.
+
+Each file has one command, or a few of one subject: its options, and the function that runs it. A command imports what
+it needs when it runs, so that the others, and `--help`, start fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ilvr_ds import __version__, launcher, shipped
+from ilvr_ds.cli.audit import add_audit
+from ilvr_ds.cli.data import add_encode, add_inspect, add_pack
+from ilvr_ds.cli.demo_data import add_demo_data
+from ilvr_ds.cli.doctor import add_doctor
+from ilvr_ds.cli.evaluate import add_evaluate
+from ilvr_ds.cli.export import add_export
+from ilvr_ds.cli.generate import add_generate
+from ilvr_ds.cli.plan import add_plan
+from ilvr_ds.cli.tracking import add_compare, add_mlflow_sync, add_ui
+from ilvr_ds.cli.train import add_train
+from ilvr_ds.errors import RunError, UserError
+
+logger = logging.getLogger("ilvr_ds")
+USER_ERROR = 2
+RUN_ERROR = 1
+GRACE_S = 5.0
+"""Ranks other than the main one wait this long before they print a user's mistake: its line is mostly the same."""
+_COMMANDS = (
+    add_pack,
+    add_encode,
+    add_inspect,
+    add_train,
+    add_plan,
+    add_mlflow_sync,
+    add_ui,
+    add_compare,
+    add_generate,
+    add_evaluate,
+    add_audit,
+    add_export,
+    add_demo_data,
+    add_doctor,
+)
+"""In the order of `--help`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code; 2 is a mistake that the user can mend, said in one line."""
+    options = _parser().parse_args(arguments)
+    rank = 0
+    try:
+        if options.by_ranks:
+            rank = launcher.find_place(os.environ).rank
+        _set_up_logging(rank)
+        _quieten_deepspeed(options.command == "train")
+        if getattr(options, "config", None):
+            options.config = shipped.find_recipe(options.config)
+        return int(options.run(options))
+    except UserError as error:
+        if rank:
+            time.sleep(GRACE_S)
+        prefix = f"[rank {rank}] " if rank else ""
+        print(f"{prefix}ilvr-ds: error: {error}", file=sys.stderr, flush=True)
+        return USER_ERROR
+    except RunError as error:
+        print(f"[rank {rank}] ilvr-ds: error: {error}", file=sys.stderr, flush=True)
+        return RUN_ERROR
+
+
+def run(arguments: Sequence[str] | None = None) -> NoReturn:
+    """`main` as a process, which ends without the interpreter's shutdown.
+
+    gloo's threads live as long as anything refers to their process group, and DeepSpeed does to the end. A thread that
+    releases a tensor while the interpreter shuts down aborts the process, after a run that went well.
+    """
+    code = main(arguments)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ilvr-ds", description="Train interleaved latent visual reasoning.")
+    parser.add_argument("--version", action="version", version=f"ilvr_ds {__version__}")
+    parser.set_defaults(by_ranks=False)  # True for a command that launchers start once per rank
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in _COMMANDS:
+        add(commands)
+    return parser
+
+
+def _set_up_logging(rank: int) -> None:
+    """Plain lines on standard error: everything from the main rank, warnings with their rank from the others."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logger.propagate = False
+    # users can do nothing about deprecations between torch, transformers and DeepSpeed
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _quieten_deepspeed(trains: bool) -> None:
+    """Keep its warnings for training, where they matter; ranks, and `doctor`, say themselves that there is no GPU."""
+    least = logging.WARNING if trains else logging.ERROR
+    logging.getLogger("DeepSpeed").addFilter(
+        lambda record: record.levelno >= least and not record.getMessage().startswith("Setting accelerator to CPU")
+    )

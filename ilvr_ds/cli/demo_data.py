@@ -1,0 +1,33 @@
+"""`demo-data`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ilvr_ds.cli.options import Commands
+
+
+def add_demo_data(commands: Commands) -> None:
+    """The options of `demo-data`."""
+    command = commands.add_parser("demo-data", help="draw the demo task and build a tiny random model for it")
+    command.add_argument("--output", type=Path, required=True, help="folder to write")
+    command.add_argument("--train", type=int, default=1024, help="training samples (default 1024)")
+    command.add_argument("--held-out", type=int, default=128, help="held-out samples (default 128)")
+    command.add_argument("--grid", type=int, default=4, help="cells per side of a picture: 4, 6 or 8 (default 4)")
+    command.add_argument(
+        "--size", choices=["tiny", "mini", "medium", "small"], default="tiny", help="size of the model (default tiny)"
+    )
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--workers", type=int, default=1, help="processes that draw (default 1)")
+    command.set_defaults(run=_demo_data)
+
+
+def _demo_data(options: argparse.Namespace) -> int:
+    from ilvr_ds.demo.material import write_demo
+
+    for line in write_demo(
+        options.output, options.train, options.held_out, options.grid, options.size, options.seed, options.workers
+    ):
+        print(line)
+    return 0

@@ -1,0 +1,111 @@
+"""Recipes from YAML files, overrides and plain dictionaries."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ilvr_ds.config.limits import check_combinations
+from ilvr_ds.config.recipe import Recipe
+from ilvr_ds.config.sections import REQUIRED
+from ilvr_ds.config.values import Written, convert
+from ilvr_ds.errors import UserError, nearest
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file and apply `section.key=value` overrides.
+
+    Raises UserError with file and line (or the override) for anything that is not a valid recipe.
+    """
+    path = Path(path)
+    values = _read_yaml(path)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"--set {override}: expected section.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError) as error:
+            raise UserError(f"--set {override}: the value is not valid YAML") from error
+        values[key.strip()] = Written(value, f"--set {override}")
+    return _build_recipe(values, missing_at=str(path))
+
+
+def recipe_from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
+    """The recipe of plain nested values, as `Recipe.to_dict` gives them. Raises UserError."""
+    values = {f"{s}.{k}": Written(v, f"{s}.{k}") for s, keys in sections.items() for k, v in keys.items()}
+    return _build_recipe(values, missing_at="recipe")
+
+
+def _build_recipe(values: Mapping[str, Written], missing_at: str) -> Recipe:
+    """Check keys, types, limits and combinations, and build the recipe. values: by dotted key."""
+    sections = typing.get_type_hints(Recipe)
+    known = {f"{s}.{name}": kind for s, cls in sections.items() for name, kind in typing.get_type_hints(cls).items()}
+    parsed: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    for key, item in values.items():
+        if key not in known:
+            raise UserError(f"{item.where}: unknown key '{key}'{_nearest_key(key, known)}")
+        section, _, name = key.partition(".")
+        parsed[section][name] = convert(item, known[key], key)
+    recipe = Recipe(**{section: cls(**parsed[section]) for section, cls in sections.items()})
+    missing = [key for key, value in recipe.flat().items() if value == REQUIRED]
+    if missing:
+        raise UserError(f"{missing_at}: missing {', '.join(missing)}")
+    check_combinations(recipe, missing_at)
+    return recipe
+
+
+def _nearest_key(key: str, known: Iterable[str]) -> str:
+    """A hint for an unknown key, which may lack its section ("lr")."""
+    homes = sorted(name for name in known if name.partition(".")[2] == key)
+    return f"; did you mean {' or '.join(map(repr, homes))}?" if homes else nearest(key, known)
+
+
+def _read_yaml(path: Path) -> dict[str, Written]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot read the recipe (not UTF-8 text)") from error
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        at = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{at}: not valid YAML ({_reason(error)})") from error
+    values: dict[str, Written] = {}
+    sections = [f.name for f in dataclasses.fields(Recipe)]
+    for section, section_node, line in _items(root, path, "the recipe"):
+        if section not in sections:
+            raise UserError(f"{path}:{line}: unknown section '{section}'{nearest(section, sections)}")
+        for key, node, line_of_key in _items(section_node, path, f"section '{section}'"):
+            dotted = f"{section}.{key}"
+            if dotted in values:
+                raise UserError(f"{path}:{line_of_key}: {dotted} stands here twice (first: {values[dotted].where})")
+            where = f"{path}:{line_of_key}"
+            values[dotted] = Written(_construct(node, where), where)
+    return values
+
+
+def _items(node: Any, path: Path, what: str) -> list[tuple[str, Any, int]]:
+    if not isinstance(node, yaml.MappingNode):
+        line = node.start_mark.line + 1 if node is not None else 1
+        raise UserError(f"{path}:{line}: {what} must be a mapping of keys to values")
+    return [(str(key.value), value, key.start_mark.line + 1) for key, value in node.value]
+
+
+def _construct(node: Any, where: str) -> Any:
+    try:
+        return yaml.SafeLoader("").construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError) as error:  # an unknown tag; a date that does not exist
+        raise UserError(f"{where}: not valid YAML ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "problem", None) or str(error).splitlines()[0]

@@ -1,0 +1,290 @@
+"""The sections of a recipe: every key with its type, its default and what it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+REQUIRED = "<required>"
+Pool = Literal["all", "changed", "region"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Which run this is."""
+
+    name: str = REQUIRED
+    """Names the run's folder below `output_dir`, and the run in MLflow."""
+    seed: int = 0
+    """Seeds the sample order, the target noise, and weights that are drawn at random (adapters, `random_init`)."""
+    output_dir: str = "outputs"
+    """Root folder of all runs. The MLflow store lies here too, unless `tracking.uri` says otherwise."""
+    stop_exit_code: int = 0
+    """Exit code after a signal asked to stop and the checkpoint is saved; some schedulers requeue on a certain code."""
+    rank_timeout_s: float = 60.0
+    """A rank that shows no sign of life for this long is lost: the job names it and ends."""
+    stall_timeout_s: float = 1800.0
+    """The job ends when no rank makes progress for this long, saving and evaluating included."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how it becomes tokens."""
+
+    shards: str = REQUIRED
+    """Folder or http(s) address of a data set that `ilvr-ds pack` wrote."""
+    eval_shards: str | None = None
+    """Held-out data in the same form; null: no evaluation during training."""
+    features: str | None = None
+    """Folder or http(s) address of the vision features that `ilvr-ds encode` stored for `shards`. They are read instead
+    of pixels, and the vision tower is not loaded. null: images pass through the tower in every step."""
+    eval_features: str | None = None
+    """The same for `eval_shards`; needed if `features` and `eval_shards` are both set, refused otherwise."""
+    lanes: int = 8
+    """Independent streams of the sample order. The world size must divide it, and it must divide the global batch."""
+    shuffle_window: int = 4096
+    """Each lane shuffles its samples in blocks of this many."""
+    max_tokens: int = 4096
+    """Longest sample in tokens; longer ones are refused, never truncated."""
+    max_image_pixels: int = 1_003_520
+    """Larger images are scaled down to this many pixels (1,280 merged patches of 28x28)."""
+    packing: bool = True
+    """Lay the samples of a micro-batch end to end in one row, without padding. Has no effect in stage 2 with
+    `train.latent_gradient: full`."""
+    padding_side: Literal["right", "left"] = "right"
+    """Without packing: the side on which short sequences are padded. right needs no attention mask and is faster."""
+    blank_images: bool = False
+    """Replace every image with a grey one of the same size: a control run that sees nothing."""
+    num_workers: int = 2
+    """Loader processes per rank."""
+    max_bad_fraction: float = 0.01
+    """Stand-ins without a loss replace samples that cannot be read or decoded; quarantine.jsonl lists them. The run
+    stops when they exceed this fraction of the last 1,000 samples (of the data set, if that is smaller), or of the
+    held-out samples; 0: at the first."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The student, a Qwen2.5-VL. Its vision tower is always frozen."""
+
+    path: str = REQUIRED
+    """Folder, or name on the Hugging Face hub."""
+    random_init: bool = False
+    """Draw random weights for the configuration at `path` instead of reading them (for benchmarks)."""
+    init_from: str | None = None
+    """A checkpoint of another run, or a run's folder (its newest checkpoint). The language model starts from these
+    weights, and in stage 2 the teacher starts from their average. Configuration, tokenizer and vision tower still come
+    from `path`. Number of ranks and ZeRO stage may differ."""
+    latent_size: int = 8
+    """Latent slots per segment (K)."""
+    attention: Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = "auto"
+    """Attention of the language model. auto takes flash-attn if it is installed, else PyTorch's variable-length
+    attention (varlen: packed rows, GPU, 16 bit), else PyTorch's SDPA."""
+    kernels: Literal["auto", "liger", "stock"] = "auto"
+    """Norms, gated activations and rotary embeddings on a GPU in 16 bit. auto: PyTorch's fused kernel for norms,
+    liger-kernel for the others if it is installed; liger: the same, but the package is required; stock:
+    transformers' own."""
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    """What the backward pass recomputes to save memory. full: each decoder layer, for a third more work; selective (not
+    in stage 2 with `train.latent_gradient: full`): all but attention and matrix products, which saves a third (half
+    with stock layers). true and false stand for full and none."""
+    cuda_graphs: Literal["auto", "none"] = "auto"
+    """Stage 2: record the pass of a latent slot as CUDA graphs and replay them. auto: on GPUs that each hold all
+    weights (ZeRO-1 and 2)."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters on the language model; 0 trains all of its weights. With adapters the embedding and the
+    head stay frozen, including the rows of the latent tokens."""
+    lora_base: Literal["full", "nf4"] = "full"
+    """The frozen linear layers under adapters. full: in the model's precision; nf4: in 4 bits (QLoRA, bitsandbytes)."""
+    lora_alpha: float = 16.0
+    """LoRA scale: alpha / rank multiplies the adapter's output."""
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Names of the linear layers that get adapters."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The momentum teacher: an exponential moving average (EMA) of the student's language model."""
+
+    momentum: float = 0.999
+    """EMA decay: teacher <- momentum * teacher + (1 - momentum) * student after each optimizer step."""
+    offload: Literal["cpu", "none"] = "cpu"
+    """Where the teacher's shards stay between its forward passes: host memory, or the device."""
+    max_tokens: int = 65536
+    """Limits the tokens of one forward pass. A step's micro-batches that may exceed it are read in several passes: that
+    takes less memory, but the weights are fetched once per pass."""
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """How the teacher selects features of a helper image."""
+
+    group_size: int = 256
+    """At most this many candidates per helper image (L): neighbouring patches are averaged to get there."""
+    top_p: float = 0.9
+    """Keep the smallest set of candidates with this probability mass, at most `model.latent_size` of them."""
+    temperature: float = 1.0
+    """Divides the cosines before the softmax. At 1.0 it is almost flat: latent_size candidates are always kept."""
+    pool: Pool = "all"
+    """Which candidates may be selected. all: every one of the helper image, as published; changed: those that differ
+    most from the picture before (the previous helper image; for the first, the input images with the same grid; if
+    grids differ, the nearest patch of all earlier pictures); region: those in the box that the data give for a step."""
+    pool_size: int = 0
+    """With pool changed: at most this many candidates per helper image; 0: twice `model.latent_size`."""
+    pool_min: int = 0
+    """With pool changed: if fewer candidates than this stand out by their change, the next most changed fill up the
+    pool. 0: none do, and slots may stay empty. `model.latent_size`: no slot stays empty, but patches that changed
+    only through attention become targets."""
+    by: Literal["query", "change"] = "query"
+    """What ranks the pool. query: cosine to the teacher's query, as published; change (needs pool changed): how much
+    the candidate differs from the picture before."""
+
+    def pool_limit(self, latent_size: int) -> int:
+        """The largest number of candidates in a pool of changed ones."""
+        return self.pool_size or 2 * latent_size
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and details of the losses."""
+
+    ce_weight: float = 1.0
+    """Weight of the cross-entropy over supervised tokens."""
+    align_weight: float = 1.0
+    """Weight of 1 - cosine(prediction, target)."""
+    contrastive_weight: float = 0.1
+    """Weight of the InfoNCE loss, whose negatives are candidates that were not selected."""
+    contrastive_temperature: float = 0.1
+    """Temperature of the InfoNCE loss."""
+    contrastive_negatives: Literal["segment", "micro_batch", "world"] = "segment"
+    """Negatives: from the same helper image; also from other samples of the micro-batch; also from other ranks."""
+    target_noise_std: float = 0.01
+    """Standard deviation of the Gaussian noise on the targets."""
+    logits_chunk: int = 1024
+    """Logits exist for this many supervised tokens at a time; the backward pass recomputes them."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer, learning-rate schedule, gradient clipping."""
+
+    name: Literal["adamw", "cpu_adam", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """adamw: torch, fused; cpu_adam: DeepSpeedCPUAdam (for optimizer offload); *_8bit: bitsandbytes."""
+    lr: float = 1e-5
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """Adam's decay of the first moment."""
+    beta2: float = 0.999
+    """Adam's decay of the second moment."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, applied to every trained weight."""
+    warmup_steps: int = 0
+    """The learning rate rises linearly from 0 over this many steps."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """Learning-rate schedule after the warm-up."""
+    min_lr_ratio: float = 0.0
+    """Final learning rate as a fraction of `lr` (linear, cosine)."""
+    max_grad_norm: float = 1.0
+    """Gradient clipping: the largest global norm; 0: no clipping."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch and precision."""
+
+    stage: Literal[1, 2] = 1
+    """Stage of the method. 1: teacher forcing with features that a momentum teacher selects; 2: latents are the
+    student's own hidden states, held to the teacher's features by the same losses. With `loss.align_weight` and
+    `loss.contrastive_weight` both 0, stage 2 has no teacher and reads no helper images."""
+    latent_gradient: Literal["full", "detached"] | int = "detached"
+    """Stage 2: how far gradients flow back through the latents that the student feeds itself. detached: not at all,
+    each latent learns from its own target and as context of what follows; N: through at most N latents in a row, for N
+    more passes; full: through the whole chain, as published, where they can explode."""
+    epochs: int = 1
+    """Passes over the data."""
+    max_steps: int = 0
+    """Stop after this many optimizer steps; 0: after `epochs`."""
+    micro_batch_size: int = 1
+    """Samples per forward and backward pass of one rank (on average, if `micro_batch_tokens` is set)."""
+    grad_accum_steps: int = 1
+    """Micro-batches per optimizer step of one rank."""
+    micro_batch_tokens: int = 0
+    """Fill micro-batches by tokens, at most this many in each. A step has the same samples as without it
+    (micro_batch_size x grad_accum_steps x ranks); they are distributed so that all ranks have equally many
+    micro-batches of nearly equal length. 0: micro_batch_size samples each, whatever their lengths."""
+    max_skipped_steps: int = 20
+    """Stop after this many steps in a row without finite gradients; such a step changes nothing."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Precision of weights and activations; optimizer state and teacher average are always fp32."""
+    gradient_precision: Literal["fp32", "model"] = "fp32"
+    """Precision of gradient sums: over a step's micro-batches, ranks, chunks of logits, and latent slots that stage 2
+    replays. model: the same as `precision`, which takes less memory and communication; in bf16 the sum of 2 ranks and
+    8 micro-batches is then off by half a percent."""
+
+    @property
+    def has_free_latents(self) -> bool:
+        """Whether latents are the student's own: stage 2."""
+        return self.stage == 2
+
+    @property
+    def has_whole_chain(self) -> bool:
+        """Whether gradients flow through all of the student's own latents, in one rollout with the text."""
+        return self.has_free_latents and self.latent_gradient == "full"
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Loss and answer accuracy on `data.eval_shards` during training, teacher-forced."""
+
+    every_steps: int = 0
+    """Optimizer steps between evaluations, with one more at the end; 0: at the end only."""
+    max_samples: int = 512
+    """At most this many held-out samples, rounded down to whole micro-batches of all ranks."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Saving and resuming."""
+
+    every_steps: int = 500
+    """Optimizer steps between checkpoints, with one more at the end; 0: at the end only."""
+    keep_last: int = 2
+    """Keep this many of the newest checkpoints; 0: all."""
+    keep_every: int = 0
+    """Also keep every checkpoint whose step is a multiple of this, for good; 0: none."""
+    background: bool = True
+    """Copy the state and write it in the background, if the host has memory for the copy."""
+    resume: str = "auto"
+    """auto: from the newest checkpoint of this run, if there is one; must: the same, and it is an error if there is
+    none; never; or the path of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where metrics go in addition to the run's own metrics.jsonl."""
+
+    uri: str | None = None
+    """MLflow tracking address; null: MLFLOW_TRACKING_URI, else a SQLite file below `run.output_dir`."""
+    experiment: str = "ilvr"
+    """MLflow experiment."""
+    parent: str | None = None
+    """Name of the parent run in MLflow, created if there is none. It groups the runs of a sweep: those with the same
+    `run.output_dir`, experiment and parent. null: none, or the run that `model.init_from` names."""
+    every_steps: int = 10
+    """Optimizer steps between two logged points."""
+    pictures_every_steps: int = 500
+    """Optimizer steps between pictures, with more at the start and the end; 0: only those. Drawn are the curves, where
+    latents look and, with a teacher, what is selected; they go to the run's folder `pictures` and to MLflow."""
+    picture_samples: int = 3
+    """Draw this many samples of `data.eval_shards` (else of `data.shards`), always the same; 0: no pictures."""
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    """Where the DeepSpeed settings come from."""
+
+    config: str = REQUIRED
+    """ZeRO, offload and communication settings: the name of a file in ds_configs (zero1, zero2, zero3, ...), or the
+    path of a JSON file, relative to the working directory or the recipe."""
