@@ -77,12 +77,10 @@ class CandidateLayout:
                 earlier += pictures
             places.append(np.stack(same or [mine], axis=1))
         rows, weights = _table(runs)
-        widest = max((place.shape[1] for place in places), default=1)
-        repeated = [np.pad(place, ((0, 0), (0, widest - place.shape[1])), mode="edge") for place in places]
         return Before(
             input_rows=rows,
             input_weights=weights,
-            place=torch.from_numpy(np.concatenate([np.empty((0, widest), dtype=np.int64), *repeated])),
+            place=torch.from_numpy(_stack(places)),
             earlier=torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *earlier])),
             searches=tuple(searches),
         )
@@ -119,10 +117,24 @@ def _cells(low: float, high: float, count: int) -> Bool:
 
 def _table(runs: list[Int64]) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs as one rectangle of feature rows [N, R] int64 and weights [N, R] float32, 0 where a run is shorter."""
-    longest = max((run.shape[1] for run in runs), default=1)
-    rows = [np.pad(run, ((0, 0), (0, longest - run.shape[1]))) for run in runs]
-    weights = [np.pad(np.full(run.shape, 1 / run.shape[1]), ((0, 0), (0, longest - run.shape[1]))) for run in runs]
-    return (
-        torch.from_numpy(np.concatenate([np.empty((0, longest), dtype=np.int64), *rows])),
-        torch.from_numpy(np.concatenate([np.empty((0, longest)), *weights])).float(),
-    )
+    shape = sum(map(len, runs)), max((run.shape[1] for run in runs), default=1)
+    rows, weights = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
+    first = 0
+    for run in runs:
+        count, length = run.shape
+        rows[first : first + count, :length] = run
+        weights[first : first + count, :length] = 1 / length
+        first += count
+    return torch.from_numpy(rows), torch.from_numpy(weights)
+
+
+def _stack(tables: list[Int64]) -> Int64:
+    """Tables on top of each other, as wide as the widest; the last column of the others is repeated."""
+    stacked = np.empty((sum(map(len, tables)), max((table.shape[1] for table in tables), default=1)), dtype=np.int64)
+    first = 0
+    for table in tables:
+        count, width = table.shape
+        stacked[first : first + count, :width] = table
+        stacked[first : first + count, width:] = table[:, -1:]
+        first += count
+    return stacked

@@ -22,6 +22,7 @@ from ilvr_ds.data.tokens import SpecialTokens
 from ilvr_ds.data.window import ImageBatch, MicroBatch, QueryContext, Round, TokenBatch, Window
 
 Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
 Rows = Literal["packed", "right", "left"]
 """How samples stand in rows: end to end in one, or each in its own with padding on that side."""
 
@@ -209,13 +210,13 @@ class Collator:
 
     def _context(self, samples: list[EncodedSample], order: list[tuple[int, int]], offsets: Int64) -> QueryContext:
         _, base = self._lay(samples)
-        prompts, images = [], []
+        is_text, prompts, images = [], [], []
         for start, sample in zip(base, samples, strict=True):
-            before = sample.input_ids[: sample.assistant]
-            is_image = before == self.special.image_pad
-            prompts.append(start + np.flatnonzero(~is_image & ~np.isin(before, self.special.context_free)))
+            is_image = sample.input_ids[: sample.assistant] == self.special.image_pad
+            is_text.append(~np.isin(sample.input_ids, self.special.context_free))
+            prompts.append(start + np.flatnonzero(~is_image & is_text[-1][: sample.assistant]))
             images.append(start + np.flatnonzero(is_image))
-        steps = [base[i] + self._step_positions(samples[i], m) for i, m in order]
+        steps = [base[i] + self._step_positions(samples[i], m, is_text[i]) for i, m in order]
         where = {segment: number for number, segment in enumerate(order)}
         previous = [where.get((i, m - 1), number) for number, (i, m) in enumerate(order)]
         prompt, prompt_mask = _rectangle(prompts)
@@ -234,11 +235,11 @@ class Collator:
             rounds=tuple(_rounds(order, offsets)),
         )
 
-    def _step_positions(self, sample: EncodedSample, m: int) -> Int64:
+    def _step_positions(self, sample: EncodedSample, m: int, is_text: Bool) -> Int64:
         """The text of segment m: from the end of the segment before (or the assistant's opening) to latent_start."""
         first = sample.assistant if m == 0 else int(sample.segments[m - 1]) + self.latent_size
         last = int(sample.segments[m]) - 1
-        return first + np.flatnonzero(~np.isin(sample.input_ids[first:last], self.special.context_free))
+        return first + np.flatnonzero(is_text[first:last])
 
     def _merged(self, grid: Grid) -> int:
         return grid[0] * grid[1] // self.merge_unit

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from ilvr_ds.data.decode import DECODING, decode_image, image_size
+from ilvr_ds.data.decode import DECODING, decode_image
 from ilvr_ds.data.sample import SampleError
 from ilvr_ds.errors import UserError
 
@@ -80,11 +80,7 @@ class ImageEncoder:
 
     def grid(self, data: bytes) -> Grid:
         """(height, width) in patches after resizing; reads the image to be sure that it is whole."""
-        return self._grid(decode_image(data).size)
-
-    def grid_by_header(self, data: bytes) -> Grid:
-        """The same from the image's header alone, where its pixels are not needed."""
-        return self._grid(image_size(data))
+        return self.grid_of_size(decode_image(data).size)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -100,8 +96,8 @@ class ImageEncoder:
             "decoding": DECODING,
         }
 
-    def _grid(self, size: tuple[int, int]) -> Grid:
-        """size: width and height in pixels."""
+    def grid_of_size(self, size: tuple[int, int]) -> Grid:
+        """(height, width) in patches of an image of this width and height in pixels."""
         try:
             height, width = smart_resize(size[1], size[0], self.cell, self.min_pixels, self.max_pixels)
         except ValueError as error:
@@ -113,7 +109,7 @@ class ImageEncoder:
         if not files:
             return []
         images = [decode_image(data) for data in files]
-        grids = [self._grid(image.size) for image in images]
+        grids = [self.grid_of_size(image.size) for image in images]
         resized = [self._resize(image, grid) for image, grid in zip(images, grids, strict=True)]
         raw = self.processor.preprocess(
             resized, do_resize=False, do_rescale=False, do_normalize=False, return_tensors="np"
@@ -125,7 +121,7 @@ class ImageEncoder:
     def seen(self, data: bytes) -> Image.Image:
         """The image as the tower sees it: resized, grey where `blank` is set."""
         image = decode_image(data)
-        return self._resize(image, self._grid(image.size))
+        return self._resize(image, self.grid_of_size(image.size))
 
     def _resize(self, image: Image.Image, grid: Grid) -> Image.Image:
         height, width = (side * self.processor.patch_size for side in grid)

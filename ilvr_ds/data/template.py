@@ -52,7 +52,7 @@ class EncodedSample:
     """[merged patches, D] bf16 as uint16: rows of all images where they are stored; then there are no `patches`."""
     regions: tuple[Region | None, ...] = ()
     """[M]: the part of each helper image that its step is about, in fractions of width and height; None where the data
-    do not say it."""
+    do not say it. Empty where helper images are not encoded."""
 
 
 class SampleEncoder:
@@ -88,8 +88,9 @@ class SampleEncoder:
     def __call__(self, sample: Sample) -> EncodedSample:
         """Encode one sample; raises SampleError where it is too long or holds reserved tokens as text."""
         files = (*sample.input_images, *(sample.helper_images if self.with_helpers else ()))
-        encoded = self.images(files) if self.with_pixels else []
-        grids = tuple(grid for _, grid in encoded) or tuple(map(self.images.grid_by_header, files))
+        sizes = [image_size(data) for data in files]
+        grids = tuple(map(self.images.grid_of_size, sizes))
+        patches = tuple(patches for patches, _ in self.images(files)) if self.with_pixels else ()
         ids, answer = self._tokens(sample, list(grids[: len(sample.input_images)]))
         if len(ids) > self.max_tokens:
             raise SampleError(f"{len(ids)} tokens, data.max_tokens allows {self.max_tokens}")
@@ -103,10 +104,10 @@ class SampleEncoder:
             assistant=assistant,
             segments=np.flatnonzero(ids == self.special.latent_start) + 1,
             answer=answer,
-            patches=tuple(patches for patches, _ in encoded),
+            patches=patches,
             grids=grids,
             num_input_images=len(sample.input_images),
-            regions=tuple(_fractions(sample, step) for step in sample.steps if isinstance(step, LatentStep)),
+            regions=_regions(sample, sizes[len(sample.input_images) :]),
         )
 
     def seeing_helpers(self) -> SampleEncoder:
@@ -241,12 +242,14 @@ def _user_turn(sample: Sample) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
-def _fractions(sample: Sample, step: LatentStep) -> Region | None:
-    """A step's region in fractions of its helper image."""
-    if step.region is None:
-        return None
-    width, height = image_size(sample.helper_images[step.helper])
-    left, top, right, bottom = step.region
+def _regions(sample: Sample, sizes: list[tuple[int, int]]) -> tuple[Region | None, ...]:
+    """The regions of the latent steps in fractions of their helper images, whose width and height are `sizes`."""
+    latents = (step for step in sample.steps if isinstance(step, LatentStep))
+    return tuple(step.region and _fractions(step.region, *size) for size, step in zip(sizes, latents, strict=False))
+
+
+def _fractions(region: Region, width: int, height: int) -> Region:
+    left, top, right, bottom = region
     return left / width, top / height, right / width, bottom / height
 
 
