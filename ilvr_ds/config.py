@@ -56,8 +56,8 @@ class DataConfig:
     """The same for `eval_shards`; given where `features` and `eval_shards` are, and nowhere else."""
     lanes: int = 8
     """Independent streams of the sample order. World size must divide it, and it must divide the global batch."""
-    shuffle_window: int = 4096
-    """Samples are shuffled within windows of this many samples of a lane."""
+    shuffle_buffer: int = 4096
+    """Each lane is shuffled this many samples at a time."""
     max_tokens: int = 4096
     """Longest sample in tokens; longer ones are refused, never truncated."""
     max_image_pixels: int = 1_003_520
@@ -349,7 +349,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "run.rank_timeout_s": (1.0, 86400.0),
     "run.stall_timeout_s": (1.0, 864000.0),
     "data.lanes": (1, 2**20),
-    "data.shuffle_window": (1, 2**24),
+    "data.shuffle_buffer": (1, 2**24),
     "data.max_tokens": (1, 2**20),
     "data.max_image_pixels": (56 * 56, 2**26),
     "data.num_workers": (0, 256),

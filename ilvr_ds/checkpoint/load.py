@@ -52,6 +52,8 @@ _FREE = (
     "data.num_workers",
     "model.cuda_graphs",
 )
+_RENAMED = {("data", "shuffle_window"): "shuffle_buffer"}
+"""Keys of the recipe by the names that older checkpoints have for them."""
 _NAME = re.compile(r"step-(\d{8})")
 _ASIDE = re.compile(r"step-(\d{8})\.aside-\d+")
 STATE_FILE = "state.json"
@@ -77,7 +79,7 @@ def first_fault(path: Path) -> str | None:
     """What is wrong with the first damaged file of a checkpoint, or None (collective: ranks share the reading)."""
     fault, files = None, []
     try:
-        state = saved_state(path)
+        state = _read_state(path)
         files = sorted(state["files"].items())
         if state.pop("checksum") != checksum_of(state):
             fault = f"{path / STATE_FILE}: damaged (its checksum is another)"
@@ -115,7 +117,18 @@ def size_and_checksum(file: Path) -> tuple[int, int]:
 
 
 def saved_state(path: Path) -> dict[str, Any]:
-    """What `state.json` of a checkpoint says."""
+    """What `state.json` of a checkpoint says; renamed keys of the recipe have today's names."""
+    state = _read_state(path)
+    for (section, old), new in _RENAMED.items():
+        loader, keys = state.get("loader", {}), state.get("recipe", {}).get(section, {})
+        if old in keys:
+            keys[new] = keys.pop(old)
+        if f"{section}.{old}" in loader:
+            loader[f"{section}.{new}"] = loader.pop(f"{section}.{old}")
+    return state
+
+
+def _read_state(path: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((path / STATE_FILE).read_text())
     return state
 

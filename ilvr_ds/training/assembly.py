@@ -84,7 +84,7 @@ def assemble(recipe: Recipe, recipe_path: Path, inputs: Inputs | None = None) ->
         "data": shards.fingerprint,
         "run.seed": recipe.run.seed,
         "data.lanes": recipe.data.lanes,
-        "data.shuffle_window": recipe.data.shuffle_window,
+        "data.shuffle_buffer": recipe.data.shuffle_buffer,
         "samples per step": plan.global_batch,
     }
     state = check_fits(checkpoint, recipe) if checkpoint else {}

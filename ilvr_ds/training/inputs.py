@@ -50,7 +50,7 @@ class Inputs:
             )
         batch = recipe.train.micro_batch_size * recipe.train.grad_accum_steps * world
         plan = SamplePlan(
-            training.shard_sizes, recipe.run.seed, recipe.data.lanes, batch, recipe.data.shuffle_window
+            training.shard_sizes, recipe.run.seed, recipe.data.lanes, batch, recipe.data.shuffle_buffer
         )  # fmt: skip
         plan.check_world(world)
         return Inputs(training, held_out, plan, file_settings, other_measure)

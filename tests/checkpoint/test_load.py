@@ -19,6 +19,7 @@ from ilvr_ds.checkpoint.load import (
     checkpoint_name,
     checksum_of,
     commit_of_base,
+    first_fault,
     list_checkpoints,
     load_checkpoint,
     remove_old,
@@ -27,6 +28,8 @@ from ilvr_ds.checkpoint.load import (
 )
 from ilvr_ds.checkpoint.writer import CheckpointWriter
 from ilvr_ds.config import CheckpointConfig, ModelConfig, OptimConfig, Recipe, RunConfig, TrackingConfig
+from ilvr_ds.data.loader import WindowLoader
+from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.errors import UserError
 
@@ -139,6 +142,32 @@ def test_another_batch_is_a_mistake_and_the_right_one_is_named(folder: Path) -> 
     (path / "state.json").write_text(json.dumps(state))
     with pytest.raises(UserError, match=r"4 samples a step, this job has 1 rank .*; set train.grad_accum_steps=4"):
         check_fits(path, recipe(folder, "auto"))
+
+
+def test_a_state_with_the_old_name_of_a_key_is_whole_and_goes_on(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`data.shuffle_buffer` was `data.shuffle_window`, in the recipe and in what the loader's order depends on."""
+    path = save(folder, 7)
+    state = saved_state(path)
+    state["recipe"]["data"]["shuffle_window"] = state["recipe"]["data"].pop("shuffle_buffer")
+    state["loader"]["data.shuffle_window"] = 4096
+    del state["checksum"]
+    (path / "state.json").write_text(json.dumps(state | {"checksum": checksum_of(state)}))
+    assert first_fault(path) is None
+    check_fits(path, recipe(folder, "auto"))
+    assert "other settings" not in caplog.text
+    loaded = load_checkpoint(path, Student(), NAMES, shards(0.0))
+    plan = SamplePlan((10,), seed=0, lanes=1, global_batch=1)
+    for size in (4096, 8):
+        identity = {"data.shuffle_buffer": size, "samples per step": 1}
+        loader = WindowLoader(None, plan, identity, 0, False)  # type: ignore[arg-type]  # no window is made
+        if size == 4096:
+            loader.load_state_dict(loaded["loader"])
+            assert loader.step == 7
+        else:
+            with pytest.raises(UserError, match="made with data.shuffle_buffer = 4096, this run has 8"):
+                loader.load_state_dict(loaded["loader"])
 
 
 @pytest.mark.parametrize("place", [0, 16, -1])
