@@ -133,7 +133,7 @@ def pack(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PackReport:
-    """Pack a JSON Lines file (see importers.py) into the folder `output`.
+    """Pack a JSON Lines file (formats: importers.py) into the folder `output`.
 
     `measure` gives a sample's length in tokens, `measured_with` says for the record how. Samples of more than
     `max_tokens` are rejected, never truncated. Rejected records go to `rejected.jsonl` with line and reason. Nothing

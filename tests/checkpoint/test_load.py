@@ -166,7 +166,7 @@ def test_a_state_with_the_old_name_of_a_key_is_whole_and_goes_on(
             loader.load_state_dict(loaded["loader"])
             assert loader.step == 7
         else:
-            with pytest.raises(UserError, match="made with data.shuffle_buffer = 4096, this run has 8"):
+            with pytest.raises(UserError, match=r"made with data\.shuffle_buffer = 4096, this run has 8"):
                 loader.load_state_dict(loaded["loader"])
 
 
