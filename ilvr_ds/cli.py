@@ -176,6 +176,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--held-out", type=int, default=128, help="held-out samples (default 128)")
     demo.add_argument("--grid", type=int, default=4, help="cells of a side of the pictures: 4, 6 or 8 (default 4)")
     demo.add_argument(
+        "--operations", nargs="+", metavar="NAME", default=["creation", "deletion", "update", "selection"],
+        help="what to draw, in turn: creation, deletion, update, selection (the default), trail",
+    )  # fmt: skip
+    demo.add_argument("--signs", type=int, help="signs of a trail (default 6)")
+    demo.add_argument(
         "--size", choices=["tiny", "mini", "medium", "small"], default="tiny", help="size of the model (default tiny)"
     )
     demo.add_argument("--seed", type=int, default=0)
@@ -430,8 +435,9 @@ def _demo_data(options: argparse.Namespace) -> int:
     from ilvr_ds.demo.material import write_demo
 
     for line in write_demo(
-        options.output, options.train, options.held_out, options.grid, options.size, options.seed, options.workers
-    ):
+        options.output, options.train, options.held_out, options.grid, options.size, options.seed, options.workers,
+        options.operations, options.signs,
+    ):  # fmt: skip
         print(line)
     return 0
 

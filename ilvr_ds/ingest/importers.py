@@ -2,7 +2,7 @@
 
 All have in common: `id`, which may be absent; `answer`, where the format's own keys hold none; and the group, which is
 the first text of `group`, `operation`, `type` and `level`, or else CoMT's operation or VSP's level among the first
-image's folders. All other keys, and `operation`, `type` and `level`, are kept in `meta`: text as it is, the rest as JSON.
+image's folders. All other keys, and `operation`, `type` and `level`, are kept in `meta`: texts, and the rest as JSON.
 """
 
 from __future__ import annotations
