@@ -1,4 +1,4 @@
-"""Candidates of a window: runs of neighbouring patches of helper images, and which of them there may be reason to pick.
+"""Candidates of a window: runs of neighbouring patches of helper images, and what the pools select among.
 
 With P >= group_size merged patches, runs of P // group_size of them are averaged and the rest is dropped. All index
 tensors are made here, on the CPU. The letters are those of `ilvr_ds.data.window`.
@@ -22,7 +22,7 @@ Bool = NDArray[np.bool_]
 Order = list[tuple[int, int]]
 """Segments of the window, each as (sample, number in the sample)."""
 Starts = list[tuple[Int64, Int64]]
-"""Of each sample the first feature row of each input image and of each helper image."""
+"""For each sample the first feature row of each input image and of each helper image."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CandidateLayout:
     pool: Pool = "all"
 
     def __call__(self, samples: list[EncodedSample], order: Order, starts: Starts) -> tuple[Int64, Candidates]:
-        """The offsets [M + 1], and all of it as tensors."""
+        """The segments' offsets [M + 1], and the Candidates that hold them too."""
         runs = [self._runs(starts[i][1][m], _helper(samples[i], m)) for i, m in order]
         offsets = np.cumsum([0, *map(len, runs)], dtype=np.int64)
         rows, weights = _table(runs)
@@ -106,8 +106,8 @@ def _helper(sample: EncodedSample, m: int) -> Grid:
 
 
 def _cells(low: float, high: float, count: int) -> Bool:
-    """[count]: of so many cells along a side those whose middle lies in [low, high]; if none does, the one around the
-    middle of it."""
+    """[count]: which cells along a side have their middle in [low, high]; if none has, the cell around the middle of
+    that stretch."""
     middles = (np.arange(count) + 0.5) / count
     inside = (middles >= low) & (middles <= high)
     if not inside.any():

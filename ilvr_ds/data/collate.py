@@ -24,7 +24,7 @@ from ilvr_ds.data.window import ImageBatch, MicroBatch, QueryContext, Round, Tok
 Int64 = NDArray[np.int64]
 Bool = NDArray[np.bool_]
 Rows = Literal["packed", "right", "left"]
-"""How samples stand in rows: end to end in one, or each in its own with padding on that side."""
+"""All samples end to end in one row, or each in its own with padding on that side."""
 
 
 class Collator:
@@ -32,8 +32,7 @@ class Collator:
 
     `types` names the kinds of task by which losses are split; samples of other kinds count in the whole only.
     With `free_latents` (stage 2) every micro-batch holds the layout in which the student makes its latents itself.
-    Segments have candidates where the samples were encoded with their helper images (SampleEncoder), else the window
-    counts no segments.
+    Without encoded helper images (SampleEncoder) the window has no segments.
     """
 
     def __init__(
@@ -57,9 +56,9 @@ class Collator:
         self.candidates = CandidateLayout(layout.merge_size, group_size, pool)
 
     def __call__(self, samples: list[EncodedSample], numbers: Int64, sizes: Sequence[int]) -> Window:
-        """The window of `samples`, of which so many after each other are a micro-batch as `sizes` says.
+        """The window of `samples`.
 
-        numbers [W]: their numbers in the data set.
+        numbers [W]: their numbers in the data set. sizes: samples of each micro-batch, which are successive.
         """
         groups = [range(start, stop) for start, stop in pairwise(np.cumsum([0, *sizes]).tolist())]
         assert groups[-1].stop == len(samples) == len(numbers)
@@ -122,7 +121,7 @@ class Collator:
         return starts, tuple(batches)
 
     def _stored_starts(self, samples: list[EncodedSample]) -> list[tuple[Int64, Int64]]:
-        """The same first rows where features are stored: they stand sample by sample, in the order of its images."""
+        """Like _images, where features are stored: sample by sample, each with its images in order."""
         starts = []
         next_row = 0
         for s in samples:
@@ -159,7 +158,7 @@ class Collator:
         )
 
     def _lay(self, samples: list[EncodedSample]) -> tuple[tuple[int, int], list[int]]:
-        """Rows and tokens of a row, and the flat position of each sample's first token."""
+        """Shape (rows, tokens of a row), and the flat position of each sample's first token."""
         lengths = [len(s.input_ids) for s in samples]
         if self.rows == "packed":
             starts = np.cumsum([0, *lengths]).tolist()
@@ -258,7 +257,7 @@ _EMPTY: Int64 = np.empty(0, dtype=np.int64)
 
 
 def _num_helpers(sample: EncodedSample) -> int:
-    """Of encoded helper images: one for each segment, or none."""
+    """Encoded helper images: one for each segment, or none."""
     return len(sample.grids) - sample.num_input_images
 
 

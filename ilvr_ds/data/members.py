@@ -1,7 +1,7 @@
 """A sample as members of a tar: `KEY.json`, `KEY.in0.png`, `KEY.helper0.jpg`, with nothing else allowed.
 
 KEY is the sample's running number in the data set, ten digits. The JSON names every image member, so that a sample
-with a lost member is never taken for a whole one.
+that has lost a member is noticed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAGIC = {"png": rb"\x89PNG\r\n\x1a\n", "jpg": rb"\xff\xd8\xff", "webp": rb"RIFF
 
 
 class MemberError(OneLineError):
-    """Bytes of a tar that are not what was written; the message says why in one line."""
+    """The bytes of a tar are not what was written; the message says why in one line."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def key_of(number: int) -> str:
 def encode_members(sample: Sample) -> dict[str, bytes]:
     """The members of a sample by extension ("json", "in0.png", ...).
 
-    Raises SampleError where the sample does not fit together, is too large, holds another kind of file as an image
-    or text that is not valid Unicode.
+    Raises SampleError where the sample's parts do not fit together, it is too large, an image is of another kind or
+    text is not valid Unicode.
     """
     check_sample(sample)
     images = {"in": sample.input_images, "helper": sample.helper_images}
@@ -90,7 +90,7 @@ def encode_members(sample: Sample) -> dict[str, bytes]:
 
 
 def decode_members(data: bytes, key: str) -> Sample:
-    """The sample whose members are `data`, a stretch of a tar; raises MemberError where anything is amiss.
+    """The sample whose members are `data`, a stretch of a tar; raises MemberError where anything is wrong.
 
     webdataset's own reader is not used: it inflates compressed data, expands sparse files and ends quietly at a damaged
     header. Nothing but JSON is decoded.

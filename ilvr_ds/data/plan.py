@@ -1,12 +1,11 @@
 """Which samples belong to which optimizer step: a pure function of (seed, epoch, step).
 
-    shards, in an order drawn for the epoch
-    = one sequence of samples, its remainder cut off
-    = `lanes` stretches of equal length, each shuffled one full buffer after the other
-    step k of the epoch takes the k-th stretch of global_batch / lanes samples of every lane
+    1. The shards, in an order drawn for the epoch, are one sequence of samples; its remainder is cut off.
+    2. The sequence is cut into `lanes` of equal length; each is shuffled `shuffle_buffer` samples at a time.
+    3. Step k of the epoch takes the k-th stretch of global_batch / lanes samples of every lane.
 
-A rank reads lanes rank, rank + world, ...: whatever the world size, a step has the same samples, and a run goes on at
-any step without replaying the ones before. Random numbers are raw words of PCG64, whose stream numpy guarantees; its
+A rank reads lanes rank, rank + world, ...: a step has the same samples at every world size, and a run goes on at any
+step without replaying earlier ones. Random numbers are raw words of PCG64, whose stream numpy guarantees; its
 `permutation` may change between releases.
 """
 
@@ -67,7 +66,7 @@ class SamplePlan:
 
     @property
     def remainder(self) -> int:
-        """Samples that an epoch leaves out; they are others in every epoch."""
+        """Samples that an epoch leaves out; each epoch leaves out others."""
         return self.num_samples % self.global_batch
 
     def check_world(self, world: int) -> None:
@@ -119,7 +118,7 @@ class SamplePlan:
 
 @lru_cache(maxsize=4)
 def _shard_order(shard_sizes: tuple[int, ...], seed: int, epoch: int) -> tuple[Int64, Int64]:
-    """For the shards in the epoch's order: what to add to a position to get its sample, and where each shard ends."""
+    """For each shard in the epoch's order: what to add to a position to get its sample, and where the shard ends."""
     sizes = np.asarray(shard_sizes, dtype=np.int64)
     order = _permutation(len(sizes), (seed, epoch, _SHARDS))
     ends = np.cumsum(sizes[order])

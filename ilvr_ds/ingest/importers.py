@@ -68,7 +68,7 @@ def numbered_records(path: Path, image_root: Path, format: Format) -> Iterator[t
                 chosen = _choose_format(record, chosen, f"{path}:{number}")
             sample = _convert(record, identity, image_root, chosen)
             if first_lines.setdefault(identity, number) != number:
-                raise SampleError(f"the id stands already in line {first_lines[identity]}")
+                raise SampleError(f"the id already stands in line {first_lines[identity]}")
         except SampleError as error:
             yield number, Rejected(number, identity, str(error))
         else:

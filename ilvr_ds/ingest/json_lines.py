@@ -41,5 +41,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> Record:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-        raise SampleError(f"the key '{twice}' stands there twice")
+        raise SampleError(f"the key '{twice}' stands twice")
     return found

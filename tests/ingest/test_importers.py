@@ -50,7 +50,7 @@ def test_duplicate_ids_name_the_first_line(root):
     bad_first = ilvr(id="x", image_input="no.png")
     _, first, second = read(root, bad_first, ilvr(id="x"), ilvr(id="x"))
     assert isinstance(first, Sample), "a rejected record must not reserve its id"
-    assert second == Rejected(3, "x", "the id stands already in line 2")
+    assert second == Rejected(3, "x", "the id already stands in line 2")
 
 
 def test_mixed_formats_name_file_line_and_keys(root):
