@@ -26,6 +26,8 @@ CHUNK = 2**24
 _NAME = re.compile(r"step-(\d{8})")
 _ASIDE = re.compile(r"step-(\d{8})\.aside-\d+")
 STATE_FILE = "state.json"
+_RENAMED = {("data", "shuffle_window"): "shuffle_buffer"}
+"""Keys of the recipe by the names that older checkpoints have for them."""
 UNIVERSAL = "universal"
 """Folder of the student's universal form within a checkpoint, while a job goes on with other slices."""
 
@@ -46,7 +48,7 @@ def first_fault(path: Path) -> str | None:
     """What is wrong with the first damaged file of a checkpoint, or None (collective: ranks share the reading)."""
     fault, files = None, []
     try:
-        state = saved_state(path)
+        state = _read_state(path)
         files = sorted(state["files"].items())
         if state.pop("checksum") != checksum_of(state):
             fault = f"{path / STATE_FILE}: damaged (its checksum is another)"
@@ -84,7 +86,18 @@ def size_and_checksum(file: Path) -> tuple[int, int]:
 
 
 def saved_state(path: Path) -> dict[str, Any]:
-    """What `state.json` of a checkpoint says."""
+    """What `state.json` of a checkpoint says; renamed keys of the recipe have today's names."""
+    state = _read_state(path)
+    for (section, old), new in _RENAMED.items():
+        loader, keys = state.get("loader", {}), state.get("recipe", {}).get(section, {})
+        if old in keys:
+            keys[new] = keys.pop(old)
+        if f"{section}.{old}" in loader:
+            loader[f"{section}.{new}"] = loader.pop(f"{section}.{old}")
+    return state
+
+
+def _read_state(path: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((path / STATE_FILE).read_text())
     return state
 

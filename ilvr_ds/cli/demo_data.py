@@ -16,6 +16,11 @@ def add_demo_data(commands: Commands) -> None:
     command.add_argument("--held-out", type=int, default=128, help="held-out samples (default 128)")
     command.add_argument("--grid", type=int, default=4, help="cells per side of a picture: 4, 6 or 8 (default 4)")
     command.add_argument(
+        "--operations", nargs="+", metavar="NAME", default=["creation", "deletion", "update", "selection"],
+        help="what to draw, in turn: creation, deletion, update, selection (the default), trail",
+    )  # fmt: skip
+    command.add_argument("--signs", type=int, help="signs of a trail (default 6)")
+    command.add_argument(
         "--size", choices=["tiny", "mini", "medium", "small"], default="tiny", help="size of the model (default tiny)"
     )
     command.add_argument("--seed", type=int, default=0)
@@ -27,7 +32,8 @@ def _demo_data(options: argparse.Namespace) -> int:
     from ilvr_ds.demo.material import write_demo
 
     for line in write_demo(
-        options.output, options.train, options.held_out, options.grid, options.size, options.seed, options.workers
-    ):
+        options.output, options.train, options.held_out, options.grid, options.size, options.seed, options.workers,
+        options.operations, options.signs,
+    ):  # fmt: skip
         print(line)
     return 0

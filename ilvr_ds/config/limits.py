@@ -14,7 +14,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "run.rank_timeout_s": (1.0, 86400.0),
     "run.stall_timeout_s": (1.0, 864000.0),
     "data.lanes": (1, 2**20),
-    "data.shuffle_window": (1, 2**24),
+    "data.shuffle_buffer": (1, 2**24),
     "data.max_tokens": (1, 2**20),
     "data.max_image_pixels": (56 * 56, 2**26),
     "data.num_workers": (0, 256),

@@ -42,8 +42,8 @@ class DataConfig:
     """The same for `eval_shards`; needed if `features` and `eval_shards` are both set, refused otherwise."""
     lanes: int = 8
     """Independent streams of the sample order. The world size must divide it, and it must divide the global batch."""
-    shuffle_window: int = 4096
-    """Each lane shuffles its samples in blocks of this many."""
+    shuffle_buffer: int = 4096
+    """Each lane is shuffled this many samples at a time."""
     max_tokens: int = 4096
     """Longest sample in tokens; longer ones are refused, never truncated."""
     max_image_pixels: int = 1_003_520

@@ -1,4 +1,4 @@
-"""Candidates of a window: runs of neighbouring patches of helper images, and which of them there may be reason to pick.
+"""Candidates of a window: runs of neighbouring patches of helper images, and what the pools select among.
 
 With P >= group_size merged patches, runs of P // group_size of them are averaged and the rest is dropped. All index
 tensors are made here, on the CPU. The letters are those of `ilvr_ds.data.window`.
@@ -22,7 +22,7 @@ Bool = NDArray[np.bool_]
 Order = list[tuple[int, int]]
 """Segments of the window, each as (sample, number in the sample)."""
 Starts = list[tuple[Int64, Int64]]
-"""Of each sample the first feature row of each input image and of each helper image."""
+"""For each sample the first feature row of each input image and of each helper image."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CandidateLayout:
     pool: Pool = "all"
 
     def __call__(self, samples: list[EncodedSample], order: Order, starts: Starts) -> tuple[Int64, Candidates]:
-        """The offsets [M + 1], and all of it as tensors."""
+        """The segments' offsets [M + 1], and the Candidates that hold them too."""
         runs = [self._runs(starts[i][1][m], _helper(samples[i], m)) for i, m in order]
         offsets = np.cumsum([0, *map(len, runs)], dtype=np.int64)
         rows, weights = _table(runs)
@@ -77,12 +77,10 @@ class CandidateLayout:
                 earlier += pictures
             places.append(np.stack(same or [mine], axis=1))
         rows, weights = _table(runs)
-        widest = max((place.shape[1] for place in places), default=1)
-        repeated = [np.pad(place, ((0, 0), (0, widest - place.shape[1])), mode="edge") for place in places]
         return Before(
             input_rows=rows,
             input_weights=weights,
-            place=torch.from_numpy(np.concatenate([np.empty((0, widest), dtype=np.int64), *repeated])),
+            place=torch.from_numpy(_stack(places)),
             earlier=torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *earlier])),
             searches=tuple(searches),
         )
@@ -108,8 +106,8 @@ def _helper(sample: EncodedSample, m: int) -> Grid:
 
 
 def _cells(low: float, high: float, count: int) -> Bool:
-    """[count]: of so many cells along a side those whose middle lies in [low, high]; if none does, the one around the
-    middle of it."""
+    """[count]: which cells along a side have their middle in [low, high]; if none has, the cell around the middle of
+    that stretch."""
     middles = (np.arange(count) + 0.5) / count
     inside = (middles >= low) & (middles <= high)
     if not inside.any():
@@ -119,10 +117,24 @@ def _cells(low: float, high: float, count: int) -> Bool:
 
 def _table(runs: list[Int64]) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs as one rectangle of feature rows [N, R] int64 and weights [N, R] float32, 0 where a run is shorter."""
-    longest = max((run.shape[1] for run in runs), default=1)
-    rows = [np.pad(run, ((0, 0), (0, longest - run.shape[1]))) for run in runs]
-    weights = [np.pad(np.full(run.shape, 1 / run.shape[1]), ((0, 0), (0, longest - run.shape[1]))) for run in runs]
-    return (
-        torch.from_numpy(np.concatenate([np.empty((0, longest), dtype=np.int64), *rows])),
-        torch.from_numpy(np.concatenate([np.empty((0, longest)), *weights])).float(),
-    )
+    shape = sum(map(len, runs)), max((run.shape[1] for run in runs), default=1)
+    rows, weights = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
+    first = 0
+    for run in runs:
+        count, length = run.shape
+        rows[first : first + count, :length] = run
+        weights[first : first + count, :length] = 1 / length
+        first += count
+    return torch.from_numpy(rows), torch.from_numpy(weights)
+
+
+def _stack(tables: list[Int64]) -> Int64:
+    """Tables on top of each other, as wide as the widest; the last column of the others is repeated."""
+    stacked = np.empty((sum(map(len, tables)), max((table.shape[1] for table in tables), default=1)), dtype=np.int64)
+    first = 0
+    for table in tables:
+        count, width = table.shape
+        stacked[first : first + count, :width] = table
+        stacked[first : first + count, width:] = table[:, -1:]
+        first += count
+    return stacked

@@ -7,9 +7,9 @@ from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Region, Sample, Sample
 
 
 def check_sample(sample: Sample) -> None:
-    """Raise SampleError where the parts of `sample` do not fit together.
+    """Raise SampleError where they do not.
 
-    No image is decoded; of helper images with a region the header is read.
+    No image is decoded; helper images with a region have their headers read.
     """
     if not sample.id:
         raise SampleError("the id is empty")
@@ -25,7 +25,7 @@ def check_sample(sample: Sample) -> None:
     texts = [sample.id, sample.question, sample.answer, sample.group, *sample.meta, *sample.meta.values()]
     try:
         "".join([*texts, *(step.content for step in sample.steps if isinstance(step, TextStep))]).encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON may hold and no tokenizer takes
+    except UnicodeEncodeError as error:  # half a surrogate pair: JSON allows it, no tokenizer takes it
         raise SampleError(f"the text is not valid Unicode ({error.reason})") from error
     markers = sample.question.count(IMAGE_MARKER)
     if markers and markers != len(sample.input_images):
@@ -34,9 +34,9 @@ def check_sample(sample: Sample) -> None:
 
 
 def _check_region(region: Region, width: int, height: int) -> None:
-    """Raise SampleError where a box is empty or not inside an image of so many pixels."""
+    """Raise SampleError where a box is empty or not inside an image of this size in pixels."""
     left, top, right, bottom = region
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):  # and NaN
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):  # false for NaN too
         raise SampleError(
             f"region {list(region)} is no box [left, top, right, bottom] inside its helper image of {width}x{height} "
             "pixels"

@@ -22,8 +22,9 @@ from ilvr_ds.data.tokens import SpecialTokens
 from ilvr_ds.data.window import ImageBatch, MicroBatch, QueryContext, Round, TokenBatch, Window
 
 Int64 = NDArray[np.int64]
+Bool = NDArray[np.bool_]
 Rows = Literal["packed", "right", "left"]
-"""How samples stand in rows: end to end in one, or each in its own with padding on that side."""
+"""All samples end to end in one row, or each in its own with padding on that side."""
 
 
 class Collator:
@@ -31,8 +32,7 @@ class Collator:
 
     `types` names the kinds of task by which losses are split; samples of other kinds count in the whole only.
     With `free_latents` (stage 2) every micro-batch holds the layout in which the student makes its latents itself.
-    Segments have candidates where the samples were encoded with their helper images (SampleEncoder), else the window
-    counts no segments.
+    Without encoded helper images (SampleEncoder) the window has no segments.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Collator:
         self.candidates = CandidateLayout(layout.merge_size, group_size, pool)
 
     def __call__(self, samples: list[EncodedSample], numbers: Int64, sizes: Sequence[int]) -> Window:
-        """The window of `samples`, of which so many after each other are a micro-batch as `sizes` says.
+        """The window of `samples`.
 
-        numbers [W]: their numbers in the data set.
+        numbers [W]: their numbers in the data set. sizes: samples of each micro-batch, which are successive.
         """
         groups = [range(start, stop) for start, stop in pairwise(np.cumsum([0, *sizes]).tolist())]
         assert groups[-1].stop == len(samples) == len(numbers)
@@ -121,7 +121,7 @@ class Collator:
         return starts, tuple(batches)
 
     def _stored_starts(self, samples: list[EncodedSample]) -> list[tuple[Int64, Int64]]:
-        """The same first rows where features are stored: they stand sample by sample, in the order of its images."""
+        """Like _images, where features are stored: sample by sample, each with its images in order."""
         starts = []
         next_row = 0
         for s in samples:
@@ -158,7 +158,7 @@ class Collator:
         )
 
     def _lay(self, samples: list[EncodedSample]) -> tuple[tuple[int, int], list[int]]:
-        """Rows and tokens of a row, and the flat position of each sample's first token."""
+        """Shape (rows, tokens of a row), and the flat position of each sample's first token."""
         lengths = [len(s.input_ids) for s in samples]
         if self.rows == "packed":
             starts = np.cumsum([0, *lengths]).tolist()
@@ -209,13 +209,13 @@ class Collator:
 
     def _context(self, samples: list[EncodedSample], order: list[tuple[int, int]], offsets: Int64) -> QueryContext:
         _, base = self._lay(samples)
-        prompts, images = [], []
+        is_text, prompts, images = [], [], []
         for start, sample in zip(base, samples, strict=True):
-            before = sample.input_ids[: sample.assistant]
-            is_image = before == self.special.image_pad
-            prompts.append(start + np.flatnonzero(~is_image & ~np.isin(before, self.special.context_free)))
+            is_image = sample.input_ids[: sample.assistant] == self.special.image_pad
+            is_text.append(~np.isin(sample.input_ids, self.special.context_free))
+            prompts.append(start + np.flatnonzero(~is_image & is_text[-1][: sample.assistant]))
             images.append(start + np.flatnonzero(is_image))
-        steps = [base[i] + self._step_positions(samples[i], m) for i, m in order]
+        steps = [base[i] + self._step_positions(samples[i], m, is_text[i]) for i, m in order]
         where = {segment: number for number, segment in enumerate(order)}
         previous = [where.get((i, m - 1), number) for number, (i, m) in enumerate(order)]
         prompt, prompt_mask = _rectangle(prompts)
@@ -234,11 +234,11 @@ class Collator:
             rounds=tuple(_rounds(order, offsets)),
         )
 
-    def _step_positions(self, sample: EncodedSample, m: int) -> Int64:
+    def _step_positions(self, sample: EncodedSample, m: int, is_text: Bool) -> Int64:
         """The text of segment m: from the end of the segment before (or the assistant's opening) to latent_start."""
         first = sample.assistant if m == 0 else int(sample.segments[m - 1]) + self.latent_size
         last = int(sample.segments[m]) - 1
-        return first + np.flatnonzero(~np.isin(sample.input_ids[first:last], self.special.context_free))
+        return first + np.flatnonzero(is_text[first:last])
 
     def _merged(self, grid: Grid) -> int:
         return grid[0] * grid[1] // self.merge_unit
@@ -257,7 +257,7 @@ _EMPTY: Int64 = np.empty(0, dtype=np.int64)
 
 
 def _num_helpers(sample: EncodedSample) -> int:
-    """Of encoded helper images: one for each segment, or none."""
+    """Encoded helper images: one for each segment, or none."""
     return len(sample.grids) - sample.num_input_images
 
 

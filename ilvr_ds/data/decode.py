@@ -1,6 +1,6 @@
 """Encoded bytes to the picture that a person sees: upright, on white, with all its shades.
 
-Whatever looks at a stored image goes through here, so that training, evaluation and every page see the same.
+Everything that looks at a stored image decodes it here, so that training, evaluation and every page see the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")
 DECODE_PIXEL_LIMIT = 64 * 1024 * 1024
 """No stored image may decode to more pixels than this: a 20 KB PNG can otherwise ask for gigabytes."""
 DECODING = 2
-"""What is made of bytes, as a number: 1 ignored orientation and transparency and clipped 16-bit grey."""
+"""Version of what is made of the bytes: 1 ignored orientation and transparency and clipped 16-bit grey."""
 
 Treatment = Literal["turned upright", "with transparency, laid on white", "16-bit grey, scaled to 8 bits"]
 
@@ -35,9 +35,9 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF orientation. ImageOps.exif_transpose would write the EXIF anew as well, which not every camera's survives."""
+"""By EXIF orientation. ImageOps.exif_transpose would also write the EXIF anew, which fails for some cameras' data."""
 _ANIMATED = ("WEBP", "PNG")
-"""Formats of which several frames are an animation; in a JPEG they are other pictures of a camera (MPO)."""
+"""Formats whose frames are an animation; in a JPEG they are other pictures of a camera (MPO)."""
 _PNG_TURNS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 """Names of the parts of a PNG that may hold an orientation; they may stand behind the pixels."""
 
@@ -86,7 +86,7 @@ def _open_image(data: bytes, pixel_limit: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """EXIF's 1 to 8; 1, as stored, where there is none or none that can be read: so viewers show it, too."""
+    """EXIF's 1 to 8; 1 (as stored) where there is none or it cannot be read, as in viewers."""
     if image.format == "PNG" and not any(name in data for name in _PNG_TURNS):
         return 1  # else Pillow decodes the pixels to look behind them
     try:
@@ -104,7 +104,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _on_white(image: Image.Image, data: bytes) -> Image.Image:
-    """As RGB; where the image is transparent, mixed with white."""
+    """In RGB, mixed with white where the image is transparent."""
     if _is_deep(image):
         image = _shallow(image)
     elif "transparency" in image.info and image.mode != "P":
@@ -137,7 +137,7 @@ def _colour_of_8_bits(image: Image.Image, data: bytes) -> int | tuple[int, ...]:
 
 @contextmanager
 def _errors_in_one_line(pixel_limit: int) -> Iterator[None]:
-    """Whatever Pillow raises, as a SampleError."""
+    """Turn whatever Pillow raises into a SampleError."""
     try:
         yield
     except UnidentifiedImageError as error:  # its text holds the address of an object

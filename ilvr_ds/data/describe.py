@@ -29,7 +29,7 @@ def describe_sample(sample: Sample, encoder: SampleEncoder, merge_size: int) -> 
 
 
 def _image_lines(sample: Sample, encoded: EncodedSample, merge_size: int) -> Iterator[str]:
-    images = (*sample.input_images, *sample.helper_images)[: len(encoded.grids)]  # without a teacher no helpers
+    images = (*sample.input_images, *sample.helper_images)[: len(encoded.grids)]  # helpers may not be encoded
     regions = [step.region for step in sample.steps if isinstance(step, LatentStep)]
     for number, (data, (rows, columns)) in enumerate(zip(images, encoded.grids, strict=True)):
         is_input = number < encoded.num_input_images

@@ -1,4 +1,4 @@
-"""Writes stored features (see features.py) shard by shard; what is whole is not written again."""
+"""Writes stored features (see features.py) shard by shard, and skips shards that are whole."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ SampleRows = tuple[Rows, Rows]
 class FeatureWriter:
     """Writes the features of a data set into `folder`.
 
-    Several processes may write shards of one data set; the one that finds all of them whole writes `features.json`.
-    Files get their names when they are whole; of two processes with the same shard, the first to end names its own.
-    `made_of`: all that the features depend on.
+    Several processes may write shards of one data set; the one that finds all whole writes `features.json`. Files get
+    their names when they are whole; of two processes with the same shard, the first to finish wins. `made_of`: all that
+    the features depend on.
     """
 
     def __init__(self, folder: Path, made_of: dict[str, Any], width: int, created_with: dict[str, str]) -> None:
@@ -99,7 +99,7 @@ class FeatureWriter:
         return shard, index
 
     def _publish(self, partial: Path, shard: FeatureShard, index: bytes) -> FeatureShard:
-        """Give the files their names, those of one process together: its rows under another's sums would be lies."""
+        """Name the files, one process at a time: rows must not end up beside another process's checksums."""
         with _alone(self.folder):
             if (whole := self.finished(shard.name)) is not None:
                 logger.warning("%s was encoded by another process meanwhile: its features stay", shard.name)
@@ -108,8 +108,8 @@ class FeatureWriter:
             _write_whole(self.folder / shard.index_name, index)
             content = {"made_of": self.made_of, "shard": dataclasses.asdict(shard)}
             _write_whole(self.folder / f"{shard.name}.json", json.dumps(content, indent=1).encode() + b"\n")
-            for rest in self.folder.glob(f"{shard.name}.*.partial-*"):  # of a killed process, or of no use any more
-                rest.unlink(missing_ok=True)
+            for stale in self.folder.glob(f"{shard.name}.*.partial-*"):  # of a killed process, or a slower one
+                stale.unlink(missing_ok=True)
         return shard
 
     def finish(self, names: Sequence[str]) -> tuple[FeatureShard, ...] | None:
@@ -124,7 +124,7 @@ class FeatureWriter:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """Write a small file under another name, then give it its own; several processes may do so at once."""
+    """Write a small file under another name, then rename it; several processes may do so at once."""
     partial = _partial(path)
     try:
         with partial.open("wb") as file:
@@ -137,13 +137,13 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 def _partial(path: Path) -> Path:
-    """A name that no other process takes; numbers of processes are the same on many hosts."""
+    """A name that no other process takes. Process ids would not do: hosts share them."""
     return path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time, for the moment that it takes to rename files; some network file systems have no locks."""
+    """One process at a time, while files are renamed; network file systems without locks go without."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):

@@ -1,13 +1,13 @@
-"""Stored vision features of a packed data set: what `ilvr-ds encode` wrote and training reads instead of pixels.
+"""Stored vision features of a packed data set: `ilvr-ds encode` writes them, training reads them instead of pixels.
 
-    features.json          of which data set, tower and image settings; sizes and sha256 of all the rest
+    features.json          data set, tower and image settings that they are of; sizes and sha256 of all other files
     shard-000000.rows      merged features [rows, D], bf16 (little endian): sample by sample, of each sample first its
                            input images, then its helper images
-    shard-000000.rowidx    24 bytes a sample: first row uint64; rows of the input images, rows of the helper images,
-                           and the crc32 of either, uint32 (little endian)
-    shard-000000.json      the shard's entry in features.json, written last: it says that the shard is whole
+    shard-000000.rowidx    24 bytes a sample: first row uint64; rows, then crc32, of input and of helper images uint32
+                           (little endian)
+    shard-000000.json      the shard's entry in features.json, written last: the shard is whole
 
-Rows travel as uint16, because numpy has no bfloat16.
+Rows are uint16 here, because numpy has no bfloat16.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ilvr_ds.errors import UserError
 VERSION = 1
 FEATURES_FILE = "features.json"
 FOLDER = "features"
-"""Where they lie below the data set, unless another place is given."""
+"""Default place, below the data set."""
 ROW_INDEX_DTYPE = np.dtype(
     [("first", "<u8"), ("inputs", "<u4"), ("helpers", "<u4"), ("inputs_crc32", "<u4"), ("helpers_crc32", "<u4")]
 )
@@ -41,7 +41,7 @@ Rows = NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class FeatureShard:
-    """Features of one tar: its name without the ending, its samples, and what was written for them."""
+    """Features of one tar; `name` is the tar's without the ending."""
 
     name: str
     samples: int
@@ -108,10 +108,10 @@ class FeatureSet:
     shard_ends: NDArray[np.int64]
 
     def read(self, sample_number: int, inputs: int, helpers: int) -> Rows:
-        """Features [inputs + helpers, D] of a sample whose images have so many merged patches.
+        """Features [inputs + helpers, D] of a sample; `inputs` and `helpers` are the merged patches of its images.
 
-        helpers: 0 also where the helper images are not wanted. Raises UserError where the bytes cannot be had or are
-        not those that were written, SampleError where there are more or fewer rows.
+        helpers: 0 also where helper images are not wanted. Raises UserError where the bytes cannot be read or are not
+        those that were written, SampleError where another number of rows is stored.
         """
         entry = self.index[sample_number]
         shard = self.manifest.shards[int(np.searchsorted(self.shard_ends, sample_number, side="right"))]
@@ -135,7 +135,7 @@ class FeatureSet:
 
     @property
     def retries(self) -> int:
-        """Reads that this process tried again after a fault that passes."""
+        """Reads that this process repeated after a transient fault."""
         return self.storage.retries
 
 
@@ -149,7 +149,7 @@ def open_features(location: str | Path, shards: ShardSet, made_of: dict[str, Any
     try:
         storage = open_storage(str(location))
         manifest = FeatureManifest.from_json(storage.read(FEATURES_FILE), f"{storage.label}/{FEATURES_FILE}")
-        # a row is rounded to bf16 whatever the tower computed in: its precision need not be the run's
+        # rows are rounded to bf16 whatever the tower computed in: its precision need not be the run's
         stored = {name: value for name, value in manifest.made_of.items() if name != "precision"}
         if other := differences(stored, made_of):
             raise UserError(f"{storage.label}: made with {other}")
@@ -163,7 +163,7 @@ def open_features(location: str | Path, shards: ShardSet, made_of: dict[str, Any
 
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """What features were made of that is not wanted, in words; "" where they were made of the same."""
+    """Where `stored` is not as `wanted`, in words; "" where they are equal."""
     keys = [key for key in {**wanted, **stored} if stored.get(key) != wanted.get(key)]
     return ", ".join(f"{key} = {_short(stored.get(key))} (here {_short(wanted.get(key))})" for key in keys)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from ilvr_ds.data.decode import DECODING, decode_image, image_size
+from ilvr_ds.data.decode import DECODING, decode_image
 from ilvr_ds.data.sample import SampleError
 from ilvr_ds.errors import UserError
 
@@ -28,10 +28,7 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class VisionLayout:
-    """The sizes of a vision tower that the data side needs.
-
-    `patch_size` in pixels, `merge_size` in patches, `window_size` in pixels.
-    """
+    """Sizes of a vision tower: `patch_size` in pixels, `merge_size` in patches, attention's `window_size` in pixels."""
 
     patch_size: int
     merge_size: int
@@ -79,16 +76,12 @@ class ImageEncoder:
         return list(self.processor.image_std)
 
     def grid(self, data: bytes) -> Grid:
-        """(height, width) in patches after resizing; reads the image to be sure that it is whole."""
-        return self._grid(decode_image(data).size)
-
-    def grid_by_header(self, data: bytes) -> Grid:
-        """The same from the image's header alone, where its pixels are not needed."""
-        return self._grid(image_size(data))
+        """(height, width) in patches after resizing; decodes the image, so that a damaged one raises SampleError."""
+        return self.grid_of_size(decode_image(data).size)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides, besides the tower, what features an image gets."""
+        """Everything besides the tower that an image's features depend on."""
         return {
             "patch_size": self.processor.patch_size,
             "merge_size": self.processor.merge_size,
@@ -100,8 +93,8 @@ class ImageEncoder:
             "decoding": DECODING,
         }
 
-    def _grid(self, size: tuple[int, int]) -> Grid:
-        """size: width and height in pixels."""
+    def grid_of_size(self, size: tuple[int, int]) -> Grid:
+        """(height, width) in patches of an image whose `size` is (width, height) in pixels."""
         try:
             height, width = smart_resize(size[1], size[0], self.cell, self.min_pixels, self.max_pixels)
         except ValueError as error:
@@ -113,7 +106,7 @@ class ImageEncoder:
         if not files:
             return []
         images = [decode_image(data) for data in files]
-        grids = [self._grid(image.size) for image in images]
+        grids = [self.grid_of_size(image.size) for image in images]
         resized = [self._resize(image, grid) for image, grid in zip(images, grids, strict=True)]
         raw = self.processor.preprocess(
             resized, do_resize=False, do_rescale=False, do_normalize=False, return_tensors="np"
@@ -125,7 +118,7 @@ class ImageEncoder:
     def seen(self, data: bytes) -> Image.Image:
         """The image as the tower sees it: resized, grey where `blank` is set."""
         image = decode_image(data)
-        return self._resize(image, self._grid(image.size))
+        return self._resize(image, self.grid_of_size(image.size))
 
     def _resize(self, image: Image.Image, grid: Grid) -> Image.Image:
         height, width = (side * self.processor.patch_size for side in grid)
@@ -135,7 +128,7 @@ class ImageEncoder:
 
 
 def _pixel_limits(processor: Any, path: str) -> tuple[int, int]:
-    """Least and largest size of an image in pixels, in either of the spellings that transformers has for them."""
+    """Smallest and largest size of an image in pixels, in either of transformers' two spellings."""
     size = processor.size
     for least, largest in (("shortest_edge", "longest_edge"), ("min_pixels", "max_pixels")):
         if size.get(least) is not None and size.get(largest) is not None:
@@ -148,11 +141,11 @@ def _pixel_limits(processor: Any, path: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _GridBookkeeping:
-    """What the tower needs to know of one image of a certain grid, with indices from zero."""
+    """What the tower needs for one image of a grid, with indices from zero."""
 
     position_ids: torch.Tensor  # [patches, 2]
     window_index: torch.Tensor  # [merged]
-    window_lengths: torch.Tensor  # [windows]
+    window_lengths: torch.Tensor  # [attention windows]
 
 
 @lru_cache(maxsize=4096)
@@ -163,10 +156,10 @@ def _bookkeeping(grid: Grid, layout: VisionLayout) -> _GridBookkeeping:
 
 
 def attention_bookkeeping(grids: list[Grid], layout: VisionLayout) -> dict[str, torch.Tensor]:
-    """What the stock tower would otherwise compute image by image in its forward, for images laid end to end.
+    """What the stock tower would compute image by image in its forward, for images laid end to end.
 
     position_ids [patches, 2], window_index [merged] int64; cu_seqlens [images + 1] and cu_window_seqlens
-    [windows + 1] int32. Computed once per distinct grid and shifted.
+    [attention windows + 1] int32. Computed once per distinct grid and shifted.
     """
     parts = [_bookkeeping(grid, layout) for grid in grids]
     merged = [h * w // layout.merge_size**2 for h, w in grids]

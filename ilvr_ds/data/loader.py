@@ -1,7 +1,7 @@
 """Windows in their planned order: what one rank trains on, from any step, with worker processes.
 
 The position is one number, the optimizer step. Everything else follows from the plan, so resuming costs nothing.
-A sample that cannot be had is replaced by a stand-in and named in its window; see training/quarantine.py.
+A sample that cannot be read or encoded is replaced by a stand-in and named in its window; see training/quarantine.py.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from ilvr_ds.errors import UserError
 
 Numbers = NDArray[np.int64]
 ALIVE_S = 5.0
-"""So often a worker looks whether its trainer is still there."""
+"""Seconds between two looks of a worker at whether its trainer is alive."""
 
 
 @dataclass
 class WindowDataset(Dataset[Window]):
-    """Item `step` is this rank's window of that optimizer step. Picklable; no random numbers."""
+    """Item `step` is this rank's window of that optimizer step. Picklable; draws no random numbers."""
 
     reader: ShardReader
     encoder: SampleEncoder
@@ -43,14 +43,14 @@ class WindowDataset(Dataset[Window]):
     numbers_of: Callable[[int], Sequence[Numbers]]
     """Sample numbers of this rank's micro-batches of a step."""
     features: FeatureSet | None = None
-    """Stored features, read instead of pixels; the encoder then has none."""
+    """Stored features, read instead of pixels, which the encoder then leaves out."""
 
     def __getitem__(self, step: int) -> Window:
         """Read, decode, encode, collate."""
         return self.window(self.numbers_of(step))
 
     def window(self, micro_batches: Sequence[Numbers]) -> Window:
-        """The window of given sample numbers, with stand-ins for samples that cannot be had."""
+        """The window of given sample numbers, with stand-ins for bad samples."""
         before = self._retries
         bad: list[BadSample] = []
         numbers = np.concatenate(micro_batches)
@@ -78,7 +78,6 @@ class WindowDataset(Dataset[Window]):
             return replace(stand_in, features=self.features.empty()) if self.features else stand_in
 
     def _with_features(self, sample: EncodedSample, number: int) -> EncodedSample:
-        """The sample with its stored rows."""
         assert self.features is not None
         merged = [height * width // self.encoder.merge_size**2 for height, width in sample.grids]
         inputs, helpers = sum(merged[: sample.num_input_images]), sum(merged[sample.num_input_images :])
@@ -135,11 +134,14 @@ def iterate_windows(
 
 
 def _outlive_signals(_: int) -> None:
-    """Schedulers signal every process of a job, and a trainer may need its workers long after: for a last step, an
-    evaluation, a checkpoint. A worker ends when its own trainer tells it to, or is gone, however busy it is then."""
+    """Make a worker ignore signals, and end, however busy, when its trainer says so or is gone.
+
+    Schedulers signal every process of a job, and a trainer may need its workers long after that: for a last step, an
+    evaluation, a checkpoint.
+    """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the new thread too, which takes it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the new thread inherits this, and waits for it
     threading.Thread(target=_end_with_trainer, args=(os.getppid(),), name="trainer's end", daemon=True).start()
 
 
@@ -175,11 +177,11 @@ class WindowLoader:
             self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The next step, and what the order depends on."""
+        """The next step, and the settings that the order depends on."""
         return {"step": self.step, **self.identity}
 
     def check(self, state: dict[str, Any]) -> None:
-        """Raise UserError where the data or the settings of its order were others when `state` was saved."""
+        """Raise UserError where `state` was saved with other data or another order."""
         for key, value in self.identity.items():
             if state.get(key) != value:
                 raise UserError(f"the checkpoint was made with {key} = {state.get(key)}, this run has {value}")

@@ -1,20 +1,17 @@
 """A sample as members of a tar: `KEY.json`, `KEY.in0.png`, `KEY.helper0.jpg`, with nothing else allowed.
 
 KEY is the sample's running number in the data set, ten digits. The JSON names every image member, so that a sample
-with a lost member is never taken for a whole one.
+that has lost a member is noticed.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import mmap
 import re
 import tarfile
 from dataclasses import dataclass
 from typing import Any
-
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ilvr_ds.data.check import check_sample
 from ilvr_ds.data.sample import LatentStep, Sample, SampleError, Step, TextStep
@@ -29,21 +26,36 @@ _MAGIC = {"png": rb"\x89PNG\r\n\x1a\n", "jpg": rb"\xff\xd8\xff", "webp": rb"RIFF
 
 
 class MemberError(OneLineError):
-    """Bytes of a tar that are not what was written; the message says why in one line."""
+    """The bytes of a tar are not what was written; the message says why in one line."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """Where a member of a tar lies: `start` of its header and `end` of its padding, in bytes."""
+    """Where a member of a tar lies: `start` of its header and `size` of its content, in bytes."""
 
     name: str
     start: int
-    end: int
+    size: int
 
     @property
     def key(self) -> str:
         """The sample that it belongs to."""
         return self.name.partition(".")[0]
+
+    @property
+    def extension(self) -> str:
+        """What its name says besides: "json", "in0.png", ..."""
+        return self.name.partition(".")[2]
+
+    @property
+    def content(self) -> slice:
+        """Its bytes in the tar."""
+        return slice(self.start + BLOCK, self.start + BLOCK + self.size)
+
+    @property
+    def end(self) -> int:
+        """The end of its padding."""
+        return self.start + BLOCK + -(-self.size // BLOCK) * BLOCK
 
 
 def key_of(number: int) -> str:
@@ -54,8 +66,8 @@ def key_of(number: int) -> str:
 def encode_members(sample: Sample) -> dict[str, bytes]:
     """The members of a sample by extension ("json", "in0.png", ...).
 
-    Raises SampleError where the sample does not fit together, is too large, holds another kind of file as an image
-    or text that is not valid Unicode.
+    Raises SampleError where the sample's parts do not fit together, it is too large, an image is of another kind or
+    text is not valid Unicode.
     """
     check_sample(sample)
     images = {"in": sample.input_images, "helper": sample.helper_images}
@@ -78,27 +90,24 @@ def encode_members(sample: Sample) -> dict[str, bytes]:
 
 
 def decode_members(data: bytes, key: str) -> Sample:
-    """The sample whose members are `data`, a stretch of a tar; raises MemberError where anything is amiss.
+    """The sample whose members are `data`, a stretch of a tar; raises MemberError where anything is wrong.
 
-    webdataset's parser inflates compressed data, expands sparse files and ends quietly at a damaged header; it is
-    therefore given only what walk_members has passed. Nothing but JSON is decoded.
+    webdataset's own reader is not used: it inflates compressed data, expands sparse files and ends quietly at a damaged
+    header. Nothing but JSON is decoded.
     """
     found = walk_members(data)
     keys = {member.key for member in found}
     if keys != {key} or found[-1].end != len(data):
         raise MemberError(f"the bytes hold {', '.join(sorted(keys)) or 'nothing'}, expected one whole sample")
-    stream = io.BytesIO(data + END_OF_ARCHIVE)
-    try:
-        (members,) = group_by_keys(tar_file_expander([{"url": "", "stream": stream}]))
-    except ValueError as error:
-        raise MemberError(str(error.args[0])) from error
-    extensions = [name for name in members if not name.startswith("__")]
-    if "json" not in extensions:
+    members = {member.extension: data[member.content] for member in found}
+    if len(members) < len(found):
+        raise MemberError("two members have one name")
+    if "json" not in members:
         raise MemberError("the member with the text is missing")
     try:
-        record = json.loads(members["json"])
-        if sorted(record["images"]) != sorted(set(extensions) - {"json"}):
-            raise MemberError(f"images {', '.join(record['images'])} expected, found {', '.join(extensions)}")
+        record = json.loads(members.pop("json"))
+        if sorted(record["images"]) != sorted(members):
+            raise MemberError(f"images {', '.join(record['images'])} expected, found {', '.join(members)}")
         return _sample(record, {name: members[name] for name in record["images"]})
     except (KeyError, TypeError, AttributeError, RecursionError, ValueError) as error:
         raise MemberError(f"the text of the sample is damaged ({error})") from error
@@ -121,11 +130,11 @@ def walk_members(data: bytes | mmap.mmap) -> list[Member]:
             raise MemberError(f"damaged header at byte {start} ({error})") from error
         if info.type != tarfile.REGTYPE or not _NAME.fullmatch(info.name):
             raise MemberError(f"member {info.name!r} at byte {start} is not allowed")
-        end = start + BLOCK + -(-info.size // BLOCK) * BLOCK
-        if info.size < 0 or end > len(data):
+        member = Member(info.name, start, info.size)
+        if info.size < 0 or member.end > len(data):
             raise MemberError(f"member {info.name} at byte {start} is cut off")
-        members.append(Member(info.name, start, end))
-        start = end
+        members.append(member)
+        start = member.end
     return members
 
 

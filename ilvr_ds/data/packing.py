@@ -1,7 +1,7 @@
 """Which rank takes which samples of a step, in which micro-batch, where micro-batches are filled by tokens.
 
-A pure function of the plan and of the lengths in the index, so that every rank knows what all others do without asking:
-under ZeRO-3 all must have equally many micro-batches, and what one has too much of, the others wait for.
+This is a pure function of the plan and of the lengths in the index: every rank knows what all others do without asking.
+Under ZeRO-3 all need equally many micro-batches, and all wait for the fullest.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class PackedNumbers:
 
 
 def balanced_bins(lengths: Int64, budget: int, multiple: int) -> list[Int64]:
-    """Indices of `lengths` in bins of at most `budget`: the fewest that a multiple of `multiple` and the greedy rule
-    below allow, none of them empty, the fullest first.
+    """Indices of `lengths` in bins of at most `budget`, the fullest first; none is empty.
 
-    Longest first, each into the emptiest bin (Graham 1969): bins end nearly equal. The number of lengths must be a
-    multiple of `multiple`, and no length above the budget.
+    Longest first, each into the emptiest bin (Graham 1969): bins end nearly equal. Their number is the smallest
+    multiple of `multiple` with which this works. The number of lengths must be such a multiple too, and no length may
+    exceed the budget.
     """
     order = np.argsort(-lengths, kind="stable")
     count = multiple * max(1, -(-int(lengths.sum()) // (budget * multiple)))

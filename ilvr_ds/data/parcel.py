@@ -1,7 +1,7 @@
 """A window on its way from a loader's worker: all its tensors in one piece of memory.
 
-Every tensor that goes to another process is a file descriptor there and here, and a window has hundreds: one piece is
-one descriptor, one allocation of pinned memory, and one copy to the device (TensorTree.to).
+Each tensor that goes to another process takes a file descriptor in both, and a window has hundreds. One piece is one
+descriptor, one allocation of pinned memory and one copy to the device (TensorTree.to).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ilvr_ds.data.tensor_tree import Place
 from ilvr_ds.data.window import Window
 
 ALIGNMENT = 128
-"""Bytes: where a tensor may begin, so that kernels read it as they read one of its own."""
+"""Tensors begin at multiples of this many bytes, like tensors with memory of their own: kernels may rely on it."""
 OPEN_FILES = 65536
-"""More file descriptors than a rank ever needs; some limits are in the billions, and some programs count up to them."""
+"""More file descriptors than a rank ever needs. Some limits are in the billions, and some programs count up to them."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Parcel:
 
 
 def allow_open_files() -> None:
-    """Raise this process' limit of open files as far as it may."""
+    """Raise this process's limit of open files, up to OPEN_FILES."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:

@@ -1,12 +1,11 @@
 """Which samples belong to which optimizer step: a pure function of (seed, epoch, step).
 
-    shards, in an order drawn for the epoch
-    = one sequence of samples, its remainder cut off
-    = `lanes` stretches of equal length, each shuffled within windows
-    step k of the epoch takes the k-th stretch of global_batch / lanes samples of every lane
+    1. The shards, in an order drawn for the epoch, are one sequence of samples; its remainder is cut off.
+    2. The sequence is cut into `lanes` of equal length; each is shuffled `shuffle_buffer` samples at a time.
+    3. Step k of the epoch takes the k-th stretch of global_batch / lanes samples of every lane.
 
-A rank reads lanes rank, rank + world, ...: whatever the world size, a step has the same samples, and a run goes on at
-any step without replaying the ones before. Random numbers are raw words of PCG64, whose stream numpy guarantees; its
+A rank reads lanes rank, rank + world, ...: a step has the same samples at every world size, and a run goes on at any
+step without replaying earlier ones. Random numbers are raw words of PCG64, whose stream numpy guarantees; its
 `permutation` may change between releases.
 """
 
@@ -24,7 +23,7 @@ from ilvr_ds.errors import UserError
 Int64 = NDArray[np.int64]
 
 _GLOBAL_BATCH = "the global batch (train.micro_batch_size x train.grad_accum_steps x ranks)"
-_SHARDS, _WINDOW = 1, 2  # what a permutation is for: part of its seed
+_SHARDS, _BUFFER = 1, 2  # what a permutation is for: part of its seed
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,11 @@ class SamplePlan:
     seed: int
     lanes: int
     global_batch: int
-    shuffle_window: int = 4096
+    shuffle_buffer: int = 4096
 
     def __post_init__(self) -> None:
-        if min(self.lanes, self.global_batch, self.shuffle_window) < 1 or self.seed < 0:
-            raise ValueError(f"lanes, global batch and window must be positive and the seed not negative: {self}")
+        if min(self.lanes, self.global_batch, self.shuffle_buffer) < 1 or self.seed < 0:
+            raise ValueError(f"lanes, global batch and buffer must be positive and the seed not negative: {self}")
         if self.global_batch % self.lanes:
             fitting = _nearest(self.lanes, _divisors(self.global_batch))
             raise UserError(
@@ -67,7 +66,7 @@ class SamplePlan:
 
     @property
     def remainder(self) -> int:
-        """Samples that an epoch leaves out; they are others in every epoch."""
+        """Samples that an epoch leaves out; each epoch leaves out others."""
         return self.num_samples % self.global_batch
 
     def check_world(self, world: int) -> None:
@@ -105,21 +104,21 @@ class SamplePlan:
         return result
 
     def _shuffled(self, epoch: int, lane: int, wanted: Int64) -> Int64:
-        """Positions in a lane of its entries `wanted` (ascending) once each window is shuffled."""
+        """Positions in a lane of its entries `wanted` (ascending) once each buffer is shuffled."""
         lane_length = self.steps_per_epoch * (self.global_batch // self.lanes)
-        windows = wanted // self.shuffle_window
+        buffers = wanted // self.shuffle_buffer
         parts = []
-        for window in range(int(windows[0]), int(windows[-1]) + 1):
-            start = window * self.shuffle_window
-            length = min(self.shuffle_window, lane_length - start)
-            order = _window_order(length, self.seed, epoch, lane, window)
-            parts.append(start + order[wanted[windows == window] - start])
+        for buffer in range(int(buffers[0]), int(buffers[-1]) + 1):
+            start = buffer * self.shuffle_buffer
+            length = min(self.shuffle_buffer, lane_length - start)
+            order = _buffer_order(length, self.seed, epoch, lane, buffer)
+            parts.append(start + order[wanted[buffers == buffer] - start])
         return np.concatenate(parts)
 
 
 @lru_cache(maxsize=4)
 def _shard_order(shard_sizes: tuple[int, ...], seed: int, epoch: int) -> tuple[Int64, Int64]:
-    """For the shards in the epoch's order: what to add to a position to get its sample, and where each shard ends."""
+    """For each shard in the epoch's order: what to add to a position to get its sample, and where the shard ends."""
     sizes = np.asarray(shard_sizes, dtype=np.int64)
     order = _permutation(len(sizes), (seed, epoch, _SHARDS))
     ends = np.cumsum(sizes[order])
@@ -127,8 +126,8 @@ def _shard_order(shard_sizes: tuple[int, ...], seed: int, epoch: int) -> tuple[I
 
 
 @lru_cache(maxsize=1024)
-def _window_order(length: int, seed: int, epoch: int, lane: int, window: int) -> Int64:
-    return _permutation(length, (seed, epoch, _WINDOW, lane, window))
+def _buffer_order(length: int, seed: int, epoch: int, lane: int, buffer: int) -> Int64:
+    return _permutation(length, (seed, epoch, _BUFFER, lane, buffer))
 
 
 def _permutation(length: int, key: tuple[int, ...]) -> Int64:

@@ -13,7 +13,7 @@ from ilvr_ds.errors import UserError
 
 
 class DamagedSampleError(UserError):
-    """The bytes of a sample were read, and are not those of the sample that was packed."""
+    """The bytes read are not those of the sample that was packed."""
 
 
 class ShardReader:
@@ -37,15 +37,14 @@ class ShardReader:
     def read(self, sample_number: int) -> Sample:
         """The sample with this number (0 to len - 1, in packed order); its images are not decoded.
 
-        Raises UserError with the shard and the key where the bytes are missing, DamagedSampleError where they are
-        damaged.
+        Raises UserError with shard and key where bytes are missing, DamagedSampleError where they are damaged.
         """
         shard, offset = self.place(sample_number)
         entry = self.shard_set.index[sample_number]
         data = self.shard_set.storage.read_range(shard, offset, int(entry["length"]))
         key = key_of(sample_number)
         try:
-            sample = decode_members(data, key)  # before the checksum, because it can say what is wrong
+            sample = decode_members(data, key)  # before the checksum: it can say what is wrong
             if zlib.crc32(data) != entry["crc32"]:
                 raise MemberError("its bytes are not those that were packed")
         except MemberError as error:
@@ -55,7 +54,7 @@ class ShardReader:
         return sample
 
     def place(self, sample_number: int) -> tuple[str, int]:
-        """Where a sample lies: the name of its shard, and its first byte there."""
+        """Name of a sample's shard, and its first byte there."""
         if not 0 <= sample_number < len(self):
             raise IndexError(f"sample {sample_number} of {len(self)}")
         shard = self.shard_set.manifest.shards[int(np.searchsorted(self._ends, sample_number, side="right"))]
@@ -63,5 +62,5 @@ class ShardReader:
 
     @property
     def retries(self) -> int:
-        """Reads that this process tried again after a fault that passes."""
+        """Reads that this process repeated after a transient fault."""
         return self.shard_set.storage.retries

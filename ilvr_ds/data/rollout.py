@@ -1,4 +1,4 @@
-"""Where tokens stand when the rows of a micro-batch are aligned by segment (stage 2)."""
+"""Aligns the rows of a micro-batch by segment, for latents that the student makes itself (stage 2)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ilvr_ds.data.window import RolloutLayout
 def lay_out(samples: list[EncodedSample], base: list[int], shape: tuple[int, int], latent_size: int) -> RolloutLayout:
     """The layout of one micro-batch.
 
-    base: flat position of each sample's first token in rows of tokens of this shape: a row each, padded on whichever
+    base: flat position of each sample's first token in rows of tokens of this `shape`: one row each, padded on either
     side, or one row for all.
     """
     rounds = max(len(s.segments) for s in samples)

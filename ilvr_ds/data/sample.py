@@ -12,11 +12,11 @@ from ilvr_ds.errors import OneLineError
 
 IMAGE_MARKER = "<image>"
 Region = tuple[float, float, float, float]
-"""A box in pixels of an image as people see it: left, top, right, bottom, from the top left corner."""
+"""A box in pixels of an upright image: left, top, right, bottom, from its top left corner."""
 
 
 class SampleError(OneLineError, ValueError):
-    """A record that cannot become a sample; the message says why in one line."""
+    """A record cannot become a sample; the message says why in one line."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Sample:
     """One sample; images are the encoded bytes of JPEG, PNG or WebP files.
 
     `question` may hold `<image>` markers: the input images then stand at the markers, else before
-    the text. The helper images are in the order of the latent steps. No steps at all: a sample to
-    evaluate on, without supervision. `group` names the kind of task (an operation, a level) by which
-    metrics are split; "" where the source has none. `meta` is what scoring may need besides.
+    the text. The helper images are in the order of the latent steps. A sample without steps can only be
+    evaluated on. `group` names the kind of task (an operation, a level) by which metrics are split; "" where
+    the source has none. `meta` holds what else scoring may need.
     """
 
     id: str

@@ -1,6 +1,6 @@
 """A packed data set on disk: webdataset tars, a byte-range index for each, and `dataset.json`.
 
-    dataset.json          what is in it, with sizes and sha256 of all the rest
+    dataset.json          what the data set holds, with sizes and sha256 of all other files
     shard-000000.tar      an ordinary webdataset tar (see members.py)
     shard-000000.idx      20 bytes a sample: offset uint64, length, tokens and crc32 uint32 (little endian)
     rejected.jsonl        records that were left out, and why
@@ -67,7 +67,7 @@ class Manifest:
     longest_tokens: int
     """Length of the longest sample in tokens; 0 where lengths were not measured."""
     tokens_measured_with: dict[str, Any] | None
-    """What the lengths were measured with (tokenizer, latent size, ...)."""
+    """Tokenizer, latent size and other settings that the lengths were measured with."""
     rejected: int
     source: dict[str, str] | None
     """Name and sha256 of the file that was packed."""
@@ -106,7 +106,7 @@ class Manifest:
 
 @dataclass(frozen=True, eq=False)
 class ShardSet:
-    """An opened data set: what its files say, and where its samples are to be had. Can be pickled.
+    """An opened data set: what its files say, and the storage of its samples. Can be pickled.
 
     `index` [samples] holds offset, length, tokens and checksum of each sample; `fingerprint` is the sha256 of
     `dataset.json`.
@@ -156,8 +156,8 @@ class ShardSet:
 def open_dataset(location: str | Path, verify: Literal["quick", "full"] = "quick") -> ShardSet:
     """Open a packed data set at a path or http(s) address.
 
-    quick: every index must be the one that was packed, and every tar must have its size (over http only the first is
-    asked for). full: every tar must have its size and its sha256. Raises UserError with the file's name.
+    quick: every index must be the packed one, and every tar must have its size (over http only the first is checked).
+    full: every tar must have its size and its sha256. Raises UserError with the file's name.
     """
     storage = open_storage(str(location))
     try:
@@ -175,7 +175,7 @@ def build_index(tar: Path, first: int, tokens: Sequence[int]) -> NDArray[np.void
     """The index [len(tokens)] of a finished tar whose samples are numbered from `first` on.
 
     Raises MemberError unless the tar is whole: its keys are exactly these numbers in order, the members of a key lie
-    together, all are allowed, no name stands twice, and the end-of-archive marker follows the last.
+    together, all are allowed, names are unique, and the end-of-archive marker follows the last.
     """
     if tar.stat().st_size == 0:
         raise MemberError("the file is empty")
@@ -201,7 +201,7 @@ def build_index(tar: Path, first: int, tokens: Sequence[int]) -> NDArray[np.void
 
 
 def describe_shard(tar: Path, index: NDArray[np.void]) -> ShardInfo:
-    """The entry of `dataset.json` for a finished tar; its index is written beside it."""
+    """Write the index of a finished tar beside it; returns the tar's entry in `dataset.json`."""
     index_sha256 = hashlib.sha256(index.tobytes()).hexdigest()
     info = ShardInfo(tar.name, len(index), tar.stat().st_size, file_sha256(tar), index_sha256)
     tar.with_name(info.index_name).write_bytes(index.tobytes())
@@ -214,7 +214,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _check(manifest: Manifest) -> None:
-    """Raise ValueError where the numbers of the manifest cannot be true or a name is not a plain shard name."""
+    """Raise ValueError where numbers contradict each other or a name is not a plain shard name."""
     names = [shard.name for shard in manifest.shards]
     if not all(isinstance(name, str) and _SHARD_NAME.fullmatch(name) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"shards {names[:3]} ... are not named shard-000000.tar and so on")

@@ -1,7 +1,6 @@
 """Where a data set lies: a folder or an http(s) address, read by byte ranges.
 
-Both can be pickled and forked: files and connections are opened at the first read of each process.
-One storage serves one thread.
+Both kinds can be pickled and forked: each process opens its own files and connections. One storage serves one thread.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from ilvr_ds.errors import UserError
 MAX_OPEN_FILES = 64
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 60.0
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
-"""Between tries to read a range of a server: it was there when the data set was opened, so it may be so again."""
+"""Between attempts to read a range from a server, which answered when the data set was opened and may do so again."""
 RETRIES = 3
-"""So many of the pauses are taken for a local file, and for a whole file, which is read when a data set is opened."""
-_PASSING = (errno.EAGAIN, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH)
-"""What a network file system answers while its server is away or its files are being moved."""
+"""How many of the pauses a local file gets, and a whole file, which is read when a data set is opened."""
+_TRANSIENT = (errno.EAGAIN, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+"""Errors of a network file system while its server is away or its files are being moved."""
 _RETRY_STATUS = (429, 500, 502, 503, 504)
 _BROKEN_OFF = (requests.exceptions.ChunkedEncodingError, requests.exceptions.ContentDecodingError)
 
@@ -42,9 +41,9 @@ class Storage(ABC):
 
     label: str
     retries = 0
-    """Reads that this process tried again after a fault that passes."""
+    """Reads that this process repeated after a transient fault."""
     sizes_are_cheap: bool
-    """Asking for the size of every file costs next to nothing."""
+    """Whether the size of every file may be asked for."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -60,7 +59,7 @@ class Storage(ABC):
 
 
 def open_storage(location: str) -> Storage:
-    """The storage at a local path or an http(s) address; nothing else is opened, least of all a command."""
+    """The storage at a local path or an http(s) address; raises UserError for any other, and never runs a command."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", location)
     if scheme is None or Path(location).exists():
         return LocalFolder(Path(location).absolute())
@@ -94,7 +93,7 @@ class LocalFolder(Storage):
             try:
                 return self._read_once(name, offset, length)
             except OSError as error:
-                pause = next(pauses, None) if error.errno in _PASSING else None
+                pause = next(pauses, None) if error.errno in _TRANSIENT else None
                 if pause is None:
                     raise UserError(f"{self.path / name}: cannot be read ({error.strerror})") from error
                 if name in self._files:
@@ -171,7 +170,7 @@ class HttpFolder(Storage):
             except (*_BROKEN_OFF, requests.ConnectionError, requests.Timeout, _BusyError) as error:
                 pause = next(pauses, None)
                 if pause is None:
-                    # The text of these errors repeats the address with its query, which may be a signature.
+                    # These errors repeat the address with its query, which may hold a signature.
                     what = "the answer broke off" if isinstance(error, _BROKEN_OFF) else "no answer from the server"
                     what = str(error) if isinstance(error, _BusyError) else f"{what} ({type(error).__name__})"
                     raise UserError(f"{self.label}/{name}: {what}, after several tries") from error
@@ -187,7 +186,7 @@ class HttpFolder(Storage):
         if span:
             headers["Range"] = f"bytes={span[0]}-{span[0] + span[1] - 1}"
         timeout = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
-        # Streamed, so that a server which sends the whole shard instead of a range is noticed before it has.
+        # Streamed: a server that sends the whole shard instead of a range is noticed before it has.
         with self._connect().get(url, headers=headers, stream=True, timeout=timeout) as answer:
             if answer.status_code == 404:
                 raise UserError(f"{where}: the server has no such file (404)")

@@ -1,7 +1,7 @@
 """A sample as the model reads it: token ids, labels, positions, latent segments, image patches.
 
-T tokens, M segments, K latent slots of a segment. Everything is computed on the CPU in the loader's workers,
-so that the training step never has to look at a token from Python.
+T tokens, M segments, K latent slots of a segment. Loader workers compute all of it on the CPU, so that the training
+step never has to look at a token from Python.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class EncodedSample:
     input_ids: Int64
     """[T]"""
     labels: Int64
-    """[T]: the token itself where it is supervised, else -100. Position t is predicted from position t-1."""
+    """[T]: the token where it is supervised, else -100. Position t is predicted from position t-1."""
     position_ids: Int64
     """[3, T]: temporal, height and width positions (mRoPE)."""
     assistant: int
@@ -44,7 +44,7 @@ class EncodedSample:
     answer: tuple[int, int]
     """First and one past the last position of the answer's tokens in the final text; equal where there is none."""
     patches: tuple[NDArray[np.uint8], ...]
-    """Per image [patches, bytes of a patch]: first the input images, then the helper images, if they are encoded."""
+    """Per image [patches, bytes of a patch]: the input images, then the helper images if they are encoded."""
     grids: tuple[Grid, ...]
     """Per image (height, width) in patches."""
     num_input_images: int
@@ -52,15 +52,15 @@ class EncodedSample:
     """[merged patches, D] bf16 as uint16: rows of all images where they are stored; then there are no `patches`."""
     regions: tuple[Region | None, ...] = ()
     """[M]: the part of each helper image that its step is about, in fractions of width and height; None where the data
-    do not say it."""
+    do not say it. Empty where helper images are not encoded."""
 
 
 class SampleEncoder:
     """Turns samples into EncodedSamples with one tokenizer, one image encoder and one latent size.
 
     Picklable, without random numbers: the same sample always gives the same numbers. `with_helpers`: helper images
-    are encoded too (only a teacher looks at them). `with_pixels`: images are decoded to patches; else only their
-    headers are read, for their sizes (features are stored).
+    are encoded too (only a teacher looks at them). `with_pixels`: images are decoded to patches; without, features are
+    stored and only the images' headers are read.
     """
 
     def __init__(
@@ -88,8 +88,9 @@ class SampleEncoder:
     def __call__(self, sample: Sample) -> EncodedSample:
         """Encode one sample; raises SampleError where it is too long or holds reserved tokens as text."""
         files = (*sample.input_images, *(sample.helper_images if self.with_helpers else ()))
-        encoded = self.images(files) if self.with_pixels else []
-        grids = tuple(grid for _, grid in encoded) or tuple(map(self.images.grid_by_header, files))
+        sizes = [image_size(data) for data in files]
+        grids = tuple(map(self.images.grid_of_size, sizes))
+        patches = tuple(patches for patches, _ in self.images(files)) if self.with_pixels else ()
         ids, answer = self._tokens(sample, list(grids[: len(sample.input_images)]))
         if len(ids) > self.max_tokens:
             raise SampleError(f"{len(ids)} tokens, data.max_tokens allows {self.max_tokens}")
@@ -103,22 +104,22 @@ class SampleEncoder:
             assistant=assistant,
             segments=np.flatnonzero(ids == self.special.latent_start) + 1,
             answer=answer,
-            patches=tuple(patches for patches, _ in encoded),
+            patches=patches,
             grids=grids,
             num_input_images=len(sample.input_images),
-            regions=tuple(_fractions(sample, step) for step in sample.steps if isinstance(step, LatentStep)),
+            regions=_regions(sample, sizes[len(sample.input_images) :]),
         )
 
     def seeing_helpers(self) -> SampleEncoder:
-        """The same, with helper images."""
+        """A copy that encodes helper images too."""
         other = copy(self)
         other.with_helpers = True
         return other
 
     def stand_in(self, name: str) -> EncodedSample:
-        """What is trained on in place of a sample that cannot be had: a question, no image, no segment, no label.
+        """What is trained on in place of a bad sample: a question without image, segment or label.
 
-        Its form is always the same, so that a rank makes the same calls, and it adds nothing to any loss.
+        Its form is fixed, so that a rank makes the same calls, and it adds nothing to any loss.
         """
         ids, _ = self._tokens(Sample(name, "?", steps=()), [])
         empty = np.empty(0, dtype=np.int64)
@@ -137,7 +138,7 @@ class SampleEncoder:
         )
 
     def prompt(self, sample: Sample) -> EncodedSample:
-        """What stands before an answer: the chat prompt and the input images; no steps, helper images or labels."""
+        """What precedes an answer: the chat prompt and the input images, without steps, helper images and labels."""
         self._check_text(sample.question)
         encoded = self.images(sample.input_images)
         grids = [grid for _, grid in encoded]
@@ -227,7 +228,7 @@ class SampleEncoder:
 
 
 def _user_turn(sample: Sample) -> list[dict[str, Any]]:
-    """The user's message: images at the markers where there are markers, else before the text."""
+    """The user's message: images at the question's markers, without any before the text."""
     image = {"type": "image"}
     parts = sample.question.split(IMAGE_MARKER)
     if len(parts) == 1:
@@ -241,12 +242,14 @@ def _user_turn(sample: Sample) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
-def _fractions(sample: Sample, step: LatentStep) -> Region | None:
-    """A step's region in fractions of its helper image."""
-    if step.region is None:
-        return None
-    width, height = image_size(sample.helper_images[step.helper])
-    left, top, right, bottom = step.region
+def _regions(sample: Sample, sizes: list[tuple[int, int]]) -> tuple[Region | None, ...]:
+    """The regions of the latent steps in fractions of their helper images, whose width and height are `sizes`."""
+    latents = (step for step in sample.steps if isinstance(step, LatentStep))
+    return tuple(step.region and _fractions(step.region, *size) for size, step in zip(sizes, latents, strict=False))
+
+
+def _fractions(region: Region, width: int, height: int) -> Region:
+    left, top, right, bottom = region
     return left / width, top / height, right / width, bottom / height
 
 

@@ -16,16 +16,18 @@ class TensorTree:
     """A frozen dataclass of tensors (and such dataclasses); fields marked host=True never leave the CPU."""
 
     def to(self: Tree, device: torch.device) -> Tree:
-        """The same with all device fields on `device`; asynchronous from pinned memory. What shares memory goes there
-        as one, and shares it there: a window that came in a Parcel is one copy."""
+        """The tree with all device fields on `device`; asynchronous from pinned memory.
+
+        Tensors that share memory move as one and share it again: a window that came in a Parcel is one copy.
+        """
         return self.map(_together(lambda memory: memory.to(device, non_blocking=True)))
 
     def pin_memory(self: Tree) -> Tree:
-        """The same in pinned memory."""
+        """The tree in pinned memory."""
         return self.map(_together(torch.Tensor.pin_memory), host_too=True)
 
     def map(self: Tree, function: Callable[[Any], Any], host_too: bool = False) -> Tree:
-        """The same with `function` of each tensor (or Place) in its stead."""
+        """The tree with each tensor (or Place) replaced by `function` of it; host fields only with `host_too`."""
 
         def mapped(value: Any) -> Any:
             if isinstance(value, (torch.Tensor, Place)):
@@ -52,7 +54,7 @@ class Place:
 
 
 def _together(move: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """For tensors one by one what `move` does to bytes [n] uint8, which is called once for each piece of memory."""
+    """A function of single tensors that calls `move` once for each piece of memory, as bytes [n] uint8."""
     moved: dict[tuple[int, int], torch.Tensor] = {}
 
     def function(tensor: torch.Tensor) -> torch.Tensor:
@@ -61,7 +63,6 @@ def _together(move: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.T
         if key not in moved:
             moved[key] = move(torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage))
         target = torch.empty(0, dtype=tensor.dtype, device=moved[key].device)
-        # the same elements in the same order, wherever `move` has put them
         return target.set_(moved[key].untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
     return function

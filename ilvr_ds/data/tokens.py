@@ -1,4 +1,4 @@
-"""The tokenizer with the three latent tokens, and the ids that the trainer speaks of."""
+"""The tokenizer with the three latent tokens, and the ids of all special tokens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BASE_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the special tokens, as the tokenizer gives them."""
+    """Ids of the special tokens, asked of the tokenizer."""
 
     latent_pad: int
     latent_start: int
@@ -31,12 +31,12 @@ class SpecialTokens:
 
     @property
     def context_free(self) -> tuple[int, ...]:
-        """Tokens that carry no text: left out of the teacher's context means."""
+        """Tokens that carry no text and are left out of the teacher's context means."""
         return (self.latent_pad, self.latent_start, self.latent_end, self.vision_start, self.vision_end)
 
 
 def has_latent_tokens(path: str) -> bool:
-    """Whether the tokenizer at `path`, which `load_tokenizer` takes, has the latent tokens by itself."""
+    """Whether the tokenizer at `path` has the latent tokens before `load_tokenizer` adds them."""
     return set(LATENT_TOKENS) <= set(AutoTokenizer.from_pretrained(path).get_vocab())
 
 
@@ -78,7 +78,7 @@ def load_tokenizer(path: str, add_latent_tokens: bool = True) -> tuple[Any, Spec
 
 
 def _template_fault(tokenizer: Any, images: int) -> str | None:
-    """What the chat template makes wrong of a question with so many images and its answer.
+    """What the chat template does wrong with a question of this many images and its answer; None if nothing.
 
     Templates for text alone take a list of parts for a text, or print it as Python does.
     """

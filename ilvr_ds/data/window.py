@@ -4,11 +4,11 @@ Letters: W samples of the window, R rows of T tokens (one row a sample, padded t
 the samples lie end to end), B samples of a micro-batch, M segments, K latent slots, N candidates, F rows of merged
 image features, L supervised tokens. A *flat position* is r * T + t.
 
-Every index that the step needs is computed here, on the CPU: between batch and optimizer step nothing
-has to be counted, searched or masked on the device with a result that Python must know.
+The loader computes every index that the step needs on the CPU: between batch and optimizer step Python never waits for
+something to be counted, searched or masked on the device.
 
-Segments of a window stand round by round: first the first segments of all samples, then all second ones.
-A round depends only on earlier rounds, so that selection is one launch per round.
+Segments of a window are ordered by rounds: the first segments of all samples, then all second ones, and so on. A round
+depends only on earlier rounds, so that selection is one launch per round.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from ilvr_ds.data.tensor_tree import TensorTree
 class ImageBatch(TensorTree):
     """Images of one micro-batch for one call of the vision tower: its input images, then its helper images.
 
-    A micro-batch without images holds one tiny grey image that nothing refers to, so that the tower's
-    caller needs no second path.
+    A micro-batch without images holds one tiny grey image that nothing refers to: the tower is called all the same.
     """
 
     patches: torch.Tensor
@@ -39,12 +38,12 @@ class ImageBatch(TensorTree):
     cu_seqlens: torch.Tensor = field(metadata={"host": True})
     """[images + 1] int32 on the CPU: PyTorch's attention needs the lengths as Python numbers"""
     cu_window_seqlens: torch.Tensor = field(metadata={"host": True})
-    """[windows + 1] int32 on the CPU"""
+    """[attention windows + 1] int32 on the CPU"""
 
 
 @dataclass(frozen=True)
 class TokenBatch(TensorTree):
-    """Sequences of a micro-batch or of a whole window: a row each, padded to the longest, or all end to end in one."""
+    """Token sequences of a micro-batch or a window: a row each, padded to the longest, or all end to end in one."""
 
     input_ids: torch.Tensor
     """[R, T] int64"""
@@ -57,7 +56,7 @@ class TokenBatch(TensorTree):
     image_rows: torch.Tensor
     """[image tokens] int64: the row of the window's features [F, D] that goes there"""
     right_padded: bool = True
-    """Padding stands behind the text (or there is none), so that a causal model needs no mask."""
+    """Padding, if any, follows the text, so that a causal model needs no attention mask."""
     cu_seqlens: torch.Tensor | None = None
     """[samples + 1] int32: where the samples begin in the one row that holds them end to end; None: a row each."""
     lengths: tuple[int, ...] = ()
@@ -71,7 +70,7 @@ class TokenBatch(TensorTree):
         return slice(None), slice(first, first + sum(self.lengths[samples.start : samples.stop]))
 
     def of(self, samples: range) -> TokenBatch:
-        """Successive `samples` of it, without places of image tokens."""
+        """Successive `samples` alone, without image slots and rows."""
         rows, columns = self.places(samples)
         starts = self.cu_seqlens
         return TokenBatch(
@@ -87,8 +86,8 @@ class TokenBatch(TensorTree):
 
 
 class Search(NamedTuple):
-    """Candidates [first, last) whose picture has another grid than the one before: they are held against the rows
-    `Before.earlier[start:stop]`, which are those of all earlier pictures of the sample."""
+    """Candidates [first, last) whose picture has another grid than the one before: they are compared with the rows
+    `Before.earlier[start:stop]`, those of all earlier pictures of the sample."""
 
     first: int
     last: int
@@ -106,9 +105,8 @@ class Before(TensorTree):
     input_weights: torch.Tensor
     """[E - N, R'] float32"""
     place: torch.Tensor
-    """[N, B] int64: what stands at a candidate's place in the helper image before, or for a first one in the input
-    images that have its grid; repeated where there are fewer than B. The candidate itself where there is no such
-    picture."""
+    """[N, B] int64: rows at a candidate's place in the helper image before, or for a first one in the input images of
+    its grid; the last is repeated where there are fewer than B. The candidate itself where no such picture exists."""
     earlier: torch.Tensor
     """[Y] int64"""
     searches: tuple[Search, ...] = ()
@@ -141,7 +139,7 @@ class Round(NamedTuple):
 
 @dataclass(frozen=True)
 class QueryContext(TensorTree):
-    """What the teacher averages for its queries: positions, padded to rectangles with masks."""
+    """Positions that the teacher averages for its queries, padded to rectangles with masks."""
 
     prompt: torch.Tensor
     """[W, R] int64 flat positions of prompt tokens"""
@@ -164,7 +162,7 @@ class QueryContext(TensorTree):
     rounds: tuple[Round, ...] = ()
 
     def of(self, samples: range) -> QueryContext:
-        """With prompts and images of successive `samples` alone."""
+        """The context with prompts and images of successive `samples` alone."""
         rows = slice(samples.start, samples.stop)
         return replace(
             self,
@@ -208,7 +206,7 @@ class RolloutLayout(TensorTree):
         return len(self.chunks) - 1
 
     def with_rounds(self, rounds: int, latent_size: int) -> RolloutLayout:
-        """The same with empty rounds behind, so that ranks with other samples make the same number of calls."""
+        """The layout with empty rounds appended, so that ranks with other samples make the same number of calls."""
         more = rounds - self.rounds
         columns = more * (latent_size + 1)
         return replace(
@@ -230,17 +228,17 @@ class MicroBatch(TensorTree):
     label_ids: torch.Tensor
     """[L] int64 the tokens"""
     label_types: torch.Tensor
-    """[L] int64 kind of task of the sample, as a number of the collator's `types`; one past the last: another kind"""
+    """[L] int64 kind of task of the sample, as an index of the collator's `types`; one past the last: another kind"""
     supervised_by_type: torch.Tensor
     """[types] int64 how many labels each kind of task has"""
     segments: torch.Tensor
-    """[M] int64: the micro-batch's segments as segments of the window"""
+    """[M] int64: the micro-batch's segments, as numbers in the window"""
     latent_slots: torch.Tensor
     """[M, K] int64 flat positions of latent pads"""
     sample_of_segment: torch.Tensor
     """[M] int64: row of the sample in the micro-batch"""
     candidate_rows: torch.Tensor
-    """[N] int64: the micro-batch's candidates as rows of the window's"""
+    """[N] int64: the micro-batch's candidates, as rows of the window's"""
     candidate_offsets: torch.Tensor
     """[M + 1] int64"""
     noise_keys: torch.Tensor
@@ -261,7 +259,7 @@ class MicroBatch(TensorTree):
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that could not be read, decoded or encoded, and for which a stand-in is trained on."""
+    """A sample that could not be read, decoded or encoded; a stand-in is trained on instead."""
 
     number: int
     """In the data set."""
@@ -275,11 +273,11 @@ class BadSample:
 
 @dataclass(frozen=True)
 class Window(TensorTree):
-    """Everything of one optimizer step on one rank."""
+    """Everything that one rank needs for one optimizer step."""
 
     images: tuple[ImageBatch, ...]
-    """One per micro-batch; features of the window are their merged features, one after the other. None where
-    `features` are."""
+    """One per micro-batch, or none where `features` are stored. Their merged features, one after the other, are the
+    window's."""
     tokens: TokenBatch
     """All samples of the window: what the teacher reads."""
     context: QueryContext
@@ -294,7 +292,7 @@ class Window(TensorTree):
     bad: tuple[BadSample, ...] = ()
     """Samples of the window that are stand-ins."""
     retries: int = 0
-    """Reads that were tried again for this window."""
+    """Reads that were repeated for this window."""
 
     @property
     def ids(self) -> tuple[str, ...]:

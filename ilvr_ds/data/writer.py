@@ -29,7 +29,7 @@ MAX_SHARD_BYTES = 1024 * 1024 * 1024
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Where a data set comes from, as `dataset.json` will say; see shards.Manifest for the fields."""
+    """Where a data set comes from; the fields are those of shards.Manifest."""
 
     rejected: int = 0
     source: dict[str, str] | None = None
@@ -37,7 +37,7 @@ class Provenance:
 
 
 class DatasetWriter:
-    """Writes samples into a temporary folder beside `output`; `finish` puts it in its place.
+    """Writes samples into a temporary folder beside `output`, which `finish` renames.
 
     A context manager: leaving it without `finish` removes the temporary folder. A shard is closed when it holds
     `max_samples_per_shard` samples or has passed `max_shard_bytes`. The bytes written depend on the samples alone.
@@ -85,7 +85,7 @@ class DatasetWriter:
         return self
 
     def write(self, sample: Sample, tokens: int = 0) -> None:
-        """Add a sample of `tokens` tokens (0: not measured); raises SampleError and then leaves it out."""
+        """Add a sample of `tokens` tokens (0: not measured); one that raises SampleError is left out."""
         members = encode_members(sample)
         self._tars.write({"__key__": key_of(self.samples), **members})
         self._tokens.append(tokens)

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 from ilvr_ds.data.sample import Sample, TextStep
-from ilvr_ds.demo.task import TaskSpec, draw_samples, write_task
+from ilvr_ds.demo.task import OPERATIONS, TaskSpec, draw_samples, write_task
 from ilvr_ds.demo.tiny import MEDIUM, MINI, SMALL, TINY, build_tiny_model
+from ilvr_ds.errors import UserError
 
 TOKENIZER_SAMPLES = 400
 SIZES = {"tiny": TINY, "mini": MINI, "medium": MEDIUM, "small": SMALL}
 
 
 def write_demo(
-    output: Path, train: int, held_out: int, grid: int, size: str, seed: int = 0, workers: int = 1
+    output: Path,
+    train: int,
+    held_out: int,
+    grid: int,
+    size: str,
+    seed: int = 0,
+    workers: int = 1,
+    operations: Sequence[str] = OPERATIONS,
+    signs: int | None = None,
 ) -> list[str]:
     """Write `output`/task (JSON Lines and images) and `output`/model; returns lines that say what was written.
 
-    Raises UserError where a folder exists already or a number is out of range.
+    signs: of a trail. Raises UserError where a folder exists already, an operation is unknown or a number is out of
+    range.
     """
-    spec = TaskSpec(grid=grid)
+    spec = _task_spec(grid, tuple(operations), signs)
     write_task(output / "task", spec, seed, train, held_out, workers)
     write_demo_model(output / "model", spec, size, seed)
     return [f"{output / 'task'}: {train} training and {held_out} held-out samples", f"{output / 'model'}: {size} model"]
+
+
+def _task_spec(grid: int, operations: tuple[str, ...], signs: int | None) -> TaskSpec:
+    """With a trail as many shapes and colours as there are cells a side, which it needs."""
+    if "trail" in operations:
+        length = TaskSpec.signs if signs is None else signs
+        return TaskSpec(grid=grid, shapes=grid, colours=grid, operations=operations, signs=length)
+    if signs is not None:
+        raise UserError(f"signs: {signs}, but only a trail has signs; add --operations trail, or leave --signs out")
+    return TaskSpec(grid=grid, operations=operations)
 
 
 def write_demo_model(directory: Path, spec: TaskSpec, size: str, seed: int = 0) -> None:

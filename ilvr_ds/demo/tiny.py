@@ -1,11 +1,11 @@
 """A tiny random Qwen2.5-VL with its tokenizer, built instead of downloaded, as a folder that stock transformers loads.
 
-The vision tower is random and meant to stay frozen. For that to be enough, a merged patch's feature has to be a
-signature of its own 28x28 pixels:
+The vision tower is random and meant to stay frozen. For that a merged patch's feature must be a signature of its own
+28x28 pixels:
 
-- The plain initialisation (normal, std 0.02) is kept: the blocks then add a few per cent to the residual stream, so
-  that attention mixes hardly anything of other patches in. Depth 2, one windowed and one full block, is enough to run
-  both kinds of attention.
+- The plain initialisation (normal, std 0.02) is kept: the blocks add a few per cent to the residual stream, so that
+  attention mixes in hardly anything of other patches. Depth 2, one windowed and one full block, runs both kinds of
+  attention.
 - The mean of each patch filter is damped. Patches on white share one large component, the filters' answer to flat
   white, which would put the cosine of any two cells near 0.8. It is not removed: a blank patch would be zero, and the
   norm before the merger would blow up the traces of its neighbours.
@@ -71,7 +71,7 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}"""
-"""Says what Qwen2.5-VL's template says for text and images."""
+"""Gives the same text as Qwen2.5-VL's template for text and images."""
 
 _PRETOKENIZER = (  # Qwen2's: words with their leading space, digits one by one
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -193,7 +193,7 @@ def _build_config(size: TinySize, tokenizer: Any) -> Any:
 
 
 def _build_model(config: Any, seed: int) -> Any:
-    """Random weights (fp32) with the changes that the head of this file explains."""
+    """Random weights (fp32) with the changes that this file's docstring explains."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config).float()

@@ -1,1 +1,1 @@
-"""Records on disk become shards: formats read, mistakes named by line, samples packed."""
+"""From records on disk to shards: reads formats, names mistakes by line, packs samples."""

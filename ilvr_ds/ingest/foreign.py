@@ -1,4 +1,4 @@
-"""What a file is that is not JSON Lines, and what to do: one line in place of a rejection of each of its lines."""
+"""Recognises files that are not JSON Lines: one line says what to do, instead of a rejection for each of theirs."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _PLAN = "docs/data.md shows the keys: text_input, image_input, sequence_plan, or
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raise UserError where `path` is not JSON Lines in UTF-8 as its name, its first bytes or its folder tell.
+    """Raise UserError where the first bytes of `path`, or its being a folder, show that it is not JSON Lines in UTF-8.
 
-    What cannot be opened is left to whoever reads it.
+    A file that cannot be opened is left to the reader.
     """
     if path.is_dir():
         raise UserError(f"{path}: {_folder(path)}")
@@ -48,7 +48,7 @@ def refuse_foreign(path: Path) -> None:
 
 
 def foreign_record(record: dict[str, Any]) -> str:
-    """What a record of another format is and what to do; "" where that is not known."""
+    """What a record of another format is and what to do; "" where it is not recognised."""
     for key, name in _CONVERSATIONS.items():
         if isinstance(record.get(key), list):
             return f"the record is {name} ('{key}'), not a question with a plan; {_PLAN}"
@@ -73,7 +73,7 @@ def _content(path: Path, head: bytes) -> str:
             return what.format(**names)
     if head.startswith(_UTF_32) or _UTF_16.match(head):
         kind = "UTF-32" if head.startswith(_UTF_32) else "UTF-16"
-        return f"is text in {kind}, not UTF-8; write it anew: iconv -f {kind} -t UTF-8 {path} > {path.stem}.utf8.jsonl"
+        return f"is text in {kind}, not UTF-8; convert it: iconv -f {kind} -t UTF-8 {path} > {path.stem}.utf8.jsonl"
     if _ARRAY.match(head):
         what = "one JSON array, not one record a line"
         if key := next((key for key in _CONVERSATIONS if b'"%b"' % key.encode() in head), None):
@@ -81,5 +81,5 @@ def _content(path: Path, head: bytes) -> str:
         return f"is {what}; write it as JSON Lines: jq -c '.[]' {path} > {path.stem}.lines.jsonl"
     if _SPREAD_OBJECT.match(head):
         command = f"jq -c . {path} > {path.stem}.lines.jsonl"
-        return f"holds records over several lines, not one a line; write them anew: {command}"
+        return f"holds records over several lines, not one a line; convert them: {command}"
     return ""

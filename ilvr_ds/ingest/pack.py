@@ -34,17 +34,17 @@ class _TooLongError(SampleError):
 
 @dataclass
 class Contents:
-    """What the samples written hold, for people to see whether it is what they meant."""
+    """What the written samples hold, so that people see whether it is what they meant."""
 
     lacking: Counter[str] = field(default_factory=Counter)
     """Samples without an input image, an answer or, where they have a plan, a latent step."""
     pictures: Counter[str] = field(default_factory=Counter)
-    """Pictures that are shown otherwise than their pixels are stored, by what is done to them."""
+    """Pictures that are not shown as their pixels are stored, by what is done to them."""
     other_keys: Counter[str] = field(default_factory=Counter)
-    """Samples by keys of `meta`: what records hold besides."""
+    """Samples by key of `meta`."""
 
     def add(self, sample: Sample, treated: list[Treatment]) -> None:
-        """Count one sample; `treated`: what is done to its images."""
+        """Count one sample; `treated` is what is done to its images."""
         self.pictures.update(treated)
         has_latents = any(isinstance(step, LatentStep) for step in sample.steps)
         self.lacking["an input image"] += not sample.input_images
@@ -53,7 +53,7 @@ class Contents:
         self.other_keys.update(list(sample.meta))
 
     def lines(self) -> list[str]:
-        """What there is to say, one line each."""
+        """The report, one line for each finding."""
         lines = [f"without {part}: {count}" for part, count in self.lacking.items() if count]
         lines += [f"pictures {treatment}: {count}" for treatment, count in sorted(self.pictures.items())]
         keys = [f"{key} ({count})" for key, count in self.other_keys.most_common(_PRINTED_KEYS)]
@@ -111,7 +111,7 @@ class PackReport:
 
 @dataclass
 class _Tally:
-    """What happened so far."""
+    """Counts while packing."""
 
     done: int = 0
     rejected: list[Rejected] = field(default_factory=list)
@@ -133,11 +133,11 @@ def pack(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PackReport:
-    """Pack a JSON Lines file (see importers.py) into the folder `output`.
+    """Pack a JSON Lines file (formats: importers.py) into the folder `output`.
 
-    `measure` gives a sample's length in tokens, `measured_with` says for the record how. Samples of more than
-    `max_tokens` are rejected, never truncated. Rejected records go to `rejected.jsonl` with line and reason. Nothing
-    is left at `output` unless all went well; raises UserError also where no record was accepted.
+    `measure` gives a sample's length in tokens; `measured_with`, what it depends on, is recorded. Samples of more than
+    `max_tokens` are rejected, never truncated. Rejected records go to `rejected.jsonl` with line and reason. A failure
+    leaves nothing at `output`. Raises UserError, also where no record was accepted.
     """
     refuse_foreign(input)
     records = numbered_records(input, image_root, format)
@@ -194,10 +194,10 @@ def _pack(
 def _add(
     line: int, sample: Sample, writer: DatasetWriter, tally: _Tally, measure: Measure | None, max_tokens: int | None
 ) -> Rejected | None:
-    """Write one sample, or say why not."""
+    """Write one sample, or return why not."""
     try:
         if sample.id in tally.first_lines:
-            raise SampleError(f"the id stands already in line {tally.first_lines[sample.id]}")
+            raise SampleError(f"the id already stands in line {tally.first_lines[sample.id]}")
         tokens = measure(sample) if measure else 0
         if max_tokens is not None and tokens > max_tokens:
             raise _TooLongError(f"{tokens} tokens, the limit is {max_tokens}")
@@ -222,7 +222,7 @@ def _why_nothing(tally: _Tally) -> str:
 
 
 def _kind_of(reason: str) -> str:
-    """A reason without what differs from record to record: quoted names, paths and numbers."""
+    """A reason without the names, paths and numbers that differ between records."""
     return re.sub(r"'[^']*'|\S*/\S*|\d+", "", reason)
 
 

@@ -1,4 +1,4 @@
-"""Misspelt keys of a record: a part that is missing beside an unknown key of nearly its name."""
+"""Misspelt keys of a record: an unknown key whose name is nearly that of a missing part."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PARTS = (
     ("original_final_answer", "answer"),
     ("group", "operation", "type", "level"),
 )
-"""Keys of which one is enough for a part of a sample."""
+"""The parts of a sample, each with the keys that may hold it."""
 _SHORTENED = ("image_input", "original_final_answer")
-"""Keys that are also meant by some of their words: `image`, `final_answer`."""
+"""Keys also recognised by some of their words: `image`, `final_answer`."""
 _SIMILAR = 0.8
 
 
@@ -38,7 +38,7 @@ def check_keys(record: dict[str, Any], has_answer: bool) -> None:
 
 
 def _meant(key: str, part: tuple[str, ...]) -> str:
-    """The key of `part` that `key` nearly is, in whatever order and spelling of its words; "" where it is none."""
+    """The key of `part` that `key` nearly is, whatever the order and spelling of its words; "" if none."""
     spelt = {"_".join(sorted(name.split("_"))): name for name in part}
     words = [word.casefold() for word in re.findall(r"[A-Z]*[^\W_A-Z]+|[A-Z]+", key)]
     if close := difflib.get_close_matches("_".join(sorted(words)), spelt, n=1, cutoff=_SIMILAR):

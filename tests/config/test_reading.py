@@ -85,6 +85,7 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
         ("optim.lr", "--set optim.lr: expected section.key=value"),
         ("optim.learning_rate=1", "--set optim.learning_rate=1: unknown key 'optim.learning_rate'"),
         ("model.latent_sise=1", "did you mean 'model.latent_size'?"),
+        ("data.shuffle_window=8", "did you mean 'data.shuffle_buffer'?"),
         ("optim=1", "--set optim=1: unknown key 'optim'"),
         ("optim.lr=", "optim.lr is None; expected a number"),
         ("optim.lr=[1", "--set optim.lr=[1: the value is not valid YAML"),

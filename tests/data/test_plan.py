@@ -10,7 +10,7 @@ import pytest
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.errors import UserError
 
-PLAN = SamplePlan(shard_sizes=(100, 7, 250, 1, 93), seed=3, lanes=8, global_batch=16, shuffle_window=10)
+PLAN = SamplePlan(shard_sizes=(100, 7, 250, 1, 93), seed=3, lanes=8, global_batch=16, shuffle_buffer=10)
 
 
 def epoch_samples(plan: SamplePlan, epoch: int) -> np.ndarray:
@@ -18,10 +18,10 @@ def epoch_samples(plan: SamplePlan, epoch: int) -> np.ndarray:
     return np.concatenate([plan.samples(step, 0, 1) for step in steps])
 
 
-@pytest.mark.parametrize("window", [1, 10, 16, 100_000])
+@pytest.mark.parametrize("buffer", [1, 10, 16, 100_000])
 @pytest.mark.parametrize("epoch", [0, 1, 5])
-def test_every_sample_at_most_once_an_epoch_and_only_the_remainder_left_out(window, epoch):
-    plan = SamplePlan(PLAN.shard_sizes, 3, 8, 16, window)
+def test_every_sample_at_most_once_an_epoch_and_only_the_remainder_left_out(buffer, epoch):
+    plan = SamplePlan(PLAN.shard_sizes, 3, 8, 16, buffer)
     samples = epoch_samples(plan, epoch)
     assert (plan.num_samples, plan.steps_per_epoch, plan.remainder) == (451, 28, 3)
     assert len(samples) == len(set(samples.tolist())) == 448
@@ -57,17 +57,17 @@ def test_epochs_and_seeds_differ_in_order_and_in_what_they_leave_out():
     assert len(left_out) > 1, "the same samples would never be seen"
 
 
-def test_a_lane_is_shuffled_within_windows_and_not_beyond():
-    plan = SamplePlan((1000,), 0, 1, 10, shuffle_window=100)
+def test_a_lane_is_shuffled_within_buffers_and_not_beyond():
+    plan = SamplePlan((1000,), 0, 1, 10, shuffle_buffer=100)
     samples = epoch_samples(plan, 0)
     for start in range(0, 1000, 100):
-        window = samples[start : start + 100]
-        assert sorted(window) == list(range(start, start + 100))
-        assert (np.diff(window) == 1).mean() < 0.2
+        buffer = samples[start : start + 100]
+        assert sorted(buffer) == list(range(start, start + 100))
+        assert (np.diff(buffer) == 1).mean() < 0.2
 
 
-def test_windows_that_a_step_straddles():
-    plan = SamplePlan((64,), 1, 2, 24, shuffle_window=5)
+def test_buffers_that_a_step_straddles():
+    plan = SamplePlan((64,), 1, 2, 24, shuffle_buffer=5)
     samples = epoch_samples(plan, 0)
     assert len(set(samples.tolist())) == 48
 

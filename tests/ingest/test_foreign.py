@@ -31,7 +31,7 @@ CHAT: dict[str, Any] = {"id": "1", "image": "a.png", "conversations": [{"from": 
         (b"PK\x03\x04" + LINE, "a ZIP archive"),
         (b"PAR1" + bytes(90), "a parquet file; write it as JSON Lines: python -c"),
         (b"ARROW1" + bytes(90), "an Arrow file"),
-        (LINE.decode().encode("utf-16"), "text in UTF-16, not UTF-8; write it anew: iconv -f UTF-16"),
+        (LINE.decode().encode("utf-16"), "text in UTF-16, not UTF-8; convert it: iconv -f UTF-16"),
         (LINE.decode().encode("utf-16-le"), "text in UTF-16"),
         (LINE.decode().encode("utf-16-be"), "text in UTF-16"),
         (LINE.decode().encode("utf-32"), "text in UTF-32"),

@@ -147,7 +147,7 @@ def test_samples_made_by_a_program(tmp_path):
     report = pack_samples(iter(samples), tmp_path / "out", measure=measure)
     assert [(r.line, r.reason.split(" (")[0]) for r in report.rejected] == [
         (2, "the text holds the reserved token <|im_end|>"),
-        (3, "the id stands already in line 1"),
+        (3, "the id already stands in line 1"),
         (4, "the text is not valid Unicode"),
     ]
     assert report.manifest.source is None

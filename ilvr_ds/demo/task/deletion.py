@@ -53,7 +53,7 @@ class Deletion:
         return scenes
 
     def rationale(self, scenes: list[Scene]) -> list[str]:
-        """Deletion by deletion, each with the first shape that goes: of which kind it is does not tell how many go."""
+        """Deletion by deletion, each with the first shape that goes, whose kind does not tell how many go."""
         texts = []
         for name, before, after in zip(self.criteria, scenes, scenes[1:], strict=False):
             first = min(place for place in before.figures if place not in after.figures)
@@ -61,7 +61,7 @@ class Deletion:
         return texts
 
     def _deleted_by(self, step: int) -> list[Figure]:
-        """Kinds of figures that are left until deletion `step` takes them; after the last step, the survivors."""
+        """Kinds of figures that stay until deletion `step` takes them; after the last step, the survivors."""
         left = [figure for figure in all_figures(self.spec) if not set(figure) & set(self.criteria[:step])]
         return [figure for figure in left if step == len(self.criteria) or self.criteria[step] in figure]
 

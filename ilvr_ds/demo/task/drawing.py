@@ -35,7 +35,7 @@ FRAME = (96, 96, 96)
 _FRAME_WIDTH = 2
 _RADIUS = 10  # of a shape, in pixels: clear of the frame
 _LEVELS = 16  # of cover, from 0 (white) to 15 (the colour itself), so that edges are smooth
-_FINE = 8  # shapes are drawn so many times larger and averaged down
+_FINE = 8  # shapes are drawn this many times larger and averaged down
 _DOT = 3
 _FRAME_INDEX = len(COLOURS) * _LEVELS
 
@@ -76,13 +76,7 @@ def _shaded(scene: Scene) -> Image.Image:
             cell = pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
             cell[:] = _shaded_tile(scene.figures.get((row, column)), *place)
             if scene.marked == (row, column):
-                for edge in (
-                    cell[:_FRAME_WIDTH],
-                    cell[-_FRAME_WIDTH:],
-                    cell[:, :_FRAME_WIDTH],
-                    cell[:, -_FRAME_WIDTH:],
-                ):
-                    edge[:] = FRAME
+                _draw_frame(cell, FRAME)
     return Image.fromarray(pixels)
 
 
@@ -90,7 +84,7 @@ def _shaded(scene: Scene) -> Image.Image:
 def _shaded_tile(figure: Figure | None, down: float, along: float) -> Tile:
     """A cell on the background of its place (0 to 1 from the top and from the left), [28, 28, 3].
 
-    A frozen random tower hardly tells shades of neighbours apart: two dots on the cell's rims point to the place too.
+    A frozen random tower hardly tells neighbouring shades apart, so two dots on the cell's rims show the place too.
     """
     shade = 255 - down * _SHADE_DOWN - along * _SHADE_ALONG
     tile = np.broadcast_to(shade, (CELL, CELL, 3))

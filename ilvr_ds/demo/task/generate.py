@@ -1,10 +1,11 @@
 """Samples of the demo task, each a pure function of (spec, seed, index, split).
 
-No text tells its answer, by construction: the words are drawn first, then the right letter, uniformly and without
-regard to the words, then pictures that fit both. The words and the letter are therefore independent, exactly; and the
-rationale tells of the pictures only what is as likely with any other letter.
-A hash of words and input picture says to which split a content belongs; a picture that falls into the other split
-is drawn again, words and letter stay. So no content is in both splits, and the letter stays as it was drawn.
+By construction no text tells its answer: the words are drawn first, then the right letter, uniformly and without regard
+to the words, then pictures that fit both. Words and letter are therefore exactly independent, and the rationale says of
+the pictures only what is as likely with any other letter.
+
+A hash of words and input picture assigns a sample's content to a split. Where it is the other split, the picture is
+drawn again, with the same words and letter: no content is in both splits, and the letter stays uniform.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def _steps(words: Words, scenes: list[Scene], right: int) -> tuple[Step, ...]:
 
 
 def _marked_box(scene: Scene) -> Region | None:
-    """The marked cell in pixels, where it is all that a picture is about."""
+    """The marked cell in pixels, where the picture is about nothing else."""
     if scene.marked is None or not scene.is_shaded:
         return None
     row, column = scene.marked

@@ -25,7 +25,7 @@ class Selection:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, spec: TaskSpec) -> Selection:
-        """Draw where to look for what, and four colours."""
+        """Draw where to look, for which shape, and four colours."""
         quarter, shape = pick(rng, QUARTERS), pick(rng, spec.shape_names)
         options = arrange(rng, spec, some(rng, spec.colour_names, 4), spec.colour_names)
         return cls(spec, quarter, shape, options)
@@ -53,7 +53,7 @@ class Selection:
         return [full, zoomed, zoomed.keep(found)]
 
     def rationale(self, scenes: list[Scene]) -> list[str]:
-        """Zoom, say what stands beside the shape, find it: what stands beside it was drawn without a look at it."""
+        """Zoom, say what stands beside the shape, find it. What stands beside it was drawn without regard to it."""
         quarter, found = scenes[1], scenes[2]
         beside = [str(quarter.figures[place]) for place in sorted(quarter.figures) if place not in found.figures]
         return [self._zoom, f"Beside the {self.shape}: {', '.join(beside) or 'nothing'}. Find the {self.shape}."]

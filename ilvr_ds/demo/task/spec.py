@@ -24,7 +24,7 @@ class TaskSpec:
     colours: int = 4
     """How many colours there are: 4 to 8."""
     shuffled_options: bool = True
-    """Whether the four options stand in random order; in a fixed one the letter can be told without reading them."""
+    """Whether the four options are in random order; in a fixed one the letter follows without reading them."""
     operations: tuple[str, ...] = OPERATIONS
     """Which operations are drawn, in turn: of ALL_OPERATIONS."""
     signs: int = 6
@@ -45,7 +45,7 @@ class TaskSpec:
             if name not in ALL_OPERATIONS:
                 raise UserError(f"operations: '{name}' is unknown{nearest(name, ALL_OPERATIONS)}")
         if len(set(self.operations)) < len(self.operations):
-            raise UserError("operations: one is named twice, which would unbalance the task; name each once")
+            raise UserError("operations: one is named twice; name each once")
         if "trail" in self.operations:
             self._check_trail()
 

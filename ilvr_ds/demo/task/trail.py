@@ -1,4 +1,4 @@
-"""Trail: follow signs from cell to cell; every step can be told from the last one alone.
+"""Trail: follow signs from cell to cell; each step follows from the picture before it alone.
 
 The grid holds each figure once. A figure is a sign: its shape names the row of the next cell and its colour the column
 (the first shape of the spec the first row, and so on). The signs lead through all cells in one circle, so that no trail
@@ -20,7 +20,7 @@ from ilvr_ds.demo.task.words import all_cells, arrange, list_options, some
 
 @dataclass(frozen=True)
 class Trail:
-    """From the marked cell follow so many signs; what is the colour of the last figure?"""
+    """From the marked cell follow a number of signs; what is the colour of the last figure?"""
 
     spec: TaskSpec
     options: list[str]

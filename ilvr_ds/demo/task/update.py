@@ -74,7 +74,7 @@ class Update:
         return [*scenes, replace(scenes[-1], marked=path[-1])]
 
     def rationale(self, scenes: list[Scene]) -> list[str]:
-        """Where the shape is, move by move, then the mark: the place was drawn before what is in the marked cell."""
+        """Where the shape is, move by move, then the mark. The place was drawn before what is in the marked cell."""
         (start,) = (place for place, figure in scenes[0].figures.items() if figure == self.mover)
         names = [f"the {self.mover}", *["it"] * (len(self.moves) - 1)]
         moves = [f"Move {name} {self._move(move)}." for name, move in zip(names, self.moves, strict=True)]

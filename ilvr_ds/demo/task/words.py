@@ -1,8 +1,8 @@
 """What the operations of the demo task have in common.
 
-An operation is a class that holds what its words say. Its words are drawn without a thought for the answer; `scenes`
-then draws pictures such that option number `right` is the answer. The rationale may tell what is seen in the pictures,
-but only what would be seen as often with any other answer, so that text alone stays worthless.
+An operation is a class that holds what its words say. The words are drawn without regard to the answer; `scenes` then
+draws pictures such that option number `right` is the answer. The rationale may say what is seen in the pictures, but
+only what is seen as often with any other answer: text alone tells nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ilvr_ds.demo.task.spec import TaskSpec
 
 LETTERS = "ABCD"
 FILLED = 0.5
-"""The share of otherwise blank cells that hold a shape without a part in the question."""
+"""Share of otherwise blank cells that hold a shape which the question does not ask about."""
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class Words(Protocol):
 
     @property
     def options(self) -> Sequence[object]:
-        """What can be answered; four things with a text."""
+        """The four options, each with a text."""
 
     def scenes(self, rng: np.random.Generator, right: int) -> list[Scene]:
         """The input picture, then the helper pictures, for which option `right` (0 to 3) is the answer."""
@@ -51,7 +51,7 @@ def locate(place: Place) -> str:
 
 
 def arrange(rng: np.random.Generator, spec: TaskSpec, options: Sequence[T], order: Sequence[T]) -> list[T]:
-    """The options as the spec wants them: shuffled, or as they follow each other in `order`."""
+    """The options shuffled, or in their `order` where the spec has shuffled_options off."""
     return some(rng, options, len(options)) if spec.shuffled_options else sorted(options, key=list(order).index)
 
 

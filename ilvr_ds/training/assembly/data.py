@@ -71,7 +71,7 @@ def build_loader(recipe: Recipe, inputs: Inputs, dataset: WindowDataset, state: 
         "data": inputs.training.fingerprint,
         "run.seed": recipe.run.seed,
         "data.lanes": recipe.data.lanes,
-        "data.shuffle_window": recipe.data.shuffle_window,
+        "data.shuffle_buffer": recipe.data.shuffle_buffer,
         "samples per step": inputs.plan.global_batch,
     }
     loader = WindowLoader(dataset, inputs.plan, identity, recipe.data.num_workers, dist.device().type == "cuda")

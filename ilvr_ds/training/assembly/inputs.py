@@ -49,7 +49,7 @@ class Inputs:
                 "tokens; raise it, or pack the data again with this recipe (ilvr-ds pack --config)"
             )
         batch = recipe.train.micro_batch_size * recipe.train.grad_accum_steps * world
-        plan = SamplePlan(training.shard_sizes, recipe.run.seed, recipe.data.lanes, batch, recipe.data.shuffle_window)
+        plan = SamplePlan(training.shard_sizes, recipe.run.seed, recipe.data.lanes, batch, recipe.data.shuffle_buffer)
         plan.check_world(world)
         return Inputs(training, held_out, plan, file_settings, other_measure)
 

@@ -1,0 +1,47 @@
+"""Images that records name: where they may lie, what they may hold."""
+
+import os
+
+import pytest
+
+from ilvr_ds.data.sample import Sample
+from ilvr_ds.ingest.importers import read_records
+from tests.data.packing import image_bytes, png_bomb, write_jsonl
+from tests.ingest.records import LATENT, ilvr, read
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "x/../../secret.png", "x/../a.png", "ABSOLUTE"])
+def test_paths_may_not_leave_the_image_root(root, path):
+    secret = root.parent / "secret.png"
+    secret.write_bytes(image_bytes())
+    (root / "x").mkdir()
+    (bad,) = read(root, ilvr(image_input=path.replace("ABSOLUTE", str(secret))))
+    assert "leaves the image root" in bad.reason
+
+
+def test_damaged_and_hostile_images_are_rejected(root):
+    (root / "bomb.png").write_bytes(png_bomb())
+    (root / "big.png").write_bytes(png_bomb(10_000))  # below Pillow's own alarm, above our limit
+    (root / "cut.png").write_bytes(image_bytes(size=(64, 64))[:-30])
+    (root / "text.png").write_text("no image")
+    (root / "image.gif").write_bytes(image_bytes(kind="GIF"))
+    os.mkfifo(root / "pipe.png")  # reading it would wait for ever
+    names = ["bomb.png", "big.png", "cut.png", "text.png", "image.gif", "pipe.png"]
+    bad = read(root, *(ilvr(image_input=name) for name in names))
+    assert [name in rejected.reason for name, rejected in zip(names, bad, strict=True)] == [True] * 6
+    assert "100000000" in bad[1].reason or "10000x10000" in bad[1].reason
+    assert "not a file" in bad[5].reason
+
+
+def test_an_absolute_path_inside_the_image_root_is_read(root, tmp_path):
+    """Also where the root is given relative or as a link."""
+    (root / "level_3").mkdir()
+    (root / "level_3" / "a.png").write_bytes(image_bytes())
+    (tmp_path / "link").symlink_to(root)
+    for given in (root, tmp_path / "link"):
+        for path in (root / "level_3/a.png", given / "level_3/a.png"):
+            record = ilvr(image_input=str(path), sequence_plan=[LATENT | {"helper_image": str(root / "b.png")}])
+            [sample] = read_records(write_jsonl(tmp_path / "train.jsonl", [record]), given)
+            assert isinstance(sample, Sample), sample
+            assert (sample.input_images, sample.helper_images) == ((image_bytes(),), (image_bytes(1),))
+            assert sample.group == "level3"
