@@ -32,7 +32,7 @@ def ema_update(upper: Tensor, lower: Tensor, student: Tensor, weight: float, sum
     upper [n] bf16, lower [n] int16, student [n] float32, sums [2] float64, contiguous and on one device. On a GPU the
     order in which `sums` are added up is open.
     """
-    if use_native(upper.device.type) and upper.is_cuda:
+    if use_native(upper.device.type):
         torch.ops.ilvr_ds.ema_update(upper, lower, student, weight, sums)
         return
     average = join(upper, lower).lerp_(student, weight)
