@@ -167,9 +167,9 @@ def test_the_check_finds_a_bare_except() -> None:
 
 HOT = [
     "ops/noise.py", "ops/reference.py", "distill/query.py", "distill/selection.py", "distill/stage1.py",
-    "distill/stage2.py", "distill/text.py", "distill/teacher.py", "model/rollout.py", "model/cached_attention.py",
-    "training/stage2.py", "model/injection.py", "model/vision.py", "model/attention.py", "training/step.py",
-    "distill/pool.py", "ops/change.py",
+    "distill/stage2.py", "distill/text.py", "distill/teacher.py", "model/rollout.py",
+    "training/stage2.py", "model/injection.py", "model/vision.py", "training/step.py",
+    "distill/pool.py", "ops/change.py", "model/layers/attention.py", "model/layers/cached_attention.py",
 ]  # fmt: skip
 WAITING = {"item", "tolist", "numpy", "cpu", "nonzero", "tensor", "as_tensor", "from_numpy", "masked_select", "unique"}
 

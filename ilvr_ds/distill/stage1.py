@@ -16,7 +16,7 @@ from ilvr_ds.data.window import MicroBatch
 from ilvr_ds.distill.selection import Targets
 from ilvr_ds.distill.text import text_sums
 from ilvr_ds.model.injection import last_hidden, write_images, write_latents
-from ilvr_ds.model.loss_head import use_loss_head
+from ilvr_ds.model.layers.loss_head import use_loss_head
 from ilvr_ds.ops.noise import gaussian_noise
 from ilvr_ds.ops.selective_contrastive import selective_contrastive_loss
 

@@ -21,9 +21,9 @@ from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch, RolloutLayout
 from ilvr_ds.distill.selection import Targets
 from ilvr_ds.distill.stage1 import Negatives, Student
-from ilvr_ds.model.cached_attention import cached_attention, use_cached_attention
 from ilvr_ds.model.injection import last_hidden, write_latents
 from ilvr_ds.model.latent_pass import LatentPasses
+from ilvr_ds.model.layers.cached_attention import cached_attention, use_cached_attention
 from ilvr_ds.model.rollout import own_latents, roll_out
 
 

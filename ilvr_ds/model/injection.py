@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ilvr_ds.data.window import TokenBatch
-from ilvr_ds.model.attention import sequence_bounds
+from ilvr_ds.model.layers.attention import sequence_bounds
 
 
 def write_images(embeddings: Tensor, tokens: TokenBatch, features: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ilvr_ds.model.cached_attention import CachedCall, FixedMemory, LayerMemory
+from ilvr_ds.model.layers.cached_attention import CachedCall, FixedMemory, LayerMemory
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -31,7 +31,7 @@ SHAPES = 16
 
 
 class LatentPasses:
-    """The recordings of one language model, by shape. It must use this attention: model/cached_attention.py.
+    """The recordings of one language model, by shape. It must use this attention: model/layers/cached_attention.py.
 
     has_backward False: for passes without gradients alone, which need no memory for them.
     """

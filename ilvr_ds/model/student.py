@@ -15,10 +15,10 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import VisionLayout
 from ilvr_ds.errors import UserError
-from ilvr_ds.model.adapters import add_adapters
-from ilvr_ds.model.attention import attention_backend
 from ilvr_ds.model.base_weights import check_weights
-from ilvr_ds.model.checkpointing import checkpoint_arguments
+from ilvr_ds.model.layers.adapters import add_adapters
+from ilvr_ds.model.layers.attention import attention_backend
+from ilvr_ds.model.layers.checkpointing import checkpoint_arguments
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 """Opens a block in which sharded parameters are whole on every rank."""

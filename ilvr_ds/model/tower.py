@@ -12,9 +12,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.errors import UserError
-from ilvr_ds.model.attention import attention_backend, use_varlen_attention
 from ilvr_ds.model.base_weights import tower_weights
-from ilvr_ds.model.fused import check_kernels, use_fused_kernels
+from ilvr_ds.model.layers.attention import attention_backend, use_varlen_attention
+from ilvr_ds.model.layers.fused import check_kernels, use_fused_kernels
 from ilvr_ds.model.student import load_config
 from ilvr_ds.model.vision import VisionTower
 

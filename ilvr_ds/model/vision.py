@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ilvr_ds.data.window import ImageBatch, Window
-from ilvr_ds.model.attention import attention_in_words
+from ilvr_ds.model.layers.attention import attention_in_words
 
 
 class VisionTower(nn.Module):

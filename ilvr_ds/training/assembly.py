@@ -29,9 +29,9 @@ from ilvr_ds.engine.initial import find_initial, load_average
 from ilvr_ds.engine.networks import Networks, build_networks
 from ilvr_ds.engine.settings import deepspeed_settings
 from ilvr_ds.errors import UserError, counted
-from ilvr_ds.model.attention import attention_in_words
 from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
-from ilvr_ds.model.fused import kernels_in_words
+from ilvr_ds.model.layers.attention import attention_in_words
+from ilvr_ds.model.layers.fused import kernels_in_words
 from ilvr_ds.model.tower import tower_identity
 from ilvr_ds.model.vision import VisionTower
 from ilvr_ds.monitoring.throughput import Throughput, model_flops, peak_flops

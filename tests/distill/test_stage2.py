@@ -16,8 +16,8 @@ from ilvr_ds.data.window import Window
 from ilvr_ds.distill.selection import Targets
 from ilvr_ds.distill.stage1 import Negatives
 from ilvr_ds.distill.stage2 import StageTwo
-from ilvr_ds.model.attention import use_packed_attention
 from ilvr_ds.model.injection import write_images
+from ilvr_ds.model.layers.attention import use_packed_attention
 from ilvr_ds.model.student import load_config, prepare_student, vision_layout
 from tests.distill.test_stage1 import targets_of
 from tests.golden_set import GoldenSet, golden_set, replace
