@@ -81,7 +81,7 @@ def test_liger_by_name_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each replacement runs from now on, as if this were a GPU with Liger. Rotations are put back at the end."""
+    """How often each replacement runs from now on, as if Liger were here; rotations are put back when the test ends."""
     calls: Counter[str] = Counter()
 
     def count(name: str) -> None:

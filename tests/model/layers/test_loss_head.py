@@ -28,15 +28,14 @@ def test_it_stands_where_the_stock_model_has_its_head(golden: GoldenSet) -> None
     """Catches a head that transformers renames, gives a bias, or no longer calls on its way to the logits."""
     model = load_student(golden.model, torch.float32, 0)
     names, head = list(model.state_dict()), model.get_output_embeddings()
-    assert type(head) is nn.Linear and head.bias is None, (
-        "the stock head is no longer what model/layers/loss_head.py takes over"
-    )
+    moved = "transformers' head is no longer what model/layers/loss_head.py takes the place of"
+    assert type(head) is nn.Linear and head.bias is None, moved
     ids = torch.arange(5)[None]
     with torch.no_grad():
         wanted = model(input_ids=ids).logits
         use_loss_head(model)
         assert torch.equal(model(input_ids=ids).logits, wanted)
-    assert isinstance(model.get_output_embeddings(), LossHead), "transformers calls another head"
+    assert isinstance(model.get_output_embeddings(), LossHead), moved
     assert list(model.state_dict()) == names and model.lm_head is model.get_output_embeddings()
 
 
