@@ -73,7 +73,7 @@ class Student(nn.Module):
         M, K = micro.latent_slots.shape
         slot = torch.arange(K, device=prediction.device)
         candidates, offsets, samples = targets.candidates, targets.offsets, micro.sample_of_segment
-        if foreign is not None:  # one more segment, of a sample that is nobody's
+        if foreign is not None:  # one more segment, of no sample here
             candidates = torch.cat([candidates, foreign.candidates])
             offsets = torch.cat([offsets, offsets[-1:] + len(foreign.candidates)])
             samples = torch.cat([samples, samples.new_full((1,), -1)])

@@ -24,11 +24,11 @@ Gather = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 """Opens a block in which sharded parameters are whole on every rank."""
 
 ROW_MULTIPLE = 64
-"""Embeddings that must grow, grow to a multiple of this: matrix products like round sizes."""
+"""Embeddings grow to a multiple of this, which suits matrix products."""
 
 
 def load_config(path: str) -> Any:
-    """The Qwen2.5-VL configuration at `path`; raises UserError where there is none, or of what cannot be trained."""
+    """The Qwen2.5-VL configuration at `path`; raises UserError where there is none, or none that can be trained."""
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -90,7 +90,7 @@ def _read_weights(path: str, config: Any, dtype: torch.dtype, attention: str) ->
 
 
 def prepare_student(model: Any, settings: ModelConfig) -> None:
-    """Say which weights are trained, and add adapters and activation checkpointing where asked for."""
+    """Mark the trained weights; add adapters and activation checkpointing where the settings ask for them."""
     model.requires_grad_(True)
     if settings.lora_rank:
         model.requires_grad_(False)

@@ -24,7 +24,7 @@ import torch
 logger = logging.getLogger("ilvr_ds")
 
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0+PTX"
-"""Built ahead of time without TORCH_CUDA_ARCH_LIST."""
+"""What is built ahead of time for where TORCH_CUDA_ARCH_LIST is not set."""
 
 _HERE = Path(__file__).resolve()
 _SCRIPTS = Path(sys.executable).parent  # where pip puts ninja; not on PATH when the environment is not activated
@@ -66,7 +66,7 @@ def load() -> Source:
         source = status()
         if source.library is None:
             # one warning for all ranks, and none where it was asked for
-            is_quiet = _wish() == "reference" or os.environ.get("RANK", "0") != "0"
+            is_quiet = _requested() == "reference" or os.environ.get("RANK", "0") != "0"
             level = logging.INFO if is_quiet else logging.WARNING
             logger.log(level, "selective-feature operators run in plain PyTorch: %s", source.reason)
         else:
@@ -95,13 +95,13 @@ def status() -> Source:
     """
     if _loaded is not None:
         return _loaded
-    if _wish() == "reference":
+    if _requested() == "reference":
         return Source("reference", "ILVR_OPS=reference")
     prebuilt = _HERE.parent / f"{library_name()}.so"
     if prebuilt.exists():
         return Source("prebuilt", str(prebuilt), prebuilt, exists=True)
     if missing := _missing():
-        if _wish() == "native":
+        if _requested() == "native":
             raise BuildError(f"ILVR_OPS=native, but {missing}")
         return Source("reference", missing)
     library = _cache_root() / f"ilvr_ds_{_build_key(_architectures())}" / f"{library_name()}.so"
@@ -118,7 +118,7 @@ def sources() -> Path:
 
 
 def library_name() -> str:
-    """Names the library after its sources, so that one built from others is never loaded."""
+    """The library's name holds a digest of its sources, so that one built from others is never loaded."""
     return f"_native_{_digest(*(p.read_bytes() for p in _files()))[:12]}"
 
 
@@ -133,7 +133,8 @@ def ahead_of_time() -> dict[str, Any]:
         raise BuildError(f"ILVR_BUILD_OPS=1, but {missing}")
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     root = sources().parent
-    extension = cpp_extension.CUDAExtension(
+    kind: Any = cpp_extension.CUDAExtension
+    extension = kind(
         f"ilvr_ds.ops.{library_name()}",
         [str(path.relative_to(root)) for path in _compiled()],
         extra_compile_args={"cxx": _CPP_FLAGS, "nvcc": _CUDA_FLAGS},
@@ -146,11 +147,11 @@ _loaded: Source | None = None
 _registrations: list[Callable[[], None]] = []
 
 
-def _wish() -> str:
-    wish = os.environ.get("ILVR_OPS", "auto")
-    if wish not in ("auto", "native", "reference"):
-        raise ValueError(f"ILVR_OPS={wish}: expected auto, native or reference")
-    return wish
+def _requested() -> str:
+    requested = os.environ.get("ILVR_OPS", "auto")
+    if requested not in ("auto", "native", "reference"):
+        raise ValueError(f"ILVR_OPS={requested}: expected auto, native or reference")
+    return requested
 
 
 def _missing() -> str:

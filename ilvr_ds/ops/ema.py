@@ -14,7 +14,7 @@ from ilvr_ds.ops.build import use_native
 
 
 def split(average: Tensor) -> tuple[Tensor, Tensor]:
-    """[n] float32 -> [n] bf16 and [n] int16, on the same device."""
+    """[n] float32 -> upper half [n] bf16 and lower half [n] int16, on the same device."""
     # one NaN for all: rounding up the largest would wrap to a zero
     bits = torch.where(average.isnan(), torch.nan, average).view(torch.int32)
     upper = (bits + 2**15) >> 16
