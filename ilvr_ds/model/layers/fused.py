@@ -19,8 +19,8 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
 from ilvr_ds.errors import UserError
 
 ALIGNMENT = 64
-"""The tower's gated layers are widened to a multiple of this. Qwen's have 3420 columns, no multiple of 8, and cuBLAS then
-falls back to kernels of an older chip."""
+"""The tower's gated layers are widened to a multiple of this. Qwen's have 3420 columns, no multiple of 8, for which
+cuBLAS falls back to kernels of an older chip."""
 
 _GATED = (stock.Qwen2MLP, stock.Qwen2_5_VLMLP)
 _SILU = type(ACT2FN["silu"])
