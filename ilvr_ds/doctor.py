@@ -124,9 +124,7 @@ def _operators() -> Iterator[Check]:
         return
     remedy = ""
     if source.kind == "reference" and torch.cuda.is_available():
-        remedy = (
-            "selection and its loss run in plain PyTorch: a C++ compiler, ninja and nvcc (CUDA_HOME) change that"
-        )
+        remedy = "selection and its loss run in plain PyTorch: a C++ compiler, ninja and nvcc (CUDA_HOME) change that"
     yield Check("operators", "missing" if remedy else "ok", f"{source.kind}: {source.reason}", remedy)
 
 
