@@ -1,4 +1,4 @@
-// The operators' schemas. Kernels register themselves in cpu/ and cuda/, the gradient in autograd.cpp, fake kernels in
+// The operators' schemas. Kernels register themselves in cuda/, the gradient in autograd.cpp, fake kernels in
 // ilvr_ds/ops/.
 #include <torch/library.h>
 
@@ -18,7 +18,6 @@ TORCH_LIBRARY(ilvr_ds, m) {
       "selective_contrastive_backward(Tensor grad_alignment, Tensor grad_contrastive, Tensor prediction, "
       "Tensor candidates, Tensor target_index, Tensor segment_of_slot, Tensor candidate_offsets, float temperature, "
       "Tensor? sample_of_segment, Tensor? noise, Tensor slots, Tensor rows) -> Tensor");
-  // On GPUs alone: elsewhere PyTorch's own operators are as good.
   m.def(
       "ema_update(Tensor(a!) upper, Tensor(b!) lower, Tensor student, float weight, Tensor(c!) sums) -> ()");
 }

@@ -123,10 +123,8 @@ def _operators() -> Iterator[Check]:
         yield Check("operators", "bad", str(error), "set ILVR_OPS=auto, or install what is missing")
         return
     remedy = ""
-    if source.kind == "reference":
-        remedy = "selection and its loss run in plain PyTorch: install a C++ compiler and ninja"
-    elif torch.cuda.is_available() and "cuda" not in source.devices:
-        remedy = "on GPUs selection and its loss run in plain PyTorch: nvcc (CUDA_HOME) changes that"
+    if source.kind == "reference" and torch.cuda.is_available():
+        remedy = "selection and its loss run in plain PyTorch: a C++ compiler, ninja and nvcc (CUDA_HOME) change that"
     yield Check("operators", "missing" if remedy else "ok", f"{source.kind}: {source.reason}", remedy)
 
 

@@ -169,8 +169,9 @@ def test_the_check_finds_a_bare_except() -> None:
 
 HOT = [
     "ops/noise.py", "ops/reference.py", "distill/query.py", "distill/selection.py", "distill/stage1.py",
-    "distill/stage2.py", "distill/text.py", "distill/teacher.py", "model/rollout.py", "model/cached_attention.py",
-    "training/stage1.py", "training/stage2.py", "model/injection.py", "model/vision.py", "model/attention.py",
+    "distill/stage2.py", "distill/text.py", "distill/teacher.py", "model/rollout.py",
+    "model/layers/cached_attention.py",
+    "training/stage1.py", "training/stage2.py", "model/injection.py", "model/vision.py", "model/layers/attention.py",
     "training/step.py",
     "distill/pool.py", "ops/change.py",
 ]  # fmt: skip

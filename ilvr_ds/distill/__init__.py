@@ -1,1 +1,1 @@
-"""The method: what the momentum teacher selects, what the student learns from it, how the teacher follows."""
+"""The method: what the momentum teacher selects, what the student learns from it, the teacher's EMA update."""

@@ -18,15 +18,15 @@ from torch import Tensor
 from ilvr_ds.ops.ema import ema_update, join, split, squares
 
 PIECE = 2**24
-"""Elements that are moved at a time: 64 MiB of float32, a power of two because pinned memory comes in those."""
+"""Elements moved at a time: 64 MiB of float32, a power of two because pinned memory comes in those."""
 STREAMS = 6
-"""Streams that pieces are handed out to in turn: while one computes, others copy in both directions."""
+"""Streams that pieces go to in turn: while one computes, others copy in both directions."""
 
 
 class _Piece:
-    """A run of elements of one shard: the average, where it rests and as what the teacher reads.
+    """A run of elements of one shard: the weights that the teacher reads, and the float32 average.
 
-    weights: the run of the shard, 1-dimensional. average: float32 values to begin with, on any device.
+    weights: the run of the shard, 1-dimensional. average: initial float32 values, on any device.
     """
 
     def __init__(self, weights: Tensor, average: Tensor, is_pinned: bool) -> None:
@@ -34,17 +34,17 @@ class _Piece:
         self.is_split = weights.dtype == torch.bfloat16
         dtype = torch.int16 if self.is_split else torch.float32
         self.residual = torch.empty(weights.numel(), dtype=dtype, device=weights.device, pin_memory=is_pinned)
-        """The average, or of its bits what `weights` does not say."""
+        """The average, or the lower half of its bits where `weights` is the upper one."""
         self.set(average)
 
     def set(self, average: Tensor) -> None:
-        """Take these values over."""
+        """Set the average, and the weights."""
         parts = split(average) if self.is_split else (average, average)
         for here, values in zip((self.weights, self.residual), parts, strict=True):
             here.copy_(values, non_blocking=True)
 
     def get(self) -> Tensor:
-        """The average, float32, where it rests."""
+        """The average, float32, on the device of the weights."""
         return join(self.weights, self.residual) if self.is_split else self.residual
 
     def update(self, student: Tensor, weight: float, sums: Tensor) -> None:
@@ -85,15 +85,15 @@ class MomentumShards:
         self.streams = _streams(device)
         self.sums = torch.zeros(max(1, len(self.streams)), 2, dtype=torch.float64, device=device)
         self.is_under_way = False
-        self._settle()
+        self._finish_copies()
 
     @torch.no_grad()
     def update(self, student: Iterable[Tensor], after: torch.cuda.Event | None = None) -> None:
-        """Begin: average <- momentum * average + (1 - momentum) * student, and publish it.
+        """Begin: average <- momentum * average + (1 - momentum) * student, and the teacher's weights with it.
 
         `student` yields the float32 shards in the order of the parameters; until `wait` returns nobody may change them
-        or read the teacher's weights. On a GPU that is later: copies and arithmetic run beside what is computed
-        meanwhile, once `after` has happened (by default, all that the current stream was given).
+        or read the teacher's weights. On a GPU copies and arithmetic run beside other work, once `after` has happened
+        (by default, all that the current stream was given).
         """
         self.wait()
         if not self.streams:
@@ -104,7 +104,7 @@ class MomentumShards:
         lead, *others = self.streams
         lead.wait_event(after or torch.cuda.current_stream(self.device).record_event())
         turn, alive = 0, deque[tuple[Tensor, list[torch.cuda.Event]]]()
-        with torch.cuda.stream(lead):  # where shards that must be gathered are gathered
+        with torch.cuda.stream(lead):  # in which shards are gathered where they must be
             for pieces, shard in zip(self.pieces, student, strict=True):
                 is_there, done = lead.record_event(), []
                 for piece, values in _cut(shard, pieces):
@@ -115,7 +115,7 @@ class MomentumShards:
                     done.append(stream.record_event())
                     turn += 1
                 alive.append((shard, done))
-                # where shards are gathered, their memory: the host is far ahead, and could ask for all of it
+                # the host runs far ahead: without a limit it would take memory for all gathered shards at once
                 while len(alive) > 1 and sum(shard.numel() for shard, _ in alive) > STREAMS * PIECE:
                     for event in alive.popleft()[1]:
                         lead.wait_event(event)
@@ -125,8 +125,8 @@ class MomentumShards:
         self.is_under_way = True
 
     def wait(self) -> None:
-        """Return when the last update is done. It is the host that waits: what fetches the teacher's weights from host
-        memory is ordered with no stream."""
+        """Block the host until the last update is done: fetches of the teacher's weights from host memory are ordered
+        with no stream."""
         if self.is_under_way:
             for stream in self.streams:
                 stream.synchronize()
@@ -150,7 +150,7 @@ class MomentumShards:
 
     @torch.no_grad()
     def load_state(self, state: list[Tensor]) -> None:
-        """Take over what `state` gave, and publish it. Raises ValueError where a shard has another size."""
+        """Restore what `state` gave. Raises ValueError where a shard has another size."""
         self.wait()
         for shard, values in zip(self.weights, state, strict=True):
             if shard.numel() != values.numel():
@@ -158,11 +158,11 @@ class MomentumShards:
         for pieces, values in zip(self.pieces, state, strict=True):
             for piece, average in _cut(values, pieces):
                 piece.set(average.to(self.device, torch.float32))
-        self._settle()
+        self._finish_copies()
 
-    def _settle(self) -> None:
+    def _finish_copies(self) -> None:
         if self.streams:
-            torch.cuda.synchronize(self.device)  # copies to host memory that nobody else waits for
+            torch.cuda.synchronize(self.device)  # nobody else waits for copies to host memory
 
 
 def _whole(pieces: list[_Piece]) -> Tensor:

@@ -18,16 +18,16 @@ from ilvr_ds.ops.reference import pool_candidates
 
 @dataclass(frozen=True)
 class ChoicePool:
-    """A pool of a window, or of one micro-batch of it."""
+    """The candidates to choose among, of a window or of one micro-batch."""
 
     members: Tensor
     """[N] bool"""
     change: Tensor | None = None
-    """[N] float32: 1 - cosine to the picture before; this and the rest where the pool is of what changed"""
+    """[N] float32: 1 - cosine to the picture before. This and what follows: for `selection.pool: changed` only"""
     stands_out: Tensor | None = None
-    """[N] bool: it differs by more than most of its picture does"""
+    """[N] bool: it changed by more than most of its picture"""
     unchanged: Tensor | None = None
-    """[M] bool: nothing sets a candidate apart, or there is no picture before; all of them are members"""
+    """[M] bool: no candidate stands apart, or there is no picture before; all are members"""
 
     def of(self, micro: MicroBatch) -> ChoicePool:
         """The same for one micro-batch."""
@@ -57,11 +57,11 @@ def find_pool(
 
 
 def change_from_before(features: Tensor, before: Before, candidates: Tensor) -> Tensor:
-    """How little each candidate resembles the picture before: [N] float32, 0 where there is none."""
+    """1 - cosine of each candidate to the picture before: [N] float32, 0 where there is none."""
     inputs = pool_candidates(features, before.input_rows, before.input_weights)
     earlier = torch.cat([candidates, inputs])
     change = change_at_place(candidates, earlier, before.place)
     for first, last, start, stop in before.searches:
-        # one by one: the same product whatever else is in the window, to the last bit
+        # one by one, so that no bit of the product depends on what else is in the window
         change[first:last] = change_to_nearest(candidates[first:last], earlier[before.earlier[start:stop]])
     return change

@@ -15,7 +15,7 @@ from ilvr_ds.data.window import QueryContext, TokenBatch
 from ilvr_ds.model.injection import last_hidden, write_images
 
 ATTENTION_ELEMENTS = 2**26
-"""Prompt-to-image attention is computed for so many samples at a time that it has at most this many elements."""
+"""Most elements of the prompt-to-image attention that is computed at a time, sample by sample if need be."""
 
 
 class Context(NamedTuple):
@@ -44,10 +44,10 @@ class ContextEncoder(nn.Module):
     def forward(
         self, tokens: TokenBatch, features: Tensor, context: QueryContext, pieces: Sequence[range] = ()
     ) -> Context:
-        """The whole window, latent pads as plain token embeddings, images in place.
+        """Read the whole window, latent pads as plain token embeddings, images in place.
 
-        pieces: successive samples that go through the model together, equally many pieces on all ranks; all at once
-        where there are none.
+        pieces: successive samples that go through the model together, equally many pieces on all ranks; by default all
+        samples at once.
         """
         pieces = pieces or (range(len(tokens.lengths)),)
         embeddings = self.language_model.embed_tokens(tokens.input_ids)
@@ -61,7 +61,7 @@ class ContextEncoder(nn.Module):
         )
 
     def _hidden(self, tokens: TokenBatch, embeddings: Tensor, pieces: Sequence[range]) -> Tensor:
-        """Last hidden states [R * T, D]: what the model needs inside, it needs for a piece at a time."""
+        """Last hidden states [R * T, D]; the memory that the model needs inside is that of one piece."""
         if len(pieces) == 1:
             return last_hidden(self.language_model, tokens, embeddings).flatten(0, 1)
         hidden = torch.empty_like(embeddings)

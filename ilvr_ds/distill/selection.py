@@ -20,7 +20,7 @@ from ilvr_ds.ops.selective_topk import selective_topk
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teacher picked, for a window or for one micro-batch of it."""
+    """What the teacher selected, for a window or for one micro-batch."""
 
     candidates: Tensor
     """[N, D] in the model's dtype"""
@@ -35,7 +35,7 @@ class Targets:
     query: Tensor
     """[M, D] float32"""
     pool: ChoicePool | None = None
-    """Among which was chosen; None: all"""
+    """The candidates that were chosen among; None: all"""
 
     def of(self, micro: MicroBatch) -> Targets:
         """The same for one micro-batch, with rows counted within the micro-batch."""
@@ -68,10 +68,10 @@ def select_targets(
     k: int,
     pool: ChoicePool | None = None,
 ) -> Targets:
-    """Run the rounds: query = mean of user context, text before the segment and what was selected just before.
+    """Select round by round: query = mean of user context, text before the segment and what was selected just before.
 
-    pool: among which candidates is chosen; None: all. The number of rounds is known on the CPU; a rank with fewer
-    rounds makes fewer launches and no fewer collectives.
+    pool: the candidates to choose among; None: all. The number of rounds is known on the CPU; a rank with fewer rounds
+    makes fewer launches and no fewer collectives.
     """
     M = len(plan.sample)
     indices = torch.full((M, k), -1, dtype=torch.int64, device=candidates.device)

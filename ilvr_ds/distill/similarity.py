@@ -1,4 +1,4 @@
-"""How alike the targets of different samples are: where all are the same, foreseeing them says nothing of a sample.
+"""How similar the targets of different samples are: where all are alike, foreseeing them says nothing of a sample.
 
 Letters: M segments, K latent slots, W samples of the window, D features.
 """
@@ -13,8 +13,8 @@ from ilvr_ds.ops.reference import unit
 
 
 def unit_sums(targets: Targets, sample: Tensor, num_samples: int) -> Tensor:
-    """[D + 3] float32, to be summed over windows that share no sample: the sum of all targets at length 1; of each
-    sample's sum the squared length; the number of targets; of each sample's number the square.
+    """[D + 3] float32, to be summed over windows that share no sample: the sum of all unit targets; over samples, the
+    squared norm of a sample's sum; the number of targets; over samples, the square of a sample's number.
 
     sample [M] int64: the sample of each segment.
     """

@@ -16,7 +16,7 @@ from ilvr_ds.data.window import MicroBatch
 from ilvr_ds.distill.selection import Targets
 from ilvr_ds.distill.text import text_sums
 from ilvr_ds.model.injection import last_hidden, write_images, write_latents
-from ilvr_ds.model.loss_head import use_loss_head
+from ilvr_ds.model.layers.loss_head import use_loss_head
 from ilvr_ds.ops.noise import gaussian_noise
 from ilvr_ds.ops.selective_contrastive import selective_contrastive_loss
 
@@ -73,7 +73,7 @@ class Student(nn.Module):
         M, K = micro.latent_slots.shape
         slot = torch.arange(K, device=prediction.device)
         candidates, offsets, samples = targets.candidates, targets.offsets, micro.sample_of_segment
-        if foreign is not None:  # one more segment, of a sample that is nobody's
+        if foreign is not None:  # one more segment, of no sample here
             candidates = torch.cat([candidates, foreign.candidates])
             offsets = torch.cat([offsets, offsets[-1:] + len(foreign.candidates)])
             samples = torch.cat([samples, samples.new_full((1,), -1)])

@@ -1,5 +1,5 @@
-"""Stage 2: the student reads its own hidden states as latents. It learns the text, and to foresee the features that a
-teacher picks where there is one.
+"""Stage 2: the student reads its own hidden states as latents. It learns the text and, where there is a teacher, to
+foresee the features that it selects.
 
 How far gradients go back through the latents that were fed back, `train.latent_gradient`:
     full        the whole chain: one rollout with gradients, model/rollout.py
@@ -21,9 +21,9 @@ from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch, RolloutLayout
 from ilvr_ds.distill.selection import Targets
 from ilvr_ds.distill.stage1 import Negatives, Student
-from ilvr_ds.model.cached_attention import cached_attention, use_cached_attention
 from ilvr_ds.model.injection import last_hidden, write_latents
 from ilvr_ds.model.latent_pass import LatentPasses
+from ilvr_ds.model.layers.cached_attention import cached_attention, use_cached_attention
 from ilvr_ds.model.rollout import own_latents, roll_out
 
 
@@ -99,7 +99,7 @@ class StageTwo(Student):
         return hidden
 
     def _links(self, layout: RolloutLayout) -> int:
-        """Latents that a gradient may pass one after the other: no more than there are, the same on all ranks."""
+        """How many latents a gradient may pass one after the other: no more than there are, the same on all ranks."""
         if self.latent_gradient in ("full", "detached") or not torch.is_grad_enabled():
             return 0
         return min(int(self.latent_gradient), layout.rounds * self.latent_size)

@@ -1,4 +1,4 @@
-"""The momentum teacher: picks the targets of a window, and is updated after the student's step."""
+"""The momentum teacher: selects the targets of a window, and is updated after the student's step."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ class MomentumTeacher:
     """Holds the teacher's network, its float32 shards, and a way to read the student's shards.
 
     `network` is a ContextEncoder or an engine around one. `student_shards` yields this rank's float32 shards of the
-    student in the order of `shards`; it may be collective. It reads so many micro-batches together as
-    `micro_batches_at_once` says.
+    student in the order of `shards`; it may be collective. The network reads `micro_batches_at_once` together.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class MomentumTeacher:
         return self.network(window.tokens, features, window.context, self._pieces(window))
 
     def _pieces(self, window: Window) -> list[range]:
-        """The samples that are read together. All ranks have equally many micro-batches, so equally many pieces."""
+        """Samples to read together. All ranks have equally many micro-batches, so equally many pieces."""
         ends = list(accumulate((len(micro.ids) for micro in window.micro_batches), initial=0))
         cuts = [*ends[: -1 : self.micro_batches_at_once], ends[-1]]
         return [range(first, last) for first, last in pairwise(cuts)]
@@ -67,8 +66,8 @@ class MomentumTeacher:
         return select_targets(context, window.context, candidates, where.offsets, settings, k, pool)
 
     def mark_stale(self) -> None:
-        """The student has moved. The update comes when the teacher is needed next: by then the device has other work
-        beside it, and the next batch has been copied."""
+        """Say that the student has moved. The update comes when the teacher is needed next: by then the next batch has
+        been copied, and the device has other work beside it."""
         self.update()
         self._is_stale = True
         if self.shards.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What the student's head says of the true text: the cross-entropy, whole and by kind of task, and right answers."""
+"""The losses of the text: cross-entropy, in all and by type of task, and which answers are right."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def text_sums(losses: Tensor, best: Tensor, micro: MicroBatch) -> dict[str, Tens
 
 
 def answers_right(best: Tensor, micro: MicroBatch) -> Tensor:
-    """[B] bool: all answer tokens of the sample are the most probable ones, given the text before; False without.
+    """[B] bool: all answer tokens of the sample are the most probable ones, given the text before; False without any.
 
     best [L]: most probable token at each of the micro-batch's supervised tokens.
     """

@@ -34,11 +34,11 @@ from ilvr_ds.engine.even_slices import EvenSlices
 from ilvr_ds.engine.initial import load_weights
 from ilvr_ds.engine.optimizer import build_optimizer
 from ilvr_ds.engine.settings import deepspeed_settings, teacher_settings, zero_stage_of
-from ilvr_ds.model.adapters import add_adapters
-from ilvr_ds.model.attention import attention_backend, use_packed_attention, use_varlen_attention
 from ilvr_ds.model.fingerprint import fingerprint
-from ilvr_ds.model.four_bit import pack_layers, weight_of
-from ilvr_ds.model.fused import use_fused_kernels
+from ilvr_ds.model.layers.adapters import add_adapters
+from ilvr_ds.model.layers.attention import attention_backend, use_packed_attention, use_varlen_attention
+from ilvr_ds.model.layers.four_bit import pack_layers, weight_of
+from ilvr_ds.model.layers.fused import use_fused_kernels
 from ilvr_ds.model.student import DTYPES, build_text_model, detach_tower, load_student, prepare_student
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
 

@@ -106,7 +106,7 @@ def _check_zero(zero: Any, file: Path) -> None:
 def deepspeed_settings(recipe: Recipe, file_settings: dict[str, Any]) -> dict[str, Any]:
     """The student's DeepSpeed configuration: the JSON's settings and what the recipe owns."""
     precision = recipe.train.precision
-    if recipe.model.activation_checkpointing == "selective":  # see model/checkpointing.py
+    if recipe.model.activation_checkpointing == "selective":  # see model/layers/checkpointing.py
         zero = {**file_settings.get("zero_optimization", {}), "memory_efficient_linear": False}
         file_settings = {**file_settings, "zero_optimization": zero}
     # DeepSpeed needs both: where one is missing, sums of several ranks or micro-batches are rounded each time

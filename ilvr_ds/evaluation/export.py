@@ -32,8 +32,8 @@ from ilvr_ds.evaluation.stock_files import copy_side_files, write_config, write_
 from ilvr_ds.file_modes import follow_umask
 from ilvr_ds.model.base_weights import linear_weights, tower_weights
 from ilvr_ds.model.fingerprint import fingerprint
-from ilvr_ds.model.four_bit import check_base, round_trip
 from ilvr_ds.model.hub import model_folder
+from ilvr_ds.model.layers.four_bit import check_base, round_trip
 from ilvr_ds.model.student import DTYPES, load_config
 from ilvr_ds.tracking.origin import is_exported, write_origin
 

@@ -24,8 +24,8 @@ from ilvr_ds.data.template import EncodedSample, SampleEncoder
 from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
 from ilvr_ds.data.window import Window
 from ilvr_ds.errors import UserError
-from ilvr_ds.model.attention import attention_backend, use_varlen_attention
 from ilvr_ds.model.base_weights import check_weights
+from ilvr_ds.model.layers.attention import attention_backend, use_varlen_attention
 from ilvr_ds.model.student import DTYPES, detach_tower, load_config, vision_layout
 from ilvr_ds.model.vision import VisionTower
 

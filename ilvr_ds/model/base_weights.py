@@ -1,7 +1,7 @@
-"""A base model's weight files: which ones count, and frozen weights out of them, tensor by tensor.
+"""Reads frozen weights from a base model's files, tensor by tensor.
 
-Those that count are what transformers loads: one file, or those that an index names. What else lies beside them, as an
-older download or other weights leave it, is not read.
+The files are those that transformers loads: one file, or those that an index names. Others beside them, which an older
+download or other weights left, are not read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ilvr_ds.model.hub import model_folder
 def tower_weights(settings: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """The tower's weights by the names of a released model (`visual.*`), in the precision of the files.
 
-    Raises UserError where the base has none: weights that a run drew at random are not in its checkpoints.
+    Raises UserError where the base has none: randomly initialised ones are stored nowhere.
     """
     if settings.random_init:
         raise UserError("model.random_init: the vision tower is drawn at random and stored nowhere")
@@ -44,20 +44,20 @@ def linear_weights(settings: ModelConfig) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_weights(path: str) -> None:
-    """Raise UserError where it is not clear which weights the model at `path` has: two layouts, or a name twice."""
+    """Raise UserError where the weights at `path` are ambiguous: two layouts, or a name twice."""
     for _ in _named(path):
         pass
 
 
 def _tensors(settings: ModelConfig, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """The weights whose names begin so, and no others: `visual.*`, `layers.*`, whichever layout the files have."""
+    """The weights with a prefix, `visual.` or `layers.`, whichever layout the files have."""
     for name, read in _named(settings.path):
         if name.startswith(prefix):
             yield name, read()
 
 
 def _named(path: str) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """All weights by bare name, and how to read each one while the iterator stands there."""
+    """All weights: bare name, and a function that reads the weight until the iterator moves on."""
     seen: dict[str, Path] = {}
     for file, expected in _files(Path(model_folder(path))).items():
         names = []
@@ -75,7 +75,7 @@ def _named(path: str) -> Iterator[tuple[str, Callable[[], Tensor]]]:
 
 
 def _files(folder: Path) -> dict[Path, set[str]]:
-    """The weight files that count, and the names that the index places in each; raises UserError for two layouts."""
+    """The weight files, and the names that the index places in each. Raises UserError for two layouts."""
     for single, index in (
         ("model.safetensors", "model.safetensors.index.json"),
         ("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -99,7 +99,7 @@ def _files(folder: Path) -> dict[Path, set[str]]:
 
 
 def _of_file(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """The names in a file, and how to read each one while the iterator stands there."""
+    """The weights in a file: name, and a function that reads the weight until the iterator moves on."""
     if file.suffix != ".safetensors":
         try:
             weights = torch.load(file, map_location="cpu", mmap=True, weights_only=True)

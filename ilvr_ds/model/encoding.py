@@ -1,4 +1,4 @@
-"""How samples become windows under a recipe: tokenizer, image processor and sizes of one model, no weights."""
+"""Builds what makes windows of samples under a recipe: tokenizer, image processor, model sizes; no weights."""
 
 from __future__ import annotations
 

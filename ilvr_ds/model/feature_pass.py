@@ -31,20 +31,20 @@ from ilvr_ds.model.vision import VisionTower
 
 logger = logging.getLogger("ilvr_ds")
 SHOWN = 20
-"""So many samples that cannot be used are shown in the log."""
+"""At most this many unusable samples are logged."""
 Progress = Callable[[int, int, int], None]
 """Called after every sample with the samples done, all of this part, and the bytes of rows written."""
 
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """What `ilvr-ds encode` is asked for."""
+    """The options of `ilvr-ds encode`."""
 
     shards: str
     """Folder or http(s) address of the data set."""
     model: ModelConfig
     precision: str
-    """In which the tower computes; rows are stored in bf16."""
+    """What the tower computes in; rows are stored in bf16."""
     max_image_pixels: int
     blank_images: bool = False
     output: Path | None = None
@@ -53,7 +53,7 @@ class EncodeSettings:
     """(i, n): every n-th shard from shard i on."""
     workers: int = 2
     batch_patches: int = 16384
-    """Samples go through the tower together until they have so many patches."""
+    """Most patches of samples that go through the tower together; a larger sample goes alone."""
 
 
 def parse_part(text: str) -> tuple[int, int]:
@@ -66,10 +66,10 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def encode(settings: EncodeSettings, device: torch.device, progress: Progress | None = None) -> list[str]:
-    """Store the features of a data set, or of a part of its shards; returns what was done as lines.
+    """Store the features of a data set, or of a part of its shards; returns the lines of a report.
 
-    Shards that are whole already are left as they are. Samples that cannot be read or decoded get no rows and are
-    logged; training replaces them. Raises UserError where the data, the model or the folder is not what it should be.
+    Shards that are whole already are skipped. Samples that cannot be read or decoded get no rows and are logged;
+    training replaces them. Raises UserError where data, model or folder do not fit.
     """
     dataset = open_dataset(settings.shards)
     images = ImageEncoder(settings.model.path, settings.max_image_pixels, settings.blank_images)
@@ -124,7 +124,7 @@ def _write(part: _Part, pass_: _Pass, writer: FeatureWriter, progress: Progress 
 
     stream = pass_.samples([n for _, first, samples in part.missing for n in range(first, first + samples)])
     for name, _, samples in part.missing:
-        # no batch reaches into the next shard, so that a shard's bytes do not depend on where an earlier run ended
+        # no batch spans two shards: a shard's bytes must not depend on where an earlier run ended
         writer.write(name, counted(pass_.rows(islice(stream, samples))))
 
 
@@ -156,7 +156,7 @@ class _SampleImages:
 
 @dataclass
 class _ImageDataset(Dataset[_SampleImages | UserError | SampleError]):
-    """Item n: the images of sample n, or why there are none (an error that is raised in a worker loses its form)."""
+    """Item n: the images of sample n, or the error (raised in a worker, it would lose its type)."""
 
     reader: ShardReader
     images: ImageEncoder

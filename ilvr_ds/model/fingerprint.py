@@ -1,4 +1,4 @@
-"""A name for weights, which tells them apart: computed where they lie, the same on every device and in any pieces."""
+"""Fingerprints that tell weights apart: computed where the weights lie, the same on every device."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 PIECE = 2**24
-"""Elements that are taken together."""
+"""Elements that are summed at a time."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """Of named weights in any order: their names, shapes, precisions and bits."""
+    """SHA-256 of the names, shapes, dtypes and bits of weights, in any order."""
     lines = sorted(f"{name} {tuple(weight.shape)} {weight.dtype} {_checksum(weight)}" for name, weight in weights)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -12,10 +12,10 @@ _FILES = ["*.safetensors", "*.bin", "*.json", "*.txt", "*.jinja"]
 
 
 def model_folder(path: str, commit: str | None = None, *, is_here: bool = False) -> str:
-    """The folder of a model: `path` itself, or what the hub has under this name, downloaded where it is not here yet.
+    """The folder of a model: `path` itself, or the hub's model of this name, downloaded where it is not here yet.
 
-    commit: as the hub names a version; None: the newest, or without a network the newest that is here. is_here: it was
-    downloaded before, the hub need not be asked. Raises UserError where it cannot be had.
+    commit: the hub's revision; None: the newest, or without a network the newest that is here. is_here: it has been
+    downloaded, so the hub is not asked. Raises UserError where the model cannot be had.
     """
     if Path(path).is_dir():
         return path

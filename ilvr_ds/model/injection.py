@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ilvr_ds.data.window import TokenBatch
-from ilvr_ds.model.attention import sequence_bounds
+from ilvr_ds.model.layers.attention import sequence_bounds
 
 
 def write_images(embeddings: Tensor, tokens: TokenBatch, features: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def write_latents(embeddings: Tensor, slots: Tensor, values: Tensor, is_set: Ten
 def last_hidden(language_model: Any, tokens: TokenBatch, embeddings: Tensor, cache: Any = None) -> Tensor:
     """Last hidden state after the final norm [R, T, D]; keys and values go into `cache` where there is one.
 
-    The mask is handed over ready-made: transformers would otherwise look at device values to see whether it needs one.
+    The mask is passed ready-made: transformers would otherwise read device values to see whether it needs one.
     With padding on the right a causal model needs none, and packed rows have bounds instead.
     """
     if tokens.right_padded:

@@ -20,20 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ilvr_ds.model.cached_attention import CachedCall, FixedMemory, LayerMemory
+from ilvr_ds.model.layers.cached_attention import CachedCall, FixedMemory, LayerMemory
 
 logger = logging.getLogger("ilvr_ds")
 
 GRAIN = 256
 """Columns are rounded up to a multiple of this: fewer recordings, and a few more columns that attention skips over."""
 SHAPES = 16
-"""Recordings that are kept: those used last."""
+"""Most recordings that are kept: those used last."""
 
 
 class LatentPasses:
-    """The recordings of one language model, by shape. It must use this attention: model/cached_attention.py.
+    """The recordings of one language model, by shape. It must use the attention of model/layers/cached_attention.py.
 
-    has_backward False: for passes without gradients alone, which need no memory for them.
+    has_backward False: for passes without gradients only, which need no memory for them.
     """
 
     def __init__(self, language_model: Any, sums_in_fp32: bool = True, has_backward: bool = True) -> None:
@@ -46,7 +46,7 @@ class LatentPasses:
         self.buffer = torch.empty(0)
         """Keys, values and their gradients of the largest shape so far; only one micro-batch is under way."""
         self.turn = 0
-        """Counts micro-batches, and each backward that has come to its end."""
+        """Counts micro-batches, and backwards that have ended."""
         self._shapes: dict[tuple[int, int], LatentPass] = {}
         self._places: list[int] = []
         self._pool: Any = None
@@ -72,7 +72,7 @@ class LatentPasses:
         return shape
 
     def _reserve(self, size: int) -> None:
-        """Whatever recordings know by its place; where one has moved they are made anew."""
+        """Allocate what recordings know by its address; drop the recordings where something has moved."""
         places = [weight.data_ptr() for weight in self.body.parameters()]
         if places == self._places and size <= self.buffer.numel():
             return
@@ -90,7 +90,7 @@ class LatentPasses:
         return torch.promote_types(weight.dtype, torch.float32) if self.sums_in_fp32 else weight.dtype
 
     def recorded(self, function: Callable[[], None]) -> Callable[[], None]:
-        """What does the same as `function`, which reads and writes tensors at fixed places alone."""
+        """A replay of `function`, which must read and write tensors at fixed addresses only."""
         device, stream = self.buffer.device, self._stream
         if stream is None:
             return function
@@ -134,7 +134,7 @@ class LatentPass:
             yield held, grads[0] if grads else None
 
     def prepare(self, positions: tuple[Tensor, Tensor], real: Tensor, needs_grads: bool) -> None:
-        """Take over what is the same for all passes of a micro-batch; record what is not recorded yet."""
+        """Copy what all passes of a micro-batch share; record what is not recorded yet."""
         for own, given in zip(self.positions, positions, strict=True):
             own[..., : given.shape[-2], :].copy_(given)
         self.real.zero_()[:, : real.shape[1]] = real
@@ -208,7 +208,7 @@ class LatentPass:
 
 
 def _move_gradient(total: Tensor, weight: Tensor) -> None:
-    """Add what a weight has of one pass to the sum of all, layer by layer."""
+    """Add a weight's gradient of one pass to the sum over passes, and free it."""
     assert weight.grad is not None
     total += weight.grad
     weight.grad = None
@@ -243,13 +243,13 @@ class _Replayed(torch.autograd.Function):
     def forward(ctx: Any, latent_pass: LatentPass, column: int, hidden: Tensor, *others: Tensor) -> Any:
         ctx.save_for_backward(hidden)
         owner = latent_pass.owner
-        ctx.rest = latent_pass, column, owner.turn, len(others), len(others) > len(latent_pass.body.layers)
+        ctx.call = latent_pass, column, owner.turn, len(others), len(others) > len(latent_pass.body.layers)
         return latent_pass.forward(hidden, column), hidden.new_empty(0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (hidden,) = ctx.saved_tensors
-        latent_pass, column, turn, others, is_first = ctx.rest
+        latent_pass, column, turn, others, is_first = ctx.call
         owner = latent_pass.owner
         if turn != owner.turn:
             raise RuntimeError("the memory of these latent passes has been used for another micro-batch since")

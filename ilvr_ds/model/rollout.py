@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ilvr_ds.data.window import RolloutLayout, TokenBatch
-from ilvr_ds.model.cached_attention import CachedCall, LayerMemory
 from ilvr_ds.model.latent_pass import LatentPass, LatentPasses
+from ilvr_ds.model.layers.cached_attention import CachedCall, LayerMemory
 
 
 def roll_out(

@@ -15,10 +15,10 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import VisionLayout
 from ilvr_ds.errors import UserError
-from ilvr_ds.model.adapters import add_adapters
-from ilvr_ds.model.attention import attention_backend
 from ilvr_ds.model.base_weights import check_weights
-from ilvr_ds.model.checkpointing import checkpoint_arguments
+from ilvr_ds.model.layers.adapters import add_adapters
+from ilvr_ds.model.layers.attention import attention_backend
+from ilvr_ds.model.layers.checkpointing import checkpoint_arguments
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What precisions are called in recipes and on the command line."""
@@ -27,11 +27,11 @@ Gather = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 """Opens a block in which sharded parameters are whole on every rank."""
 
 ROW_MULTIPLE = 64
-"""Embeddings that must grow, grow to a multiple of this: matrix products like round sizes."""
+"""Embeddings grow to a multiple of this, which suits matrix products."""
 
 
 def load_config(path: str) -> Any:
-    """The Qwen2.5-VL configuration at `path`; raises UserError where there is none, or of what cannot be trained."""
+    """The Qwen2.5-VL configuration at `path`; raises UserError where there is none, or none that can be trained."""
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -93,7 +93,7 @@ def _read_weights(path: str, config: Any, dtype: torch.dtype, attention: str) ->
 
 
 def prepare_student(model: Any, settings: ModelConfig) -> None:
-    """Say which weights are trained, and add adapters and activation checkpointing where asked for."""
+    """Mark the trained weights; add adapters and activation checkpointing where the settings ask for them."""
     model.requires_grad_(True)
     if settings.lora_rank:
         model.requires_grad_(False)

@@ -6,22 +6,21 @@ import hashlib
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.errors import UserError
-from ilvr_ds.model.attention import attention_backend, use_varlen_attention
 from ilvr_ds.model.base_weights import tower_weights
-from ilvr_ds.model.fused import check_kernels, use_fused_kernels
+from ilvr_ds.model.layers.attention import attention_backend, use_varlen_attention
+from ilvr_ds.model.layers.fused import check_kernels, use_fused_kernels
 from ilvr_ds.model.student import load_config
 from ilvr_ds.model.vision import VisionTower
 
 _ARCHITECTURE = (
     "depth", "hidden_size", "num_heads", "hidden_act", "window_size", "fullatt_block_indexes", "out_hidden_size",
 )  # fmt: skip
-"""Of the tower's configuration, what the shapes of its weights and the image settings do not say."""
+"""What of the tower's configuration the shapes of its weights and the image settings do not say."""
 
 
 def tower_identity(settings: ModelConfig, images: ImageEncoder) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def tower_identity(settings: ModelConfig, images: ImageEncoder) -> dict[str, Any
     """
     config = load_config(settings.path).vision_config
     digest = hashlib.sha256()
-    for name, tensor in sorted(_weights(settings).items()):
+    for name, tensor in sorted(tower_weights(settings)):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         # as float32, so that an exact copy in another precision counts as the same
         digest.update(tensor.detach().float().numpy().astype("<f4", copy=False).tobytes())
@@ -45,14 +44,14 @@ def tower_identity(settings: ModelConfig, images: ImageEncoder) -> dict[str, Any
 def load_tower(settings: ModelConfig, images: ImageEncoder, dtype: torch.dtype, device: torch.device) -> VisionTower:
     """The tower of the model at `settings.path`, frozen, in `dtype` on `device`; no other weights are read.
 
-    Raises UserError where the weights do not fit the configuration, or `model.kernels` asks for what is not there.
+    Raises UserError where the weights do not fit the configuration, or `model.kernels` asks for a missing package.
     """
     check_kernels(settings.kernels)
     config = load_config(settings.path).vision_config
     attention = attention_backend(settings.attention, dtype)
     tower: Any = Qwen2_5_VisionTransformerPretrainedModel._from_config(config, attn_implementation=attention)
     try:
-        tower.load_state_dict({name.removeprefix("visual."): tensor for name, tensor in _weights(settings).items()})
+        tower.load_state_dict({name.removeprefix("visual."): tensor for name, tensor in tower_weights(settings)})
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"model.path: the vision tower at '{settings.path}' does not load ({reason[:300]})") from error
@@ -62,7 +61,3 @@ def load_tower(settings: ModelConfig, images: ImageEncoder, dtype: torch.dtype, 
     use_varlen_attention(tower, device, dtype)
     use_fused_kernels(tower, settings.kernels, device, dtype)
     return VisionTower(tower, images.mean, images.std).to(device)
-
-
-def _weights(settings: ModelConfig) -> dict[str, Tensor]:
-    return dict(tower_weights(settings))

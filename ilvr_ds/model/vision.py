@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ilvr_ds.data.window import ImageBatch, Window
-from ilvr_ds.model.attention import attention_in_words
+from ilvr_ds.model.layers.attention import attention_in_words
 
 
 class VisionTower(nn.Module):
@@ -30,7 +30,7 @@ class VisionTower(nn.Module):
 
     @property
     def attention(self) -> str:
-        """Which attention it computes with, for people."""
+        """The tower's attention, for logs."""
         return attention_in_words(self.tower)
 
     def features(self, window: Window) -> Tensor:
@@ -58,10 +58,10 @@ class VisionTower(nn.Module):
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """Features that the loader has read with the samples; stands where the tower would."""
+    """Features that the loader has read with the samples; takes the tower's place."""
 
     dtype: torch.dtype
-    """What the networks compute in."""
+    """The networks' precision."""
 
     def features(self, window: Window) -> Tensor:
         """Merged features [F, D] of a window's images."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ilvr_ds import dist
-from ilvr_ds.model.four_bit import FourBitLinear
+from ilvr_ds.model.layers.four_bit import FourBitLinear
 from ilvr_ds.planning.chips import find_chip
 from ilvr_ds.planning.flops import ModelFlops, Work
 from ilvr_ds.planning.geometry import Geometry

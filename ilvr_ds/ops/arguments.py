@@ -1,4 +1,4 @@
-"""Checks of operators' arguments, on the host alone: shapes, types and devices; values only of tensors on the CPU."""
+"""Checks operators' arguments on the host: shapes, types and devices; values only of tensors on the CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ INDEX = (torch.int64,)
 
 
 class Arguments:
-    """Holds arguments to one device and to sizes by letter; errors name the argument and what was expected."""
+    """Checks arguments for one device and for sizes by letter; errors name the argument and what was expected."""
 
     def __init__(self, first: str, tensor: Tensor) -> None:
         self._first = first

@@ -1,7 +1,8 @@
-"""Where the operators' native code comes from.
+"""Finds, builds and loads the operators' CUDA code.
 
-Prebuilt by `ILVR_BUILD_OPS=1 pip install .`, else compiled by ninja at first use into the user's cache, else absent:
-the reference computes. ILVR_OPS=native refuses the reference, ILVR_OPS=reference refuses native code.
+Prebuilt by `ILVR_BUILD_OPS=1 pip install .`, else compiled by ninja at first use on a GPU into the user's cache, else
+absent: the reference computes, as it always does on a CPU. On GPUs ILVR_OPS=native refuses the reference, and
+ILVR_OPS=reference refuses native code.
 """
 
 from __future__ import annotations
@@ -23,66 +24,64 @@ import torch
 logger = logging.getLogger("ilvr_ds")
 
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0+PTX"
-"""Built ahead of time without TORCH_CUDA_ARCH_LIST."""
+"""What is built ahead of time for where TORCH_CUDA_ARCH_LIST is not set."""
 
 _HERE = Path(__file__).resolve()
 _SCRIPTS = Path(sys.executable).parent  # where pip puts ninja; not on PATH when the environment is not activated
-# no -lgomp: the OpenMP runtime is torch's own, and linking a second one would double the threads
-_CPP_FLAGS = ["-O3", "-g0", "-fopenmp"]
+_CPP_FLAGS = ["-O3", "-g0"]
 _CUDA_FLAGS = ["-O3", "-lineinfo"]
 
 
 class BuildError(RuntimeError):
-    """The native operators were asked for, or could have been built, and the build failed."""
+    """The native operators were asked for and cannot be had, or their build failed."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where operators run, and why."""
+    """What the operators run in on GPUs, and why."""
 
     kind: Literal["prebuilt", "just-in-time", "reference"]
-    devices: frozenset[str]
-    """kinds of device with native code; on others the reference computes"""
     reason: str
     library: Path | None = None
     exists: bool = False
-    """a just-in-time library that was built before"""
+    """Whether the library has been built."""
 
 
 def use_native(device: str) -> bool:
-    """Whether operators on this kind of device ("cpu", "cuda") run in native code; the first call loads or builds it.
+    """Whether operators on this kind of device ("cpu", "cuda") run in native code; on a GPU the first call loads or
+    builds it.
 
     torch.compile follows this once the library is loaded: call an operator, or `load`, before.
     """
-    return device in (_loaded or load()).devices
+    return device == "cuda" and (_loaded or load()).kind != "reference"
 
 
 def load() -> Source:
-    """Load the native operators, after building them where that is needed, and register what Python adds to them.
+    """Load the native operators, after building them where needed, and register what Python adds to them.
 
     Raises BuildError where a build fails, or where ILVR_OPS=native cannot be had.
     """
     global _loaded
     if _loaded is None:
         source = status()
-        if source.kind == "reference":
-            _say("selective-feature operators run in plain PyTorch: %s", source)
+        if source.library is None:
+            # one warning for all ranks, and none where it was asked for
+            is_quiet = _requested() == "reference" or os.environ.get("RANK", "0") != "0"
+            level = logging.INFO if is_quiet else logging.WARNING
+            logger.log(level, "selective-feature operators run in plain PyTorch: %s", source.reason)
         else:
-            assert source.library is not None
             if not source.exists:
-                _build(source)
+                _build(source.library)
             torch.ops.load_library(str(source.library))  # type: ignore[no-untyped-call]
             for register in _registrations:
                 register()
-            if torch.cuda.is_available() and "cuda" not in source.devices:
-                _say("selective-feature operators run in plain PyTorch on GPUs: %s", source)
         _loaded = source
     return _loaded
 
 
 def when_loaded(register: Callable[[], None]) -> Callable[[], None]:
-    """Have fake kernels registered as soon as the operators exist."""
-    if _loaded is not None and _loaded.devices:
+    """Decorator: call `register` as soon as the operators exist."""
+    if _loaded is not None and _loaded.library is not None:
         register()
     else:
         _registrations.append(register)
@@ -90,32 +89,24 @@ def when_loaded(register: Callable[[], None]) -> Callable[[], None]:
 
 
 def status() -> Source:
-    """Where operators run or would run on first use; builds nothing.
+    """What operators run in, or would on first use; builds nothing.
 
     Raises BuildError where ILVR_OPS=native cannot be had.
     """
     if _loaded is not None:
         return _loaded
-    if _wish() == "reference":
-        return Source("reference", frozenset(), "ILVR_OPS=reference")
+    if _requested() == "reference":
+        return Source("reference", "ILVR_OPS=reference")
     prebuilt = _HERE.parent / f"{library_name()}.so"
     if prebuilt.exists():
-        # the list of CUDA kernels is known only once it is loaded; ahead of time they are built whenever torch has CUDA
-        return Source("prebuilt", _devices(torch.version.cuda is not None), str(prebuilt), prebuilt, exists=True)
-    if missing := _missing_tools():
-        if _wish() == "native":
+        return Source("prebuilt", str(prebuilt), prebuilt, exists=True)
+    if missing := _missing():
+        if _requested() == "native":
             raise BuildError(f"ILVR_OPS=native, but {missing}")
-        return Source("reference", frozenset(), missing)
-    architectures, without_cuda = _gpu_target()
-    if _wish() == "native" and architectures is None and torch.cuda.is_available():
-        raise BuildError(f"ILVR_OPS=native, but no kernels for the GPU: {without_cuda}")
-    folder = _cache_root() / f"ilvr_ds_{_build_key(architectures)}"
-    library = folder / f"{library_name()}.so"
-    exists = (folder / "complete").exists()
-    reason = f"{library}{'' if exists else ' (not built yet)'}"
-    if architectures is None and torch.version.cuda is not None:
-        reason += f"; without CUDA: {without_cuda}"
-    return Source("just-in-time", _devices(architectures is not None), reason, library, exists)
+        return Source("reference", missing)
+    library = _cache_root() / f"ilvr_ds_{_build_key(_architectures())}" / f"{library_name()}.so"
+    exists = (library.parent / "complete").exists()
+    return Source("just-in-time", f"{library}{'' if exists else ' (not built yet)'}", library, exists)
 
 
 def sources() -> Path:
@@ -127,24 +118,25 @@ def sources() -> Path:
 
 
 def library_name() -> str:
-    """Names the library after its sources, so that one built from others is never loaded."""
-    return f"_native_{_digest(*(p.read_bytes() for p in _files('*')))[:12]}"
+    """The library's name holds a digest of its sources, so that one built from others is never loaded."""
+    return f"_native_{_digest(*(p.read_bytes() for p in _files()))[:12]}"
 
 
 def ahead_of_time() -> dict[str, Any]:
-    """Arguments for setup(): the extension, built for TORCH_CUDA_ARCH_LIST whether or not a GPU is visible."""
+    """Arguments for setup(): the extension, built for TORCH_CUDA_ARCH_LIST whether or not a GPU is visible.
+
+    Raises BuildError without CUDA.
+    """
     from torch.utils import cpp_extension
 
-    with_cuda = torch.version.cuda is not None
-    if with_cuda:
-        if cpp_extension.CUDA_HOME is None:
-            raise BuildError(f"this torch has CUDA {torch.version.cuda}, but there is no nvcc: set CUDA_HOME")
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
-    kind: Any = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
+    if missing := _missing_cuda():
+        raise BuildError(f"ILVR_BUILD_OPS=1, but {missing}")
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     root = sources().parent
+    kind: Any = cpp_extension.CUDAExtension
     extension = kind(
         f"ilvr_ds.ops.{library_name()}",
-        [str(p.relative_to(root)) for p in _compiled(with_cuda)],
+        [str(path.relative_to(root)) for path in _compiled()],
         extra_compile_args={"cxx": _CPP_FLAGS, "nvcc": _CUDA_FLAGS},
     )
     command: Any = cpp_extension.BuildExtension
@@ -155,45 +147,40 @@ _loaded: Source | None = None
 _registrations: list[Callable[[], None]] = []
 
 
-def _say(message: str, source: Source) -> None:
-    """Once for all ranks, and as a warning unless it was asked for."""
-    wanted = _wish() == "reference" or os.environ.get("RANK", "0") != "0"
-    logger.log(logging.INFO if wanted else logging.WARNING, message, source.reason)
+def _requested() -> str:
+    requested = os.environ.get("ILVR_OPS", "auto")
+    if requested not in ("auto", "native", "reference"):
+        raise ValueError(f"ILVR_OPS={requested}: expected auto, native or reference")
+    return requested
 
 
-def _wish() -> str:
-    wish = os.environ.get("ILVR_OPS", "auto")
-    if wish not in ("auto", "native", "reference"):
-        raise ValueError(f"ILVR_OPS={wish}: expected auto, native or reference")
-    return wish
-
-
-def _devices(with_cuda: bool) -> frozenset[str]:
-    return frozenset({"cpu", "cuda"} if with_cuda else {"cpu"})
-
-
-def _missing_tools() -> str:
-    """What the CPU's build lacks, or ""."""
+def _missing() -> str:
+    """What a build at first use lacks, or ""."""
     compiler = os.environ.get("CXX", "c++")
+    if missing := _missing_cuda():
+        return missing
     if shutil.which(compiler) is None:
         return f"no C++ compiler ({compiler} not found)"
-    return "" if shutil.which("ninja") or (_SCRIPTS / "ninja").exists() else "ninja not found"
+    if not (shutil.which("ninja") or (_SCRIPTS / "ninja").exists()):
+        return "ninja not found"
+    return "" if _architectures() else "no GPU is visible and TORCH_CUDA_ARCH_LIST is not set"
 
 
-def _gpu_target() -> tuple[str | None, str]:
-    """GPU architectures to build for, or None and why."""
+def _missing_cuda() -> str:
+    """What any build lacks, or ""."""
     if torch.version.cuda is None:
-        return None, "this torch has no CUDA"
+        return "this torch has no CUDA"
     from torch.utils import cpp_extension
 
-    if cpp_extension.CUDA_HOME is None:
-        return None, "no nvcc (set CUDA_HOME)"
+    return "no nvcc (set CUDA_HOME)" if cpp_extension.CUDA_HOME is None else ""
+
+
+def _architectures() -> str:
+    """GPU architectures to build for, as TORCH_CUDA_ARCH_LIST has them; "" where none is known."""
     if chosen := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return chosen, ""
-    if not torch.cuda.is_available():
-        return None, "no GPU is visible and TORCH_CUDA_ARCH_LIST is not set"
+        return chosen
     seen = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-    return ";".join(f"{major}.{minor}" for major, minor in sorted(seen)), ""
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(seen))
 
 
 def _cache_root() -> Path:
@@ -201,16 +188,15 @@ def _cache_root() -> Path:
     return Path(chosen) if chosen else Path.home() / ".cache" / "torch_extensions"
 
 
-def _build_key(architectures: str | None) -> str:
+def _build_key(architectures: str) -> str:
     flags = (*_CPP_FLAGS, *_CUDA_FLAGS)
     parts = (library_name(), torch.__version__, torch.version.cuda, architectures, platform.machine(), flags)
     return _digest(*(str(part).encode() for part in parts))[:16]
 
 
-def _build(source: Source) -> None:
+def _build(library: Path) -> None:
     """Compile into the library's folder, one process at a time; the others find it there."""
-    assert source.library is not None
-    folder = source.library.parent
+    folder = library.parent
     folder.mkdir(parents=True, exist_ok=True)
     # the system gives this lock back when a process dies, which torch's own lock file does not survive
     with (folder / "building").open("w") as lock:
@@ -218,27 +204,23 @@ def _build(source: Source) -> None:
         if not (folder / "complete").exists():
             logger.info("building the selective-feature operators in %s", folder)
             (folder / "lock").unlink(missing_ok=True)
-            _compile(source)
+            _compile(library)
             (folder / "complete").touch()
 
 
-def _compile(source: Source) -> None:
+def _compile(library: Path) -> None:
     from torch.utils import cpp_extension
 
-    assert source.library is not None
-    with_cuda = "cuda" in source.devices
     before = {name: os.environ.get(name) for name in ("PATH", "TORCH_CUDA_ARCH_LIST")}
+    os.environ["TORCH_CUDA_ARCH_LIST"] = _architectures()
     os.environ["PATH"] = f"{before['PATH'] or os.defpath}{os.pathsep}{_SCRIPTS}"
-    if with_cuda:
-        os.environ["TORCH_CUDA_ARCH_LIST"] = _gpu_target()[0] or ""
     try:
         cpp_extension.load(
-            source.library.stem,
-            [str(p) for p in _compiled(with_cuda)],
+            library.stem,
+            [str(path) for path in _compiled()],
             extra_cflags=_CPP_FLAGS,
             extra_cuda_cflags=_CUDA_FLAGS,
-            build_directory=str(source.library.parent),
-            with_cuda=with_cuda,
+            build_directory=str(library.parent),
             is_python_module=False,
         )
     except RuntimeError as error:
@@ -251,13 +233,12 @@ def _compile(source: Source) -> None:
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
-def _compiled(with_cuda: bool) -> list[Path]:
-    folders = ("cpu", "cuda") if with_cuda else ("cpu",)
-    return [p for p in _files("*.c*") if p.suffix in (".cpp", ".cu") and p.parent.name in (*folders, sources().name)]
+def _compiled() -> list[Path]:
+    return [path for path in _files() if path.suffix in (".cpp", ".cu")]
 
 
-def _files(pattern: str) -> list[Path]:
-    return sorted(p for p in sources().rglob(pattern) if p.suffix in (".cpp", ".cu", ".h", ".cuh"))
+def _files() -> list[Path]:
+    return sorted(path for path in sources().rglob("*") if path.suffix in (".cpp", ".cu", ".h", ".cuh"))
 
 
 def _digest(*parts: bytes) -> str:

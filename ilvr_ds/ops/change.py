@@ -23,24 +23,24 @@ from torch import Tensor
 from ilvr_ds.ops.reference import rank_in_segments, segment_of_rows, unit
 
 DEVIATIONS = 5.0
-"""So many MADs above the median a step stands out: 3.4 standard deviations of a normal distribution."""
+"""MADs above the median from which a step stands out: 3.4 standard deviations of a normal distribution."""
 PART_OF_LARGEST = 0.25
-"""What stands out changed by more than this part of the largest step."""
+"""The part of the largest step that a step must exceed to stand out."""
 NOISE = 0.01
-"""Steps nearer to each other than this are equal: two passes in 16 bit differ by as much."""
+"""Steps that differ by less count as equal: two passes in 16 bit differ by as much."""
 ROWS = 4096
-"""Rows are compared so many at a time, so that memory stays bounded."""
+"""Rows that are compared at a time, which bounds memory."""
 
 
 class MostChanged(NamedTuple):
-    """What `most_changed` says."""
+    """The result of `most_changed`."""
 
     members: Tensor
     """[N] bool: the pool"""
     stands_out: Tensor
-    """[N] bool: the candidate differs from before by more than most of its picture does"""
+    """[N] bool: the candidate changed by more than most of its picture"""
     unchanged: Tensor
-    """[M] bool: nothing sets a candidate of the picture apart; all of them are in the pool"""
+    """[M] bool: no candidate of the picture stands apart; all are in the pool"""
 
 
 def change_at_place(candidates: Tensor, earlier: Tensor, before: Tensor) -> Tensor:
@@ -81,9 +81,9 @@ def most_changed(change: Tensor, offsets: Tensor, least: int, most: int) -> Most
     ranked = rank_in_segments(change, segment)
     rank = torch.empty_like(ranked).scatter_(0, ranked, torch.arange(len(change), device=change.device))
     rank = rank - offsets[segment]
-    lowest, middle, highest = (_in_order(step[ranked], offsets, part) for part in (1.0, 0.5, 0.0))
+    lowest, middle, highest = (_quantile(step[ranked], offsets, part) for part in (1.0, 0.5, 0.0))
     deviation = (step - middle[segment]).abs()
-    spread = _in_order(deviation[rank_in_segments(deviation, segment)], offsets, 0.5)
+    spread = _quantile(deviation[rank_in_segments(deviation, segment)], offsets, 0.5)
     bar = torch.maximum(middle + (DEVIATIONS * spread).clamp(min=NOISE), PART_OF_LARGEST * highest)
     stands_out = step > bar[segment]
     unchanged = highest - lowest <= NOISE
@@ -93,8 +93,8 @@ def most_changed(change: Tensor, offsets: Tensor, least: int, most: int) -> Most
     return MostChanged(members, stands_out, unchanged)
 
 
-def _in_order(ranked: Tensor, offsets: Tensor, part: float) -> Tensor:
-    """[M]: of the values [N] that stand in descending order in each segment the one at `part` of its length.
+def _quantile(ranked: Tensor, offsets: Tensor, part: float) -> Tensor:
+    """[M]: of the values [N], in descending order in each segment, the one at `part` of the segment's length.
 
     0.5 is the median, the lower one of two; segments without candidates have an arbitrary value.
     """

@@ -14,7 +14,7 @@ from ilvr_ds.ops.build import use_native
 
 
 def split(average: Tensor) -> tuple[Tensor, Tensor]:
-    """[n] float32 -> [n] bf16 and [n] int16, on the same device."""
+    """[n] float32 -> upper half [n] bf16 and lower half [n] int16, on the same device."""
     # one NaN for all: rounding up the largest would wrap to a zero
     bits = torch.where(average.isnan(), torch.nan, average).view(torch.int32)
     upper = (bits + 2**15) >> 16
@@ -32,7 +32,7 @@ def ema_update(upper: Tensor, lower: Tensor, student: Tensor, weight: float, sum
     upper [n] bf16, lower [n] int16, student [n] float32, sums [2] float64, contiguous and on one device. On a GPU the
     order in which `sums` are added up is open.
     """
-    if use_native(upper.device.type) and upper.is_cuda:
+    if use_native(upper.device.type):
         torch.ops.ilvr_ds.ema_update(upper, lower, student, weight, sums)
         return
     average = join(upper, lower).lerp_(student, weight)

@@ -1,4 +1,4 @@
-"""The selective-feature loss over tiles of candidates: the fast version of `reference.selective_contrastive_loss`."""
+"""The selective-feature loss over tiles of candidates: `reference.selective_contrastive_loss`, fast on GPUs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def selective_contrastive_loss(
     sample_of_segment: Tensor | None = None,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.selective_contrastive_loss`, which says what is computed, without the [S, N] matrix in memory.
+    """As `reference.selective_contrastive_loss`, which says what is computed; on a GPU without the [S, N] matrix in
+    memory.
 
-    prediction and candidates have the same dtype. float64 on a GPU runs in the reference. Fastest with slots in the
-    order of their segments. Raises TypeError, ValueError or IndexError that names the argument; values of tensors on a
-    GPU are checked there, and a bad one stops the program as PyTorch's own device asserts do.
+    prediction and candidates have the same dtype. The reference computes on a CPU and in float64. Fastest with slots in
+    the order of their segments. Raises TypeError, ValueError or IndexError that names the argument; values of tensors
+    on a GPU are checked there, and a bad one stops the program as PyTorch's own device asserts do.
     """
     arguments = Arguments("prediction", prediction)
     arguments.check("prediction", prediction, "S D", FLOATS)
@@ -53,8 +54,7 @@ def selective_contrastive_loss(
         check_range("target_index", target_index, -1, N)
         check_range("selected", selected, -1, N)
         check_range("segment_of_slot", segment_of_slot, 0, len(candidate_offsets) - 1)
-    device = prediction.device.type
-    if (device == "cuda" and prediction.dtype == torch.float64) or not use_native(device):
+    if prediction.dtype == torch.float64 or not use_native(prediction.device.type):
         return reference.selective_contrastive_loss(
             prediction, candidates, target_index, segment_of_slot, candidate_offsets, selected, temperature,
             negatives, sample_of_segment, noise,
@@ -76,7 +76,7 @@ def _fake_forward(
     prediction: Tensor, candidates: Tensor, target_index: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     S = prediction.shape[0]
-    losses = prediction.new_empty(S, dtype=torch.float64 if prediction.dtype == torch.float64 else torch.float32)
+    losses = prediction.new_empty(S, dtype=torch.float32)
     rows = target_index.new_empty(candidates.shape[0], dtype=torch.int32)
     return losses, torch.empty_like(losses), losses.new_empty(S, 4), rows
 

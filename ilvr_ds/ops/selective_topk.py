@@ -1,4 +1,4 @@
-"""Adaptive selection in one pass over the candidates: the fast version of `reference.selective_topk`."""
+"""Adaptive selection in one pass over the candidates: `reference.selective_topk`, fast on GPUs."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def selective_topk(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference.selective_topk`, which says what is computed; never synchronises with a GPU.
 
-    float64 on a GPU runs in the reference. Raises TypeError, ValueError or IndexError that names the argument; values
-    of tensors on a GPU are checked there, and a bad one stops the program as PyTorch's own device asserts do.
+    The reference computes on a CPU and in float64. Raises TypeError, ValueError or IndexError that names the argument;
+    values of tensors on a GPU are checked there, and a bad one stops the program as PyTorch's own device asserts do.
     """
     arguments = Arguments("query", query)
     arguments.check("query", query, "M D", FLOATS)
@@ -43,8 +43,7 @@ def selective_topk(
         raise ValueError(f"temperature = {temperature}: expected more than 0")
     if readable(candidate_offsets):
         check_offsets(candidate_offsets, len(candidates))
-    double_on_gpu = on_gpu and torch.float64 in (query.dtype, candidates.dtype)
-    if double_on_gpu or not use_native(query.device.type):
+    if torch.float64 in (query.dtype, candidates.dtype) or not use_native(query.device.type):
         return reference.selective_topk(query, candidates, candidate_offsets, k, top_p, temperature, pool, score)
     chosen: tuple[Tensor, Tensor, Tensor] = torch.ops.ilvr_ds.selective_topk(
         query, candidates, candidate_offsets, k, top_p, temperature, pool, score
@@ -68,5 +67,5 @@ def _fake(
     score: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     M = query.shape[0]
-    dtype = torch.float64 if candidates.dtype == torch.float64 else torch.float32
-    return offsets.new_empty(M, k), offsets.new_empty(M, dtype=torch.int32), candidates.new_empty(M, dtype=dtype)
+    entropy = candidates.new_empty(M, dtype=torch.float32)
+    return offsets.new_empty(M, k), offsets.new_empty(M, dtype=torch.int32), entropy

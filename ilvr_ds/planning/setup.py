@@ -79,7 +79,7 @@ class Setup:
     itemsize: int
     """Bytes of a weight or an activation"""
     has_fused_layers: bool
-    """Fused norms, activations and rotations: model/fused.py, with liger-kernel installed"""
+    """Fused norms, activations and rotations: model/layers/fused.py, with liger-kernel installed"""
     average_itemsize: int
     """Bytes of a teacher's weight beside what its network reads: distill/ema.py"""
     checkpointing: str
@@ -95,7 +95,7 @@ class Setup:
     sums_in_fp32: bool = False
     """Gradients are added up in float32: train.gradient_precision"""
     has_4_bit_base: bool = False
-    """Frozen linear layers in 4 bits, whole on every rank: model/four_bit.py"""
+    """Frozen linear layers in 4 bits, whole on every rank: model/layers/four_bit.py"""
     may_record: bool = True
     """CUDA graphs are allowed"""
     latent_gradient: Literal["full", "detached"] | int | None = None

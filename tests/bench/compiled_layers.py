@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from ilvr_ds.data.window import TokenBatch
-from ilvr_ds.model.attention import use_packed_attention
-from ilvr_ds.model.fused import use_fused_kernels
 from ilvr_ds.model.injection import last_hidden
+from ilvr_ds.model.layers.attention import use_packed_attention
+from ilvr_ds.model.layers.fused import use_fused_kernels
 from tests.bench.stage2 import build, now
 
 SAMPLE = 1024

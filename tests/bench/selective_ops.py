@@ -1,7 +1,8 @@
 """Time, bandwidth and memory of the selective-feature operators against the reference, eager and compiled.
 
     python -m tests.bench.selective_ops                  # on a GPU: the sizes of the table in csrc/README.md
-    python -m tests.bench.selective_ops --device cpu     # small sizes, fp32 and bf16
+
+On a CPU (`--device cpu`) "ours" is the reference too: that shows only that this program works.
 
 Times are medians with a cold L2 cache. Bytes are the fewest that any version must move: candidates and predictions
 once a pass. Bandwidth is these over the time, and stands beside that of a device copy (bytes read and written).
@@ -26,8 +27,7 @@ from ilvr_ds.ops.selective_contrastive import selective_contrastive_loss
 from ilvr_ds.ops.selective_topk import selective_topk
 
 K, P = 8, 256  # slots and candidates of a segment
-GPU_SIZES = [(24, 768), (192, 6144), (64, 393216), (192, 393216)]
-CPU_SIZES = [(8, 64), (24, 768), (96, 3072)]
+SIZES = [(24, 768), (192, 6144), (64, 393216), (192, 393216)]
 
 
 @dataclass
@@ -163,15 +163,14 @@ def main() -> None:
     parser.add_argument("--no-compiled", action="store_true", help="skip the compiled reference, which takes minutes")
     options = parser.parse_args()
     device, dtype = options.device, getattr(torch, options.dtype)
-    on_gpu = device == "cuda"
-    sizes = [tuple(map(int, size.split(","))) for size in options.sizes or []] or (GPU_SIZES if on_gpu else CPU_SIZES)
+    sizes = [tuple(map(int, size.split(","))) for size in options.sizes or []] or SIZES
     torch.manual_seed(0)
     timer = Timer(device, options.seconds)
     load()
     print(f"{describe(device)}, {options.dtype}; device copy {copy_bandwidth(timer):.0f} GB/s")
     head = ["op", "S", "N", "D", "eager ms", "compiled ms", "ours ms", "x eager", "x compiled", "GB/s"]
     print("| " + " | ".join([*head, "eager MiB", "ours MiB"]) + " |\n" + "|---" * 12 + "|")
-    for D in options.widths or ([2048, 3584] if on_gpu else [256, 2048]):
+    for D in options.widths or [2048, 3584]:
         for S, N in sizes:
             megabytes = N * D * dtype.itemsize / 1e6
 

@@ -29,10 +29,10 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 from ilvr_ds.data.rollout import lay_out
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import TokenBatch
-from ilvr_ds.model.cached_attention import cached_attention, use_cached_attention
-from ilvr_ds.model.fused import kernels_in_words, use_fused_kernels
 from ilvr_ds.model.injection import last_hidden, write_latents
 from ilvr_ds.model.latent_pass import LatentPasses
+from ilvr_ds.model.layers.cached_attention import cached_attention, use_cached_attention
+from ilvr_ds.model.layers.fused import kernels_in_words, use_fused_kernels
 from ilvr_ds.model.rollout import own_latents, roll_out
 from tests.bench.geometry import ROPE, TEXT, TINY
 from tests.model.recompute import recompute

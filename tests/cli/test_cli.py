@@ -29,6 +29,7 @@ COMMANDS = [
     "compare",
     "generate",
     "evaluate",
+    "audit",
     "export",
     "demo-data",
     "doctor",

@@ -17,7 +17,7 @@ from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.tokens import SpecialTokens
 from ilvr_ds.distill import query
 from ilvr_ds.distill.query import Context, ContextEncoder
-from ilvr_ds.model.attention import use_packed_attention
+from ilvr_ds.model.layers.attention import use_packed_attention
 
 PAD_LATENT, START, END, OPEN, CLOSE, VISION_START, VISION_END, IMAGE, PADDING = range(50, 59)
 SPECIAL = SpecialTokens(PAD_LATENT, START, END, OPEN, CLOSE, VISION_START, VISION_END, IMAGE, PADDING)

@@ -16,8 +16,8 @@ from ilvr_ds.data.window import Window
 from ilvr_ds.distill.selection import Targets
 from ilvr_ds.distill.stage1 import Negatives
 from ilvr_ds.distill.stage2 import StageTwo
-from ilvr_ds.model.attention import use_packed_attention
 from ilvr_ds.model.injection import write_images
+from ilvr_ds.model.layers.attention import use_packed_attention
 from ilvr_ds.model.student import load_config, prepare_student, vision_layout
 from tests.distill.test_stage1 import targets_of
 from tests.golden_set import GoldenSet, golden_set, replace
@@ -204,7 +204,7 @@ def test_checkpointing_and_recording_change_nothing(
         recorded = is_recorded and checkpointing == kind
         stage = StageTwo(model, SETTINGS, 0, K, gradient, has_recorded_latents=recorded).train()
         targets = targets_of(window, features, K).of(window.micro_batches[0])
-        targets = replace(targets, **{name: value.to(on) for name, value in vars(targets).items()})
+        targets = replace(targets, **{k: v.to(on) for k, v in vars(targets).items() if v is not None})
         sums = stage(window.micro_batches[0].to(on), features.to(on), targets)
         results.append((float(sums["ce"].detach()), grads_of(model, total(sums))))
     (plain, plain_grads), (loss, grads) = results
@@ -222,7 +222,7 @@ def test_passes_without_a_backward_hold_no_gradients(golden: GoldenSet, model: A
     detached, full = (stage.latent_passes for stage in stages)
     assert detached is not None and full is not None
     assert not detached.sums and full.sums
-    assert 2 * detached.room.numel() == full.room.numel()
+    assert 2 * detached.buffer.numel() == full.buffer.numel()
 
 
 def test_without_gradients_the_latents_are_read_once(golden: GoldenSet, model: Any) -> None:

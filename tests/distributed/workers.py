@@ -22,9 +22,9 @@ from ilvr_ds.config import DataConfig, LossConfig, ModelConfig, OptimConfig, Tea
 from ilvr_ds.data.template import IGNORE, EncodedSample
 from ilvr_ds.data.window import MicroBatch, TokenBatch
 from ilvr_ds.distill.query import ContextEncoder
-from ilvr_ds.model.adapters import add_adapters
-from ilvr_ds.model.attention import use_packed_attention
-from ilvr_ds.model.four_bit import pack_layers
+from ilvr_ds.model.layers.adapters import add_adapters
+from ilvr_ds.model.layers.attention import use_packed_attention
+from ilvr_ds.model.layers.four_bit import pack_layers
 from ilvr_ds.model.student import DTYPES, load_student
 from ilvr_ds.ops.ema import split
 from ilvr_ds.ops.reference import candidate_cosines

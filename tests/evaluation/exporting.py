@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.config import load_recipe
 from ilvr_ds.evaluation import export as module
-from ilvr_ds.model.adapters import add_adapters
+from ilvr_ds.model.layers.adapters import add_adapters
 from tests.ranks import ROOT
 
 

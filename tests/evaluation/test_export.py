@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.cli import main
 from ilvr_ds.evaluation.loading import load_reasoner
-from ilvr_ds.model import four_bit
-from ilvr_ds.model.four_bit import pack_layers, weight_of
+from ilvr_ds.model.layers import four_bit
+from ilvr_ds.model.layers.four_bit import pack_layers, weight_of
 from tests.evaluation.exporting import export_base
 from tests.ranks import ROOT, run_ranks
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ilvr_ds.data.window import TokenBatch
-from ilvr_ds.model.attention import use_packed_attention
 from ilvr_ds.model.injection import last_hidden, write_images, write_latents
+from ilvr_ds.model.layers.attention import use_packed_attention
 from tests.golden_set import GoldenSet
 
 RAGGED = [0, 1, 4, 5]

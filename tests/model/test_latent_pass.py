@@ -18,9 +18,9 @@ from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch
 from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.model import latent_pass
-from ilvr_ds.model.four_bit import pack_layers
-from ilvr_ds.model.fused import use_fused_kernels
 from ilvr_ds.model.latent_pass import SHAPES, LatentPasses
+from ilvr_ds.model.layers.four_bit import pack_layers
+from ilvr_ds.model.layers.fused import use_fused_kernels
 from ilvr_ds.model.student import load_student, prepare_student
 from tests.golden_set import GoldenSet, golden_set
 from tests.model.test_rollout import ce_and_grads, features_of, model_of

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch, RolloutLayout, TokenBatch
 from ilvr_ds.distill.stage2 import StageTwo
-from ilvr_ds.model.cached_attention import use_cached_attention
 from ilvr_ds.model.injection import write_images
+from ilvr_ds.model.layers.cached_attention import use_cached_attention
 from ilvr_ds.model.rollout import roll_out
 from ilvr_ds.model.student import load_student
 from tests.golden_set import GoldenSet, golden_set

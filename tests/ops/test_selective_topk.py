@@ -1,4 +1,4 @@
-"""Native adaptive selection against loops and the reference in float64, on every device that is here."""
+"""Adaptive selection: against loops on every device, native code against the reference in float64 on a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ilvr_ds.ops import reference
 from ilvr_ds.ops.selective_topk import selective_topk
 from tests.ops import loops
 from tests.ops.loops import Ragged
-from tests.ops.native import DEVICES, DTYPES, assert_as_good, native_operators, needs_gpu, poisoned_memory
+from tests.ops.native import DEVICES, DTYPES, GPU, assert_as_good, native_operators, needs_gpu, poisoned_memory
 
 __all__ = ["native_operators"]
 SIZES = [[5], [1], [0, 6, 0, 2, 0], [40, 1, 7, 300]]
@@ -80,7 +80,7 @@ def test_a_pool_of_all_changes_no_bit_and_long_segments_have_pools_too(rows: int
     assert torch.equal(indices, wanted) and torch.equal(kept, number) and kept[1] == 0
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", GPU)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_entropy_is_as_good_as_pytorchs_own(dtype: torch.dtype, device: str) -> None:
     seed = torch.seed() % 2**32
@@ -136,7 +136,7 @@ def test_without_segments_or_candidates_nothing_is_picked(device: str) -> None:
         assert kept.tolist() == [0] * len(sizes) and entropy.shape == (len(sizes),)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", GPU)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_may_begin_anywhere_in_memory(dtype: torch.dtype, device: str) -> None:
     query, candidates, offsets = draw([30, 20], 64, device, dtype)
@@ -148,7 +148,7 @@ def test_rows_may_begin_anywhere_in_memory(dtype: torch.dtype, device: str) -> N
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", GPU)
 def test_every_number_of_the_outputs_is_written(device: str) -> None:
     arguments = (*draw([30, 0, 1, 20], 64, device, torch.bfloat16), 7, 0.9, 0.2)
     arguments += (torch.arange(51, device=device) % 3 == 0,)
@@ -158,7 +158,7 @@ def test_every_number_of_the_outputs_is_written(device: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(actual, wanted, strict=True))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", GPU)
 def test_it_is_a_well_behaved_operator_that_compiles_without_a_break(device: str) -> None:
     plain = (*draw([30, 2], 24, device, torch.bfloat16), 7, 0.9, 0.2)
     pool, score = torch.arange(32, device=device) % 3 == 0, torch.linspace(0, 1, 32, device=device)

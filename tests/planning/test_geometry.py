@@ -7,7 +7,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.config import ModelConfig
-from ilvr_ds.model.adapters import add_adapters
+from ilvr_ds.model.layers.adapters import add_adapters
 from ilvr_ds.model.student import load_config
 from ilvr_ds.planning.geometry import KNOWN, Geometry
 from tests.golden_set import golden_set

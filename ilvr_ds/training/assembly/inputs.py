@@ -14,8 +14,8 @@ from ilvr_ds.data.tokens import has_latent_tokens
 from ilvr_ds.engine.optimizer import check_optimizer
 from ilvr_ds.engine.settings import read_deepspeed_json
 from ilvr_ds.errors import UserError
-from ilvr_ds.model.four_bit import check_base
-from ilvr_ds.model.fused import check_kernels
+from ilvr_ds.model.layers.four_bit import check_base
+from ilvr_ds.model.layers.fused import check_kernels
 
 logger = logging.getLogger("ilvr_ds")
 

@@ -12,9 +12,9 @@ from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.engine.initial import load_average
 from ilvr_ds.engine.networks import Networks, build_networks
-from ilvr_ds.model.attention import attention_in_words
 from ilvr_ds.model.encoding import Encoding
-from ilvr_ds.model.fused import kernels_in_words
+from ilvr_ds.model.layers.attention import attention_in_words
+from ilvr_ds.model.layers.fused import kernels_in_words
 from ilvr_ds.model.vision import VisionTower
 from ilvr_ds.training.stage1 import StageOneStep
 from ilvr_ds.training.stage2 import StageTwoStep, TaughtStageTwoStep

@@ -1,4 +1,4 @@
-"""Activation checkpointing of decoder layers: all of a layer again in the backward, or what is cheap of it."""
+"""Activation checkpointing of decoder layers: the backward recomputes the whole layer, or only what is cheap."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ EXPENSIVE = frozenset(
     )
     for overload in (getattr(operator, name) for name in operator.overloads() if "out" not in name)
 )
-"""Matrix products and attention: nearly all of a layer's work, and 0.7 of what it keeps (of a stock layer half)."""
+"""Matrix products and attention: nearly all of a layer's work, and 0.7 of what it saves (half, in a stock layer)."""
 _BY_NAME = ("bitsandbytes.gemm", "flash_attn")
-"""The same of packages, whose operators exist once they are imported: products of layers in 4 bits, and attention of
-flash-attn 2 and 3. Version 4 brings no operator: its attention is computed again."""
+"""Expensive operators of packages, which exist once imported: products of 4-bit layers, and attention of flash-attn 2
+and 3. Version 4 registers no operator: its attention is recomputed."""
 KEPT = EXPENSIVE | {_aten.add_.Tensor}
-"""DeepSpeed's own linear function for ZeRO-3 adds the bias in place to the product that is kept, and the backward would
-add it again. engine/settings.py switches that function off; where it is active after all, keeping the addition
-too makes torch notice that what it keeps was changed, and refuse: else gradients would be wrong without an error."""
+"""DeepSpeed's linear function for ZeRO-3 adds the bias in place to the saved product, and recomputation would add it
+again: wrong gradients without an error. engine/settings.py switches that function off; should it be active after all,
+torch sees that a saved addition was changed, and refuses."""
 
 
 def checkpoint_arguments(kind: str) -> dict[str, Any]:
-    """What torch.utils.checkpoint is called with for each layer. kind: full or selective."""
+    """Keyword arguments of torch.utils.checkpoint for each layer. kind: full or selective."""
     arguments: dict[str, Any] = {"use_reentrant": False}
     if kind == "selective":
         arguments["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
@@ -46,6 +46,6 @@ def checkpoint_arguments(kind: str) -> dict[str, Any]:
 
 
 def _policy(context: Any, operator: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
-    """Norms, rotations and activation functions are computed again; they read and write little."""
+    """Recomputes norms, rotations and activation functions, which read and write little."""
     is_kept = operator in KEPT or str(operator).startswith(_BY_NAME)
     return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from ilvr_ds.errors import UserError
-from ilvr_ds.model import four_bit
-from ilvr_ds.model.four_bit import FourBitLinear, check_base, pack_layers, round_trip, weight_of
+from ilvr_ds.model.layers import four_bit
+from ilvr_ds.model.layers.four_bit import FourBitLinear, check_base, pack_layers, round_trip, weight_of
 from ilvr_ds.model.student import load_student
 from ilvr_ds.planning.memory import FOUR_BITS
 from tests.golden_set import golden_set

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.flash_attention import flash_attention_forward
 
 from ilvr_ds.errors import UserError
-from ilvr_ds.model import attention
-from ilvr_ds.model.attention import (
+from ilvr_ds.model.injection import last_hidden
+from ilvr_ds.model.layers import attention
+from ilvr_ds.model.layers.attention import (
     PIECEWISE,
     VARLEN,
     attention_backend,
@@ -22,6 +24,9 @@ from ilvr_ds.model.attention import (
     use_packed_attention,
     use_varlen_attention,
 )
+from ilvr_ds.model.student import load_student
+from ilvr_ds.model.vision import VisionTower
+from tests.golden_set import GoldenSet
 
 LENGTHS = (5, 1, 130, 64)
 HEADS, KV_HEADS, D = 4, 2, 16
@@ -175,6 +180,51 @@ def test_varlen_attn_is_asked_for_what_is_meant(is_causal: bool, monkeypatch: py
     assert call["cu_seq_q"].tolist() == [0, 5, 6, 136, 200] and call["cu_seq_q"].dtype == torch.int32
     assert call["max_q"] == call["max_k"] == 130
     assert call.get("enable_gqa", True)
+
+
+def record_varlen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The lengths of sequences of each call of the variable-length attention, which computes on a CPU from now on."""
+    calls: list[tuple[int, ...]] = []
+
+    def recorded(layer: Any, *operands: Any, cu_seq_lens_q: torch.Tensor, **options: Any) -> Any:
+        calls.append(tuple(cu_seq_lens_q.diff().tolist()))
+        options["sequence_lengths"] = calls[-1]
+        return attention._attention_by_sequence(layer, *operands, **options)
+
+    monkeypatch.setattr(attention, "_varlen_attention", recorded)
+    return calls
+
+
+MOVED = "transformers no longer calls what model/layers/attention.py registers, once a layer and with the bounds"
+
+
+@torch.no_grad()
+def test_a_language_model_calls_the_attention_that_its_configuration_names(
+    golden: GoldenSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = record_varlen(monkeypatch)
+    language_model = load_student(golden.model, torch.float32, 0).model.language_model
+    tokens = golden.window([0, 1, 4], 3, "packed").tokens
+    embeddings = torch.randn(*tokens.input_ids.shape, language_model.config.hidden_size)
+    use_packed_attention(language_model, "auto", CPU, torch.float32)
+    wanted = last_hidden(language_model, tokens, embeddings)
+    use_packed_attention(language_model, "auto", GPU, torch.bfloat16)
+    assert torch.equal(last_hidden(language_model, tokens, embeddings), wanted)
+    assert calls == [tokens.lengths] * len(language_model.layers), MOVED
+
+
+def test_a_tower_hands_over_all_windows_at_once(
+    golden: GoldenSet, tower: VisionTower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which it does where the name of its attention holds "flash"; else it walks through them in Python."""
+    calls = record_varlen(monkeypatch)
+    [images] = golden.window([1, 4], 2).images
+    ours = copy.deepcopy(tower.tower)
+    use_varlen_attention(ours, GPU, torch.bfloat16)
+    features = VisionTower(ours, *(x.flatten().tolist() for x in (tower.mean, tower.std)))(images)
+    torch.testing.assert_close(features, tower(images), rtol=1e-5, atol=1e-5)
+    assert len(calls) == len(ours.blocks), MOVED  # type: ignore[arg-type]
+    assert set(calls) == {tuple(x.diff().tolist()) for x in (images.cu_seqlens, images.cu_window_seqlens)}, MOVED
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="varlen_attn needs a GPU")

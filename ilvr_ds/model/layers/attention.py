@@ -1,8 +1,8 @@
-"""Which attention runs, and attention over sequences that lie end to end in one row.
+"""Selects the attention implementation, and adds two for sequences that lie end to end in one row.
 
-transformers lets a program register an attention by name. Two are added to its own here: PyTorch's variable-length
-attention, which needs no package, for the windows of the vision tower and for packed rows of the language model; and
-SDPA sequence by sequence, for what a CPU or float32 computes.
+Both are registered by name with transformers: PyTorch's variable-length attention, which needs no package, for the
+windows of the vision tower and for packed rows of the language model; and SDPA sequence by sequence, for a CPU or
+float32.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from ilvr_ds.data.window import TokenBatch
 from ilvr_ds.errors import UserError
 
 VARLEN = "flash_varlen_torch"
-"""Holds the word flash: that is how transformers recognises implementations that take all windows at once."""
+"""Contains "flash": by that transformers recognises implementations that take all windows in one call."""
 PIECEWISE = "sdpa_by_sequence"
 _FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
-_WORDS = {VARLEN: "PyTorch's variable-length attention", PIECEWISE: "PyTorch's SDPA, sequence by sequence"}
+_DESCRIPTIONS = {VARLEN: "PyTorch's variable-length attention", PIECEWISE: "PyTorch's SDPA, sequence by sequence"}
 
 
 def attention_backend(wanted: str, dtype: torch.dtype) -> str:
-    """The implementation of transformers' own that a model is loaded with: a flash-attn, or "sdpa".
+    """The implementation that transformers loads a model with: a flash-attn, or "sdpa".
 
     "auto" takes the first flash-attn that is installed and can compute in `dtype` (16 bit, on a GPU). Raises UserError
-    for one that is asked for by name and cannot run.
+    where the one named cannot run.
     """
     can_flash = torch.cuda.is_available() and dtype in (torch.float16, torch.bfloat16)
     if wanted == "auto":
@@ -51,15 +51,15 @@ def attention_backend(wanted: str, dtype: torch.dtype) -> str:
 
 
 def _is_installed(flash: str) -> bool:
-    """Whether transformers finds flash-attn in the version that the name ends in (and knows that version)."""
+    """Whether transformers knows, and finds, the version of flash-attn that the name ends in."""
     is_available = getattr(import_utils, f"is_flash_attn_{flash[-1]}_available", None)
     return is_available is not None and bool(is_available())
 
 
 def use_varlen_attention(tower: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Give a vision tower that has no flash-attn variable-length attention where device and dtype can do it.
+    """Switch a vision tower without flash-attn to variable-length attention, where device and dtype support it.
 
-    The stock tower walks through its windows in Python unless its attention takes them all in one call.
+    The stock tower loops over its windows in Python unless its attention takes them all in one call.
     """
     config: Any = tower.config
     if _can_varlen(device, dtype) and "flash" not in config._attn_implementation:
@@ -68,9 +68,9 @@ def use_varlen_attention(tower: nn.Module, device: torch.device, dtype: torch.dt
 
 
 def use_packed_attention(language_model: Any, wanted: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Let a language model compute on packed rows: its calls must then carry `sequence_bounds`.
+    """Prepare a language model for packed rows: its calls must then pass `sequence_bounds`.
 
-    wanted: `model.attention`. A stock flash-attn can do it by itself.
+    wanted: `model.attention`. A stock flash-attn needs no preparation.
     """
     if "flash" in language_model.config._attn_implementation:
         return
@@ -81,9 +81,9 @@ def use_packed_attention(language_model: Any, wanted: str, device: torch.device,
 
 
 def sequence_bounds(language_model: Any, tokens: TokenBatch) -> dict[str, Any]:
-    """What attention must know of packed rows, in transformers' words; nothing for rows of one sample each.
+    """Keyword arguments that tell attention where packed samples begin and end; none for rows of one sample each.
 
-    Raises RuntimeError where the model's attention would not heed them and let samples see each other.
+    Raises RuntimeError where the model's attention would ignore them, so that samples attend to each other.
     """
     if tokens.cu_seqlens is None:
         return {}
@@ -101,9 +101,9 @@ def sequence_bounds(language_model: Any, tokens: TokenBatch) -> dict[str, Any]:
 
 
 def attention_in_words(network: Any) -> str:
-    """The attention of a model, for people."""
+    """A model's attention, for logs."""
     name: str = network.config._attn_implementation
-    return _WORDS.get(name, name)
+    return _DESCRIPTIONS.get(name, name)
 
 
 def _can_varlen(device: torch.device, dtype: torch.dtype) -> bool:
@@ -126,13 +126,13 @@ def _varlen_attention(
 ) -> tuple[Tensor, None]:
     """query [1, heads, tokens, d], key and value [1, key-value heads, tokens, d] -> [1, tokens, heads, d].
 
-    No attention across the bounds of sequences, nor to later tokens where the module is causal.
+    No token attends across sequences, nor to later tokens where the module is causal.
     """
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0) if module.is_causal else (-1, -1)}
-    if _wants_word_of_groups():
+    if _takes_enable_gqa():
         options["enable_gqa"] = q.shape[1] != k.shape[1]
     output = varlen_attn(q, k, v, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, **options)
     assert isinstance(output, Tensor)
@@ -140,8 +140,8 @@ def _varlen_attention(
 
 
 @cache
-def _wants_word_of_groups() -> bool:
-    """Whether varlen_attn must be told of grouped heads: torch 2.11 takes them as they are, 2.13 wants to know."""
+def _takes_enable_gqa() -> bool:
+    """torch 2.11 accepts grouped heads as they are, 2.13 requires `enable_gqa`."""
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in inspect.signature(varlen_attn).parameters
@@ -157,6 +157,6 @@ def _attention_by_sequence(
     sequence_lengths: tuple[int, ...],
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The same shapes; transformers' SDPA for each sequence alone, so that packing changes no bit of it."""
+    """The same shapes; transformers' SDPA on each sequence alone, so that packing changes no bit of it."""
     pieces = zip(*(torch.split(x, list(sequence_lengths), dim=2) for x in (query, key, value)), strict=True)
     return torch.cat([sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in pieces], dim=1), None

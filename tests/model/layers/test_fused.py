@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-from types import MethodType
+import sys
+from collections import Counter
+from types import MethodType, ModuleType
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig
 
 from ilvr_ds.errors import UserError
-from ilvr_ds.model import fused
-from ilvr_ds.model.checkpointing import checkpoint_arguments
+from ilvr_ds.model.layers import fused
+from ilvr_ds.model.layers.checkpointing import checkpoint_arguments
 
 GPU = torch.device("cuda")
 needs_gpu = pytest.mark.skipif(
@@ -76,6 +78,54 @@ def test_liger_by_name_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     fused.check_kernels("auto")
     with pytest.raises(UserError, match=r"model\.kernels is liger: needs liger-kernel; pip install"):
         fused.check_kernels("liger")
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each replacement runs from now on, as if Liger were here; rotations are put back when the test ends."""
+    calls: Counter[str] = Counter()
+
+    def count(name: str) -> None:
+        real = getattr(fused, name)
+
+        def counted(*arguments: Any) -> Any:
+            calls[name] += 1
+            return real(*arguments)
+
+        monkeypatch.setattr(fused, name, counted)
+
+    for name in ("_norm", "_gated", "_fused_rotate", "_fused_rotate_vision"):
+        count(name)
+    for name in ("apply_rotary_pos_emb", "apply_rotary_pos_emb_vision"):
+        monkeypatch.setattr(stock, name, getattr(stock, name))
+    functional = ModuleType("liger_kernel.transformers.functional")
+    functional.liger_swiglu = lambda gate, up: nn.functional.silu(gate) * up  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, functional.__name__, functional)
+    monkeypatch.setattr(fused, "has_liger", lambda: True)
+    return calls
+
+
+MOVED = "transformers' layers no longer call what model/layers/fused.py replaces, or call something else beside it"
+
+
+@torch.no_grad()
+def test_a_language_model_calls_every_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches layers that transformers renames or computes in another way: they would stay stock without a word."""
+    network, batch = text_model(torch.float32), torch.randn(3, 10, 64)
+    wanted, calls = network(inputs_embeds=batch).last_hidden_state, count_calls(monkeypatch)
+    fused.use_fused_kernels(network, "liger", GPU, torch.bfloat16)
+    torch.testing.assert_close(network(inputs_embeds=batch).last_hidden_state, wanted, rtol=1e-5, atol=1e-5)
+    layers = len(network.layers)
+    assert calls == {"_norm": 2 * layers + 1, "_gated": layers, "_fused_rotate": layers}, MOVED
+
+
+@torch.no_grad()
+def test_a_tower_calls_every_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, pixels, grid = tower(), torch.randn(32, 3 * 2 * 14 * 14), torch.tensor([[1, 4, 8]])
+    wanted, calls = network(pixels, grid).pooler_output, count_calls(monkeypatch)
+    fused.use_fused_kernels(network, "liger", GPU, torch.bfloat16)
+    torch.testing.assert_close(network(pixels, grid).pooler_output, wanted, rtol=1e-5, atol=1e-5)
+    layers = len(network.blocks)
+    assert calls == {"_norm": 2 * layers + 1, "_gated": layers, "_fused_rotate_vision": layers}, MOVED
 
 
 @needs_gpu

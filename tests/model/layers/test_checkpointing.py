@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from ilvr_ds.config import ModelConfig
-from ilvr_ds.model.checkpointing import checkpoint_arguments
-from ilvr_ds.model.four_bit import pack_layers
+from ilvr_ds.model.layers.checkpointing import checkpoint_arguments
+from ilvr_ds.model.layers.four_bit import pack_layers
 from ilvr_ds.model.student import build_text_model, load_config, load_student, prepare_student
 from ilvr_ds.planning.geometry import Geometry
 from ilvr_ds.planning.memory import activation_bytes

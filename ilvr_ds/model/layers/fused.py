@@ -19,8 +19,8 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
 from ilvr_ds.errors import UserError
 
 ALIGNMENT = 64
-"""The tower's gated layers are widened to a multiple of this. Qwen's have 3420 columns, which is no multiple of 8, and
-cuBLAS then falls back to kernels of an older chip."""
+"""The tower's gated layers are widened to a multiple of this. Qwen's have 3420 columns, no multiple of 8, for which
+cuBLAS falls back to kernels of an older chip."""
 
 _GATED = (stock.Qwen2MLP, stock.Qwen2_5_VLMLP)
 _SILU = type(ACT2FN["silu"])
@@ -39,10 +39,10 @@ def has_liger() -> bool:
 
 
 def use_fused_kernels(network: nn.Module, wanted: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Let a language model or a vision tower compute with fused kernels, on a GPU in 16 bit.
+    """Switch a language model or a vision tower to fused kernels, on a GPU in 16 bit.
 
-    wanted: `model.kernels`; stock leaves everything as it is. The rotations' switch is one for the whole process, and
-    looks at what it is given.
+    wanted: `model.kernels`; stock changes nothing. Rotations are replaced for the whole process, and fall back to the
+    stock ones on other devices and dtypes.
     """
     if wanted == "stock" or device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return
@@ -60,7 +60,7 @@ def use_fused_kernels(network: nn.Module, wanted: str, device: torch.device, dty
 
 
 def kernels_in_words(network: nn.Module) -> str:
-    """Which kernels a network computes with, for people."""
+    """Which kernels a network computes with, for logs."""
     forwards = {getattr(module.forward, "__func__", None) for module in network.modules()}
     if _norm not in forwards:
         return "transformers' own"
@@ -100,7 +100,7 @@ def _fused_rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim:
     if not _is_fusible(q) or unsqueeze_dim != 1:
         return cast(tuple[Tensor, Tensor], _rotate(q, k, cos, sin, unsqueeze_dim))
     if torch.is_grad_enabled():
-        # the kernel writes to its operands, and selective checkpointing keeps them as they come out of the projections
+        # the kernel writes to its operands, which selective checkpointing has saved
         q, k = q.clone(), k.clone()
     return _liger_rope(q, k, cos, sin)
 

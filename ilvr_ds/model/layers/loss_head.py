@@ -1,4 +1,4 @@
-"""The head with its cross-entropy: logits of a few supervised tokens at a time, never of all.
+"""The head with its cross-entropy, chunk by chunk: logits of a few supervised tokens at a time, never of all.
 
 One module call whatever the number of chunks, so that ZeRO-3 gathers the head's weight once and all ranks stay in step.
 
@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, linear
 
 
 class LossHead(nn.Linear):
-    """Stands where the stock model has its head (`use_loss_head`), with the same weight under the same name."""
+    """Takes the place of the stock head (`use_loss_head`), with the same weight under the same name."""
 
     sums_in_fp32: bool = True
     """The gradient of a weight in 16 bit is added up in float32 over chunks: 4 V D bytes, where there are several."""
@@ -30,7 +30,7 @@ class LossHead(nn.Linear):
 
 
 def use_loss_head(model: Any, sums_in_fp32: bool = True) -> None:
-    """Put a loss head in the place of the model's head; its weight, sharded or tied as it may be, stays the same."""
+    """Replace the model's head by a loss head with the same weight, sharded or tied as it may be."""
     head = LossHead(model.lm_head.in_features, model.lm_head.out_features, bias=False, device="meta")
     head.weight = model.lm_head.weight
     head.sums_in_fp32 = sums_in_fp32
@@ -38,7 +38,7 @@ def use_loss_head(model: Any, sums_in_fp32: bool = True) -> None:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Keeps hidden states and losses; logits are computed again in the backward, chunk by chunk."""
+    """Saves hidden states and losses; the backward recomputes the logits, chunk by chunk."""
 
     @staticmethod
     def forward(

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ilvr_ds.model.loss_head import LossHead, use_loss_head
+from ilvr_ds.model.layers.loss_head import LossHead, use_loss_head
+from ilvr_ds.model.student import load_student
+from tests.golden_set import GoldenSet
 
 V, D = 97, 6
 
@@ -20,6 +22,21 @@ def head_of(dtype: torch.dtype, sums_in_fp32: bool = True) -> LossHead:
     head = model.lm_head
     assert isinstance(head, LossHead) and head.weight is weight and list(model.state_dict()) == ["lm_head.weight"]
     return head
+
+
+def test_it_stands_where_the_stock_model_has_its_head(golden: GoldenSet) -> None:
+    """Catches a head that transformers renames, gives a bias, or no longer calls on its way to the logits."""
+    model = load_student(golden.model, torch.float32, 0)
+    names, head = list(model.state_dict()), model.get_output_embeddings()
+    moved = "transformers' head is no longer what model/layers/loss_head.py takes the place of"
+    assert type(head) is nn.Linear and head.bias is None, moved
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        wanted = model(input_ids=ids).logits
+        use_loss_head(model)
+        assert torch.equal(model(input_ids=ids).logits, wanted)
+    assert isinstance(model.get_output_embeddings(), LossHead), moved
+    assert list(model.state_dict()) == names and model.lm_head is model.get_output_embeddings()
 
 
 def gradients(losses: Tensor, hidden: Tensor, weight: Tensor) -> list[Tensor]:

@@ -1,9 +1,9 @@
-"""Attention over keys and values that are made call by call, each kept in memory once, with their gradients.
+"""Attention over a cache of keys and values that has a backward, and keeps each of them in memory once.
 
 Latents that feed back into the student make its pass sequential: every latent slot attends to all that stood before
 it. Stock caches concatenate the keys anew in each call, and autograd keeps every concatenation (with grouped heads
-repeated, where the attention repeats them): M * K copies of the whole context. Here a layer's keys and values of all
-columns stand in one buffer, and so do their gradients in the backward, to which each call adds.
+repeated, where the attention repeats them): M * K copies of the whole context. Here a layer has one buffer for the keys
+and values of all columns, and one for their gradients, to which each call adds in the backward.
 
 Letters: B rows, H heads of queries, G of keys and values, C columns of a call, P of it and all before it, U of the
 whole layout, d.
@@ -31,7 +31,10 @@ def use_cached_attention(language_model: Any) -> None:
 
 @contextmanager
 def cached_attention(language_model: Any) -> Iterator[None]:
-    """The same inside the block alone, for calls without a backward: checkpointed layers would drop their cache."""
+    """Use this attention inside the block only, for calls without a backward.
+
+    Activation checkpointing is off inside: checkpointed layers drop their cache.
+    """
     before = language_model.config._attn_implementation
     flags = [layer.gradient_checkpointing for layer in language_model.layers]
     use_cached_attention(language_model)
@@ -48,7 +51,7 @@ def cached_attention(language_model: Any) -> Iterator[None]:
 class LayerMemory:
     """Keys and values of one layer [2, B, G, U, d] and, in the backward, the sum of their gradients.
 
-    held, grads: where both stand, the latter zero; by default memory of its own.
+    held, grads: buffers for both, the latter zero; by default allocated when they are needed.
     """
 
     def __init__(self, columns: int, held: Tensor | None = None, grads: Tensor | None = None) -> None:
@@ -57,7 +60,7 @@ class LayerMemory:
         self._grads = grads
 
     def write(self, keys: Tensor, values: Tensor, first: int) -> None:
-        """Put [B, G, C, d] of a call at columns `first` and following; again the same when a call is repeated."""
+        """Store a call's [B, G, C, d] at columns `first` and following; a recomputed call stores the same again."""
         if self._held is None:
             self._held = keys.new_empty(2, *keys.shape[:2], self.columns, keys.shape[3])
         for held, new in zip(self._held, (keys, values), strict=True):
@@ -78,7 +81,7 @@ class LayerMemory:
             sums[:, :, : grads.shape[2]] += grads
 
     def take_grads(self, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """The sums [B, G, C, d] of columns first to last, to which nobody adds any more."""
+        """The sums [B, G, C, d] of columns first to last, to which no call adds any more."""
         assert self._grads is not None, "taken before anything was added"
         of_keys, of_values = self._grads[:, :, :, first:last]
         if first == 0:  # the last call of a backward; another backward begins at zero
@@ -87,8 +90,10 @@ class LayerMemory:
 
 
 class FixedMemory(LayerMemory):
-    """The same for calls of one column that a device is to repeat as they were recorded: which column it is stands in
-    its memory, column [1] int64, and all U are looked at, so that the mask must rule out what is not there."""
+    """LayerMemory for CUDA graphs, which call it for one column a time.
+
+    column [1] int64 on the device says which. Attention reads all U columns: the mask must exclude those not in use.
+    """
 
     def __init__(self, column: Tensor, held: Tensor, grads: Tensor | None) -> None:
         super().__init__(held.shape[3], held, grads)
@@ -112,10 +117,10 @@ class FixedMemory(LayerMemory):
 
 
 class CachedCall:
-    """What a stock attention layer takes for its cache in one call.
+    """The cache that a stock attention layer sees in one call.
 
-    after: what the layer's call before this one left in `done`, None in the first. Through these the backward knows
-    its order: it comes to a call when all later ones have added what they owe to the call's keys and values.
+    after: `done` of the layer's previous call, None in the first. This chain orders the backward: it reaches a call
+    when all later ones have added their part to the gradients of its keys and values.
     """
 
     def __init__(self, memory: LayerMemory, first: int, after: Tensor | None) -> None:
@@ -125,7 +130,7 @@ class CachedCall:
         self.done: Tensor | None = None
 
     def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Any, Any]:
-        """Take the call's keys and values [B, G, C, d]; this call goes on to the attention function in their place."""
+        """Keep the call's keys and values [B, G, C, d]; the attention function receives this object in their place."""
         self.keys, self.values = keys, values
         return self, None
 
@@ -148,7 +153,7 @@ def _attend_to_columns(
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps query and mask, and the columns in memory; the backward computes the attention once more."""
+    """Saves query and mask; the backward computes the attention again, from the columns in memory."""
 
     @staticmethod
     def forward(
@@ -164,13 +169,13 @@ class _Attention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         memory.write(keys, values, first)
         ctx.save_for_backward(query, mask)
-        ctx.rest = scaling, memory, first, first + keys.shape[2]
+        ctx.call = scaling, memory, first, first + keys.shape[2]
         return _attend(query, *memory.read(first + keys.shape[2]), mask, scaling), query.new_empty(0)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, mask = ctx.saved_tensors
-        scaling, memory, first, last = ctx.rest
+        scaling, memory, first, last = ctx.call
         q, k, v = (tensor.detach().requires_grad_() for tensor in (query, *memory.read(last)))
         with torch.enable_grad():
             output = _attend(q, k, v, mask, scaling)
@@ -180,11 +185,10 @@ class _Attention(torch.autograd.Function):
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """query [B, H, C, d], keys and values [B, G, P, d], mask [B, 1, C, P] -> [B, H, C, d]; causal without a mask, which
-    is added to the scores.
+    """query [B, H, C, d], keys and values [B, G, P, d], mask [B, 1, C, P] added to the scores -> [B, H, C, d].
 
-    With one query the heads of a group stand as the group's queries, so that its keys need not be repeated. A mask
-    rules out kernels that know groups, so that a longer text repeats them.
+    Causal without a mask. A single query has the heads of a group as the group's queries, so that keys need not be
+    repeated; a longer text with a mask repeats them, because kernels that know groups take no mask.
     """
     H, G, C = query.shape[1], keys.shape[1], query.shape[2]
     if C == 1 and mask is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ilvr_ds.errors import UserError
-from ilvr_ds.model.adapters import add_adapters
+from ilvr_ds.model.layers.adapters import add_adapters
 from ilvr_ds.model.student import load_student, prepare_student
 from tests.golden_set import GoldenSet
 
@@ -63,7 +63,8 @@ def test_all_layers_but_the_last_compute_so(golden: GoldenSet) -> None:
     and of no other. A PEFT that no longer has this class would leave all layers to it."""
     layers = adapted(golden).layers
     ours = [sum("forward" in module.__dict__ for module in layer.modules()) for layer in layers]
-    assert ours == [len(TARGETS)] * (len(layers) - 1) + [0]
+    moved = "PEFT's layers are no longer those whose forward model/layers/adapters.py replaces"
+    assert ours == [len(TARGETS)] * (len(layers) - 1) + [0], moved
 
 
 def test_a_copy_computes_with_its_own_weights(golden: GoldenSet) -> None:

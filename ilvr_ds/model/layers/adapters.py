@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al., 2021) on the linear layers of a language model: PEFT's, with a forward of our own."""
+"""LoRA adapters (Hu et al., 2021) on the linear layers of a language model: PEFT's, with another forward."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ilvr_ds.config import ModelConfig
 from ilvr_ds.errors import UserError
 
 NAME = "default"
-"""Of the adapter: PEFT's own choice, which stands in the names of weights."""
+"""The adapter's name: PEFT's default, a part of the weights' names."""
 
 
 def add_adapters(language_model: Any, settings: ModelConfig) -> None:
-    """Adapters on the linear layers of a language model's decoder, the student's and the teacher's alike.
+    """Add adapters to the linear layers of the decoder, in student and teacher alike.
 
     Raises UserError where `model.lora_targets` names none.
     """
@@ -27,9 +27,9 @@ def add_adapters(language_model: Any, settings: ModelConfig) -> None:
         inject_adapter_in_model(lora, language_model, adapter_name=NAME)
     except ValueError as error:
         raise UserError(f"model.lora_targets: {error}") from error
-    # selective checkpointing puts products aside as they are
+    # selective checkpointing keeps products, which must not change then
     is_in_place = settings.activation_checkpointing != "selective"
-    # but the last layer: the teacher calls its parts one by one, and ZeRO-3 gathers the weights of what is called
+    # not the last layer: the teacher calls its parts one by one, and ZeRO-3 gathers the weights of what is called
     for layer in language_model.layers[:-1]:
         for module in layer.modules():
             if isinstance(module, Linear):
@@ -37,10 +37,9 @@ def add_adapters(language_model: Any, settings: ModelConfig) -> None:
 
 
 def _adapted(linear: Any, is_in_place: bool, x: Tensor) -> Tensor:
-    """W x + s B A x, [..., in] -> [..., out]; s is applied to A x, and the sum taken within B's product.
+    """W x + s B A x, [..., in] -> [..., out]: s scales A x, and the product with B adds to W x.
 
-    PEFT multiplies by s and adds in passes of their own over outputs that are a hundred times wider than A x, forward
-    and backward.
+    PEFT scales and adds in separate passes over outputs a hundred times wider than A x, forward and backward.
     """
     rows = x.flatten(0, -2)
     down, up = (part[NAME].weight.to(x.dtype) for part in (linear.lora_A, linear.lora_B))

@@ -26,12 +26,12 @@ def check_base(base: str) -> None:
 
 
 def round_trip(weight: Tensor) -> Tensor:
-    """What a weight becomes: in 4 bits and back, in its own precision."""
+    """A weight packed to 4 bits and back, in its own precision."""
     return _unpack(*_pack(weight))
 
 
 class FourBitLinear(nn.Linear):
-    """Computes what a frozen linear layer does, with its weight in 4 bits on `device`; its bias is taken over."""
+    """A frozen linear layer with its weight in 4 bits on `device`, and its bias as it was."""
 
     def __init__(self, linear: nn.Linear, device: torch.device) -> None:
         nn.Module.__init__(self)
@@ -40,19 +40,19 @@ class FourBitLinear(nn.Linear):
         self.register_buffer("weight", values, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., in] -> [..., out]. The backward unpacks the weight again."""
+        """[..., in] -> [..., out]. The backward unpacks the weight once more."""
         import bitsandbytes
 
         output: Tensor = bitsandbytes.matmul_4bit(input, self.weight.t(), self.state, bias=self.bias)
         return output
 
     def whole(self) -> Tensor:
-        """The weight [out, in] that is multiplied."""
+        """The unpacked weight [out, in]."""
         return _unpack(self.weight, self.state)
 
 
 def _pack(weight: Tensor) -> tuple[Tensor, Any]:
-    """Bytes of two weights each, and the scales."""
+    """Bytes, each of two weights, and the scales."""
     from bitsandbytes.functional import quantize_4bit
 
     packed: tuple[Tensor, Any] = quantize_4bit(weight.contiguous(), quant_type="nf4", compress_statistics=True)
@@ -70,10 +70,10 @@ def _unpack(values: Tensor, state: Any) -> Tensor:
 def pack_layers(
     language_model: Any, gather: Callable[[list[nn.Parameter]], AbstractContextManager[Any]], device: torch.device
 ) -> str:
-    """Put the linear layers of a language model's decoder into 4 bits, one after the other (collective).
+    """Replace the decoder's linear layers by 4-bit ones, one after the other (collective).
 
-    gather: opens a block in which sharded parameters are whole on every rank. Returns the fingerprint of the weights
-    that they had.
+    gather: opens a block in which sharded parameters are whole on every rank. Returns the fingerprint of the original
+    weights.
     """
 
     def packed() -> Iterator[tuple[str, Tensor]]:
@@ -88,7 +88,7 @@ def pack_layers(
 
 
 def weight_of(network: nn.Module, name: str) -> Tensor:
-    """The weight of that name: a parameter as it is, or what a layer in 4 bits multiplies with."""
+    """The weight of that name: a parameter, or the unpacked weight of a 4-bit layer."""
     owner = network.get_submodule(name.rpartition(".")[0])
     if isinstance(owner, FourBitLinear) and name.endswith(".weight"):
         return owner.whole()
