@@ -67,9 +67,16 @@ def _used(report: dict[str, Any], zeros: dict[str, Any], other: dict[str, Any]) 
         low, high = (_points(x) for x in swap["interval_95"])
         text += (
             f" With the latents of a sample with {'the same words and ' if swap['same_words'] else ''}another answer, "
-            f"{_points(swap['follows_donor'])} % of the answers become that sample's [{low}, {high}], with a third "
-            f"sample's {_points(swap['unrelated'])} %."
+            f"{_points(swap['follows_donor'])} % of the answers become that sample's [{low}, {high}]"
         )
+        if swap["unrelated"] is None:
+            return f"{text}."
+        text += f", with a third sample's {_points(swap['unrelated'])} %."
+        if swap["difference_interval_95"][0] <= 0:
+            text += (
+                " That is no more than what any disturbance does: the answer needs its own latents, but does not read "
+                "the donor's in them."
+            )
     return text
 
 
