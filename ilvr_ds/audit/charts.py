@@ -27,8 +27,8 @@ def draw_audit(report: dict[str, Any], views: Sequence[SampleView], folder: Path
     retrieval = report.get("inside", {}).get("retrieval", {})
     if retrieval.get("latents"):
         bars_of_hits = [
-            Bar(f"top {k}, {words}", retrieval[name][f"top_{k}"], retrieval["latents"], retrieval[name][f"chance_{k}"])
-            for name, words in (("image", "own helper image"), ("others", "64 other samples"))
+            Bar(f"top {k}, {words}", retrieval[name][f"top_{k}"], retrieval["samples"], retrieval[name][f"chance_{k}"])
+            for name, words in (("image", "own helper image"), ("others", "other samples"))
             for k in (1, 5)
         ]
         files.append(folder / "retrieval.png")

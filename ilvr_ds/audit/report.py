@@ -93,7 +93,7 @@ def _inside(part: dict[str, Any] | None) -> list[str]:
         return []
     lines = []
     found = part.get("retrieval", {})
-    for name, words in (("image", "its helper image"), ("others", "itself and those of 64 other samples")):
+    for name, words in (("image", "its helper image"), ("others", "up to 64 other samples and itself")):
         if values := found.get(name):
             lines.append(
                 f"- The target among the candidates of {words}: top 1 {values['top_1']:.3f} (chance "
