@@ -28,6 +28,7 @@ COMMANDS = [
     "compare",
     "generate",
     "evaluate",
+    "audit",
     "export",
     "demo-data",
     "doctor",
