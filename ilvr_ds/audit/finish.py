@@ -64,6 +64,8 @@ class Finish:
         if self.plan.replacements:
             report["replacement"] = summary.replacement(lines, self.plan.replacements)
             report["power"] = summary.power(report["replacement"])
+            missing = [name for name in self.plan.replacements if name not in report["replacement"]]
+            report["left_out"] = report["left_out"] | dict.fromkeys(missing, "no sample has anything to put in")
         if self.plan.swaps is not None:
             report["donor"] = summary.donor(lines)
         if self.looks_inside:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ilvr_ds.audit import summary
 from ilvr_ds.audit.verdict import judge
 
 
@@ -89,3 +91,45 @@ def test_a_donor_that_is_not_followed_is_said() -> None:
     assert verdict.kind == "used" and "no more than what any disturbance does" in verdict.text
     swap |= {"follows_donor": 0.9, "difference_interval_95": [0.5, 0.7]}
     assert "disturbance" not in judge(report(zeros=part(-0.6), other_sample=part(-0.6), extra={"donor": swap})).text
+
+
+def simulated(rng: np.random.Generator, samples: int, lost: float, gained: float) -> dict[str, Any]:
+    """An audit in which zeros and another sample's latents lose a share of right answers and gain another."""
+    own = rng.random(samples) < 0.6
+
+    def replaced() -> Any:
+        flips = rng.random(samples)
+        return np.where(own, flips >= lost / 0.6, flips < gained / 0.4)
+
+    zeros, other = replaced(), replaced()
+    lines = [
+        {
+            "right": bool(own[n]),
+            "own_logp": 0.0,
+            "replacement": {
+                name: {"right": bool(right[n]), "changed": False, "logp": 0.0, "has_source": True}
+                for name, right in (("zeros", zeros), ("other_sample", other))
+            },
+        }
+        for n in range(samples)
+    ]
+    found = summary.replacement(lines, ("zeros", "other_sample"))
+    latents = {"answers_with_segments": samples}
+    return {"samples": samples, "latents": latents, "replacement": found}
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0.05, 0.05), (0.15, 0.03)], ids=["null", "12 points"])
+def test_a_thousand_audits_say_what_is_so(lost: float, gained: float) -> None:
+    """Catches a verdict, or an interval in it, that is wrong more often than it says."""
+    rng = np.random.default_rng(2)
+    kinds, covered = [], 0
+    for _ in range(1000):
+        report = simulated(rng, 400, lost, gained)
+        kinds.append(judge(report).kind)
+        low, high = report["replacement"]["other_sample"]["interval_95"]
+        covered += low <= gained - lost <= high
+    assert 930 <= covered <= 970
+    if lost == gained:
+        assert kinds.count("used") <= 40 and kinds.count("placeholder") <= 40, "2.5 % each"
+    else:
+        assert kinds.count("used") >= 990
