@@ -1,15 +1,18 @@
-"""The pictures of an audit: replacements with intervals, retrieval beside chance."""
+"""The pictures of an audit: replacements with intervals, retrieval beside chance, where some latents look."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ilvr_ds.pictures.charts import AblationBar, Bar, draw_ablation, draw_accuracy
+from ilvr_ds.pictures.selection import draw_latents
+from ilvr_ds.pictures.views import SampleView
 
 
-def draw_audit(report: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw what audit.json holds into `folder`; returns the PNG files."""
+def draw_audit(report: dict[str, Any], views: Sequence[SampleView], folder: Path) -> list[Path]:
+    """Draw what audit.json holds, and `views`, into `folder`; returns the PNG files."""
     files = []
     if replaced := report.get("replacement"):
         bars = [
@@ -24,10 +27,13 @@ def draw_audit(report: dict[str, Any], folder: Path) -> list[Path]:
     retrieval = report.get("inside", {}).get("retrieval", {})
     if retrieval.get("latents"):
         bars_of_hits = [
-            Bar(f"top {k}, {words}", retrieval[name][f"top_{k}"], retrieval["latents"], retrieval[name][f"chance_{k}"])
-            for name, words in (("image", "own helper image"), ("others", "64 other samples"))
+            Bar(f"top {k}, {words}", retrieval[name][f"top_{k}"], retrieval["samples"], retrieval[name][f"chance_{k}"])
+            for name, words in (("image", "own helper image"), ("others", "other samples"))
             for k in (1, 5)
         ]
         files.append(folder / "retrieval.png")
         draw_accuracy("latents that are nearest to their target (95 % interval)", bars_of_hits, files[-1])
+    for number, view in enumerate(views, start=1):
+        files.append(folder / f"latents-{number}.png")
+        draw_latents(view, None, files[-1])
     return files

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ilvr_ds import dist
-from ilvr_ds.audit import summary
 from ilvr_ds.audit.attention import SAMPLES
 from ilvr_ds.audit.donors import Member, find_swaps, next_members
+from ilvr_ds.audit.finish import Finish, spread
 from ilvr_ds.audit.passes import ChangedPass, OwnPass, Plan
-from ilvr_ds.audit.report import write_report
 from ilvr_ds.audit.retrieval import OTHERS, Retrieval
 from ilvr_ds.audit.settings import REPLACEMENTS, AuditSettings, selection_of
-from ilvr_ds.audit.similarity import similarity
 from ilvr_ds.audit.store import LatentStore
 from ilvr_ds.audit.targets import Chosen, TargetChooser
-from ilvr_ds.audit.verdict import judge
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.preparation import Prepared, answer_batches, cut_batches, prepare
 from ilvr_ds.evaluation.report import left_out_lines
-from ilvr_ds.evaluation.results import Line, Results
+from ilvr_ds.evaluation.results import Results
 from ilvr_ds.evaluation.scoring import clean
-from ilvr_ds.tracking.origin import read_origin
-from ilvr_ds.tracking.registry import attach
-from ilvr_ds.tracking.scores import log_scores
-
-MOST_COMPARED = 512
-"""Samples whose latents are compared with each other, evenly spread."""
 
 
 def audit(settings: AuditSettings) -> list[str]:
@@ -57,7 +47,7 @@ def audit(settings: AuditSettings) -> list[str]:
         store,
         chooser,
         Retrieval(_retrieval_pool(ready, chooser)) if chooser and "inside" in tests else None,
-        frozenset(_spread(numbers, SAMPLES)) if "inside" in tests else frozenset(),
+        frozenset(spread(numbers, SAMPLES)) if "inside" in tests else frozenset(),
     )
     answer_batches(own_results, numbers, size, first.answer, f"{ready.reader.location}: own latents")
     own_lines = {line["number"]: line for line in dist.decided_by_main(own_results.lines)}
@@ -66,7 +56,8 @@ def audit(settings: AuditSettings) -> list[str]:
         second = ChangedPass(ready, store, own_lines, plan)
         answer_batches(results, numbers, size, second.answer, f"{ready.reader.location}: other latents")
     about = {"selection": selection.__dict__, "selection_from": source, "left_out": left_out}
-    lines = dist.decided_by_main(lambda: _finish(ready, results, own_lines, store, plan, tests, about))
+    finish = Finish(ready, own_lines, store, plan, "inside" in tests, chooser)
+    lines = dist.decided_by_main(lambda: finish(results, about))
     dist.close()
     return lines
 
@@ -88,9 +79,14 @@ def _possible(
     tests = list(wanted)
     has_helpers = dist.decided_by_main(lambda: any(ready.reader.read(n).helper_images for n in ready.numbers))
     swaps = find_swaps(members)
-    if "donor" in tests and not swaps:
+    if "donor" in tests and (not swaps or ready.benchmark.name == "vsp"):
         tests.remove("donor")
-        left_out["donor"] = "no two samples of a group have different answers"
+        why = (
+            "no two samples of a group have different answers"
+            if not swaps
+            else "plans are judged on a sample's own map"
+        )
+        left_out["donor"] = why
     if "replacement" in tests:
         names = dict.fromkeys(REPLACEMENTS, "")
         if not has_helpers:
@@ -126,95 +122,8 @@ def _plan(tests: tuple[str, ...], members: list[Member]) -> Plan:
 def _retrieval_pool(ready: Prepared, chooser: TargetChooser) -> dict[int, Chosen]:
     """Candidates of OTHERS samples and one more, evenly spread over the data, the same on every rank."""
     pool: dict[int, Chosen] = {}
-    numbers = _spread(ready.numbers, OTHERS + 1)
+    numbers = spread(ready.numbers, OTHERS + 1)
     for start in range(0, len(numbers), ready.settings.batch_size):
         part = numbers[start : start + ready.settings.batch_size]
         pool |= dict(zip(part, chooser([ready.reader.read(number) for number in part]), strict=True))
     return pool
-
-
-def _spread(numbers: list[int], count: int) -> list[int]:
-    step = max(1, len(numbers) // count)
-    return numbers[::step][:count]
-
-
-def _finish(
-    ready: Prepared,
-    results: Results,
-    own_lines: dict[int, Line],
-    store: LatentStore,
-    plan: Plan,
-    tests: tuple[str, ...],
-    about: dict[str, Any],
-) -> list[str]:
-    """Numbers, verdict, page, pictures; MLflow and the registry where they were asked for."""
-    changed = {line["number"]: line for line in results.lines()}
-    lines = [line | changed.get(number, {}) for number, line in own_lines.items()]
-    settings = ready.settings
-    report: dict[str, Any] = {
-        "model": settings.model,
-        "data": settings.shards,
-        "samples": len(lines),
-        "benchmark": ready.benchmark.name,
-        "rule": ready.benchmark.rules[0],
-        "latent_size": ready.reasoner.latent_size,
-        "batch_size": settings.batch_size,
-        **about,
-        "latents": summary.latents_written(lines),
-    }
-    if plan.replacements:
-        report["replacement"] = summary.replacement(lines, plan.replacements)
-        report["power"] = summary.power(report["replacement"])
-    if plan.swaps is not None:
-        report["donor"] = summary.donor(lines)
-    if "inside" in tests:
-        report["inside"] = _inside(lines, store, ready.numbers)
-    if plan.is_barred:
-        report["barred"] = summary.barred(lines)
-    verdict = judge(report)
-    page, pictures = write_report(report, verdict, results.folder)
-    _publish(ready, report, verdict.kind, pictures)
-    return [*page, "", f"the audit: {results.folder}"]
-
-
-def _inside(lines: list[Line], store: LatentStore, numbers: list[int]) -> dict[str, Any]:
-    compared = _spread(numbers, MOST_COMPARED)
-    return {
-        "retrieval": summary.retrieval(lines),
-        "latents": similarity(store.read("own", compared)),
-        "targets": similarity(store.read("target", compared)),
-        "attention": summary.attention(lines),
-    }
-
-
-def _publish(ready: Prepared, report: dict[str, Any], kind: str, pictures: list[Path]) -> None:
-    settings = ready.settings
-    metrics = metrics_of(report)
-    if settings.tracking_uri:
-        origin = read_origin(settings.model)
-        experiment = settings.experiment or origin.get("experiment") or "evaluation"
-        parent = None if settings.experiment else origin.get("mlflow_run_id")
-        name = f"{origin.get('run') or Path(settings.model).name}-audit"
-        params = {key: report[key] for key in ("model", "data", "samples", "benchmark", "latent_size")}
-        params |= {"verdict": kind}
-        log_scores(settings.tracking_uri, experiment, name, params, metrics, [], pictures, parent)
-    if ready.reference:
-        attach(ready.reference, settings.tracking_uri, "audit", metrics)
-
-
-def metrics_of(report: dict[str, Any]) -> dict[str, float]:
-    """The numbers that MLflow gets, by name."""
-    found: dict[str, float] = {}
-    for name, part in report.get("replacement", {}).items():
-        found |= {f"replacement/{name}/{key}": part[key] for key in ("accuracy", "difference") if key in part}
-    for key in ("follows_donor", "unrelated", "strict_flips"):
-        if (value := report.get("donor", {}).get(key)) is not None:
-            found[f"donor/{key}"] = value
-    for name in ("latents", "targets"):
-        for key in ("cosine_across_samples", "effective_rank"):
-            if (value := report.get("inside", {}).get(name, {}).get(key)) is not None:
-                found[f"inside/{name}/{key}"] = value
-    for name, part in report.get("barred", {}).items():
-        if isinstance(part, dict) and "own" in part:
-            found |= {f"barred/{name}/{which}/accuracy": part[which]["accuracy"] for which in ("own", "zeros")}
-    return found

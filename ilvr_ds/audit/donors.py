@@ -5,6 +5,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+LOOKED_AT = 256
+"""Samples among which a third one is sought: in larger data sets the rest is not needed."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,13 @@ class Swap:
 def find_swaps(members: Sequence[Member]) -> dict[int, Swap]:
     """Disjoint pairs with different answers, by number, each way: of the same words first, else within a group."""
     swaps: dict[int, Swap] = {}
+    order = _shuffled(members)
     for same_words, key in ((True, _by_words), (False, _by_group)):
         left = [member for member in members if member.number not in swaps and member.answer]
         for pool in _buckets(left, key):
             for one, other in _pairs(pool):
                 for member, donor in ((one, other), (other, one)):
-                    swaps[member.number] = Swap(donor.number, _third(member, donor, members), same_words)
+                    swaps[member.number] = Swap(donor.number, _third(member, donor, order), same_words)
     return swaps
 
 
@@ -79,17 +84,25 @@ def _pairs(pool: Sequence[Member]) -> list[tuple[Member, Member]]:
     answers: dict[str, list[Member]] = {}
     for member in _shuffled(pool):
         answers.setdefault(member.answer, []).append(member)
+    left = [(-len(members), answer) for answer, members in answers.items()]
+    heapify(left)
     pairs: list[tuple[Member, Member]] = []
-    while True:
-        fullest = sorted(answers, key=lambda answer: (-len(answers[answer]), answer))[:2]
-        if len(fullest) < 2 or not answers[fullest[1]]:
-            return pairs
+    while len(left) > 1:
+        fullest = [heappop(left)[1] for _ in range(2)]
         pairs.append((answers[fullest[0]].pop(), answers[fullest[1]].pop()))
+        for answer in fullest:
+            if answers[answer]:
+                heappush(left, (-len(answers[answer]), answer))
+    return pairs
 
 
-def _third(member: Member, donor: Member, members: Sequence[Member]) -> int | None:
-    """A sample of neither's words and group if there is one, whose answer is not the donor's."""
-    place = zlib.crc32(member.id.encode()) % len(members)
-    order = [*members[place:], *members[:place]]
-    others = [m for m in order if m.answer != donor.answer and m.number not in (member.number, donor.number)]
-    return next((m.number for m in others if m.group != member.group), others[0].number if others else None)
+def _third(member: Member, donor: Member, order: Sequence[Member]) -> int | None:
+    """A sample of another group if there is one, whose answer is not the donor's."""
+    place = zlib.crc32(member.id.encode()) % len(order)
+    looked_at = (order[(place + n) % len(order)] for n in range(min(len(order), LOOKED_AT)))
+    others = [
+        other
+        for other in looked_at
+        if other.answer != donor.answer and other.number not in (member.number, donor.number)
+    ]
+    return next((o.number for o in others if o.group != member.group), others[0].number if others else None)

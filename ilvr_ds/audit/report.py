@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ilvr_ds.audit.charts import draw_audit
 from ilvr_ds.audit.verdict import Verdict
 from ilvr_ds.evaluation.results import write_whole
+from ilvr_ds.pictures.views import SampleView
 
 
-def write_report(report: dict[str, Any], verdict: Verdict, folder: Path) -> tuple[list[str], list[Path]]:
+def write_report(
+    report: dict[str, Any], verdict: Verdict, views: Sequence[SampleView], folder: Path
+) -> tuple[list[str], list[Path]]:
     """Write both files and the pictures; returns the page as lines, and the pictures."""
     content = report | {"verdict": verdict.text, "verdict_kind": verdict.kind, "try_next": list(verdict.try_next)}
-    pictures = draw_audit(report, folder)
+    pictures = draw_audit(report, views, folder)
     page = page_of(report, verdict, [picture.name for picture in pictures])
     write_whole(folder / "audit.md", "\n".join(page) + "\n")
     write_whole(folder / "audit.json", json.dumps(content, indent=1) + "\n")  # last: where it stands, all is whole
@@ -23,7 +27,7 @@ def write_report(report: dict[str, Any], verdict: Verdict, folder: Path) -> tupl
 
 def page_of(report: dict[str, Any], verdict: Verdict, pictures: list[str]) -> list[str]:
     """audit.md, line by line."""
-    lines = [f"# {verdict.text}", ""]
+    lines = [f"**{verdict.text}**", ""]
     lines += [f"Try next: {text}" for text in verdict.try_next]
     lines += ["", _about(report)]
     lines += [f"Left out: {name} ({why})." for name, why in report["left_out"].items()]
@@ -74,7 +78,7 @@ def _donor(part: dict[str, Any] | None) -> list[str]:
         f"{part['members']} samples in pairs with {'the same words' if part['same_words'] else 'words of their own'} "
         f"and different answers. The answer becomes the donor's in {part['follows_donor']:.3f} "
         f"{_interval(part['interval_95'], '.3f')}; with its own latents given back in {part['self']:.3f} (changed: "
-        f"{part['self_changed']:.3f}), with a third sample's in {part['unrelated']:.3f}.",
+        f"{part['self_changed']:.3f}), with a third sample's in {_number(part['unrelated'])}.",
     ]
     if part["strict_flips"] is not None:
         lines.append(
@@ -89,7 +93,7 @@ def _inside(part: dict[str, Any] | None) -> list[str]:
         return []
     lines = []
     found = part.get("retrieval", {})
-    for name, words in (("image", "its helper image"), ("others", "itself and those of 64 other samples")):
+    for name, words in (("image", "its helper image"), ("others", "up to 64 other samples and itself")):
         if values := found.get(name):
             lines.append(
                 f"- The target among the candidates of {words}: top 1 {values['top_1']:.3f} (chance "

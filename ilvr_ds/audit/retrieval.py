@@ -41,21 +41,18 @@ class Retrieval:
             unit = normalize(candidates.float(), dim=-1)
             target = unit[list(rows)]
             own = (z * target).sum(-1)
-            others = self._others(number, m)
+            others = self._others(number, m, candidates)
             sums["latents"] += len(rows)
             for name, cosines in (("image", z @ unit.T), ("others", torch.cat([own[:, None], z @ others.T], dim=1))):
                 hits = expected_hits(cosines, own)
                 sums[name] = [a + b for a, b in zip(sums[name], hits, strict=True)]
         return sums
 
-    def _others(self, number: int, segment: int) -> Tensor:
-        """[X, D]: of the same segment, or the last, of OTHERS other samples."""
+    def _others(self, number: int, segment: int, like: Tensor) -> Tensor:
+        """[X, D] on the device of `like` [P, D]: of the same segment, or the last, of OTHERS other samples."""
         samples = [chosen for other, chosen in self.pool.items() if other != number and chosen.candidates][:OTHERS]
         rows = [chosen.candidates[min(segment, len(chosen.candidates) - 1)] for chosen in samples]
-        if not rows:
-            candidates = next(iter(self.pool.values())).candidates
-            return candidates[0][:0].float() if candidates else torch.zeros(0, 1)
-        return normalize(torch.cat(rows).float(), dim=-1)
+        return normalize(torch.cat([like[:0], *rows]).float(), dim=-1)
 
 
 def expected_hits(cosines: Tensor, own: Tensor) -> list[float]:

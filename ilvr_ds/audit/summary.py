@@ -45,41 +45,46 @@ def replacement(lines: Sequence[Line], names: Sequence[str]) -> dict[str, Any]:
 
 def donor(lines: Sequence[Line]) -> dict[str, Any]:
     """How often the answer becomes the donor's; of pairs with the same words where there are any."""
-    pairs = [
-        line for line in lines if "donor" in line and all(line["donor"][n]["has_source"] for n in ("donor", "self"))
-    ]
+    pairs = [line for line in lines if "donor" in line and line["donor"]["donor"]["has_source"]]
     with_words = [line for line in pairs if line["donor"]["same_words"]]
     mine = with_words or pairs
     if not mine:
         return {"members": 0}
-    numbers = {line["number"]: line for line in mine}
-    couples = [(line, numbers[line["donor"]["partner"]]) for line in mine if line["donor"]["partner"] in numbers]
-    couples = [(a, b) for a, b in couples if a["number"] < b["number"]]
-
-    def rate(of: str, what: str) -> float:
-        return float(sum(line["donor"][of][what] for line in mine) / len(mine))
-
-    swapped = [line["donor"]["donor"]["follows"] for line in mine]
-    base = effect([line["donor"]["unrelated"]["follows"] for line in mine], swapped)
-    return {
+    follows = [line["donor"]["donor"]["follows"] for line in mine]
+    found = {
         "members": len(mine),
-        "pairs": len(couples),
         "same_words": bool(with_words),
-        "follows_donor": rate("donor", "follows"),
-        "interval_95": list(share_interval(sum(swapped), len(mine))),
-        "follows_donors_response": rate("donor", "follows_response"),
-        "self": rate("self", "follows"),
-        "self_changed": rate("self", "changed"),
-        "unrelated": rate("unrelated", "follows"),
-        "difference_to_unrelated": base.difference,
-        "difference_interval_95": [base.low, base.high],
-        "strict_flips": sum(a["right"] and b["right"] for a, b in couples) / len(couples) if couples else None,
-        "strict_flips_interval_95": list(
-            share_interval(sum(a["right"] and b["right"] for a, b in couples), len(couples))
-        )
-        if couples
-        else None,
+        "follows_donor": sum(follows) / len(mine),
+        "interval_95": list(share_interval(sum(follows), len(mine))),
+        "follows_donors_response": sum(line["donor"]["donor"]["follows_response"] for line in mine) / len(mine),
+        "self": sum(line["donor"]["self"]["follows"] for line in mine) / len(mine),
+        "self_changed": sum(line["donor"]["self"]["changed"] for line in mine) / len(mine),
     }
+    return found | _control(mine) | _flips(mine)
+
+
+def _control(mine: Sequence[Line]) -> dict[str, Any]:
+    """The same with a third sample's latents, where there is a third sample with latents."""
+    known = [line["donor"] for line in mine if line["donor"]["unrelated"]["has_source"]]
+    if not known:
+        return {"unrelated": None, "difference_to_unrelated": None, "difference_interval_95": None}
+    change = effect([part["unrelated"]["follows"] for part in known], [part["donor"]["follows"] for part in known])
+    return {
+        "unrelated": change.accuracy - change.difference,
+        "difference_to_unrelated": change.difference,
+        "difference_interval_95": [change.low, change.high],
+    }
+
+
+def _flips(mine: Sequence[Line]) -> dict[str, Any]:
+    """Of pairs both of whose members are in: how often both are right with their own latents."""
+    by_number = {line["number"]: line for line in mine}
+    partners = [(line, by_number.get(line["donor"]["partner"])) for line in mine]
+    flips = [a["right"] and b["right"] for a, b in partners if b and a["number"] < b["number"]]
+    if not flips:
+        return {"pairs": 0, "strict_flips": None, "strict_flips_interval_95": None}
+    ends = list(share_interval(sum(flips), len(flips)))
+    return {"pairs": len(flips), "strict_flips": sum(flips) / len(flips), "strict_flips_interval_95": ends}
 
 
 def retrieval(lines: Sequence[Line]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 ALIKE = 0.8
 """Published latent models whose latents change nothing have 0.8 to 0.98 across samples (2605.18445, 2606.05753)."""
+CEILING = 0.95
+"""Accuracy with own latents above which nothing can gain."""
 Kind = Literal["no_latents", "used", "placeholder", "unused", "not_tested"]
 
 
@@ -67,9 +69,16 @@ def _used(report: dict[str, Any], zeros: dict[str, Any], other: dict[str, Any]) 
         low, high = (_points(x) for x in swap["interval_95"])
         text += (
             f" With the latents of a sample with {'the same words and ' if swap['same_words'] else ''}another answer, "
-            f"{_points(swap['follows_donor'])} % of the answers become that sample's [{low}, {high}], with a third "
-            f"sample's {_points(swap['unrelated'])} %."
+            f"{_points(swap['follows_donor'])} % of the answers become that sample's [{low}, {high}]"
         )
+        if swap["unrelated"] is None:
+            return f"{text}."
+        text += f", with a third sample's {_points(swap['unrelated'])} %."
+        if swap["difference_interval_95"][0] <= 0:
+            text += (
+                " That is no more than what any disturbance does: the answer needs its own latents, but does not read "
+                "the donor's in them."
+            )
     return text
 
 
@@ -107,7 +116,7 @@ def _reasons(report: dict[str, Any]) -> str:
         reasons.append(
             f"the true features in their place would gain {_points(right['difference'])} points [{low}, {high}]"
         )
-    elif right:
+    elif right and report["replacement"]["own"]["accuracy"] <= CEILING:
         reasons.append(f"the true features in their place gain nothing that would be seen ({_seen(right)})")
     if _answers_from_image(report):
         reasons.append("answers fall when later words cannot see the image: they come from it, not from the latents")
@@ -124,14 +133,16 @@ def _next_of_used(report: dict[str, Any]) -> tuple[str, ...]:
 def _next_of_unused(report: dict[str, Any]) -> tuple[str, ...]:
     found = []
     inside = report.get("inside", {})
-    targets, latents = (inside.get(name, {}).get("cosine_across_samples") or 0.0 for name in ("targets", "latents"))
+    targets, latents = (inside.get(name, {}).get("cosine_across_samples") for name in ("targets", "latents"))
     right = report["replacement"].get("true")
-    if targets > ALIKE:
+    if targets is not None and targets > ALIKE:
         found.append("Choose targets that differ: selection.pool changed or region, with selection.by change.")
-    elif latents > ALIKE:
-        found.append("Latents collapsed although their targets differ: raise loss.contrastive_weight.")
+    elif latents is not None and latents > ALIKE:
+        found.append("Latents collapsed: raise loss.contrastive_weight, and keep the targets in stage 2.")
     if right and right["interval_95"][0] > 0:
         found.append("Right latents help, own ones are not right: train longer, and keep the targets in stage 2.")
+    elif report["replacement"]["own"]["accuracy"] > CEILING:
+        found.append("Nearly all answers are right whatever stands there: audit on harder data.")
     elif right:
         found.append("Even right latents help nothing: choose other targets, or a task that needs the picture.")
     if _answers_from_image(report):

@@ -13,18 +13,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from ilvr_ds.data.template import EncodedSample
-from ilvr_ds.data.window import TokenBatch, Window
 from ilvr_ds.evaluation.answers import Answer, AnswerReader
+from ilvr_ds.evaluation.context import Context
 from ilvr_ds.evaluation.loading import Reasoner
 from ilvr_ds.evaluation.sampling import choose_tokens, uniform_numbers
-from ilvr_ds.model.injection import last_hidden, write_images
 
 CHECK_EVERY = 16
 """Tokens between two looks at finished rows on a GPU; each look waits for the device. On a CPU it is 1."""
@@ -239,70 +237,3 @@ class Generator:
         if self.reasoner.device.type == "cuda":
             torch.cuda.synchronize(self.reasoner.device)
         return time.perf_counter()
-
-
-class Context:
-    """What the model has read so far: its KV cache, masks and positions."""
-
-    def __init__(self, reasoner: Reasoner, prompts: list[EncodedSample], room: int) -> None:
-        self.reasoner = reasoner
-        self.language_model = reasoner.model.model.language_model
-        self.embed = reasoner.model.get_input_embeddings()
-        self.window = reasoner.collate(prompts)
-        self.tokens: TokenBatch = self.window.micro_batches[0].tokens
-        self.cache: Any = DynamicCache(config=self.language_model.config)
-        self.length = self.tokens.real.shape[1]
-        self.position = self.tokens.position_ids[:, :, -1:]  # a prompt ends in text: its last position is the largest
-        padding = (0, room)
-        self.real = torch.nn.functional.pad(self.tokens.real, padding, value=True)
-
-    def prefill(self) -> Tensor:
-        """Read images and prompts; the last hidden state [B, D]."""
-        features = self.reasoner.tower(self.window.images[0])
-        embeddings = write_images(self.embed(self.tokens.input_ids), self.tokens, features)
-        return last_hidden(self.language_model, self.tokens, embeddings, self.cache)[:, -1]
-
-    def step(self, tokens: Tensor, latents: Tensor, hidden_from_it: Tensor | None = None) -> Tensor:
-        """Read one token [B] of each row, a latent where it is latent_pad; the last hidden state [B, D].
-
-        hidden_from_it [B, T]: columns of the prompts that it cannot see.
-        """
-        is_latent = (tokens == self.reasoner.special.latent_pad)[:, None]
-        self.length += 1
-        self.position = self.position + 1
-        embeddings = torch.where(is_latent, latents, self.embed(tokens))
-        output = self.language_model(
-            inputs_embeds=embeddings[:, None],
-            position_ids=self.position,
-            attention_mask={"full_attention": self._mask(hidden_from_it)},
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return cast(Tensor, output.last_hidden_state)[:, -1]
-
-    def read(self, more: Window) -> Tensor:
-        """Read several tokens at once, with their image, after an unpadded single row; the last hidden state [1, D]."""
-        tokens = more.micro_batches[0].tokens
-        embeddings = write_images(self.embed(tokens.input_ids), tokens, self.reasoner.tower(more.images[0]))
-        count = embeddings.shape[1]
-        positions = self.position + 1 + tokens.position_ids
-        mask = torch.ones(count, self.length + count, dtype=torch.bool, device=embeddings.device).tril(self.length)
-        is_flash = "flash" in self.language_model.config._attn_implementation
-        output = self.language_model(
-            inputs_embeds=embeddings,
-            position_ids=positions,
-            attention_mask={"full_attention": None if is_flash else mask[None, None]},
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.length, self.position = self.length + count, positions[:, :, -1:]
-        return cast(Tensor, output.last_hidden_state)[:, -1]
-
-    def _mask(self, hidden_from_it: Tensor | None) -> Tensor | None:
-        """Ready-made, so that transformers need not look at values on the device."""
-        if self.tokens.right_padded and hidden_from_it is None:
-            return None  # no padding at all
-        real = self.real[:, : self.length]
-        if hidden_from_it is not None:
-            real = real & ~torch.nn.functional.pad(hidden_from_it, (0, self.length - hidden_from_it.shape[1]))
-        return real if "flash" in self.language_model.config._attn_implementation else real[:, None, None]

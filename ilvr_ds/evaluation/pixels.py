@@ -17,7 +17,7 @@ import torch
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.evaluation.answers import Answer
-from ilvr_ds.evaluation.generate import Context
+from ilvr_ds.evaluation.context import Context
 from ilvr_ds.evaluation.loading import Reasoner
 
 

@@ -53,12 +53,12 @@ def draw_selection(view: SampleView, step: int, path: Path) -> None:
     page.save(path)
 
 
-def draw_latents(view: SampleView, step: int, path: Path) -> None:
+def draw_latents(view: SampleView, step: int | None, path: Path) -> None:
     """Question and input images; below, for each segment, the text before it, the helper image, and a map for each
     latent slot: the cosine of what the student makes there to every patch, in one colour scale for all.
 
     Outlined in a map, and numbered in the helper image: the patch that the teacher picked for the slot; without a
-    teacher the patch that is closest to the latent."""
+    teacher the patch that is closest to the latent. step None: of a model that is done."""
     shown = view.segments[:MAX_SEGMENTS]
     slots = min(MAX_SLOTS, max((len(segment.latents) for segment in shown), default=0))
     helpers = [fitted(segment.helper, 170, 200) for segment in shown]
@@ -74,7 +74,8 @@ def draw_latents(view: SampleView, step: int, path: Path) -> None:
     low, high = limits(np.concatenate([segment.latents[:slots].ravel() for segment in shown]))
     has_teacher = all(segment.selection for segment in shown)
     marked = "the teacher's choice for it" if has_teacher else "the patch that it is closest to"
-    _header(page, view, f"step {step}: where each latent looks (cosine to each patch; outlined: {marked})")
+    when = "" if step is None else f"step {step}: "
+    _header(page, view, f"{when}where each latent looks (cosine to each patch; outlined: {marked})")
     page.scale(WIDTH - 50, header + TITLE, 100, low, high)
     top = header
     for number, (segment, helper, small, height) in enumerate(zip(shown, helpers, maps, heights, strict=True)):

@@ -22,17 +22,18 @@ _QUIET = {
 def log_scores(
     uri: str, experiment: str, name: str, params: Mapping[str, Any], metrics: Mapping[str, float],
     examples: Sequence[Mapping[str, Any]], pictures: Sequence[Path] = (), parent: str | None = None,
+    kind: str = "evaluation", files: Sequence[Path] = (),
 ) -> str | None:  # fmt: skip
     """Write a finished run; returns its id, or None where the server failed (the files on disk are the record).
 
     metrics: by names as metric_name makes them. parent: id of the training run; where this server has it, the new run
-    is its child, in its experiment.
+    is its child, in its experiment. kind: the tag that tells it from training runs. files: kept as they are.
 
     Raises UserError where MLflow is not installed.
     """
     client, failure = connect(uri, "--tracking-uri")
     try:
-        tags = {"kind": "evaluation"}
+        tags = {"kind": kind}
         experiment_id = _experiment_of(client, parent)
         if experiment_id is not None:
             tags["mlflow.parentRunId"] = str(parent)
@@ -48,6 +49,8 @@ def log_scores(
             client.log_table(run_id, columns, "examples.json")
         for picture in pictures:
             client.log_artifact(run_id, str(picture), "pictures")
+        for file in files:
+            client.log_artifact(run_id, str(file))
         client.set_terminated(run_id)
     except failure as error:
         logger.warning("MLflow at %s: %s; the scores are on disk", uri, str(error).strip().splitlines()[0])

@@ -46,7 +46,8 @@ def test_scores_become_a_picture_for_each_rule(tmp_path: Path) -> None:
 
 def test_a_model_knows_the_run_that_it_came_from(tmp_path: Path) -> None:
     """Catches an id that the checkpoint lacks because the server was slow, while the run's folder has it."""
-    state = {"step": 3, "recipe": {"train": {"stage": 1}, "tracking": {"experiment": "e"}}, "mlflow_run_id": None}
+    recipe = {"train": {"stage": 1}, "tracking": {"experiment": "e"}, "selection": {"pool": "changed"}}
+    state = {"step": 3, "recipe": recipe, "mlflow_run_id": None}
     checkpoint = tmp_path / "run/checkpoints/step-00000003"
     checkpoint.mkdir(parents=True)
     write_origin(tmp_path, state, checkpoint)
@@ -55,4 +56,5 @@ def test_a_model_knows_the_run_that_it_came_from(tmp_path: Path) -> None:
     write_origin(tmp_path, state, checkpoint)
     origin = read_origin(str(tmp_path))
     assert (origin["run"], origin["step"], origin["mlflow_run_id"], origin["experiment"]) == ("run", 3, "r", "f")
+    assert origin["selection"] == {"pool": "changed"}
     assert read_origin("Qwen/Qwen2.5-VL-7B-Instruct") == {}

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ilvr_ds.data.sample import IMAGE_MARKER
 from ilvr_ds.evaluation import generate
+from ilvr_ds.evaluation.context import Context
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
+from ilvr_ds.model.injection import write_images
 from tests.golden_set import DEFAULT
 
 if TYPE_CHECKING:
@@ -219,3 +221,50 @@ def test_speeds_count_real_tokens(reasoner: Reasoner, prompts: list[EncodedSampl
     assert generated.speed.decode_tokens == sum(len(answer.tokens) for answer in generated.answers)
     assert generated.speed.prefill_s > 0 and generated.speed.decode_s > 0
     assert (generated.speed + generated.speed).decode_tokens == 2 * generated.speed.decode_tokens
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("barred", ["image", "prompt", "image_for_words"])
+def test_what_is_barred_is_as_a_mask_of_the_whole_sequence(
+    reasoner: Reasoner, prompts: list[EncodedSample], barred: generate.Barred
+) -> None:
+    """Catches rows that share a mask, columns shifted by padding, and a bar that begins too early or too late."""
+    special = reasoner.special
+    settings = GenerationSettings(16, forced={2: special.latent_start}, forbidden=reasoner.stop_ids, keep_latents=True)
+    seeing = Generator(reasoner, settings)(prompts).answers
+    answers = Generator(reasoner, settings, barred=barred)(prompts).answers
+    assert any(a.tokens != b.tokens for a, b in zip(answers, seeing, strict=True)), "it must change something"
+    for prompt, answer in zip(prompts, answers, strict=True):
+        hidden = _whole_sequence(reasoner, prompt, answer, barred)
+        first = len(prompt.input_ids) - 1
+        K = reasoner.latent_size
+        torch.testing.assert_close(hidden[first + 3 : first + 3 + K], answer.latents[0], atol=2e-4, rtol=1e-3)
+        logits = reasoner.model.lm_head(hidden)
+        logits[:, [special.latent_pad, special.latent_end, *reasoner.stop_ids]] = -torch.inf
+        drawn = [at for at in range(len(answer.tokens)) if at != 2 and not 3 <= at <= 3 + K]
+        told = [int(logits[first + at].argmax()) for at in drawn]
+        assert told == [answer.tokens[at] for at in drawn]
+
+
+def _whole_sequence(reasoner: Reasoner, prompt: EncodedSample, answer: Answer, barred: str) -> Tensor:
+    """Hidden states [T, D] of prompt and answer in one forward, with a mask row by row."""
+    context = Context(reasoner, [prompt], 0)
+    tokens, special = context.tokens, reasoner.special
+    embeddings = write_images(context.embed(tokens.input_ids), tokens, reasoner.tower(context.window.images[0]))
+    added = context.embed(torch.tensor([answer.tokens]))
+    added[0, torch.tensor(answer.tokens) == special.latent_pad] = torch.cat(answer.latents)
+    embeddings = torch.cat([embeddings, added], dim=1)
+    P, T = len(prompt.input_ids), embeddings.shape[1]
+    positions = torch.cat([tokens.position_ids, context.position + 1 + torch.arange(T - P)], dim=2)
+    mask = torch.ones(T, T, dtype=torch.bool).tril()
+    columns = torch.ones(P, dtype=torch.bool) if barred == "prompt" else tokens.input_ids[0] == special.image_pad
+    end = answer.tokens.index(special.latent_end)
+    for at, token in enumerate(answer.tokens):
+        is_word = token not in (special.latent_start, special.latent_pad)
+        if at >= end and (barred != "image_for_words" or is_word):
+            mask[P + at, :P] &= ~columns
+    output = context.language_model(
+        inputs_embeds=embeddings, position_ids=positions, attention_mask={"full_attention": mask[None, None]}
+    )
+    hidden: Tensor = output.last_hidden_state[0]
+    return hidden
