@@ -32,8 +32,7 @@ from ilvr_ds.evaluation.loading import Reasoner, load_reasoner, speaking_of_the_
 from ilvr_ds.evaluation.pixels import replay_cost
 from ilvr_ds.evaluation.report import left_out_lines, metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results, append
-from ilvr_ds.tracking.origin import read_origin
-from ilvr_ds.tracking.registry import attach, is_reference, resolve
+from ilvr_ds.tracking.registry import attach, is_reference, read_origin, resolve
 from ilvr_ds.tracking.scores import check_address, log_scores
 
 logger = logging.getLogger("ilvr_ds")

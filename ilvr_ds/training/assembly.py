@@ -37,7 +37,7 @@ from ilvr_ds.model.vision import VisionTower
 from ilvr_ds.monitoring.throughput import Throughput, model_flops, peak_flops
 from ilvr_ds.monitoring.watchdog import Watchdog
 from ilvr_ds.provenance import environment, machine
-from ilvr_ds.tracking.mlflow_copy import PARENT_TAG, read_state
+from ilvr_ds.tracking.mlflow_state import PARENT_TAG, read_state
 from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
 from ilvr_ds.training.held_out import HeldOut
 from ilvr_ds.training.inputs import Inputs, say_what_does_nothing, say_where_latents_are_new

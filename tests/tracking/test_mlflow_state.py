@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ilvr_ds.tracking.mlflow_copy import CopyState, LeftRun, read_state, write_state
+from ilvr_ds.tracking.mlflow_state import CopyState, LeftRun, read_state, write_state
 from tests.full_disk import files_end_at
 
 
