@@ -169,7 +169,7 @@ class MlflowCopy:
         params = [Param(name, value) for name, value in self.state.params.items()]
         for start in range(0, len(params), 100):
             if refused := self._refused(params=params[start : start + 100]):  # MLflow never changes a parameter
-                logger.warning("MLflow keeps the earlier %s of run %s", ", ".join(refused), self.state.run_id)
+                logger.warning("MLflow keeps %s of run %s unchanged", ", ".join(refused), self.state.run_id)
         if self.state.datasets:
             self._client.log_inputs(
                 self.state.run_id, datasets=[_dataset_input(entry) for entry in self.state.datasets]
