@@ -171,7 +171,7 @@ def test_other_ranks_write_nothing(folder: Path) -> None:
 
 @pytest.fixture(params=["refuses", "hangs", "answers nonsense"])
 def bad_server(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Address of a server that is of no use."""
+    """Address of a useless server."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         held = []
