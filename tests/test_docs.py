@@ -132,7 +132,8 @@ def test_every_command_exists(page: Path) -> None:
 @by_page
 def test_every_module_that_is_run_exists(page: Path) -> None:
     modules = re.findall(r"-m ((?:ilvr_ds|tests)(?:\.\w+)+)", code(page))
-    assert [name for name in modules if not (ROOT / (name.replace(".", "/") + ".py")).is_file()] == []
+    files = {name: ROOT / name.replace(".", "/") for name in modules}
+    assert [name for name, at in files.items() if not (at.with_suffix(".py").is_file() or at.is_dir())] == []
 
 
 @by_page
