@@ -17,8 +17,7 @@ from ilvr_ds.audit.views import view_of
 from ilvr_ds.evaluation.preparation import Prepared
 from ilvr_ds.evaluation.results import Line, Results
 from ilvr_ds.pictures.views import SampleView
-from ilvr_ds.tracking.origin import read_origin
-from ilvr_ds.tracking.registry import attach
+from ilvr_ds.tracking.registry import attach, read_origin
 from ilvr_ds.tracking.scores import log_scores
 
 MOST_COMPARED = 512

@@ -10,7 +10,7 @@ import torch
 
 from ilvr_ds import __version__
 from ilvr_ds.provenance import commit
-from ilvr_ds.tracking.origin import is_exported
+from ilvr_ds.tracking.registry import is_exported
 
 FILE = "README.md"
 _HEADING = "## Scores\n"

@@ -27,8 +27,7 @@ from ilvr_ds.evaluation.pixels import replay_cost
 from ilvr_ds.evaluation.preparation import EvaluationSettings, Prepared, answer_batches, prepare
 from ilvr_ds.evaluation.report import left_out_lines, metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results
-from ilvr_ds.tracking.origin import read_origin
-from ilvr_ds.tracking.registry import attach
+from ilvr_ds.tracking.registry import attach, read_origin
 from ilvr_ds.tracking.scores import log_scores
 
 EXAMPLES = 50

@@ -35,7 +35,7 @@ from ilvr_ds.model.fingerprint import fingerprint
 from ilvr_ds.model.hub import model_folder
 from ilvr_ds.model.layers.four_bit import check_base, round_trip
 from ilvr_ds.model.student import DTYPES, load_config
-from ilvr_ds.tracking.origin import is_exported, write_origin
+from ilvr_ds.tracking.registry import is_exported, write_origin
 
 SHARD_BYTES = 4 * 1024**3
 """Tensors that wait to be written hold at most this much, plus the last one."""

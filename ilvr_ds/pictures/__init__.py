@@ -1,1 +1,1 @@
-"""Pictures of runs: plain numbers in, PNG files out; nothing here knows of models or ranks."""
+"""Pictures of runs: plain numbers in, PNG files out. Knows nothing of models or ranks."""

@@ -1,4 +1,4 @@
-"""Charts of numbers: the course of a run, accuracy by kind of task, what other latents do to accuracy."""
+"""Charts: the curves of a run, accuracy by kind of task, the effect of replaced latents on accuracy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Series = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
 
 def draw_curves(panels: Mapping[str, Series], path: Path) -> None:
-    """One panel for each entry: its lines over optimizer steps, and beside it each line's name and last value."""
+    """One panel per entry: lines over optimizer steps, and beside them each line's name and last value."""
     heights = [max(1.9, 0.16 * len(series) + 0.6) for series in panels.values()]
     total = sum(heights)
     figure = new_figure(total)
@@ -41,7 +41,7 @@ def draw_curves(panels: Mapping[str, Series], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Bar:
-    """A group's accuracy, its number of samples, and the accuracy of guessing where it is known."""
+    """A group's accuracy, its number of samples, and the accuracy of guessing, if known."""
 
     name: str
     accuracy: float
@@ -50,7 +50,7 @@ class Bar:
 
 
 def wilson(share: Floats, count: Floats) -> tuple[Floats, Floats]:
-    """Ends of the 95 % interval of a share that was seen `count` times: not empty at 0 and 1, as the normal one is."""
+    """The 95 % interval of a share observed `count` times; unlike the normal one it is not empty at 0 and 1."""
     z = 1.96
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
@@ -85,7 +85,7 @@ def draw_accuracy(title: str, bars: Sequence[Bar], path: Path) -> None:
 
 @dataclass(frozen=True)
 class AblationBar:
-    """A condition's accuracy and the 95 % interval of its difference to the model's own latents."""
+    """A condition's accuracy, and the 95 % interval of its difference from that with the model's own latents."""
 
     name: str
     accuracy: float
@@ -94,7 +94,7 @@ class AblationBar:
 
 
 def draw_ablation(title: str, own: float, bars: Sequence[AblationBar], path: Path) -> None:
-    """Difference in accuracy of each condition to the model's own latents, with its 95 % interval."""
+    """Each condition's difference in accuracy from the model's own latents, with its 95 % interval."""
     figure = new_figure(0.45 * len(bars) + 1.4)
     axes = figure.subplots()
     place(figure, 2.2, 0.3, 0.35, 0.6, 0, 0)

@@ -1,4 +1,4 @@
-"""A font for letters that matplotlib's own one lacks, among those that are installed; without one they are boxes."""
+"""Finds an installed font for letters that matplotlib's own lacks; without one they are drawn as boxes."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from matplotlib.text import Text
 
 logger = logging.getLogger("ilvr_ds")
 OWN = Path(get_data_path(), "fonts/ttf")
-"""Matplotlib's fonts, which go with it everywhere."""
+"""The fonts that come with matplotlib."""
 _FIRST_HAN = 0x2E80
 
 
 def font_of(letter: str) -> FontEntry | None:
-    """The installed font to draw a letter with; None: matplotlib's own one, which has it or nobody does."""
+    """The installed font to draw a letter with; None: matplotlib's own, which has it unless no font does."""
     return None if ord(letter) in _own_letters() or not letter.isprintable() else _installed_font(letter)
 
 
 def runs(text: str) -> Iterator[tuple[FontEntry | None, str]]:
-    """Pieces of a line that are drawn with one font, as font_of says."""
+    """A line in pieces of one font each, as font_of chooses."""
     for font, letters in groupby(text, font_of):
         yield font, "".join(letters)
 
 
 def choose_fonts(figure: Figure) -> None:
     """Give every text of a figure the fonts that its letters need."""
-    for axes in figure.axes:  # the names at an axis are texts only when they are asked for
+    for axes in figure.axes:  # tick labels exist only once asked for
         axes.get_xticklabels(), axes.get_yticklabels()
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
@@ -57,7 +57,7 @@ def _installed_font(letter: str) -> FontEntry | None:
 
 @cache
 def _installed_fonts() -> list[tuple[FontEntry, frozenset[int]]]:
-    """One upright font of each family with its letters, those with most letters first: read when first needed."""
+    """One upright font of each family with its letters, largest first; read when first needed."""
     families: dict[str, FontEntry] = {}
     for font in fontManager.ttflist:
         is_plain = font.style == "normal" and font.weight in (400, "normal", "regular")
@@ -68,11 +68,11 @@ def _installed_fonts() -> list[tuple[FontEntry, frozenset[int]]]:
 
 
 def _letters(file: str) -> frozenset[int]:
-    """Code points of a font; none where it cannot be drawn in any size (bitmaps of emoji) or read."""
+    """Code points of a font; none if it cannot be read or scaled (bitmap emoji)."""
     try:
         font = FT2Font(file)
     except (OSError, RuntimeError) as error:
-        logger.debug("%s: not a font to draw with (%s)", file, error)
+        logger.debug("%s: not a usable font (%s)", file, error)
         return frozenset()
     return frozenset(font.get_charmap()) if font.scalable else frozenset()
 
@@ -81,7 +81,7 @@ _missing_was_said = False
 
 
 def _say_missing(letter: str) -> None:
-    """Once a process: training goes on, and the next picture lacks the same."""
+    """Warn once per process: training goes on, and the next picture lacks the same letters."""
     global _missing_was_said
     if not _missing_was_said:
         package = "for Chinese, Japanese and Korean fonts-noto-cjk" if ord(letter) >= _FIRST_HAN else "as fonts-noto"

@@ -1,7 +1,7 @@
 """A page laid out in pixels from its top left corner: images, words and outlines, without axes.
 
-A panel of matplotlib costs 20 ms of the CPU whatever it shows, and a line of text 3 ms; a page of maps has dozens of
-both. So images and words are put together by Pillow, in matplotlib's font and colours, and the figure has one image.
+A matplotlib panel costs 20 ms of CPU time whatever it shows, a line of text 3 ms; a page of maps has dozens of both. So
+Pillow puts images and words together, in matplotlib's font and colours, and the figure holds a single image.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from ilvr_ds.pictures.style import COLOURS, DPI, HEAT, NORMAL, SMALL, WIDTH_IN, 
 Pixels = NDArray[np.uint8]
 WIDTH = int(WIDTH_IN * DPI)
 LINE = 16
-"""From a line of NORMAL text to the next."""
+"""Pixels from one line of NORMAL text to the next."""
 FRAME = "#C8C8C8"
 _SECOND_HALF = "\ue000"
-"""Stands for the second column of a wide letter while a text is wrapped."""
+"""Placeholder for the second column of a wide letter while text is wrapped."""
 MISSING = "#E8E8E8"
-"""Of a map where it has no value."""
+"""Colour of a map where it has no value."""
 
 
 class Page:
-    """A white page, WIDTH pixels wide. Places are (x, y) of the top left corner of what is put there."""
+    """A white page, WIDTH pixels wide. Positions (x, y) are top left corners."""
 
     def __init__(self, height: int) -> None:
         self.height = height
@@ -44,7 +44,7 @@ class Page:
         self._pen = ImageDraw.Draw(self._raster)
 
     def words(self, x: float, y: float, text: str, size: float = NORMAL) -> None:
-        """One line or several."""
+        """Write one or more lines of text."""
         ascent = _font(size).getmetrics()[0]
         for number, line in enumerate(text.splitlines()):
             end = x
@@ -54,13 +54,13 @@ class Page:
                 end += font.getlength(piece)
 
     def image(self, x: int, y: int, pixels: Pixels) -> None:
-        """An image [H, W, 3] in its own size, in a grey frame: many are white at their edges."""
+        """Place an image [H, W, 3] unscaled, in a grey frame: many are white at their edges."""
         height, width = pixels.shape[:2]
         self._pen.rectangle((x - 1, y - 1, x + width, y + height), outline=FRAME)
         self._raster.paste(Image.fromarray(pixels), (x, y))
 
     def box(self, x: float, y: float, width: float, height: float) -> None:
-        """An outline that shows on dark and on light: white below, vermilion on top."""
+        """Draw an outline that shows on dark and on light: white below, vermilion on top."""
         for colour, line in (("white", 2.6), (COLOURS[3], 1.6)):
             self._figure.add_artist(
                 Rectangle(
@@ -70,14 +70,14 @@ class Page:
             )  # fmt: skip
 
     def mark(self, x: float, y: float, text: str, room: float) -> None:
-        """White letters on black around a centre, as large as `room` pixels let them be."""
+        """Write white letters on black around a centre, as large as fit in `room` pixels."""
         font = _font(min(NORMAL, max(5.5, 0.55 * room * 72 / DPI)), bold=True)
         left, top, right, bottom = self._pen.textbbox((x, y), text, font=font, anchor="mm")
         self._pen.rectangle((left - 3, top - 3, right + 3, bottom + 3), fill="#333333")
         self._pen.text((x, y), text, fill="white", font=font, anchor="mm")
 
     def scale(self, x: int, y: int, length: int, low: float, high: float) -> None:
-        """The colours of a heat map from `low` to `high`, upright, with both ends in figures."""
+        """Draw the colour bar of a heat map, upright, with its ends `low` and `high` in figures."""
         strip = np.linspace(high, low, length, dtype=np.float32)[:, None].repeat(12, axis=1)
         self.image(x, y, coloured(strip, low, high))
         self.words(x + 17, y, f"{high:.2f}", SMALL)
@@ -90,8 +90,8 @@ class Page:
 
 
 class _Raster(Artist):
-    """Pixels of the whole figure [H, W, 4] below all else. Matplotlib's own image would sample them anew, which took
-    more than half the time of a page."""
+    """Pixels of the whole figure [H, W, 4], below all else. Matplotlib's own image would resample them, which took more
+    than half the time of a page."""
 
     zorder = 0
 
@@ -117,7 +117,7 @@ def _other_font(file: str, index: int, points: float) -> ImageFont.FreeTypeFont:
 
 
 def fitted(pixels: Pixels, width: int, height: int) -> Pixels:
-    """An image [H, W, 3] as large as it can be within a box."""
+    """Scale an image [H, W, 3] to fit a box."""
     ratio = min(width / pixels.shape[1], height / pixels.shape[0])
     size = max(1, round(pixels.shape[1] * ratio)), max(1, round(pixels.shape[0] * ratio))
     method = Image.Resampling.NEAREST if ratio > 1 else Image.Resampling.BOX
@@ -125,22 +125,22 @@ def fitted(pixels: Pixels, width: int, height: int) -> Pixels:
 
 
 def coloured(values: NDArray[np.float32], low: float, high: float) -> Pixels:
-    """A map [R, C] in the colours of heat, [R, C, 3]; what is not finite is grey."""
+    """A map [R, C] in heat colours, [R, C, 3]; grey where it is not finite."""
     palette = colormaps[HEAT].with_extremes(bad=MISSING)
     spread = np.ma.masked_invalid((values - low) / max(high - low, 1e-9))
     return np.asarray(palette(spread, bytes=True))[..., :3]
 
 
 def limits(values: NDArray[np.float32]) -> tuple[float, float]:
-    """The smallest and the largest finite value; 0 and 1 where there is none."""
+    """The smallest and the largest finite value; 0 and 1 if there are none."""
     finite = values[np.isfinite(values)]
     return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
 
 
 def wrapped(text: str, columns: int, lines: int) -> str:
-    """Text in lines of so many letters; what is longer loses its beginning, where it is least news.
+    """Wrap text to `columns` letters; beyond `lines` lines it loses its beginning, the older part.
 
-    Letters of Chinese, Japanese and Korean are two wide.
+    Letters of Chinese, Japanese and Korean count two columns.
     """
     spread = "".join(letter + _SECOND_HALF * (east_asian_width(letter) in "WF") for letter in text)
     rows = [row for part in spread.splitlines() for row in textwrap.wrap(part, columns) or [""]]

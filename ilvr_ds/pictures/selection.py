@@ -1,4 +1,4 @@
-"""What the teacher selected in each helper image, and where each latent of the student looks.
+"""Draws what the teacher selected in each helper image, and where each of the student's latents looks.
 
 Letters: M segments, K latent slots, R x C merged patches of a helper image.
 """
@@ -25,7 +25,7 @@ INPUT = 240
 
 def draw_selection(view: SampleView, step: int, path: Path) -> None:
     """Question and input images; below, for each segment, the text so far, the helper image with the selected patches
-    outlined and numbered, and the cosine of every patch to the teacher's query; pale where it was not in the pool."""
+    outlined and numbered, and every patch's cosine to the teacher's query, pale outside the pool."""
     shown = [segment for segment in view.segments[:MAX_SEGMENTS] if segment.selection]
     helpers = [fitted(segment.helper, 250, 250) for segment in shown]
     columns = (EDGE, 420, 420 + 250 + GAP)
@@ -55,10 +55,10 @@ def draw_selection(view: SampleView, step: int, path: Path) -> None:
 
 def draw_latents(view: SampleView, step: int | None, path: Path) -> None:
     """Question and input images; below, for each segment, the text before it, the helper image, and a map for each
-    latent slot: the cosine of what the student makes there to every patch, in one colour scale for all.
+    latent slot: the cosine of the student's latent there to every patch, in one colour scale for all.
 
-    Outlined in a map, and numbered in the helper image: the patch that the teacher picked for the slot; without a
-    teacher the patch that is closest to the latent. step None: of a model that is done."""
+    Outlined in each map, and numbered in the helper image: the patch that the teacher picked for the slot; without a
+    teacher, the patch closest to the latent. step None: of a model that is done."""
     shown = view.segments[:MAX_SEGMENTS]
     slots = min(MAX_SLOTS, max((len(segment.latents) for segment in shown), default=0))
     helpers = [fitted(segment.helper, 170, 200) for segment in shown]
@@ -112,14 +112,14 @@ def _header(page: Page, view: SampleView, title: str) -> None:
 
 
 def _cells_of_slots(segment: SegmentView) -> list[tuple[Cell, ...]]:
-    """For each latent slot the patches of its target; without a teacher those that it is closest to."""
+    """For each latent slot the patches of its target; without a teacher, those closest to it."""
     if segment.selection:
         return [*segment.selection.cells, *[()] * (len(segment.latents) - len(segment.selection.cells))]
     return [_largest(values) for values in segment.latents]
 
 
 def _largest(values: NDArray[np.float32]) -> tuple[Cell, ...]:
-    """Where a map is largest; a candidate that is the mean of several patches has all of them."""
+    """Where a map is largest: all patches of a candidate that averages several."""
     if not np.isfinite(values).any():
         return ()
     return tuple((int(r), int(c)) for r, c in np.argwhere(values == np.nanmax(values)))
@@ -132,7 +132,7 @@ def _caption(segment: SegmentView, slot: int, cells: Sequence[tuple[Cell, ...]])
 
 
 def _numbered(cells: Sequence[tuple[Cell, ...]]) -> dict[Cell, str]:
-    """Every patch that is outlined, and the numbers that stand in it: those of whose first patch it is."""
+    """Each outlined patch with its numbers: those of the groups that it is the first patch of."""
     marks: dict[Cell, list[str]] = {}
     for number, group in enumerate(cells, start=1):
         for cell in group:
@@ -143,7 +143,7 @@ def _numbered(cells: Sequence[tuple[Cell, ...]]) -> dict[Cell, str]:
 
 
 def _enlarged(pixels: Pixels, like: Pixels) -> Pixels:
-    """A map [R, C, 3] in the size of an image of what it maps."""
+    """A map [R, C, 3] enlarged to the size of the image that it maps."""
     height, width = like.shape[:2]
     r, c = (np.arange(n) * size // n for n, size in ((height, len(pixels)), (width, pixels.shape[1])))
     enlarged: Pixels = pixels[r][:, c]
@@ -151,7 +151,7 @@ def _enlarged(pixels: Pixels, like: Pixels) -> Pixels:
 
 
 def _faded(pixels: Pixels, pool: frozenset[Cell] | None) -> Pixels:
-    """A map [R, C, 3] that is nearly white outside the pool."""
+    """A map [R, C, 3], nearly white outside the pool."""
     if pool is None:
         return pixels
     outside = np.array([[(r, c) not in pool for c in range(pixels.shape[1])] for r in range(len(pixels))])
@@ -160,7 +160,7 @@ def _faded(pixels: Pixels, pool: frozenset[Cell] | None) -> Pixels:
 
 
 def _outline(page: Page, x: int, y: int, image: Pixels, grid: tuple[int, ...], marks: dict[Cell, str]) -> None:
-    """Outlines of the patches of an image of `grid` rows and columns, and their numbers on top of all outlines."""
+    """Outline patches of an image of `grid` rows and columns, with their numbers on top of all outlines."""
     height, width = image.shape[0] / grid[0], image.shape[1] / grid[1]
     for r, c in marks:
         page.box(x + c * width, y + r * height, width, height)

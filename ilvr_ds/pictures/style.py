@@ -1,4 +1,4 @@
-"""How all pictures look: headless, notebook width, colours that colour-blind readers tell apart."""
+"""The common look: headless, notebook width, colours that colour-blind readers can tell apart."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from ilvr_ds.pictures.fonts import choose_fonts
 
 WIDTH_IN, DPI = 10.0, 100
-"""1,000 pixels: the width of a notebook's cell."""
+"""1,000 pixels, the width of a notebook cell."""
 HEAT = "cividis"
-"""Even in lightness, the same to colour-blind readers."""
+"""Perceptually uniform, and the same to colour-blind readers."""
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-"""Okabe and Ito's, without yellow, which is faint on white."""
+"""Okabe and Ito's palette without yellow, which is faint on white."""
 LINES = ("-", "--", "-.", ":")
 SMALL, NORMAL = 8.0, 9.5
 """Points."""
@@ -23,14 +23,13 @@ SMALL, NORMAL = 8.0, 9.5
 def new_figure(height_in: float) -> Figure:
     """A figure of the common width; without pyplot, so that any thread may draw.
 
-    Who draws places the panels: a layout engine draws everything several times to find out, which takes most of the
-    time.
+    The caller places the panels: a layout engine would draw everything several times, and take most of the time.
     """
     return Figure(figsize=(WIDTH_IN, height_in), dpi=DPI)
 
 
 def place(figure: Figure, left: float, right: float, top: float, bottom: float, across: float, down: float) -> None:
-    """Margins and gaps in inches; the gaps are between panels that share the room evenly."""
+    """Set margins, and gaps between evenly sized panels, in inches."""
     width, height = (float(side) for side in figure.get_size_inches())
     grid = figure.axes[0].get_subplotspec()
     rows, columns = grid.get_gridspec().get_geometry() if grid else (1, 1)
@@ -43,7 +42,7 @@ def place(figure: Figure, left: float, right: float, top: float, bottom: float, 
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG as a whole, with fonts that have its letters where such are installed (see fonts.py)."""
+    """Write a PNG atomically, with installed fonts that have its letters (fonts.py)."""
     choose_fonts(figure)
     temporary = path.with_name(path.name + ".partial")
     with warnings.catch_warnings():

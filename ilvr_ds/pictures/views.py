@@ -1,4 +1,4 @@
-"""A sample as pictures show it: plain arrays.
+"""A sample as the pictures show it: plain arrays.
 
 Letters: K latent slots, R x C merged patches of a helper image.
 """
@@ -18,11 +18,11 @@ class Selection:
     """What the teacher picked for a segment."""
 
     cosine: NDArray[np.float32]
-    """[R, C] cosine of the query to each candidate, on the patches that it is the mean of; NaN where there is none"""
+    """[R, C] cosine of the query to each candidate, on every patch that it averages; NaN where there is none"""
     cells: tuple[tuple[Cell, ...], ...]
-    """Patches of each kept candidate, in the order of selection."""
+    """Patches of each kept candidate, in order of selection."""
     pool: frozenset[Cell] | None = None
-    """Patches of the candidates among which was chosen; None: all"""
+    """Patches of the candidates to choose from; None: all"""
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class SegmentView:
     """One latent segment."""
 
     text: str
-    """The reasoning between the segment before and this one."""
+    """The reasoning between the previous segment and this one."""
     helper: NDArray[np.uint8]
     """[H, W, 3]"""
     latents: NDArray[np.float32]
-    """[K, R, C] cosine of what the student makes at each slot to each candidate; NaN where there is none"""
+    """[K, R, C] cosine of the student's latent at each slot to each candidate; NaN where there is none"""
     selection: Selection | None = None
     """None without a teacher."""
 
 
 @dataclass(frozen=True)
 class SampleView:
-    """One sample, as far as pictures show it."""
+    """One sample."""
 
     id: str
     kind: str

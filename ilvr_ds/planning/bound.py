@@ -1,9 +1,9 @@
-"""A bound on the time of an optimizer step: what the device needs at least, with nothing between its work.
+"""A lower bound on the time of an optimizer step: a device that is never idle.
 
-Matrix products and attention run at a part of the data sheet's peak, what lies between them at the memory's speed;
-transfers beside arithmetic cost only what they take longer. Launches, the host, imbalance and waiting cost nothing. The
-rates are what H100s and H200s reached in the benchmark of a step (docs/performance.md): there 7B on one GPU took 1.01
-to 1.15 times this, and where the host is the limit (3B, or ZeRO-3 with small micro-batches) up to 2.2 times.
+Matrix products and attention run at a fraction of the data sheet's peak, everything between them at memory bandwidth;
+transfers overlap with arithmetic and cost only the excess. Launches, the host, imbalance and waiting cost nothing. The
+rates are those that H100s and H200s reached in the benchmark of a step (docs/performance.md): 7B on one GPU took 1.01
+to 1.15 times the bound, and where the host is the limit (3B, or ZeRO-3 with small micro-batches) up to 2.2 times.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from ilvr_ds.planning.memory import optimizer_bytes
 from ilvr_ds.planning.setup import Setup
 
 PRODUCT_RATE = 0.65
-"""Of the peak, measured: the language model's products and attention at 7B on an H200. Large products alone: 0.8."""
+"""Of the peak, measured: products and attention of the language model, 7B on an H200. Large products alone: 0.8."""
 TOWER_RATE = 0.42
-"""Measured: the same of the vision tower, whose layers are narrower, with what lies between them."""
+"""Measured: the same for the vision tower, whose layers are narrower, including everything between products."""
 MEMORY_RATE = 0.9
 """Measured: large copies on the device, 3.0 of 3.35 TB/s (H100) and 4.3 of 4.8 (H200)."""
 LOGIT_TRAFFIC = 30
-"""Assumed: bytes for each logit, in 16 bit, float32 and as log-softmax, in both directions."""
+"""Assumed: bytes per logit, in 16 bit, float32 and as log-softmax, forward and backward."""
 OPTIMIZER_TRAFFIC, OPTIMIZER_TRAFFIC_8BIT = 140, 220
-"""Measured: bytes a trained weight that memory could have moved while the optimizer stepped. 28 and 16 must be;
-DeepSpeed passes over the gradients several times, and states in 8 bit are unpacked and packed."""
+"""Measured: bytes per trained weight that memory could have moved during the optimizer step. 28 and 16 are necessary;
+DeepSpeed passes over the gradients several times, and 8-bit states are unpacked and packed."""
 LINK_RATE = 0.8
-"""Assumed for large transfers."""
+"""Of the link between GPUs, or to the host; assumed for large transfers."""
 BOTH_WAYS_RATE = 0.7
-"""Measured: of the link to the host, 44 of 64 GB/s in each direction at once."""
+"""Of the link to the host, measured: 44 of 64 GB/s in each direction at once."""
 HOST_MEMORY = 38e9
-"""Measured: bytes a second that DeepSpeed's CPU Adam moved, 3B on 32 cores."""
+"""Measured: bytes a second that DeepSpeed's CPU Adam moved at 3B on 32 cores."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Bound:
     parts: dict[str, float]
     flops: float
     samples: int
-    """Of the step on all ranks"""
+    """Samples of the step on all ranks"""
 
     @property
     def seconds(self) -> float:
@@ -49,20 +49,20 @@ class Bound:
         return sum(self.parts.values())
 
     def mfu(self, chip: Chip) -> float:
-        """`speed/mfu` at this time."""
+        """`speed/mfu` of a step at the bound."""
         return self.flops / self.seconds / chip.flops
 
 
 def bound_time(setup: Setup, chip: Chip) -> Bound:
-    """The parts of a step of `setup` on ranks with a `chip` each, all in one host."""
+    """The parts of a step of `setup`, with one `chip` per rank, all in one host."""
     formula = ModelFlops(setup.geometry, setup.trained, setup.frozen, setup.has_teacher)
     work = _work(setup)
     flops, rate = formula.matmul(work), PRODUCT_RATE * chip.flops
     between = _between_products(setup, work) / (MEMORY_RATE * chip.memory_bandwidth)
     passes = 2 if setup.frozen else 3
-    forwards = 4 if setup.checkpointing == "full" else 3  # a backward passes twice over what a forward does
+    forwards = 4 if setup.checkpointing == "full" else 3  # a backward costs two forwards
     forwards *= setup.passes
-    forwards += setup.latent_gradient is not None and not setup.has_whole_chain  # makes the latents
+    forwards += setup.latent_gradient is not None and not setup.has_whole_chain  # the pass that makes the latents
     student = flops.student * (1 + (forwards - 3) / passes) / rate + forwards * between
     student += _sums(setup, work) / (MEMORY_RATE * chip.memory_bandwidth)
     parts = {
@@ -72,13 +72,13 @@ def bound_time(setup: Setup, chip: Chip) -> Bound:
     }
     if setup.has_teacher:
         parts["teacher"] = max(flops.teacher / rate + between, setup.teacher_pieces * _teacher_transfer(setup, chip))
-        parts["momentum update"] = max(0.0, _momentum(setup, chip) - parts["vision"])  # beside which it runs
+        parts["momentum update"] = max(0.0, _momentum(setup, chip) - parts["vision"])  # it overlaps with vision
     return Bound(parts, formula.of(work).total, setup.window_samples * setup.world)
 
 
 def _between_products(setup: Setup, work: Work) -> float:
-    """Bytes that a forward of the layers reads and writes between products: norms and sums 10 D, queries, keys and
-    values turned, laid out and attended to 6 Q + 8 KV, the gated product 3 I (letters as in memory.py)."""
+    """Bytes that a forward of the layers reads and writes between products: norms and residual sums 10 D, rotating,
+    laying out and attending to queries, keys and values 6 Q + 8 KV, the gated product 3 I (letters: memory.py)."""
     text = setup.geometry.text
     turned = (6 * text.heads + 8 * text.kv_heads) * text.head_dim
     elements = 10 * text.hidden_size + turned + 3 * text.intermediate_size
@@ -86,7 +86,7 @@ def _between_products(setup: Setup, work: Work) -> float:
 
 
 def _sums(setup: Setup, work: Work) -> float:
-    """Bytes to add each micro-batch's gradients to the sum, and for logits."""
+    """Bytes for accumulating each micro-batch's gradients, and for logits."""
     summed = (setup.itemsize + 2 * setup.gradient_itemsize) * setup.trained * setup.grad_accum_steps
     return summed + LOGIT_TRAFFIC * setup.geometry.text.vocab_size * work.labels
 
@@ -98,7 +98,7 @@ def _work(setup: Setup) -> Work:
 
 
 def _communication(setup: Setup, chip: Chip) -> float:
-    """Of one micro-batch: ZeRO-3 gathers the weights for the forward and the backward and scatters the gradients."""
+    """Seconds per micro-batch: ZeRO-3 gathers the weights for forward and backward, and scatters the gradients."""
     others = (setup.world - 1) / setup.world
     gathered = 2 * setup.held if setup.zero.stage == 3 else 0
     moved = others * (setup.itemsize * gathered + setup.gradient_itemsize * setup.trained)
@@ -107,7 +107,7 @@ def _communication(setup: Setup, chip: Chip) -> float:
 
 
 def _optimizer(setup: Setup, chip: Chip) -> float:
-    """On the host reading and writing of the float32 state, and gradients and weights beside it, and their way."""
+    """On the host: reading and writing the float32 state, gradients and weights, and transferring the last two."""
     mine = setup.shard(setup.trained)
     if not setup.zero.offloads_optimizer:
         traffic = OPTIMIZER_TRAFFIC_8BIT if setup.optimizer.endswith("8bit") else OPTIMIZER_TRAFFIC
@@ -125,7 +125,7 @@ def _teacher_transfer(setup: Setup, chip: Chip) -> float:
 
 
 def _momentum(setup: Setup, chip: Chip) -> float:
-    """Averages down and up again at once, as what the network reads and the rest; on the device only its own memory."""
+    """Averages from the host and back, both directions at once; with a teacher on the device, memory traffic alone."""
     mine = setup.shard(setup.trained if setup.frozen else setup.geometry.text.language_model)
     moved = mine * (setup.average_itemsize + setup.itemsize)
     if setup.teacher_offload == "cpu":

@@ -1,4 +1,4 @@
-"""What accelerators can do at most, by the name that torch gives them; from their data sheets."""
+"""Peak rates of accelerators, from their data sheets, by torch's device names."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class Chip:
     """Peaks of one device."""
 
     flops: float
-    """Dense bf16 matrix products with fp32 sums, FLOP/s; data sheets of Hopper and later print twice that, for sparse
-    ones."""
+    """FLOP/s of dense bf16 matrix products with fp32 accumulation; data sheets of Hopper and later print twice that,
+    for sparse ones."""
     memory_bandwidth: float
     """Bytes a second"""
     link: float
@@ -33,20 +33,20 @@ CHIPS = {
     "A800": Chip(312e12, 2.0e12, 200e9, 32e9),
     "L40S": Chip(362e12, 0.864e12, 32e9, 32e9),
 }
-"""By a part of the device's name; the first part that fits counts."""
+"""By a part of the device's name; the first match counts."""
 
 
 USABLE_GIB = {40.0: 39.4, 80.0: 79.2, 141.0: 139.8}
-"""What torch finds on cards that are named by so many GB: A100, H100, H200."""
+"""GiB that torch finds on cards sold as so many GB: A100, H100, H200."""
 
 
 def usable_gib(named: float) -> float:
-    """GiB for programs on a GPU of which `named` is said: the name of a card, else GiB that were measured."""
+    """GiB usable on a GPU of `named` GB: looked up for a card's nominal size, otherwise taken as measured GiB."""
     return USABLE_GIB.get(named, named)
 
 
 def find_chip(device_name: str) -> Chip | None:
-    """The chip of a torch device name ("NVIDIA H100 80GB HBM3"); None for one that the table lacks, or a CPU."""
+    """The chip of a torch device name ("NVIDIA H100 80GB HBM3"); None for a CPU or a device not in the table."""
     words = device_name.replace("-", " ").split()
     if "MIG" in words:  # a part of a chip
         return None

@@ -1,4 +1,4 @@
-"""What `ilvr-ds plan` does with its arguments: which model, which recipes, one in detail or a line for each."""
+"""`ilvr-ds plan`: from its arguments to a model, recipes, and one report in detail or a line for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ilvr_ds.planning.setup import SampleSize, Setup, Zero
 ReadConfig = Callable[[str], Any]
 """The transformers configuration in a folder"""
 ReadDeepSpeed = Callable[[str, Path], dict[str, Any]]
-"""The DeepSpeed settings of a path, looked for from the recipe's folder too"""
+"""The DeepSpeed settings at a path, which may be relative to the recipe's folder"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PlanOptions:
     """7b, 3b, or a folder; None: the recipe's"""
     gpus: int
     gpu_memory: float
-    """GiB of each, or what a card is named by"""
+    """GiB of each, or a card's nominal GB"""
     chip: str | None
     config: Path | None
     overrides: tuple[str, ...]
@@ -38,7 +38,7 @@ class PlanOptions:
 def plan(
     options: PlanOptions, recipes: Mapping[str, Path], read_config: ReadConfig, read_deepspeed: ReadDeepSpeed
 ) -> list[str]:
-    """The lines to print; `recipes` by name, of which those of the model get a line each. Raises UserError."""
+    """The lines to print. recipes: by name; those for the model get a line each. Raises UserError."""
     if options.gpus < 1 or not options.gpu_memory > 0:
         raise UserError("plan: --gpus must be 1 or more, --gpu-memory above 0 (GiB)")
     if options.chip is not None and options.chip not in CHIPS:

@@ -1,16 +1,16 @@
 """Model FLOPs of training: what the mathematics needs, whatever the implementation repeats or pads.
 
-Per optimizer step (issue 7), P weights and T tokens without padding:
+Per optimizer step, for P weights and T tokens without padding:
 
     6 P_trained T  +  4 P_frozen T  +  2 P_teacher T  +  2 P_vision patches  +  attention
 
-A trained weight costs 2 in the forward and 4 in the backward; a frozen weight below adapters 2 and, for the gradient
-that passes through it, 2 more. Vision counts where images go through the tower, not where features are stored.
-Attention over n tokens costs 4 n^2 times the width of all heads a layer, half of that where it is causal, and the
-backward twice the forward. Recomputation (activation checkpointing) does not count.
+A trained weight costs 2 in the forward and 4 in the backward; a frozen weight below adapters 2, and 2 more for the
+gradient that passes through it. Vision counts where images go through the tower, not with stored features. Attention
+over n tokens costs 4 n^2 times the width of all heads per layer, half of that if causal, and the backward twice the
+forward. Recomputation (activation checkpointing) does not count.
 
-This counts all weights, as is usual, though an embedding is only looked up and this head only sees supervised tokens.
-`matmul` counts what is really multiplied; it is what torch's FlopCounterMode finds.
+By convention this counts all weights, though an embedding is only looked up and the head sees supervised tokens alone.
+`matmul` counts the actual multiplications, those that torch's FlopCounterMode finds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ilvr_ds.planning.geometry import Geometry
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to compute, on one rank, padding not counted."""
+    """The work of one rank, without padding."""
 
     samples: int = 0
     tokens: int = 0
@@ -31,7 +31,7 @@ class Work:
     labels: int = 0
     """Supervised tokens"""
     patches: int = 0
-    """Of images that go through the tower"""
+    """Patches of images that go through the tower"""
     image_squares: int = 0
     """Sum over images of the squared number of patches"""
     window_squares: int = 0
@@ -51,13 +51,13 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """The sum."""
         return self.student + self.teacher + self.vision
 
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """Turns work into floating-point operations."""
+    """Converts work to floating-point operations."""
 
     geometry: Geometry
     trained: int
@@ -67,7 +67,7 @@ class ModelFlops:
     has_teacher: bool
 
     def of(self, work: Work) -> Flops:
-        """By the formula at the head of this file."""
+        """By the formula at the top of this file."""
         text, vision = self.geometry.text, self.geometry.vision
         attention = self._text_attention(work)
         return Flops(
@@ -77,8 +77,7 @@ class ModelFlops:
         )
 
     def matmul(self, work: Work) -> Flops:
-        """The same of what is multiplied: matrices alone, the head on supervised tokens, the merger on merged patches,
-        no embedding table."""
+        """Actual multiplications: matrices alone, the head on supervised tokens, the merger on merged patches."""
         text, vision = self.geometry.text, self.geometry.vision
         attention = self._text_attention(work)
         layers = 2 * text.layers * text.layer_matrices * work.tokens
@@ -94,7 +93,7 @@ class ModelFlops:
         )
 
     def _text_attention(self, work: Work) -> float:
-        """One causal forward of all layers: half the square."""
+        """One causal forward of all layers, half the square."""
         text = self.geometry.text
         return 2 * text.layers * text.heads * text.head_dim * work.squares
 

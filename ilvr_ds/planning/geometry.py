@@ -1,4 +1,4 @@
-"""The sizes of a Qwen2.5-VL and how many weights follow from them, without building it.
+"""The sizes of a Qwen2.5-VL and the weight counts that follow, without building the model.
 
 Letters: D hidden size, I intermediate size, V rows of the embedding.
 """
@@ -20,7 +20,7 @@ class TextSizes:
     head_dim: int
     intermediate_size: int
     vocab_size: int
-    """Rows of the embedding, unused ones included."""
+    """Rows of the embedding, including unused ones."""
     is_tied: bool
     """The head is the embedding."""
 
@@ -52,12 +52,12 @@ class TextSizes:
 
     @property
     def embedding(self) -> int:
-        """Weights of the embedding; as many of the head."""
+        """Weights of the embedding, and of the head."""
         return self.vocab_size * self.hidden_size
 
     @property
     def language_model(self) -> int:
-        """Embedding, layers and final norm: what the teacher consists of."""
+        """Embedding, layers and final norm: the teacher's weights."""
         return self.embedding + self.layers * self.layer + self.hidden_size
 
     @property
@@ -159,4 +159,4 @@ KNOWN = {
     "3b": _qwen(TextSizes(2048, 36, 16, 2, 128, 11008, 151936, is_tied=True)),
     "7b": _qwen(TextSizes(3584, 28, 28, 4, 128, 18944, 152064, is_tied=False)),
 }
-"""The released Qwen2.5-VL, from their configurations."""
+"""The released Qwen2.5-VL models, from their configurations."""

@@ -1,23 +1,23 @@
-"""Memory of one rank, term by term: what torch allocates on the GPU at the worst moment, and what the host holds.
+"""Memory of one rank, term by term: the peak of torch's allocations on the GPU, and host memory.
 
 Letters: P weights, W ranks, b bytes of an element of the computation (2 in bf16), D hidden size, I intermediate size,
 Q and KV width of all query and of all key heads, V rows of the head, T tokens of a micro-batch.
 
-States that stay (ZeRO-3; ZeRO-2 holds the weights whole, ZeRO-1 the gradients too):
+Persistent states (ZeRO-3; ZeRO-2 holds the weights whole, ZeRO-1 the gradients too):
     weights b P / W, gradients b P_trained / W (4 instead of b where train.gradient_precision is fp32), float32
     master weights 4 P_trained / W, and Adam's two moments: 8 P_trained / W, or 2 and a scale for each 256 elements in
     8 bit. Optimizer offload moves gradients, master weights and moments to the host.
 
-Activations that a decoder layer keeps of a token until the backward, in 16 bit, attention by a flash kernel:
-    none        8 D + 4 Q + 4 KV + 6 I      two norms (input, output), queries, keys, values and attention's output, and
-                                            of the gated layer both projections and their product
-                16 D + 4 Q + 4 KV + 8 I     where layers are stock: norms keep the input in float32, normalised, and the
-                                            output, and the gated layer the activation too
+Bytes per token that a decoder layer keeps until the backward, in 16 bit, with flash attention:
+    none        8 D + 4 Q + 4 KV + 6 I      two norms (input, output), queries, keys, values, the output of attention,
+                                            both projections of the gated layer and their product
+                16 D + 4 Q + 4 KV + 8 I     stock layers: norms keep the input in float32, the normalised input and the
+                                            output, and the gated layer its activation too
     selective    6 D + 4 Q + 4 KV + 4 I     the layer's input and the outputs of attention and of matrix products
     full         2 D                        the layer's input
-and one layer at a time what is computed again.
+plus what is recomputed, one layer at a time.
 
-Logits: of a chunk of supervised tokens in b, in float32 and as log-softmax: (b + 8) V a token.
+Logits of one chunk of supervised tokens, in b, in float32 and as log-softmax: (b + 8) V per token.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ GIB = 2**30
 HOST_PROCESS = 4 * GIB
 """Measured: a rank's process with torch, CUDA and DeepSpeed loaded, 3.6 to 4.4 GiB of its peak."""
 HOST_WORKER = GIB // 2
-"""Assumed: a loader process with the windows that it has ready."""
+"""Assumed: a loader process with its prefetched windows."""
 CONTEXT = 3 * GIB // 2
-"""Assumed: what CUDA and NCCL take of a GPU beside torch's own allocations."""
+"""Assumed: GPU memory of CUDA and NCCL beside torch's allocations."""
 FRAGMENTS = 0.05
-"""Assumed: what torch's allocator holds beyond what is allocated, as a part of that."""
+"""Assumed: fragmentation, what torch's allocator holds beyond what is allocated, as a fraction of that."""
 UPDATE_ELEMENTS = 6 * 2**24
 """The momentum update, beside other work: six pieces of 2^24 elements."""
 EXCHANGED_ELEMENTS = 2**26
-"""Of weights that ZeRO-1 and 2 exchange for it at a time, if not one larger weight."""
+"""Elements that ZeRO-1 and 2 exchange for the update at a time, or one larger weight."""
 FOUR_BITS = 0.5 + (1 + 4 / 256) / 64
-"""Bytes of a weight in 4 bits: two to a byte, a scale of 8 bits for each 64, for 256 of those another in float32."""
+"""Bytes per 4-bit weight: half a byte, an 8-bit scale per 64 weights, a float32 scale per 256 of those."""
 QUERY_BUFFERS = 2**26 * 10
 """The teacher's prompt-to-image attention: at most 2^26 elements at a time, in 16 bit, float32 and as softmax."""
 
@@ -50,22 +50,22 @@ class Memory:
     """Bytes of one rank."""
 
     resident: dict[str, float]
-    """On the GPU all the time"""
+    """On the GPU throughout"""
     moments: dict[str, float]
-    """On the GPU on top of that while something runs; they come one after the other"""
+    """On the GPU in addition, one after the other"""
     host: dict[str, float]
     """In host memory"""
     checkpoint_copy: float
-    """More host memory while a checkpoint is written in the background, where that much is free"""
+    """Extra host memory while a checkpoint is written in the background, if that much is free"""
 
     @property
     def peak(self) -> float:
-        """Allocated on the GPU at the worst moment: torch's max_memory_allocated."""
+        """Peak allocation on the GPU: torch's max_memory_allocated."""
         return sum(self.resident.values()) + max(self.moments.values())
 
     @property
     def needed(self) -> float:
-        """What the GPU must have for it."""
+        """Memory that the GPU must have."""
         return self.peak * (1 + FRAGMENTS) + CONTEXT
 
 
@@ -80,7 +80,7 @@ def optimizer_bytes(name: str) -> float:
 
 
 def activation_bytes(setup: Setup) -> tuple[float, float]:
-    """Of a token in a decoder layer: what is kept until the backward, and what is there when it is computed again."""
+    """Per token and decoder layer: what is kept until the backward, and what recomputation adds."""
     text, wide = setup.geometry.text, setup.itemsize
     D, I = text.hidden_size, text.intermediate_size  # noqa: E741
     attention = 2 * wide * (text.heads + text.kv_heads) * text.head_dim
@@ -112,7 +112,7 @@ def _resident(setup: Setup) -> dict[str, float]:
     if setup.records_latents:
         text = setup.geometry.text
         in_layers = setup.trained if setup.lora_rank else text.layers * text.layer + text.hidden_size
-        columns = setup.micro_batch_size * 256 * -(-setup.sample.tokens // 256)  # samples that are alike need no more
+        columns = setup.micro_batch_size * 256 * -(-setup.sample.tokens // 256)  # enough for samples of equal length
         held = 2 * text.layers * text.kv_heads * text.head_dim * columns  # keys and values
         with_backward = setup.gradient_itemsize * in_layers + wide * held  # sums, and gradients of keys and values
         terms["recorded latents"] = wide * held + with_backward * setup.has_whole_chain
@@ -122,21 +122,21 @@ def _resident(setup: Setup) -> dict[str, float]:
 
 
 def _images(setup: Setup) -> float:
-    """Of all micro-batches of a step: patches as they come, in 8 bits a value, and merged features."""
+    """Images of all micro-batches of a step: patches as loaded, 8 bits a value, and merged features."""
     vision, patches = setup.geometry.vision, setup.window_samples * setup.sample.patches
     pixels = patches * vision.patch_inputs / vision.temporal_patch_size if setup.has_tower else 0
     return pixels + setup.itemsize * patches / vision.merge_size**2 * vision.out_hidden_size
 
 
 def _update(setup: Setup) -> float:
-    """Averages on their way; and the student's, where they come from the host or from other ranks: the largest that
-    are exchanged together, as they arrive, beside those that are used."""
+    """The momentum update: averages in transfer, and the student's weights if they come from the host or other ranks:
+    the largest exchange as it arrives, beside the one in use."""
     pieces = min(UPDATE_ELEMENTS, setup.shard(_averaged(setup)))
     if setup.zero.stage == 3 or setup.world == 1:
         return (8 if setup.zero.offloads_optimizer else 4) * pieces
     largest = 0 if setup.lora_rank else setup.geometry.text.embedding
     together = min(setup.trained, max(largest, EXCHANGED_ELEMENTS))
-    # a weight alone is sent as it lies, if it lies on the device
+    # a single weight on the device is sent without a copy
     sent = together if setup.zero.offloads_optimizer else min(together, EXCHANGED_ELEMENTS)
     return 8 * pieces + 4 * (sent + setup.shard(together))
 
@@ -151,7 +151,7 @@ def _moments(setup: Setup) -> dict[str, float]:
     largest_gradient = 0 if setup.lora_rank else wide * max(text.embedding, text.layer)
     of_head = wide * text.vocab_size * labels + largest_gradient + _head_sums(setup)
     backward = max(logits, tokens * again + largest_gradient, of_head)
-    if setup.packed:  # the widest as it is multiplied
+    if setup.packed:  # the widest one, unpacked
         backward += wide * text.hidden_size * text.intermediate_size
     if _is_late(setup):
         backward += wide * setup.trained
@@ -159,7 +159,7 @@ def _moments(setup: Setup) -> dict[str, float]:
     step: float = wide * zero.gather_bucket if zero.stage < 3 and setup.world > 1 else 0
     if not zero.offloads_optimizer and (zero.stage == 3 or setup.gradient_itemsize < 4):  # ZeRO-3 steps group by group
         step += 4 * (min(setup.shard(setup.trained), zero.sub_group) if zero.stage == 3 else setup.shard(setup.trained))
-    if setup.gradient_itemsize < 4:  # beside their float32 copy; in float32 they are it
+    if setup.gradient_itemsize < 4:  # beside their float32 copy; float32 gradients are that copy
         step += _copied_gradients(setup)
     moments = {"student": student + _gathered(setup, setup.held), "optimizer": step}
     if setup.latent_gradient is not None and not setup.has_whole_chain:
@@ -178,8 +178,8 @@ def _moments(setup: Setup) -> dict[str, float]:
 
 
 def _head_sums(setup: Setup) -> float:
-    """While the head's gradient is there, before any activation is free: its float32 sum over chunks of logits, if
-    there are several, then what converts it to be sent in float32; a tied head's waits for the embedding's."""
+    """Beside the head's gradient, before any activation is freed: its float32 sum over several chunks of logits, then
+    its conversion to float32 for the reduction; a tied head's waits for the embedding's."""
     text = setup.geometry.text
     if setup.lora_rank or setup.itemsize == 4 or not setup.sums_in_fp32:
         return 0
@@ -188,8 +188,8 @@ def _head_sums(setup: Setup) -> float:
 
 
 def _reading(setup: Setup) -> float:
-    """The teacher's forward: of what it reads at once the gated layer and the stream, and, where that is not the whole
-    window, of all its tokens the embeddings, these with images, and the last states."""
+    """The teacher's forward: gated layer and residual stream of the tokens read at once; where it reads in
+    pieces, also embeddings, embeddings with images, and last states of the whole window."""
     wide, text = setup.itemsize, setup.geometry.text
     window = setup.window_samples * setup.sample.tokens
     at_once = window * setup.micro_batches_read_together / setup.grad_accum_steps
@@ -198,7 +198,7 @@ def _reading(setup: Setup) -> float:
 
 
 def _own_latents(setup: Setup) -> float:
-    """The rollout without gradients: keys and values, where no recording has them, and a layer at a time."""
+    """The rollout without gradients: keys and values, unless CUDA graphs hold them, and one layer at a time."""
     text, wide = setup.geometry.text, setup.itemsize
     held = 0 if setup.records_latents else 2 * text.layers * text.kv_heads * text.head_dim
     running = 3 * text.intermediate_size + 4 * text.hidden_size
@@ -206,13 +206,13 @@ def _own_latents(setup: Setup) -> float:
 
 
 def _is_late(setup: Setup) -> bool:
-    """No gradient is whole before the last: all layers are called again and again, from the first call to the last."""
+    """Whether no gradient is complete before the backward ends: all layers are called repeatedly."""
     return setup.has_whole_chain or setup.passes > 1
 
 
 def _copied_gradients(setup: Setup) -> float:
-    """A rank's part of the gradients, which ZeRO-1 and 2 copy into one piece as they come, and in 16 bit again for the
-    optimizer; not where the sum is that piece (ZeRO-2 in float32) or on the host, in memory that counts already."""
+    """A rank's part of the gradients, which ZeRO-1 and 2 copy into one buffer as they arrive, and again in 16 bit for
+    the optimizer; not if the sum is that buffer (ZeRO-2 in float32) or lies on the host, which counts it."""
     zero = setup.zero
     is_copied = zero.stage == 1 or (zero.stage == 2 and setup.gradient_itemsize == setup.itemsize)
     if zero.offloads_optimizer or not is_copied:
@@ -221,8 +221,8 @@ def _copied_gradients(setup: Setup) -> float:
 
 
 def _filling(setup: Setup, of_layer: float) -> float:
-    """While gradients are copied as they come: the whole piece is there from the first full bucket on, on the last rank
-    beside the activations of most layers, `of_layer` bytes each. A tied head's gradient waits for the embedding's."""
+    """While gradients are copied as they arrive: the whole buffer exists from the first full bucket on, on the last
+    rank beside the activations of most layers, `of_layer` bytes each. A tied head's gradient is late."""
     wide, text = setup.itemsize, setup.geometry.text
     part = _copied_gradients(setup)
     if not part:
@@ -236,14 +236,14 @@ def _filling(setup: Setup, of_layer: float) -> float:
 
 
 def _keeps_weights(setup: Setup) -> bool:
-    """Whether ZeRO-3 gathers the student's weights once a step and not at each use."""
+    """Whether ZeRO-3 gathers the student's weights once a step, not at each use."""
     return setup.zero.stage == 3 and setup.world > 1 and setup.zero.persistence_threshold >= setup.held
 
 
 def _gathered(setup: Setup, weights: int, is_teacher: bool = False) -> float:
-    """Weights that ZeRO-3 holds whole for a forward: as many as are live, and those that are being fetched.
+    """Weights that ZeRO-3 holds whole during a forward: live ones and those being prefetched.
 
-    On one rank a shard is the whole: nothing is gathered, but what rests on the host is copied.
+    On one rank a shard is the whole: nothing is gathered, but weights on the host are copied.
     """
     is_sharded = is_teacher or setup.zero.stage == 3
     comes_from_host = setup.teacher_offload == "cpu" if is_teacher else setup.zero.offloads_weights
@@ -253,7 +253,7 @@ def _gathered(setup: Setup, weights: int, is_teacher: bool = False) -> float:
 
 
 def _vision_bytes(setup: Setup) -> float:
-    """Of a patch in the tower, without gradients: the gated layer and the stream, or the pixels on their way."""
+    """Per patch in the tower, without gradients: gated layer and residual stream, or the pixels being converted."""
     vision, wide = setup.geometry.vision, setup.itemsize
     return max(wide * (3 * vision.intermediate_size + 5 * vision.hidden_size), (8 + wide) * vision.patch_inputs)
 
@@ -264,7 +264,7 @@ def _teacher(setup: Setup) -> int:
 
 
 def _averaged(setup: Setup) -> int:
-    """Weights of the teacher that follow the student's."""
+    """Weights that the momentum update averages."""
     return setup.trained if setup.lora_rank else setup.geometry.text.language_model
 
 
@@ -285,10 +285,8 @@ def _host(setup: Setup) -> dict[str, float]:
 
 
 def _pinned(setup: Setup, itemsize: int, piece: int | None) -> float:
-    """The teacher's shards in pinned memory, which torch gives out in powers of two; `piece`: cut to so many elements.
-
-    The matrices alone: the rest is a thousandth of them.
-    """
+    """The teacher's shards in pinned memory, which torch allocates in powers of two; matrices only, the rest is a
+    thousandth of that. piece: most elements of one allocation."""
     text = setup.geometry.text
     matrices = [text.embedding] + [a * b for a, b in text.linears.values()] * text.layers
     total = 0

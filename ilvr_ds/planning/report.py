@@ -1,4 +1,4 @@
-"""What `ilvr-ds plan` prints: a recipe's memory and time, which recipes fit, and which choices would."""
+"""The lines of `ilvr-ds plan`: a recipe's memory and time, which recipes fit, and which choices would."""
 
 from __future__ import annotations
 
@@ -11,20 +11,18 @@ from ilvr_ds.planning.memory import GIB, Memory, predict_memory
 from ilvr_ds.planning.setup import Setup
 
 SMALL_GIB = 100
-"""Up to this much memory a GPU is taken for an H100, above for an H200, where none is named."""
-
-
+"""If no chip is named, a GPU of up to this much memory counts as an H100, above as an H200."""
 MARGIN = 0.03
-"""Of a GPU's memory: closer is tight. Peaks were predicted within 2.4 %, what stands beside them is assumed."""
+"""Fraction of a GPU's memory below which a fit is tight: peaks were predicted within 2.4 %, the rest is assumed."""
 
 
 def default_chip(gpu_memory: float) -> str:
-    """The name of the chip that has so many GiB."""
+    """The chip to assume for a GPU of this many GiB."""
     return "H100" if gpu_memory <= SMALL_GIB else "H200"
 
 
 def detail(title: str, setup: Setup, gpu_memory: float, chip_name: str) -> list[str]:
-    """One recipe, term by term, and what other choices come to. gpu_memory: GiB that a program has."""
+    """One recipe, term by term, and the effect of other choices. gpu_memory: usable GiB."""
     memory, chip = predict_memory(setup), CHIPS[chip_name]
     bound = bound_time(setup, chip)
     lines = [f"{title}, a rank:"]
@@ -48,7 +46,7 @@ def detail(title: str, setup: Setup, gpu_memory: float, chip_name: str) -> list[
 
 
 def overview(setups: Mapping[str, Setup], gpu_memory: float, chip_name: str) -> list[str]:
-    """A line for each recipe."""
+    """One line per recipe."""
     return _table(setups, gpu_memory, CHIPS[chip_name])
 
 
@@ -68,7 +66,7 @@ def _terms(terms: Mapping[str, float]) -> list[str]:
 
 
 def _table(setups: Mapping[str, Setup], gpu_memory: float, chip: Chip) -> list[str]:
-    """Aligned columns: name, GPU peak, host, least time for a sample, fits."""
+    """Aligned columns: name, GPU memory, host memory, least time per sample, verdict."""
     width = max(map(len, setups))
     lines = [f"{'':<{width}}  GPU needs  host a rank  ms a sample"]
     for name, setup in setups.items():
@@ -80,7 +78,7 @@ def _table(setups: Mapping[str, Setup], gpu_memory: float, chip: Chip) -> list[s
 
 
 def _variants(setup: Setup) -> dict[str, Setup]:
-    """The same run with one choice changed, and with some together."""
+    """The same run with one choice changed, and with some combined."""
     return dict(_choices(setup))
 
 

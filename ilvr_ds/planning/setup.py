@@ -1,4 +1,4 @@
-"""What decides a run's memory and time: the sizes, the ranks, and the recipe's choices, as plain numbers."""
+"""Everything that decides a run's memory and time: sizes, ranks and the recipe's choices, as plain numbers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class SampleSize:
     tokens: int = 1030
     labels: int = 280
     patches: int = 5376
-    """Of all its images, before merging"""
+    """Patches of all its images, before merging"""
 
 
 @dataclass(frozen=True)
 class Zero:
-    """The part of DeepSpeed's settings that counts here, with DeepSpeed's own defaults. Sizes are in elements."""
+    """The DeepSpeed settings that matter here, with DeepSpeed's defaults. Sizes are in elements."""
 
     stage: int = 3
     offloads_optimizer: bool = False
@@ -67,11 +67,11 @@ class Zero:
 
 @dataclass(frozen=True)
 class Setup:
-    """A run as far as memory and time depend on it."""
+    """A run, as far as memory and time depend on it."""
 
     geometry: Geometry
     world: int
-    """Ranks, one a GPU"""
+    """Ranks, one per GPU"""
     zero: Zero
     sample: SampleSize
     micro_batch_size: int
@@ -81,7 +81,7 @@ class Setup:
     has_fused_layers: bool
     """Fused norms, activations and rotations: model/layers/fused.py, with liger-kernel installed"""
     average_itemsize: int
-    """Bytes of a teacher's weight beside what its network reads: distill/ema.py"""
+    """Bytes of a teacher's average beside the weight that its network reads: distill/ema.py"""
     checkpointing: str
     logits_chunk: int
     """Supervised tokens whose logits are held at a time"""
@@ -93,7 +93,7 @@ class Setup:
     has_tower: bool
     num_workers: int
     sums_in_fp32: bool = False
-    """Gradients are added up in float32: train.gradient_precision"""
+    """Gradients are accumulated in float32: train.gradient_precision"""
     has_4_bit_base: bool = False
     """Frozen linear layers in 4 bits, whole on every rank: model/layers/four_bit.py"""
     may_record: bool = True
@@ -101,11 +101,11 @@ class Setup:
     latent_gradient: Literal["full", "detached"] | int | None = None
     """Of stage 2; None in stage 1"""
     micro_batch_tokens: int = 0
-    """Micro-batches are filled up to so many tokens; 0: with micro_batch_size samples"""
+    """Micro-batches are filled up to this many tokens; 0: micro_batch_size samples each"""
     step_samples: int = 0
-    """Of an optimizer step on one rank; 0: all micro-batches are full"""
+    """Samples of an optimizer step on one rank; 0: all micro-batches are full"""
     teacher_tokens: int = TeacherConfig.max_tokens
-    """That the teacher reads together at most, if not one micro-batch"""
+    """Most tokens that the teacher reads at once, unless one micro-batch has more"""
 
     @staticmethod
     def of(recipe: Recipe, zero: Zero, geometry: Geometry, world: int, sample: SampleSize) -> Setup:
@@ -139,7 +139,7 @@ class Setup:
         return setup.filled(train.micro_batch_tokens) if train.micro_batch_tokens else setup
 
     def filled(self, tokens: int) -> Setup:
-        """The same step in as few micro-batches of up to `tokens` as hold its samples."""
+        """The same step in the fewest micro-batches of up to `tokens` each."""
         samples = self.window_samples
         accum = min(samples, -(-samples * self.sample.tokens // tokens))
         return replace(
@@ -163,17 +163,17 @@ class Setup:
 
     @property
     def packed(self) -> int:
-        """Those of them in 4 bits."""
+        """Frozen weights in 4 bits."""
         return self.geometry.text.layers * self.geometry.text.layer_matrices if self.has_4_bit_base else 0
 
     @property
     def records_latents(self) -> bool:
-        """Stage 2 with CUDA graphs: model/latent_pass.py"""
+        """Whether stage 2 uses CUDA graphs: model/latent_pass.py"""
         return self.may_record and self.latent_gradient is not None and self.zero.stage < 3
 
     @property
     def has_whole_chain(self) -> bool:
-        """Stage 2 with gradients through the whole rollout"""
+        """Whether stage 2 has gradients through the whole rollout"""
         return self.latent_gradient == "full"
 
     @property
@@ -183,7 +183,7 @@ class Setup:
 
     @property
     def held(self) -> int:
-        """Weights that the student's engine holds."""
+        """Weights in the student's engine."""
         return self.trained + self.frozen - self.packed
 
     @property
@@ -193,7 +193,7 @@ class Setup:
 
     @property
     def bucket_itemsize(self) -> int:
-        """Bytes of a gradient that waits to be summed over ranks: ZeRO-2 converts it when it is sent."""
+        """Bytes of a gradient before it is summed over ranks: ZeRO-2 converts it when it is sent."""
         return self.itemsize if self.zero.stage == 2 else self.gradient_itemsize
 
     @property
@@ -208,13 +208,13 @@ class Setup:
 
     @property
     def micro_batches_read_together(self) -> int:
-        """By the teacher: as many as cannot have more tokens than it may read at once (training/assembly.py)."""
+        """Micro-batches that the teacher reads at once: as many as are sure to stay within teacher.max_tokens."""
         together = self.teacher_tokens // (self.micro_batch_tokens or self.micro_tokens)
         return min(self.grad_accum_steps, max(1, together))
 
     @property
     def teacher_pieces(self) -> int:
-        """In which the teacher reads a step's samples."""
+        """Pieces in which the teacher reads a window."""
         return -(-self.grad_accum_steps // self.micro_batches_read_together)
 
     def shard(self, count: int) -> float:

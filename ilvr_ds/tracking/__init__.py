@@ -1,1 +1,1 @@
-"""MLflow's door: the record of a run, its copy in MLflow, comparisons and scores."""
+"""A run's record, its copy in MLflow, comparisons and scores. Nothing else imports MLflow."""

@@ -1,4 +1,4 @@
-"""Runs side by side, from their own records: settings that differ, how far each got, and its last metrics."""
+"""Compares runs by their own records: settings that differ, last step, last metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.tracking.record import read_record
 
 HIDDEN = ("run.name", "run.output_dir")
-"""Settings that differ between runs without telling anything."""
+"""Settings that differ between any two runs and explain nothing."""
 SHOWN = (
     "loss/",
     "eval/",
@@ -22,11 +22,11 @@ SHOWN = (
     "memory/",
     "data/skipped",
 )
-"""Metrics that are compared: names, or beginnings of names."""
+"""Metrics to compare, by prefix."""
 
 
 def compare(folders: list[Path]) -> list[str]:
-    """A table with a column for each run; raises UserError for a folder that is no run."""
+    """A table with one column per run; raises UserError for a folder that is not a run's."""
     runs = [_Run(folder) for folder in folders]
     names = _names(runs)
     keys = sorted({key for run in runs for key in run.settings} - set(HIDDEN))
@@ -66,7 +66,7 @@ class _Run:
 
 
 def _machine(path: Path) -> dict[str, Any]:
-    """What of the code and the machine is compared; runs of an earlier release did not write it down."""
+    """Code and machine of a run; runs of earlier releases did not record them."""
     if not path.is_file():
         return {}
     here = json.loads(path.read_text())

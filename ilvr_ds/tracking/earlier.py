@@ -1,6 +1,6 @@
-"""What becomes of a run's record when the run starts anew, or goes back behind what it has recorded.
+"""Sets a run's record aside when the run starts over, or goes back to a step before its last recorded one.
 
-`metrics.jsonl`, `mlflow.json` and `pictures` get the first free number: `metrics.1.jsonl` and so on.
+`metrics.jsonl`, `mlflow.json` and `pictures` take the first free number: `metrics.1.jsonl` and so on.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ilvr_ds.tracking.mlflow_copy import PARENT_TAG, WENT_BACK_TAG, CopyState, LeftRun, read_state, write_state
+from ilvr_ds.tracking.mlflow_state import PARENT_TAG, WENT_BACK_TAG, CopyState, LeftRun, read_state, write_state
 from ilvr_ds.tracking.record import read_record
 
 logger = logging.getLogger("ilvr_ds")
 
 
 def set_aside(directory: Path) -> int:
-    """Rename the record, the MLflow state and the pictures of an earlier try; returns their number."""
+    """Rename record, MLflow state and pictures of an earlier attempt; returns their number."""
     number = 1
     while (directory / f"metrics.{number}.jsonl").exists():
         number += 1
@@ -31,16 +31,16 @@ def set_aside(directory: Path) -> int:
 
 
 def go_back(directory: Path, step: int) -> None:
-    """Set the record aside where it goes beyond `step`, and begin a new one that holds it up to there.
+    """Set the record aside if it goes beyond `step`, and begin a new one with everything up to `step`.
 
-    In MLflow, which deletes no single points, this is a new run; the one that is left is told so (mlflow_copy.py).
+    MLflow cannot delete single points, so this becomes a new run there; the old one is renamed (mlflow_copy.py).
     """
     record, state_file = directory / "metrics.jsonl", directory / "mlflow.json"
     lines = [line for line, _ in read_record(record)] if record.exists() else []
     beyond = next((n for n, line in enumerate(lines) if line.get("step", 0) > step), None)
     if beyond is None:
         return
-    # events without a step belong to the steps before them
+    # an event without a step belongs to the step before it
     common = [line for n, line in enumerate(lines) if line.get("step", step if n < beyond else step + 1) <= step]
     left = read_state(state_file)
     number = set_aside(directory)

@@ -1,4 +1,4 @@
-"""Sends to MLflow later what a run could not send while it ran."""
+"""Sends to MLflow what a run could not send while it ran."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from ilvr_ds.errors import UserError
-from ilvr_ds.tracking.mlflow_copy import MlflowCopy, Status, TrackingTarget, read_state, without_password
-from ilvr_ds.tracking.names import sqlite_path
+from ilvr_ds.tracking.mlflow_copy import MlflowCopy
+from ilvr_ds.tracking.mlflow_state import Status, TrackingTarget, read_state
+from ilvr_ds.tracking.names import sqlite_path, without_password
 from ilvr_ds.tracking.record import read_record
 
 T = TypeVar("T")
 PAUSES_S = (1.0, 3.0)
-"""Between tries."""
+"""Between attempts."""
 
 
 def sync(directory: Path, uri: str | None = None) -> list[str]:
-    """Send what MLflow lacks of the run in `directory`, and of earlier tries beside it; returns lines that say what.
+    """Send what MLflow lacks of the run in `directory` and of its earlier attempts; returns one line for each.
 
-    `uri` replaces the address that the run had. Sends nothing twice, whoever else is sending. Raises UserError where
+    `uri` replaces the run's address. Sends nothing twice, even while another process is sending. Raises UserError if
     there is no run or the server cannot be reached.
     """
     states = sorted(directory.glob("mlflow*.json"))
@@ -42,11 +43,11 @@ def _sync(state_file: Path, uri: str | None) -> str:
     sent = _try(copy.send, copy, without_password(address))
     if status := _end(record):
         _try(lambda: copy.end(status), copy, without_password(address))
-    return f"{record.name}: {sent} points sent to {without_password(address)}, run {copy.state.run_id}; all are there"
+    return f"{record.name}: {sent} points sent to {without_password(address)}, run {copy.state.run_id}; complete"
 
 
 def _try(action: Callable[[], T], copy: MlflowCopy, address: str) -> T:
-    """What `action` returns, tried a few times; raises UserError where the server does not take it."""
+    """Call `action`, with retries; raises UserError when the last one fails."""
     for pause in (*PAUSES_S, None):
         try:
             return action()
@@ -54,15 +55,15 @@ def _try(action: Callable[[], T], copy: MlflowCopy, address: str) -> T:
             if pause is None:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise UserError(
-                    f"MLflow at {address}: {reason}; {copy.unsent()} lines of {copy.record} are not there yet, "
-                    f"start this again when the server is back"
+                    f"MLflow at {address}: {reason}; {copy.unsent()} lines of {copy.record} are not sent; "
+                    f"run this again when the server is back"
                 ) from error
             time.sleep(pause)
-    raise AssertionError("the last try returns or raises")
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _address(known: str, given: str | None) -> str:
-    """The address to send to: the one given, else the run's; a password stands only in MLFLOW_TRACKING_URI."""
+    """The address to send to: the given one, else the run's, with the password that only MLFLOW_TRACKING_URI holds."""
     set_here = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
@@ -70,6 +71,6 @@ def _address(known: str, given: str | None) -> str:
 
 
 def _end(record: Path) -> Status | None:
-    """How the run ended, where its record ends with that; a run that still goes on keeps its mark."""
+    """How the run ended, if its record says so; a run that still goes on keeps its status."""
     last = max(read_record(record), key=lambda read: read[1], default=({}, 0))[0]
     return cast(Status, last["status"]) if last.get("event") == "end" else None

@@ -1,4 +1,4 @@
-"""Names of metrics and addresses of stores, as MLflow takes them: kinds of task and paths are free text."""
+"""Metric names and store addresses that MLflow accepts, made from free text: kinds of task and paths."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from urllib.parse import unquote
 
 LONGEST = 250
-"""Characters of a name that MLflow takes."""
+"""Characters in a name, at most, for MLflow."""
 _REFUSED = re.compile(r"[^\w\-. :]")
-"""MLflow takes letters and digits of every script, these marks, and "/", which parts names into groups."""
+"""MLflow accepts letters and digits of every script, these marks, and "/", which groups names."""
 _SQLITE, _WITH_DRIVER = "sqlite:///", "sqlite+pysqlite:///"
-"""Names of the same store. MLflow makes the folder of an address of the first kind, as it is written: of a path that is
-written otherwise than it is, that would be another folder."""
+"""Two spellings of the same store. For the first, MLflow creates the folder exactly as written, so a path that needs
+escapes would become another folder."""
 
 
 def metric_name(prefix: str, kind: str) -> str:
-    """`prefix`/`kind`; a kind that MLflow refuses is rewritten, with a piece of its sha256, so that none share a name.
+    """`prefix`/`kind`; a kind that MLflow refuses is rewritten, with a piece of its sha256 to keep names distinct.
 
-    A kind has the same name whatever kinds are beside it.
+    The name of a kind does not depend on the other kinds.
     """
     plain = _REFUSED.sub("_", kind)
     whole = f"{prefix}/{plain}"
@@ -30,15 +30,20 @@ def metric_name(prefix: str, kind: str) -> str:
 
 
 def sqlite_uri(file: Path) -> str:
-    """The address of a SQLite file; `%` and `?` of its path are written as SQLAlchemy reads them."""
+    """The address of a SQLite file; `%` and `?` in its path are escaped for SQLAlchemy."""
     path = str(file.absolute())
     written = path.replace("%", "%25").replace("?", "%3F")
     return f"{_SQLITE if written == path else _WITH_DRIVER}{written}"
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file behind the address of a SQLite store, absolute; None for other addresses."""
+    """The absolute path of the file behind a SQLite address; None for other addresses."""
     for start in (_SQLITE, _WITH_DRIVER):
         if uri.startswith(start):
             return Path(unquote(uri.removeprefix(start).partition("?")[0])).absolute()
     return None
+
+
+def without_password(uri: str) -> str:
+    """The address without credentials, fit for logs and files."""
+    return uri if sqlite_path(uri) else re.sub(r"//[^/@]*@", "//", uri)

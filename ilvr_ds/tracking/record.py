@@ -1,4 +1,4 @@
-"""The record of a run: `metrics.jsonl`, one line for each set of metrics or event. Everything else is a copy of it."""
+"""The record of a run: `metrics.jsonl`, one line per set of metrics or event. Everything else copies from it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ logger = logging.getLogger("ilvr_ds")
 
 
 class Lines:
-    """Appends lines to a JSON Lines file; each is on its way to the disk when the call returns. Any thread may call.
+    """Appends to a JSON Lines file, unbuffered. Any thread may call.
 
-    A disk that takes no line, full or away, costs nothing but memory: lines wait, and are tried again with the next.
+    A disk that is full or away costs nothing but memory: lines wait and are retried with the next one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,40 +29,40 @@ class Lines:
         drop_torn_line(path)
 
     def append(self, content: dict[str, Any]) -> None:
-        """Write a line behind those that wait."""
+        """Write a line after those that wait."""
         with self._lock:
             self._try([*self._waiting, _line(content)])
 
     def retry(self) -> None:
-        """Write what waits, where something does."""
+        """Write the lines that wait, if any."""
         with self._lock:
             if self._waiting:
                 self._try(self._waiting)
 
     def close(self) -> None:
-        """Try a last time; what cannot be written is counted in the log."""
+        """Try a last time; the log counts what could not be written."""
         self.retry()
         if self._waiting:
             logger.error("%s: %d lines could not be written and are lost", self.path, len(self._waiting))
 
     def _try(self, lines: list[bytes]) -> None:
-        """All of them or none."""
+        """Write all lines or none."""
         waited = len(self._waiting)
         try:
             _append(self.path, b"".join(lines))
         except OSError as error:
             if not waited:
                 reason = error.strerror or error
-                logger.warning("%s: %s; training goes on, lines wait and are tried again", self.path, reason)
+                logger.warning("%s: %s; training goes on, lines wait and are retried", self.path, reason)
             self._waiting = lines
             return
         self._waiting = []
         if waited:
-            logger.warning("%s: %d lines that waited are written", self.path, waited)
+            logger.warning("%s: %d waiting lines are written", self.path, waited)
             self._after_waiting(waited)
 
     def _after_waiting(self, lines: int) -> None:
-        """So many lines came late."""
+        """Called when `lines` lines were written late."""
 
 
 class Record(Lines):
@@ -74,7 +74,7 @@ class Record(Lines):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        path.touch()  # readers of a record may come before its first line
+        path.touch()  # a reader may come before the first line
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append the metrics of a step."""
@@ -94,21 +94,21 @@ def _line(content: dict[str, Any]) -> bytes:
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Add whole lines, or nothing; raises OSError. Opened each time: a disk that was away does not leave a dead handle,
-    and some file systems say that there is no room when a file is closed."""
+    """Add whole lines or nothing; raises OSError. Opens the file each time: a disk that was away leaves no dead handle,
+    and some file systems report a full disk only at close."""
     before = path.stat().st_size if path.exists() else 0
     try:
         with path.open("ab", buffering=0) as file:
-            while data:  # a disk with some room takes some of it
+            while data:  # a nearly full disk takes a part
                 data = data[file.write(data) :]
     except OSError:
-        with suppress(OSError):  # the end of the file, if it stays, is dropped at the next start
+        with suppress(OSError):  # if this fails, the next start drops the torn line
             os.truncate(path, before)
         raise
 
 
 def read_record(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Whole lines from byte `offset` on, each with the offset behind it; a line still being written is left out."""
+    """Complete lines from byte `offset` on, each with the offset after it; a line still being written is left out."""
     with path.open("rb") as file:
         file.seek(offset)
         for line in file:
@@ -119,7 +119,7 @@ def read_record(path: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], i
 
 
 def summary_lines(path: Path) -> list[str]:
-    """How a run went, from its record: first and last logged training metrics, last evaluation."""
+    """A run in a few lines, from its record: first and last training metrics, last evaluation."""
     first: dict[str, tuple[int, float]] = {}
     last: dict[str, tuple[int, float]] = {}
     for line, _ in read_record(path):
@@ -138,7 +138,7 @@ def summary_lines(path: Path) -> list[str]:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Cut off a last line that a crash left unfinished, so that the next line starts on its own."""
+    """Cut off a last line that a crash left unfinished, so that the next one starts on a new line."""
     if not path.exists():
         return
     data = path.read_bytes()

@@ -1,11 +1,13 @@
-"""MLflow's model registry holds references: where an exported model lies and the hash of its weights, never a copy.
+"""Where an exported model came from (`training.json`), and its reference in MLflow's model registry.
 
-The source of a version is its training run, because servers refuse local paths; the folder stands in a tag.
+A registered version holds the model's folder and the hash of its weights as tags, never a copy. Its source is the
+training run: servers refuse local paths.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,34 +15,62 @@ from typing import Any
 
 from ilvr_ds.data.shards import file_sha256
 from ilvr_ds.errors import UserError
-from ilvr_ds.tracking.origin import read_origin
 from ilvr_ds.tracking.scores import connect
 
+ORIGIN_FILE = "training.json"
 PATH_TAG, HASH_TAG = "ilvr_ds.path", "ilvr_ds.sha256"
 _REFERENCE = re.compile(r"models:/([^/]+)/(\d+)")
 
 
+def write_origin(folder: Path, state: dict[str, Any], checkpoint: Path) -> None:
+    """Note run, step and the run's copy in MLflow beside a model that was exported from `checkpoint`."""
+    run = checkpoint.parent.parent
+    copy = run / "mlflow.json"
+    known = json.loads(copy.read_text()) if copy.is_file() else {}
+    origin = {
+        "run": run.name,
+        "step": state["step"],
+        "stage": state["recipe"]["train"]["stage"],
+        "selection": state["recipe"]["selection"],
+        "mlflow_run_id": known.get("run_id") or state.get("mlflow_run_id"),
+        "experiment": known.get("experiment") or state["recipe"]["tracking"]["experiment"],
+        "tracking_uri": known.get("uri"),
+    }
+    (folder / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n")
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether export wrote the folder."""
+    return (folder / ORIGIN_FILE).is_file()
+
+
+def read_origin(model: str) -> dict[str, Any]:
+    """What write_origin noted; empty for a model that export did not write."""
+    path = Path(model) / ORIGIN_FILE
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
 def is_reference(model: str) -> bool:
-    """Does `model` name a registered model?"""
+    """Whether `model` names a registered model."""
     return model.startswith("models:/")
 
 
 def find_model(model: str, uri: str | None) -> str:
-    """`model`, or the folder of the registered model that it names. Raises UserError as `resolve` does."""
+    """The folder of a registered model; anything else is returned unchanged. Raises UserError as `resolve` does."""
     return resolve(model, uri) if is_reference(model) else model
 
 
 def check_name(name: str) -> None:
-    """Raise UserError for a name that MLflow gives no model."""
+    """Raise UserError for a name that MLflow does not accept for a model."""
     if not name.strip() or "/" in name or ":" in name:
         raise UserError(f"--register '{name}': expected a name without / and :")
 
 
 def register(folder: Path, name: str, uri: str | None) -> str:
-    """Make the next version of model `name` from an exported folder; returns its reference, `models:/NAME/VERSION`.
+    """Register an exported folder as the next version of model `name`; returns `models:/NAME/VERSION`.
 
-    uri: the tracking address; None: that of the training run. Raises UserError where the folder knows no run, or
-    the server does not take it.
+    uri: the tracking address; None: that of the training run. Raises UserError if the folder names no run or the
+    server refuses.
     """
     origin = read_origin(str(folder))
     run, address = origin.get("mlflow_run_id"), uri or origin.get("tracking_uri")
@@ -58,7 +88,7 @@ def register(folder: Path, name: str, uri: str | None) -> str:
 
 
 def resolve(reference: str, uri: str | None) -> str:
-    """The folder of a registered model; raises UserError where there is none, or its weights are others by now."""
+    """The folder of a registered model; raises UserError if there is none or its weights have changed."""
     name, number = _parts(reference)
     client, failure = connect(_address(uri), "--model")
     try:
@@ -76,7 +106,7 @@ def resolve(reference: str, uri: str | None) -> str:
 
 
 def attach(reference: str, uri: str | None, benchmark: str, metrics: Mapping[str, float]) -> None:
-    """Write an evaluation's accuracies to a registered model as tags; raises UserError where the server fails."""
+    """Tag a registered model with an evaluation's accuracies; raises UserError if the server fails."""
     name, number = _parts(reference)
     client, failure = connect(_address(uri), "--model")
     try:
@@ -88,7 +118,7 @@ def attach(reference: str, uri: str | None, benchmark: str, metrics: Mapping[str
 
 
 def weights_hash(folder: Path) -> str:
-    """sha256 over names and sha256 of the weight files."""
+    """sha256 over the names and hashes of the weight files."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
     return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()
 

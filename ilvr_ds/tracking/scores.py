@@ -1,4 +1,4 @@
-"""Evaluation's door to MLflow: scores and a table of examples as a run of their own, where that is asked for."""
+"""Sends an evaluation to MLflow, on request: scores and a table of examples, as a run of their own."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ def log_scores(
     examples: Sequence[Mapping[str, Any]], pictures: Sequence[Path] = (), parent: str | None = None,
     kind: str = "evaluation", files: Sequence[Path] = (),
 ) -> str | None:  # fmt: skip
-    """Write a finished run; returns its id, or None where the server failed (the files on disk are the record).
+    """Write a finished run; returns its id, or None if the server failed (the files on disk are the record).
 
-    metrics: by names as metric_name makes them. parent: id of the training run; where this server has it, the new run
-    is its child, in its experiment. kind: the tag that tells it from training runs. files: kept as they are.
-
-    Raises UserError where MLflow is not installed.
+    metrics: named by metric_name. parent: id of the training run; if this server has it, the new run becomes its child,
+    in its experiment. kind: the tag that tells it from training runs. files: kept as they are. Raises UserError if
+    MLflow is not installed.
     """
     client, failure = connect(uri, "--tracking-uri")
     try:
@@ -59,9 +58,9 @@ def log_scores(
 
 
 def connect(uri: str, option: str) -> tuple[Any, tuple[type[Exception], ...]]:
-    """A client of the store and its registry, and what it raises where the server fails.
+    """A client of the store and its registry, and the exceptions it raises when the server fails.
 
-    Raises UserError, as a mistake of `option`, where MLflow is not installed or takes no such address.
+    Raises UserError, naming `option`, if MLflow is not installed or refuses the address.
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
@@ -84,7 +83,7 @@ def check_address(uri: str, option: str) -> None:
 
 
 def _experiment_of(client: Any, run_id: str | None) -> str | None:
-    """The experiment of a run; None where the server does not know the run."""
+    """The experiment of a run; None if the server does not know the run."""
     from mlflow.exceptions import MlflowException
 
     if run_id is None:
@@ -98,7 +97,7 @@ def _experiment_of(client: Any, run_id: str | None) -> str | None:
 
 
 def _experiment(client: Any, uri: str, name: str) -> str:
-    """The experiment of a name, made where it is missing; a SQLite store keeps its files beside it."""
+    """The experiment of this name, created if missing; a SQLite store keeps its artifacts beside it."""
     if known := client.get_experiment_by_name(name):
         return str(known.experiment_id)
     database = sqlite_path(uri)

@@ -1,7 +1,7 @@
-"""The record of a run and the thread that copies it to MLflow without ever holding up training.
+"""Experiment tracking: the record of a run, and the thread that copies it to MLflow without holding up training.
 
-A server that is slow, refuses or comes back later costs nothing but delay: what was not sent is sent when the run
-goes on or by `ilvr-ds mlflow-sync`, and nothing is sent twice (see mlflow_copy.py).
+A slow or absent server costs nothing but delay: the rest is sent when the run goes on, or by `ilvr-ds mlflow-sync`, and
+nothing is sent twice (mlflow_copy.py).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds.tracking.earlier import go_back, set_aside
-from ilvr_ds.tracking.mlflow_copy import (
+from ilvr_ds.tracking.mlflow_copy import MlflowCopy
+from ilvr_ds.tracking.mlflow_state import (
     PARENT_TAG,
     WENT_BACK_TAG,
-    MlflowCopy,
     Status,
     TrackingTarget,
     read_state,
-    without_password,
     write_state,
 )
+from ilvr_ds.tracking.names import without_password
 from ilvr_ds.tracking.record import Record, read_record
 
 logger = logging.getLogger("ilvr_ds")
@@ -34,13 +34,13 @@ __all__ = ["Status", "Tracker", "TrackingTarget", "charts_page"]
 
 
 def charts_page(server: str, experiment_id: str | None) -> str:
-    """Address of the charts of an experiment; MLflow's own start page opens something else."""
+    """Address of an experiment's charts; MLflow's start page shows something else."""
     charts = f"experiments/{experiment_id}/runs?compareRunsMode=CHART&workflowType=machine_learning"
     return f"{server}/#/{charts}" if experiment_id else f"{server}/"
 
 
 class Tracker:
-    """Records metrics and events of a run on the main rank; on other ranks every call does nothing."""
+    """Records a run's metrics and events on the main rank; does nothing on other ranks."""
 
     def __init__(
         self,
@@ -56,11 +56,10 @@ class Tracker:
         back_to: int | None = None,
         run_id: str | None = None,
     ) -> None:
-        """`goes_on` False: a run from its start; the record of an earlier try in `directory` is set aside. `back_to`:
-        the run goes another way from this step on; what it recorded after it is set aside.
+        """`goes_on` False: the run starts over, and the record of an earlier attempt in `directory` is set aside.
+        `back_to`: the run continues from this step; what it recorded after it is set aside.
 
-        `datasets`: as CopyState has them. `run_id`: MLflow's id of the run that goes on, for when `directory` does not
-        know it any more.
+        `datasets`: as in CopyState. `run_id`: MLflow's id of the run that goes on, in case `directory` has lost it.
         """
         self.target = target
         self._directory = directory
@@ -79,11 +78,11 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of this run; None until the server has given one, and on other ranks."""
+        """MLflow's id of this run; None until the server has assigned one, and on other ranks."""
         return self._shipper.copy.state.run_id if self._shipper else None
 
     def how_to_look(self) -> str:
-        """How to see the charts of this run: a command, or a page where there is a server."""
+        """How to see this run's charts: a page of its server, or a command."""
         experiment = self._shipper.copy.state.experiment_id if self._shipper else None
         uri = without_password(self.target.resolved_uri())
         folder = shlex.quote(str(self._directory))
@@ -96,12 +95,12 @@ class Tracker:
             self._shipper.wake()
 
     def event(self, name: str, **details: Any) -> None:
-        """Record an event; of these only pictures and the folder of the newest checkpoint are sent."""
+        """Record an event; MLflow only gets pictures and the folder of the newest checkpoint."""
         if self._record:
             self._record.event(name, **details)
 
     def picture(self, step: int, key: str, file: str, seconds: float) -> None:
-        """Record a PNG file in the folder `pictures` beside the record, drawn in `seconds`; `key` names it in MLflow.
+        """Record a PNG file of the folder `pictures`, drawn in `seconds`; `key` is its name in MLflow.
 
         Any thread may call.
         """
@@ -121,7 +120,7 @@ class Tracker:
         return found
 
     def close(self, status: Status, timeout_s: float = 30.0) -> int:
-        """Send what is left for at most `timeout_s`; returns the number of lines that stay unsent."""
+        """Send the rest for at most `timeout_s`; returns the number of lines not sent."""
         if not self._record or not self._shipper:
             return 0
         self._record.event("end", status=status)
@@ -136,7 +135,7 @@ class Tracker:
 
 
 class _Shipper(threading.Thread):
-    """Copies the record in the background. A daemon: a server that hangs cannot keep the process alive."""
+    """Copies the record in the background. A daemon thread: a server that hangs cannot keep the process alive."""
 
     def __init__(self, copy: MlflowCopy) -> None:
         super().__init__(name="mlflow", daemon=True)
@@ -146,14 +145,13 @@ class _Shipper(threading.Thread):
         self._warned = False
 
     def wake(self) -> None:
-        """There is something new to send."""
+        """Something new is there to send."""
         self._wake.set()
 
     def finish(self, status: Status, timeout_s: float) -> int:
-        """Send the rest, close the MLflow run; gives up after `timeout_s`. Returns the number of unsent lines.
+        """Send the rest and close the MLflow run; gives up after `timeout_s`. Returns the number of lines not sent.
 
-        A thread that was given up ends with what it is at: it does not knock at the server for as long as the process
-        lives.
+        After that the thread ends with its current attempt: it does not retry for as long as the process lives.
         """
         self._status = status
         self._ending.set()
@@ -163,7 +161,7 @@ class _Shipper(threading.Thread):
         return self.copy.unsent()
 
     def run(self) -> None:
-        """The thread: send whenever there is something, wait longer after each failure, whatever is logged."""
+        """Send whenever woken; after a failure back off, whatever is logged meanwhile."""
         pause, marked = FIRST_RETRY_S, False
         while True:
             ending = self._status
@@ -180,7 +178,7 @@ class _Shipper(threading.Thread):
                 self._wake.clear()
             except Exception as error:  # noqa: BLE001 - whatever a server or a network does must not end the thread
                 self._report(error)
-                # waking at each new line would knock at a dead server once a step
+                # waking at each new line would retry a dead server once a step
                 if ending:
                     self._given_up.wait(FIRST_RETRY_S)
                 else:
@@ -193,7 +191,7 @@ class _Shipper(threading.Thread):
         if not self._warned:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             uri = without_password(self.copy.target.resolved_uri())
-            logger.warning("MLflow at %s: %s; training goes on, sending is tried again", uri, reason)
+            logger.warning("MLflow at %s: %s; training goes on, sending is retried", uri, reason)
         self._warned = True
 
 
@@ -206,13 +204,13 @@ def _describe(
     datasets: Sequence[dict[str, Any]],
     run_id: str | None,
 ) -> None:
-    """Write down what the run is, so that it can be sent later without its recipe."""
+    """Write the run's description, so that it can be sent later without the recipe."""
     is_known = (directory / "mlflow.json").exists()
     state = read_state(directory / "mlflow.json")
     state.uri = without_password(target.resolved_uri())
     state.experiment, state.run_name, state.parent = target.experiment, target.run_name, target.parent
     state.params = {name: without_password(str(value)) for name, value in params.items()}
-    known = (PARENT_TAG, WENT_BACK_TAG)  # at the first start alone
+    known = (PARENT_TAG, WENT_BACK_TAG)  # set at the first start only
     state.tags = {name: value for name, value in state.tags.items() if name in known} | {
         name: without_password(value) for name, value in tags.items()
     }

@@ -1,4 +1,4 @@
-"""MLflow's pages on this machine: starts the server with few processes and prints the page with the charts."""
+"""MLflow's pages on this machine: starts a small server and prints the address of the charts."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from ilvr_ds.errors import UserError, nearest
-from ilvr_ds.tracking.mlflow_copy import CopyState, read_state, without_password
+from ilvr_ds.tracking.mlflow_state import CopyState, read_state
+from ilvr_ds.tracking.names import without_password
 from ilvr_ds.tracking.tracker import charts_page
 
 START_S = 120.0
 HOST = "127.0.0.1"
 _SETTINGS = {
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else fifteen processes and half a minute to start
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # otherwise fifteen processes and half a minute to start
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
 
 def show(root: Path, experiment: str | None, port: int, say: Callable[[str], None]) -> int:
-    """Serve the store of the runs below `root` on loopback until Ctrl-C or SIGTERM; returns 0 then.
+    """Serve the store of the runs below `root` on loopback until Ctrl-C or SIGTERM, then return 0.
 
-    Says the address of the charts of `experiment` (None: that of the newest run) once the server answers. Raises
-    UserError where full MLflow is not installed, nothing is to be seen or the port is taken.
+    Prints the address of the charts of `experiment` (None: the newest run's) once the server answers. Raises UserError
+    if full MLflow is not installed, there is nothing to show or the port is taken.
     """
     state = newest(root, experiment)
     if state.uri.startswith(("http://", "https://")):
@@ -51,7 +52,7 @@ def show(root: Path, experiment: str | None, port: int, say: Callable[[str], Non
         _wait(server, port)
         say(f"charts of experiment '{state.experiment}': {charts_page(f'http://{HOST}:{port}', state.experiment_id)}")
         say("Ctrl-C ends the server")
-        server.communicate()  # reads what it says, which would fill the pipe
+        server.communicate()  # drains its output, which would fill the pipe
         raise UserError(f"the MLflow server ended by itself with code {server.returncode}")
     except KeyboardInterrupt:
         return 0
@@ -61,9 +62,9 @@ def show(root: Path, experiment: str | None, port: int, say: Callable[[str], Non
 
 
 def newest(root: Path, experiment: str | None) -> CopyState:
-    """What the newest run below `root` (a folder of runs, or of one run) says of its copy in MLflow.
+    """The copy state of the newest run below `root`, a folder of runs or of one run.
 
-    Raises UserError where there is none, or none of `experiment`.
+    Raises UserError if there is none, or none in `experiment`.
     """
     files = [*root.glob("mlflow.json"), *root.glob("*/mlflow.json")]
     states = [read_state(file) for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True)]
@@ -79,7 +80,7 @@ def newest(root: Path, experiment: str | None) -> CopyState:
 
 def _check_installed() -> None:
     try:
-        version("mlflow")  # mlflow-skinny, which training needs, has no pages
+        version("mlflow")  # training needs mlflow-skinny, which has no pages
     except PackageNotFoundError as error:
         raise UserError("MLflow's pages are not installed; pip install '.[ui]'") from error
 
@@ -96,7 +97,7 @@ def _check_free(port: int) -> None:
 
 
 def _wait(server: subprocess.Popen[str], port: int) -> None:
-    """Until it answers; raises UserError where it ends or takes too long."""
+    """Wait until it answers; raises UserError if it ends or takes too long."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if server.poll() is not None:

@@ -11,7 +11,7 @@ from ilvr_ds.evaluation.answers import Answer
 from ilvr_ds.evaluation.charts import draw_scores
 from ilvr_ds.evaluation.examples import HEIGHT, marked_text, side_by_side
 from ilvr_ds.evaluation.loading import Reasoner
-from ilvr_ds.tracking.origin import read_origin, write_origin
+from ilvr_ds.tracking.registry import read_origin, write_origin
 
 
 def test_segments_are_marked_where_they_were(reasoner: Reasoner) -> None:

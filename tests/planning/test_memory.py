@@ -294,7 +294,7 @@ def test_a_window_s_images_and_features_stay() -> None:
 
 
 def test_the_teacher_needs_no_more_for_more_micro_batches() -> None:
-    """But for what there is of every token of a window: embeddings, these with images, last states."""
+    """Apart from what exists for every token of a window: embeddings, with images too, and last states."""
 
     def teachers(accum: int, tokens: int = 2 * 4 * 999) -> tuple[str, float]:
         setup = replace(setup_of("zero3.json", samples=4), grad_accum_steps=accum, teacher_tokens=tokens)

@@ -1,4 +1,4 @@
-"""A door in front of a tracking server that can misbehave in every way: the server behind it stays as it is."""
+"""A proxy in front of a tracking server, which misbehaves on demand; the server itself stays untouched."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Door:
 
 @contextmanager
 def door_to(port: int) -> Iterator[Door]:
-    """A door to the server at `port`."""
+    """A proxy to the server at `port`."""
     door = Door(port)
     threading.Thread(target=door.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:

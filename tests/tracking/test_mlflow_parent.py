@@ -1,4 +1,4 @@
-"""Runs that start at the same time lie below one MLflow run."""
+"""Runs that start at the same time share one parent run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def ask(server: Server, folder: Path, name: str = "sweep-1") -> str:
 
 
 def test_many_at_once_agree_on_one(tmp_path: Path) -> None:
-    """All look before anybody has made one: the worst that can happen."""
+    """The worst case: all look before anybody has created one."""
     server = Server(meet=MANY)
     with ThreadPoolExecutor(MANY) as pool:
         answers = list(pool.map(lambda _: ask(server, tmp_path), range(MANY)))

@@ -19,7 +19,7 @@ import pytest
 
 from ilvr_ds import cli
 from ilvr_ds.errors import UserError
-from ilvr_ds.tracking import mlflow_copy, mlflow_sync, tracker
+from ilvr_ds.tracking import mlflow_state, mlflow_sync, tracker
 from ilvr_ds.tracking.mlflow_sync import sync
 from ilvr_ds.tracking.record import Record
 from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
@@ -171,7 +171,7 @@ def test_a_server_killed_and_started_again(server: Server, tmp_path: Path, monke
     tracker = start(folder, f"http://127.0.0.1:{server.port}")
     assert statistics.median(train(tracker, STEPS, {60: server.kill})) < 1e-3
     tracker.close("FINISHED", 0.5)
-    with pytest.raises(UserError, match="are not there yet"):
+    with pytest.raises(UserError, match="are not sent"):
         sync(folder)
     server.start()
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # its first answers take long on a busy machine
@@ -198,9 +198,9 @@ def test_killed_between_sending_and_noting(server: Server, door: Door, tmp_path:
     tracker = start(folder, door.uri)
     train(tracker, 30)
     tracker.close("FINISHED", 60)
-    state = mlflow_copy.read_state(folder / "mlflow.json")
+    state = mlflow_state.read_state(folder / "mlflow.json")
     state.offset, state.last_steps = 0, {}
-    mlflow_copy.write_state(folder / "mlflow.json", state)
+    mlflow_state.write_state(folder / "mlflow.json", state)
     assert "600 points sent" in sync(folder)[0]
     assert points(server, folder) == recorded(folder)
 

@@ -122,7 +122,7 @@ def test_a_full_disk_costs_no_line_and_no_run(path: Path, caplog: pytest.LogCapt
     [waited] = [line for line in lines(path) if line.get("event") == "record_waited"]
     assert waited["lines"] == 2
     assert caplog.text.count("training goes on") == 1 and "File too large" in caplog.text
-    assert "2 lines that waited are written" in caplog.text
+    assert "2 waiting lines are written" in caplog.text
 
 
 def test_what_a_full_disk_took_is_counted_at_the_end(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -48,7 +48,7 @@ def test_a_registered_model_is_found_and_carries_its_scores(tmp_path: Path, stor
 
 
 def test_weights_that_changed_are_refused(tmp_path: Path, store: tuple[str, str]) -> None:
-    """Catches scores that go to a model that is another by now."""
+    """Catches scores attached to a model whose weights have changed."""
     uri, run = store
     folder = model(tmp_path / "model", run, uri)
     reference = register(folder, "changed", uri)

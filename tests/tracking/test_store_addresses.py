@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ilvr_ds.tracking.mlflow_copy import TrackingTarget, read_state, without_password
+from ilvr_ds.tracking.mlflow_state import TrackingTarget, read_state
 from ilvr_ds.tracking.mlflow_sync import sync
-from ilvr_ds.tracking.names import sqlite_path, sqlite_uri
+from ilvr_ds.tracking.names import sqlite_path, sqlite_uri, without_password
 from ilvr_ds.tracking.scores import log_scores
 from ilvr_ds.tracking.tracker import Tracker
 

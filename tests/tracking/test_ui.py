@@ -8,7 +8,7 @@ import pytest
 
 from ilvr_ds.errors import UserError
 from ilvr_ds.tracking import ui
-from ilvr_ds.tracking.mlflow_copy import CopyState, write_state
+from ilvr_ds.tracking.mlflow_state import CopyState, write_state
 
 
 def write(folder: Path, experiment: str, number: str, uri: str = "sqlite:////a.db") -> None:

@@ -14,7 +14,7 @@ from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.engine.settings import deepspeed_settings
 from ilvr_ds.errors import UserError
 from ilvr_ds.provenance import environment, machine
-from ilvr_ds.tracking.mlflow_copy import PARENT_TAG, read_state
+from ilvr_ds.tracking.mlflow_state import PARENT_TAG, read_state
 from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
 from ilvr_ds.training.assembly.inputs import Inputs
 from ilvr_ds.training.assembly.start import Start

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ilvr_ds.tracking.mlflow_copy import CopyState, LeftRun, read_state, write_state
+from ilvr_ds.tracking.mlflow_state import CopyState, LeftRun, read_state, write_state
 from tests.full_disk import files_end_at
 
 
@@ -17,7 +17,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_state_of_before_and_nothing_else(tmp_path: Path) -> None:
-    """Catches a file more with every try."""
+    """Catches a file left over by every attempt."""
     before = CopyState(uri="http://host")
     write_state(tmp_path / "mlflow.json", before)
     with files_end_at(10), pytest.raises(OSError, match="File too large"):
