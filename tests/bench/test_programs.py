@@ -20,10 +20,14 @@ PROGRAMS = {
     "looking_cost": [],
     "selective_ops": ["--device", "cpu", "--seconds", "0.01", "--widths", "64", "--sizes", "8,64", "--no-compiled"],
 }  # fmt: skip
-LIBRARIES = {"geometry", "noise", "step_run", "step_table", "syncs", "timeline"}
+LIBRARIES = {"geometry", "latents_table", "noise", "step_run", "step_table", "syncs", "timeline"}
 LEARNING = [
     "--size", "tiny", "--precision", "fp32", "--samples", "128", "--held-out", "64", "--steps", "2", "--batch", "64",
     "--control-steps", "1", "--workers", "1", "--control-workers", "1",
+]  # fmt: skip
+LATENTS = [
+    "--size", "tiny", "--precision", "fp32", "--samples", "64", "--held-out", "32", "--steps", "2", "--second-steps", "1",
+    "--batch", "32", "--signs", "1", "--together", "1", "--workers", "1", "--draw-workers", "2",
 ]  # fmt: skip
 
 
@@ -31,7 +35,7 @@ def run_program(name: str, *arguments: str) -> str:
     """What the program prints."""
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", f"tests.bench.{name}", *arguments]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=560)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result.stdout
 
@@ -52,6 +56,15 @@ def test_the_learning_experiment_and_what_reads_its_run(tmp_path: Path) -> None:
     assert "before the first step" in printed and "after the last step (2)" in printed
 
 
+@pytest.mark.drill
+@pytest.mark.timeout(600)
+def test_the_experiment_on_latents(tmp_path: Path) -> None:
+    arguments = ["--output", str(tmp_path), "--arms", "changed@2+detached", "pads", *LATENTS]
+    printed = run_program("latents", *arguments)
+    assert "| changed@2 | 1 | 2, detached | 1 |" in printed and "| pads | 1 | 1 | 1 |" in printed
+    assert run_program("latents", *arguments) == printed, "nothing is done again"
+
+
 def test_no_program_is_left_out() -> None:
     files = {file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith(("test_", "__"))}
-    assert files - LIBRARIES - {"learning", "selected_cells"} == set(PROGRAMS)
+    assert files - LIBRARIES - {"latents", "learning", "selected_cells"} == set(PROGRAMS)
