@@ -26,8 +26,8 @@ LEARNING = [
     "--control-steps", "1", "--workers", "1", "--control-workers", "1",
 ]  # fmt: skip
 LATENTS = [
-    "--size", "tiny", "--precision", "fp32", "--samples", "64", "--held-out", "32", "--steps", "2", "--second-steps", "1",
-    "--batch", "32", "--signs", "1", "--together", "1", "--workers", "1", "--draw-workers", "2",
+    "--size", "tiny", "--precision", "fp32", "--samples", "64", "--held-out", "32", "--steps", "2",
+    "--second-steps", "1", "--batch", "32", "--signs", "1", "--together", "1", "--workers", "1", "--draw-workers", "2",
 ]  # fmt: skip
 
 
