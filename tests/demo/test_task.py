@@ -259,11 +259,11 @@ def test_signs_lead_through_every_cell_before_they_come_back(spec: TaskSpec) -> 
 
 def test_trails_are_balanced_and_their_words_say_nothing() -> None:
     """Each start, each last colour, each letter as often as the others; the text is the same for all."""
-    samples = list(draw_samples(TRAILS[0], 4, "train", 1600))
+    samples = list(draw_samples(TRAILS[0], 4, "train", 640))
     starts = Counter(read_picture(sample.input_images[0]).marked for sample in samples)
     letters, ends = Counter(s.answer for s in samples), Counter(s.steps[-1].content.split()[-1] for s in samples)
-    assert len(starts) == 16 and min(starts.values()) > 60 and max(starts.values()) < 145
-    assert min(letters.values()) > 330 and min(ends.values()) > 330
+    assert len(starts) == 16 and min(starts.values()) > 20 and max(starts.values()) < 65
+    assert min(letters.values()) > 120 and min(ends.values()) > 120
     assert {tuple(s.content for s in sample.steps[:-1] if isinstance(s, TextStep)) for sample in samples} == {
         ("Follow the sign.",) * 6
     }
@@ -271,9 +271,9 @@ def test_trails_are_balanced_and_their_words_say_nothing() -> None:
 
 def test_the_text_of_a_trail_is_no_better_than_chance_unless_it_names_what_it_sees() -> None:
     plain, named = (TaskSpec(operations=("trail",), shuffled_options=False, named=named) for named in (False, True))
-    bound = 0.25 + 3.3 * math.sqrt(0.25 * 0.75 / 1000)
+    bound = 0.25 + 3.3 * math.sqrt(0.25 * 0.75 / 300)
     for spec, is_told in ((plain, False), (named, True)):
-        train, test = (list(draw_samples(spec, 9, *which)) for which in (("train", 2000), ("held_out", 1000)))
+        train, test = (list(draw_samples(spec, 9, *which)) for which in (("train", 600), ("held_out", 300)))
         score = naive_bayes_score(train, test, text_features)
         assert score > 0.9 if is_told else score < bound
 
