@@ -118,11 +118,11 @@ def fault_seen_by_one_rank(path: str) -> str | None:
     def unreadable(_: Path) -> dict[str, Any]:
         raise OSError(116, "Stale file handle")
 
-    before = files.saved_state
+    before = files._read_state
     if dist.rank() == dist.world_size() - 1:
-        files.saved_state = unreadable
+        files._read_state = unreadable
     found = files.first_fault(Path(path))
-    files.saved_state = before
+    files._read_state = before
     assert dist.gather_on_host(found) == [found] * dist.world_size()
     return found
 
