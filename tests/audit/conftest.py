@@ -17,7 +17,6 @@ __all__ = ["golden", "golden_model", "reasoner"]
 def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`model`, and packed data: `data` of 24 samples, `plain` without helper images."""
     from ilvr_ds.ingest.pack import pack_samples
-
     from tests.audit.planted import planted_samples, write_planted
 
     folder = tmp_path_factory.mktemp("planted")
