@@ -32,7 +32,7 @@ def main(run: Path) -> None:
     for resume, name in (("never", "before the first step"), (str(newest), "after the last step")):
         settings = {
             "run.output_dir": run.parent / ".selected-cells", "checkpoint.resume": resume,
-            "train.micro_batch_size": 16, "tracking.picture_samples": 0, "tracking.uri": "http://127.0.0.1:9",
+            "tracking.picture_samples": 0, "tracking.uri": "http://127.0.0.1:9",
         }  # fmt: skip
         recipe = load_recipe(run / "recipe.json", [f"{key}={value}" for key, value in settings.items()])
         parts = assemble(recipe, run / "recipe.json")
