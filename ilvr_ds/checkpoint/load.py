@@ -68,7 +68,8 @@ def read_student_weights(path: Path) -> dict[str, Any]:
     """The student's weights in a checkpoint by name, as lazy tensors: `.contiguous()` reads one.
 
     Trained weights are the fp32 master copies. Under ZeRO-3 each is put together from memory-mapped shards when it is
-    read; under ZeRO-2 DeepSpeed joins all of them first. Frozen weights (with LoRA) are held in their own precision.
+    read; under ZeRO-2 DeepSpeed joins all of them first. Frozen weights (with LoRA) are held in their own precision;
+    ZeRO-1 keeps them beside the model's other weights, where DeepSpeed's reader does not look.
     """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
@@ -77,4 +78,13 @@ def read_student_weights(path: Path) -> dict[str, Any]:
             weights = get_fp32_state_dict_from_zero_checkpoint(str(path), tag="student", lazy_mode=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: DeepSpeed cannot read the student ({str(error).strip().splitlines()[0]})") from error
-    return dict(weights)
+    return {**_beside(path / "student" / "mp_rank_00_model_states.pt"), **weights}
+
+
+def _beside(states: Path) -> dict[str, Any]:
+    """Weights that ZeRO-1 keeps in one file, frozen ones among them; none under higher stages, whose reader has all."""
+    if not states.exists():
+        return {}
+    found: dict[str, Any] = torch.load(states, map_location="cpu", mmap=True, weights_only=False)
+    module: dict[str, Any] = found["module"]
+    return module if found["frozen_param_shapes"] is None else {}
