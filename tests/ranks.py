@@ -24,11 +24,15 @@ import torch
 ROOT = Path(__file__).parent.parent
 
 
-def run_ranks(function: str, world: int, folder: Path, timeout_s: float = 240, **arguments: Any) -> list[Any]:
+def run_ranks(
+    function: str, world: int, folder: Path, timeout_s: float = 240, is_fresh: bool = False, **arguments: Any
+) -> list[Any]:
     """Call `function` ("tests.distributed.workers:name") with `arguments` on `world` ranks; returns their results.
 
     A rank that fails, or no end after `timeout_s`, fails the test with the last output of every rank.
     """
+    if is_fresh and world in _teams:  # an engine of a test before leaves DeepSpeed's ZeRO-3 linear in torch
+        _teams.pop(world).stop()
     if world not in _teams:
         _teams[world] = _Team.start(world, folder)
     folder.mkdir(parents=True, exist_ok=True)

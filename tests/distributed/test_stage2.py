@@ -116,8 +116,9 @@ def test_ranks_stay_in_step_with_a_teacher(
     """The same with targets, to ranks without any."""
     arguments = {"steps": 6, "rows": rows, "negatives": "world", "zero": zero, "checkpointing": checkpointing}
     ranks = run_ranks(
-        "tests.distributed.workers:mixed_batches", 2, tmp_path, stage=2, latent_gradient=gradient, **arguments
-    )
+        "tests.distributed.workers:mixed_batches", 2, tmp_path, is_fresh=checkpointing == "selective", stage=2,
+        latent_gradient=gradient, **arguments,
+    )  # fmt: skip
     check_mixed(ranks, 6)
 
 
