@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from ilvr_ds.audit.targets import Chosen
 from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.images import ImageEncoder
-from ilvr_ds.data.sample import LatentStep, Sample, TextStep
+from ilvr_ds.data.sample import Sample, texts_before_latents
 from ilvr_ds.pictures.views import SampleView, SegmentView
 
 LONGEST_SIDE = 448
@@ -26,7 +26,7 @@ LONGEST_SIDE = 448
 def view_of(sample: Sample, latents: Sequence[Tensor], chosen: Chosen, images: ImageEncoder) -> SampleView:
     """A sample with candidates, as far as its answer has segments; `latents` [K, D] of each."""
     segments = []
-    texts = _texts_before(sample)
+    texts = texts_before_latents(sample)
     for text, helper, own, candidates in zip(texts, sample.helper_images, latents, chosen.candidates, strict=False):
         seen = images.seen(helper)
         cosines = normalize(own.float(), dim=-1) @ normalize(candidates.float().cpu(), dim=-1).T
@@ -43,18 +43,6 @@ def _map(cosines: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.floa
     flat = np.full((len(cosines), patches), np.nan, dtype=np.float32)
     flat[:, : run * candidates] = np.repeat(cosines, run, axis=1)
     return flat.reshape(len(cosines), *grid)
-
-
-def _texts_before(sample: Sample) -> list[str]:
-    """The text between each latent step and the one before it."""
-    texts, pending = [], ""
-    for step in sample.steps:
-        if isinstance(step, TextStep):
-            pending += step.content
-        elif isinstance(step, LatentStep):
-            texts.append(pending)
-            pending = ""
-    return texts
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:

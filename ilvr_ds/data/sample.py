@@ -58,3 +58,15 @@ class Sample:
     answer: str = ""
     group: str = ""
     meta: dict[str, str] = field(default_factory=dict)
+
+
+def texts_before_latents(sample: Sample) -> list[str]:
+    """The text between each latent step and the one before it."""
+    texts, pending = [], ""
+    for step in sample.steps:
+        if isinstance(step, TextStep):
+            pending += step.content
+        elif isinstance(step, LatentStep):
+            texts.append(pending)
+            pending = ""
+    return texts

@@ -17,7 +17,7 @@ from torch import Tensor
 from ilvr_ds import dist
 from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.loader import WindowDataset
-from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep
+from ilvr_ds.data.sample import SampleError, texts_before_latents
 from ilvr_ds.data.window import Window
 from ilvr_ds.errors import UserError
 from ilvr_ds.pictures.views import SampleView, SegmentView, Selection
@@ -65,7 +65,7 @@ class LatentViews:
 
     def _view(self, row: int, segments: _Segments) -> SampleView:
         sample = self.dataset.reader.read(int(self.numbers[row]))
-        texts = _texts_before(sample)
+        texts = texts_before_latents(sample)
         helpers = [self.dataset.encoder.images.seen(data) for data in sample.helper_images]
         cell = self.dataset.encoder.images.cell
         views = [
@@ -124,18 +124,6 @@ def _map(cosine: Tensor, patches: list[NDArray[np.int64]], grid: tuple[int, int]
     for n, values in enumerate(cosine.T.numpy()):
         flat[:, patches[n]] = values[:, None]
     return flat.reshape(len(cosine), *grid)
-
-
-def _texts_before(sample: Sample) -> list[str]:
-    """The text between each latent step and the one before it."""
-    texts, pending = [], ""
-    for step in sample.steps:
-        if isinstance(step, TextStep):
-            pending += step.content
-        elif isinstance(step, LatentStep):
-            texts.append(pending)
-            pending = ""
-    return texts
 
 
 def _pixels(image: Image.Image) -> NDArray[np.uint8]:
