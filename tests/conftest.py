@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,12 @@ from tests.ranks import ROOT
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 LAUNCHER_VARIABLES = tuple(launcher.Place(0, 0, 1, "", 0).variables())
+
+
+def pytest_sessionfinish() -> None:
+    """A process that a failed test left behind would be waited for at the end, for ever."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 @pytest.fixture(autouse=True)

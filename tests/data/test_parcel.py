@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 import resource
 import subprocess
@@ -98,17 +97,15 @@ def test_what_shares_memory_is_moved_at_once(window: Window, is_parcel: bool) ->
 def test_windows_come_from_workers_with_few_open_files(dataset: WindowDataset, window: Window) -> None:
     """Catches a file descriptor for each of a window's hundreds of tensors: `ulimit -n 1024` ended such runs."""
 
-    def reads_with_few_files() -> None:
-        limit = len(list(Path("/proc/self/fd").iterdir())) + 100
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 100, limits[1]))
+    try:
         made = list(iterate_windows(dataset, range(4), num_workers=2, pin_memory=False))
-        for other in made:
-            assert_same(other, window)
-
-    process = multiprocessing.get_context("fork").Process(target=reads_with_few_files)
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    for other in made:
+        assert_same(other, window)
 
 
 def test_the_limit_of_open_files_is_raised_as_far_as_it_may() -> None:
