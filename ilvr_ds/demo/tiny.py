@@ -9,8 +9,9 @@ The vision tower is random and meant to stay frozen. For that a merged patch's f
 - The mean of each patch filter is damped. Patches on white share one large component, the filters' answer to flat
   white, which would put the cosine of any two cells near 0.8. It is not removed: a blank patch would be zero, and the
   norm before the merger would blow up the traces of its neighbours.
-- The last layer is whitened on random coloured blobs. Without that the cosine of two shapes of one colour is up to
-  0.97: nearly all of a feature is its colour.
+- The last layer is whitened, on pictures of the task or else on random coloured blobs. Without that the cosine of two
+  shapes of one colour is up to 0.97: nearly all of a feature is its colour. Whitened on blobs alone, the cells of
+  shaded pictures are too much alike (0.92 to the nearest other one): a latent that is nearly right names another cell.
 - Token embeddings and features get one scale, RMS 1. They stand side by side in the sequence, and so does the last
   hidden state, RMS 1 after the final norm, that generation feeds back as a latent.
 """
@@ -18,13 +19,14 @@ The vision tower is random and meant to stay frozen. For that a merged patch's f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -114,17 +116,25 @@ SMALL = TinySize(640, 1920, 5, 10, 2, vision_hidden_size=128, vision_heads=4, vo
 """A language model of about 25 M parameters: to learn the demo task on one GPU."""
 
 
-def build_tiny_model(directory: Path, *, texts: Iterable[str], size: TinySize = TINY, seed: int = 0) -> None:
+def build_tiny_model(
+    directory: Path,
+    *,
+    texts: Iterable[str],
+    size: TinySize = TINY,
+    seed: int = 0,
+    pictures: Sequence[Image.Image] = (),
+) -> None:
     """Write config, weights (fp32), tokenizer and image processor of a random Qwen2.5-VL into `directory`.
 
     texts: what the tokenizer's merges are learnt from. The latent tokens are not in it, but the embedding has rows
-    for them. The same arguments give the same files.
+    for them. pictures: RGB, of sides that are multiples of 28, to whiten the vision tower's features on; none: blobs.
+    The same arguments give the same files.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = _build_tokenizer(texts, size.vocab_size)
     tokenizer.save_pretrained(directory)
     Qwen2VLImageProcessorPil().save_pretrained(directory)
-    _build_model(_build_config(size, tokenizer), seed).save_pretrained(directory)
+    _build_model(_build_config(size, tokenizer), seed, pictures).save_pretrained(directory)
     follow_umask(directory / "model.safetensors")
 
 
@@ -192,7 +202,7 @@ def _build_config(size: TinySize, tokenizer: Any) -> Any:
     )
 
 
-def _build_model(config: Any, seed: int) -> Any:
+def _build_model(config: Any, seed: int, pictures: Sequence[Image.Image]) -> Any:
     """Random weights (fp32) with the changes that this file's docstring explains."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -203,14 +213,13 @@ def _build_model(config: Any, seed: int) -> Any:
         tower = model.model.visual
         filters = tower.patch_embed.proj.weight  # [hidden, channels, frames, height, width]
         filters.sub_((1 - _FLAT_DAMPING) * filters.mean(dim=(2, 3, 4), keepdim=True))
-        _decorrelate(tower)
+        _whiten(tower, *(_pixels(pictures) if pictures else _blobs()))
     return model
 
 
-def _decorrelate(tower: Any) -> None:
-    """Compose the tower's last layer with the whitening of its features of blobs, and scale them to RMS 1."""
-    side = 2 * _BLOBS_SIDE  # in patches
-    features = tower(_blobs(), grid_thw=torch.tensor([[1, side, side]])).pooler_output
+def _whiten(tower: Any, pixels: torch.Tensor, grids: torch.Tensor) -> None:
+    """Compose the tower's last layer with the whitening of its features of these pictures, and scale them to RMS 1."""
+    features = tower(pixels, grid_thw=grids).pooler_output
     mean = features.mean(0)
     values, vectors = torch.linalg.eigh((features - mean).T @ (features - mean) / len(features))
     whitening = vectors @ (values + _FLOOR * values[-1]).rsqrt().diag() @ vectors.T
@@ -220,8 +229,17 @@ def _decorrelate(tower: Any) -> None:
     last.bias.copy_(whitening @ (last.bias - mean))
 
 
-def _blobs() -> torch.Tensor:
-    """Pixels [patches, 3 * 2 * 14 * 14] of cells that hold a blob of one colour on white, every eighth nothing."""
+def _pixels(pictures: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels and grids of pictures in their own size."""
+    sides = [side for picture in pictures for side in picture.size]
+    limits = {"min_pixels": min(sides) ** 2, "max_pixels": max(sides) ** 2}
+    made = Qwen2VLImageProcessorPil(**limits)(list(pictures), return_tensors="pt")
+    return made["pixel_values"], made["image_grid_thw"]
+
+
+def _blobs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels [patches, 3 * 2 * 14 * 14] of cells that hold a blob of one colour on white, every eighth nothing; and
+    their grid."""
     count = _BLOBS_SIDE**2
     form = torch.nn.functional.interpolate(torch.randn(count, 1, 5, 5), (28, 28), mode="bicubic") > 0
     distance = (torch.arange(28) - 13.5).square()
@@ -231,7 +249,8 @@ def _blobs() -> torch.Tensor:
     colour = white - 3.8 * torch.rand(count, 3, 1, 1)
     cells = torch.where(form, colour, white)
     patches = cells.view(count, 3, 2, 14, 2, 14).permute(0, 2, 4, 1, 3, 5)
-    return patches[:, :, :, :, None].expand(-1, -1, -1, -1, 2, -1, -1).reshape(4 * count, -1)
+    pixels = patches[:, :, :, :, None].expand(-1, -1, -1, -1, 2, -1, -1).reshape(4 * count, -1)
+    return pixels, torch.tensor([[1, 2 * _BLOBS_SIDE, 2 * _BLOBS_SIDE]])
 
 
 def _rms(values: torch.Tensor) -> torch.Tensor:
