@@ -1,9 +1,10 @@
-# make demo | test | test-cluster | test-browser | drill | lint | bench. Each sets up .venv by itself.
+# make demo | test (WORKERS=4 on a larger machine) | test-cluster | test-browser | drill | lint | bench. Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 DEMO := outputs/demo-data
 RECIPE := launch/recipes/demo.yaml
+WORKERS := 2
 
 .PHONY: demo test test-cluster test-browser drill lint bench clean
 
@@ -25,7 +26,7 @@ demo: .venv/ready
 	ilvr-ds evaluate --model outputs/demo-stage2/model --shards $(DEMO)/held_out --benchmark comt --ablate-latents
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-cluster: .venv/ready
 	$(BIN)/python -m pytest -m cluster -rs --timeout 1200 --durations=0 --durations-min=5 tests/cluster

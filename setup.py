@@ -67,6 +67,7 @@ setup(
         "dev": [
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "playwright",
             "ruff",
             "mypy",
