@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ilvr_ds.audit.attention import attention_shares
 from ilvr_ds.audit.donors import Swap
-from ilvr_ds.audit.probability import AnswerProbability
-from ilvr_ds.audit.retrieval import Retrieval
+from ilvr_ds.audit.readings.attention import attention_shares
+from ilvr_ds.audit.readings.probability import AnswerProbability
+from ilvr_ds.audit.readings.retrieval import Retrieval
+from ilvr_ds.audit.readings.targets import Chosen, TargetChooser
 from ilvr_ds.audit.settings import BARRED
 from ilvr_ds.audit.store import LatentStore
-from ilvr_ds.audit.targets import Chosen, TargetChooser
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.evaluation.ablation import latent_source

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ilvr_ds.audit.targets import Chosen
+from ilvr_ds.audit.readings.targets import Chosen
 from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.sample import Sample, texts_before_latents
