@@ -9,8 +9,8 @@ from typing import Any
 
 from ilvr_ds.audit.report.charts import draw_audit
 from ilvr_ds.audit.report.verdict import Verdict
-from ilvr_ds.evaluation.results import write_whole
 from ilvr_ds.pictures.views import SampleView
+from ilvr_ds.whole_files import write_whole
 
 
 def write_report(
