@@ -20,13 +20,14 @@ MAY_IMPORT = {
     "dist": BASE | {"launcher"},
     "base_model": BASE | {"dist", "model"},
     "file_modes": BASE,
+    "whole_files": BASE,
     "ops": {"ops"},
-    "data": BASE | {"data", "config"},
+    "data": BASE | {"data", "config", "whole_files"},
     "ingest": BASE | {"ingest", "data"},
     "model": BASE | {"model", "data", "config"},
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
     "monitoring": BASE | {"monitoring", "planning", "model", "data", "dist"},
-    "tracking": BASE | {"tracking", "data"},
+    "tracking": BASE | {"tracking", "data", "whole_files"},
     "checkpoint": BASE | {"checkpoint", "monitoring", "distill", "config", "dist", "file_modes"},
     "engine": BASE | {"engine", "checkpoint", "distill", "model", "config", "dist", "shipped"},
     "training": BASE
@@ -46,12 +47,13 @@ MAY_IMPORT = {
     | {"base_model", "provenance", "pictures"},
     "evaluation": BASE
     | {"evaluation", "checkpoint", "tracking", "model", "ops", "data", "config", "dist", "base_model"}
-    | {"provenance", "pictures", "file_modes"},
+    | {"provenance", "pictures", "file_modes", "whole_files"},
     "audit": BASE
-    | {"audit", "evaluation", "distill", "tracking", "model", "ops", "data", "config", "dist", "pictures"},
+    | {"audit", "evaluation", "distill", "tracking", "model", "ops", "data", "config", "dist", "pictures"}
+    | {"whole_files"},
     "planning": BASE | {"planning", "config"},
     "provenance": BASE,
-    "pictures": BASE | {"pictures"},
+    "pictures": BASE | {"pictures", "whole_files"},
     "doctor": BASE | {"ops", "data", "provenance"},
     "cluster": BASE | {"doctor", "dist", "ops", "data", "provenance"},
     "demo": BASE | {"demo", "data", "model", "file_modes"},

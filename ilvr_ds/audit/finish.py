@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilvr_ds.audit import summary
 from ilvr_ds.audit.passes import Plan
-from ilvr_ds.audit.report import write_report
-from ilvr_ds.audit.similarity import similarity
+from ilvr_ds.audit.readings.similarity import similarity
+from ilvr_ds.audit.readings.targets import TargetChooser
+from ilvr_ds.audit.report import summary
+from ilvr_ds.audit.report.page import write_report
+from ilvr_ds.audit.report.verdict import judge
+from ilvr_ds.audit.report.views import view_of
 from ilvr_ds.audit.store import LatentStore
-from ilvr_ds.audit.targets import TargetChooser
-from ilvr_ds.audit.verdict import judge
-from ilvr_ds.audit.views import view_of
 from ilvr_ds.evaluation.preparation import Prepared
 from ilvr_ds.evaluation.results import Line, Results
 from ilvr_ds.pictures.views import SampleView

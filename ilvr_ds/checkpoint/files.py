@@ -28,8 +28,6 @@ _ASIDE = re.compile(r"step-(\d{8})\.aside-\d+")
 STATE_FILE = "state.json"
 _RENAMED = {("data", "shuffle_window"): "shuffle_buffer"}
 """Keys of the recipe by the names that older checkpoints have for them."""
-UNIVERSAL = "universal"
-"""Folder of the student's universal form within a checkpoint, while a job goes on with other slices."""
 
 
 def checkpoint_name(step: int) -> str:

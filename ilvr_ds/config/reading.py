@@ -14,7 +14,7 @@ from ilvr_ds.config.limits import check_combinations
 from ilvr_ds.config.recipe import Recipe
 from ilvr_ds.config.sections import REQUIRED
 from ilvr_ds.config.values import Written, convert
-from ilvr_ds.errors import UserError, nearest
+from ilvr_ds.errors import UserError, first_line, nearest
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -108,4 +108,4 @@ def _construct(node: Any, where: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "problem", None) or str(error).splitlines()[0]
+    return getattr(error, "problem", None) or first_line(error)

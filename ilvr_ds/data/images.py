@@ -20,7 +20,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from ilvr_ds.data.decode import DECODING, decode_image
 from ilvr_ds.data.sample import SampleError
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 
 GREY = (128, 128, 128)
 Grid = tuple[int, int]
@@ -51,8 +51,7 @@ class ImageEncoder:
         try:
             self.processor: Any = Qwen2VLImageProcessorPil.from_pretrained(path)
         except (OSError, ValueError) as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise UserError(f"model.path: no image processor at '{path}' ({first_line})") from error
+            raise UserError(f"model.path: no image processor at '{path}' ({first_line(error)})") from error
         if self.processor.temporal_patch_size != 2:
             raise UserError(f"model.path: '{path}' has temporal_patch_size {self.processor.temporal_patch_size}, not 2")
         self.cell = self.processor.patch_size * self.processor.merge_size

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 
 LATENT_TOKENS = ("<|latent_pad|>", "<|latent_start|>", "<|latent_end|>")
 _QUESTION, _ANSWER = "How many?", "As many as there are."
@@ -49,8 +49,7 @@ def load_tokenizer(path: str, add_latent_tokens: bool = True) -> tuple[Any, Spec
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"model.path: no tokenizer at '{path}' ({first_line})") from error
+        raise UserError(f"model.path: no tokenizer at '{path}' ({first_line(error)})") from error
     missing = [token for token in _BASE_TOKENS if token not in tokenizer.get_vocab()]
     if missing:
         raise UserError(
@@ -87,7 +86,7 @@ def _template_fault(tokenizer: Any, images: int) -> str | None:
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        return first_line(error)
     before, words, _ = text.partition(_QUESTION)
     if not words or before.endswith(("'", '"')):
         return "the user's words are not there" if not words else "it prints the message as Python does"

@@ -11,6 +11,7 @@ import torch
 from ilvr_ds import __version__
 from ilvr_ds.provenance import commit
 from ilvr_ds.tracking.registry import is_exported
+from ilvr_ds.whole_files import write_whole
 
 FILE = "README.md"
 _HEADING = "## Scores\n"
@@ -84,9 +85,7 @@ def add_scores(folder: Path, benchmark: str, data: str, scores: dict[str, Any]) 
             if not heading:
                 return f"{card}: has no section {_HEADING.strip()}; the scores are not in it"
             before, after = before + heading, "\n" + after.removeprefix(_NONE).removeprefix("\n")
-        partial = card.with_name(card.name + ".partial")
-        partial.write_text(before + start + _table(benchmark, data, scores) + end + after, encoding="utf-8")
-        partial.replace(card)
+        write_whole(card, before + start + _table(benchmark, data, scores) + end + after)
     except (OSError, UnicodeDecodeError) as error:
         return f"{card}: the scores are not in it ({error})"
     return f"accuracies are in the model card, too: {card}"

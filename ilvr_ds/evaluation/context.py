@@ -5,6 +5,7 @@ B rows, T prompt tokens (padded on the left), D hidden size.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -31,12 +32,23 @@ class Context:
         self.position = self.tokens.position_ids[:, :, -1:]  # a prompt ends in text: its last position is the largest
         padding = (0, room)
         self.real = torch.nn.functional.pad(self.tokens.real, padding, value=True)
+        self._prefilled: Tensor | None = None
 
     def prefill(self) -> Tensor:
-        """Read images and prompts; the last hidden state [B, D]."""
-        features = self.reasoner.tower(self.window.images[0])
-        embeddings = write_images(self.embed(self.tokens.input_ids), self.tokens, features)
-        return last_hidden(self.language_model, self.tokens, embeddings, self.cache)[:, -1]
+        """Read images and prompts, once; the last hidden state [B, D]."""
+        if self._prefilled is None:
+            features = self.reasoner.tower(self.window.images[0])
+            embeddings = write_images(self.embed(self.tokens.input_ids), self.tokens, features)
+            self._prefilled = last_hidden(self.language_model, self.tokens, embeddings, self.cache)[:, -1]
+        return self._prefilled
+
+    def fork(self) -> Context:
+        """A context that reads on from the prompts by itself, and shares their keys and values with this one."""
+        self.prefill()
+        other = copy.copy(self)
+        other.cache = copy.copy(self.cache)
+        other.cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # new tokens make new tensors
+        return other
 
     def step(self, tokens: Tensor, latents: Tensor, hidden_from_it: Tensor | None = None) -> Tensor:
         """Read one token [B] of each row, a latent where it is latent_pad; the last hidden state [B, D].

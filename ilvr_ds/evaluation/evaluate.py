@@ -60,9 +60,7 @@ class _Run:
     def answer(self, batch: range) -> list[Line]:
         """The lines of a batch."""
         settings, reasoner = self.ready.settings, self.ready.reasoner
-        numbers = self.ready.numbers[batch.start : batch.stop]
-        samples = [self.ready.reader.read(number) for number in numbers]
-        prompts = [self.ready.prompt(sample) for sample in samples]
+        numbers, samples, prompts = self.ready.batch(batch)
         generation = GenerationSettings(**{**settings.generation.__dict__, "keep_latents": settings.ablate_latents})
         own = Generator(reasoner, generation)(prompts)
         lines = [

@@ -7,7 +7,9 @@ training engine and is frozen: its weights come from the base model's files. Nam
 
 from __future__ import annotations
 
+import glob
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,7 +38,9 @@ from ilvr_ds.model.hub import model_folder
 from ilvr_ds.model.layers.four_bit import check_base, round_trip
 from ilvr_ds.model.student import DTYPES, load_config
 from ilvr_ds.tracking.registry import is_exported, write_origin
+from ilvr_ds.whole_files import partial_name
 
+logger = logging.getLogger("ilvr_ds")
 SHARD_BYTES = 4 * 1024**3
 """Tensors that wait to be written hold at most this much, plus the last one."""
 Named = tuple[str, Tensor]
@@ -60,8 +64,9 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
     dtype = DTYPES[precision or recipe["train"]["precision"]]
     config = load_config(settings.path)
     tokenizer, special = load_tokenizer(settings.path)
-    partial = to.with_name(to.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for other in sorted(to.parent.glob(f"{glob.escape(to.name)}.partial-*")):
+        logger.warning("%s: of an export that was killed, or still runs; delete it if none does", other)
+    partial = partial_name(to)
     try:
         partial.mkdir(parents=True)
         student = _Student(read_student_weights(checkpoint), settings, DTYPES[recipe["train"]["precision"]])
@@ -77,6 +82,7 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
         write_origin(partial, state, checkpoint)
         for file in [path for path in partial.rglob("*") if path.is_file()]:
             follow_umask(file)
+        _check_target(to, checkpoint, overwrite)  # another export may have ended meanwhile
         if to.exists():
             shutil.rmtree(to)
         partial.rename(to)

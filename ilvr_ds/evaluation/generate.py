@@ -182,13 +182,16 @@ class Generator:
         self.never = torch.tensor(sorted(set(never)), device=reasoner.device)
 
     @torch.inference_mode()
-    def __call__(self, prompts: list[EncodedSample]) -> Generated:
-        """Generate an answer to each prompt."""
+    def __call__(self, prompts: list[EncodedSample], shared: Context | None = None) -> Generated:
+        """Generate an answer to each prompt.
+
+        shared: a context of these prompts, with room for `max_new_tokens`, that several answers go on from.
+        """
         reasoner, settings = self.reasoner, self.settings
         started = time.perf_counter()
-        context = Context(reasoner, prompts, settings.max_new_tokens)
+        context = shared.fork() if shared else Context(reasoner, prompts, settings.max_new_tokens)
         hidden = context.prefill()
-        prefilled = self._now()
+        prefilled = reasoner.now()
         modes = _Modes.start(reasoner, len(prompts), self.latents.steps(reasoner.latent_size))
         reader = AnswerReader(reasoner, [p.id for p in prompts], settings.stop, settings.max_new_tokens, self.on_text)
         uniform = self._uniform([p.id for p in prompts])
@@ -205,7 +208,7 @@ class Generator:
                 modes.finished = modes.finished | torch.tensor(stopped, device=reasoner.device)
             hidden = context.step(tokens, latents, self._out_of_sight(context, modes))
         answers = reader.answers()
-        decoded = self._now()
+        decoded = reasoner.now()
         speed = Speed(
             sum(len(p.input_ids) for p in prompts), prefilled - started,
             sum(len(a.tokens) for a in answers), decoded - prefilled,
@@ -232,8 +235,3 @@ class Generator:
         if self.settings.temperature == 0:
             return None
         return uniform_numbers(ids, self.settings.seed, self.settings.max_new_tokens).to(self.reasoner.device)
-
-    def _now(self) -> float:
-        if self.reasoner.device.type == "cuda":
-            torch.cuda.synchronize(self.reasoner.device)
-        return time.perf_counter()

@@ -6,6 +6,7 @@ the tokenizer's size, and the key names of transformers before 4.52, which stock
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ import torch
 from safetensors import SafetensorError
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from ilvr_ds import dist
 from ilvr_ds.config import LIMITS
 from ilvr_ds.data.collate import Collator
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.template import EncodedSample, SampleEncoder
 from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
 from ilvr_ds.data.window import Window
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 from ilvr_ds.model.base_weights import check_weights
 from ilvr_ds.model.layers.attention import attention_backend, use_varlen_attention
 from ilvr_ds.model.student import DTYPES, detach_tower, load_config, vision_layout
@@ -56,6 +58,12 @@ class Reasoner:
         collator = Collator(self.special, layout, self.latent_size, 1, "left")
         return collator(prompts, np.arange(len(prompts)), [len(prompts)]).to(self.device)
 
+    def now(self) -> float:
+        """Seconds on a clock, once the device has done what was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
 
 def load_reasoner(
     path: str,
@@ -83,6 +91,8 @@ def load_reasoner(
     size = latent_size if latent_size is not None else getattr(config, "latent_size", None)
     if not isinstance(size, int) or size < 1:
         raise UserError(f"--model: the configuration at '{path}' holds no latent_size; give --latent-size")
+    if (adapters := Path(path) / "adapter" / "adapter_config.json").is_file():
+        dist.warn("%s answers without the adapters in %s; export with --adapters merge", path, adapters.parent)
     model = _load_weights(path, dtype, attention_backend("auto", dtype))
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
@@ -107,7 +117,7 @@ def _load_weights(path: str, dtype: torch.dtype, attention: str) -> Any:
             path, dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model: cannot load '{path}' ({str(error).strip().splitlines()[0]})") from error
+        raise UserError(f"--model: cannot load '{path}' ({first_line(error)})") from error
     for kind in ("missing_keys", "unexpected_keys"):
         if names := sorted(info[kind]):
             what = kind.partition("_")[0]

@@ -76,6 +76,12 @@ class Prepared:
         except SampleError as error:
             raise UserError(f"sample {sample.id} of {self.reader.location}: {error}; pack the data again") from error
 
+    def batch(self, places: range) -> tuple[list[int], list[Sample], list[EncodedSample]]:
+        """Numbers, samples and prompts at `places` of the evaluated ones."""
+        numbers = self.numbers[places.start : places.stop]
+        samples = [self.reader.read(number) for number in numbers]
+        return numbers, samples, [self.prompt(sample) for sample in samples]
+
     def identity(self) -> dict[str, Any]:
         """What must be the same when the work goes on."""
         settings = self.settings

@@ -14,7 +14,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextMod
 
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import VisionLayout
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 from ilvr_ds.model.base_weights import check_weights
 from ilvr_ds.model.layers.adapters import add_adapters
 from ilvr_ds.model.layers.attention import attention_backend
@@ -35,7 +35,7 @@ def load_config(path: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path: no model at '{path}' ({str(error).strip().splitlines()[0]})") from error
+        raise UserError(f"model.path: no model at '{path}' ({first_line(error)})") from error
     if config.model_type != "qwen2_5_vl":
         raise UserError(f"model.path: '{path}' holds a {config.model_type} model; expected qwen2_5_vl")
     if quantised := getattr(config, "quantization_config", None):
@@ -85,8 +85,7 @@ def _read_weights(path: str, config: Any, dtype: torch.dtype, attention: str) ->
             path, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"model.path: the weights at '{path}' cannot be read ({reason})") from error
+        raise UserError(f"model.path: the weights at '{path}' cannot be read ({first_line(error)})") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"model.path: '{path}' lacks {len(missing)} weights, the first {missing[0]}")
     return model

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 from ilvr_ds.tracking.names import sqlite_path
 
 logger = logging.getLogger("ilvr_ds")
@@ -52,7 +52,7 @@ def log_scores(
             client.log_artifact(run_id, str(file))
         client.set_terminated(run_id)
     except failure as error:
-        logger.warning("MLflow at %s: %s; the scores are on disk", uri, str(error).strip().splitlines()[0])
+        logger.warning("MLflow at %s: %s; the scores are on disk", uri, first_line(error))
         return None
     return run_id
 
@@ -73,7 +73,7 @@ def connect(uri: str, option: str) -> tuple[Any, tuple[type[Exception], ...]]:
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     except MlflowException as error:
-        raise UserError(f"{option} {uri}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{option} {uri}: {first_line(error)}") from error
     return client, (MlflowException, OSError)
 
 

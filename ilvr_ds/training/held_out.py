@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -36,10 +36,11 @@ class HeldOut:
         self.quarantine = quarantine
 
     @torch.no_grad()
-    def __call__(self) -> dict[str, float]:
+    def __call__(self, is_stopped: Callable[[], bool]) -> dict[str, float] | None:
         """Metrics `eval/...`; the same on all ranks. Collective.
 
-        Bad samples do not count. Raises UserError on all ranks where there are too many.
+        is_stopped: asked before each window, with the same answer on all ranks; after a yes nothing more is read, and
+        None is returned. Bad samples do not count. Raises UserError on all ranks where there are too many.
         """
         engine: Any = self.step.student
         totals = MetricSums(self.step.sums, dist.device())
@@ -48,6 +49,9 @@ class HeldOut:
         samples = retries = 0
         engine.eval()
         for window in self._windows():
+            if is_stopped():
+                engine.train()
+                return None
             bad += window.bad
             samples, retries = samples + len(window.ids), retries + window.retries
             prepared = self.step.prepare(window)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ilvr_ds import dist
 from ilvr_ds.checkpoint.load import load_checkpoint
-from ilvr_ds.checkpoint.reshard import load_resharded
+from ilvr_ds.checkpoint.reshard import load_resharded, universal_form
 from ilvr_ds.engine.optimizer import apply_settings
 from ilvr_ds.errors import UserError
 from ilvr_ds.training.components import Components
@@ -67,9 +67,12 @@ class Saver:
 
 def restore(parts: Components, checkpoint: Path) -> int:
     """Load the whole state of a run from `checkpoint` (collective); returns the steps done."""
-    load = load_resharded if parts.is_resharded else load_checkpoint
-    student, teacher = parts.step.student, parts.step.teacher
-    state = load(checkpoint, student, parts.networks.trained, teacher.shards if teacher is not None else None)
+    student, teacher, names = parts.step.student, parts.step.teacher, parts.networks.trained
+    shards = teacher.shards if teacher is not None else None
+    if parts.is_resharded:
+        state = load_resharded(checkpoint, universal_form(parts.recipe), student, names, shards)
+    else:
+        state = load_checkpoint(checkpoint, student, names, shards)
     parts.networks.teach_frozen()  # they may be others than those at model.path (model.init_from)
     apply_settings(student, parts.recipe.optim)
     parts.loader.load_state_dict(state["loader"])

@@ -60,32 +60,30 @@ class Trainer:
             return True
         if not is_trained:
             self._rehearse()
-        self._evaluate_and_draw(self.done, due)
-        is_finished = is_trained or self._train()
+        with self.signal:
+            is_stopped = self._evaluate_and_draw(self.done, due)
+            is_finished = not is_stopped if is_trained or is_stopped else self._train()
         self.parts.pictures.finish()
         self.progress.close()
         return is_finished
 
     def _train(self) -> bool:
-        """The steps that are left, and what is due behind the last one."""
+        """The steps that are left, and what is due behind the last one; False when a signal asked to stop before."""
         stop = False
         self.speed.start()
         self.phases.start()
         self.progress.begin(self.done)
-        with self.signal:
-            for step, window in self.phases.around("data", self.loader.windows(self.total_steps)):
-                self._train_step(step, window)
-                self.done = step + 1
-                if stop := self._after_step(self.done):
-                    break
-            self.saver.begin(self.done, is_last=True)
-            self.saver.finish(is_last=True)
+        for step, window in self.phases.around("data", self.loader.windows(self.total_steps)):
+            self._train_step(step, window)
+            self.done = step + 1
+            if stop := self._after_step(self.done):
+                break
+        self.saver.begin(self.done, is_last=True)
+        self.saver.finish(is_last=True)
         if self.done < self.total_steps:
             return False
         due = self._due(self.done)
-        if not stop:
-            self._evaluate_and_draw(self.done, due)
-        return not (stop and due)
+        return not (due if stop else self._evaluate_and_draw(self.done, due))
 
     def _train_step(self, step: int, window: Window) -> None:
         """One optimizer step: targets, losses and gradients of each micro-batch, the update; then the EMA is due."""
@@ -134,7 +132,7 @@ class Trainer:
         if done % recipe.tracking.every_steps == 0 or last:
             self._log(done)
         if done < total and not stop:  # who asks to stop may not wait long: the next start does it
-            self._evaluate_and_draw(done, self._due(done))
+            stop = self._evaluate_and_draw(done, self._due(done))
         if recipe.checkpoint.every_steps and done % recipe.checkpoint.every_steps == 0 and done < total:
             self.saver.begin(done)
         if self.quarantine.exceeded:
@@ -152,6 +150,10 @@ class Trainer:
         bad = [sample for _, _, samples, _ in ranks for sample in samples]
         self.quarantine.add(bad, self.loader.global_batch, sum(retries for *_, retries in ranks))
         return any(is_asked for is_asked, *_ in ranks)
+
+    def _is_stopped(self) -> bool:
+        """Whether some rank was asked to stop (collective)."""
+        return any(dist.gather_on_host(self.signal.requested))
 
     @contextmanager
     def _away(self, phase: str) -> Iterator[None]:
@@ -198,24 +200,30 @@ class Trainer:
             return set()
         return self._due(self.done) - dist.decided_by_main(lambda: self.tracker.looks(self.done))
 
-    def _evaluate_and_draw(self, done: int, due: set[str]) -> None:
-        if "evaluation" in due:
-            self._evaluate(done)
+    def _evaluate_and_draw(self, done: int, due: set[str]) -> bool:
+        """Do what is due; True when some rank was asked to stop before the end: the next start does the rest."""
+        if "evaluation" in due and not self._evaluate(done):
+            return True
         if "pictures" in due:
             self._draw(done)
+        return False
 
-    def _evaluate(self, done: int) -> None:
+    def _evaluate(self, done: int) -> bool:
+        """Evaluate and record; False when some rank was asked to stop meanwhile."""
         if self.parts.held_out is None:
-            return
+            return True
         try:
             with self._away("evaluation"):
-                metrics = self.parts.held_out()
+                metrics = self.parts.held_out(self._is_stopped)
         except UserError:  # on all ranks: too many held-out samples are bad, which spoils nothing that was learnt
             self.saver.begin(done)
             self.saver.finish()
             raise
+        if metrics is None:
+            return False
         self.tracker.log(done, metrics)
         logger.info("step %d  %s", done, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        return True
 
     def _draw(self, done: int) -> None:
         self.watchdog.at(done, "pictures")

@@ -91,7 +91,7 @@ def test_an_evaluation_is_without_noise_and_leaves_the_student_in_training(monke
         return iter(windows)
 
     monkeypatch.setattr(HeldOut, "_windows", iterated)
-    metrics = held_out()
+    metrics = held_out(lambda: False)
     assert step.student.training and step.modes == [False] * 5
     assert noted == [([], 5, 1)], "bad samples, samples, retries of all windows"
     assert metrics == {
@@ -102,3 +102,13 @@ def test_an_evaluation_is_without_noise_and_leaves_the_student_in_training(monke
         "eval/answer_accuracy/b": 0.5,
         "eval/skipped": 0.0,
     }
+
+
+def test_an_evaluation_ends_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a signal that is noticed at the end; and a student that stays in evaluation mode."""
+    window = SimpleNamespace(bad=(), retries=0, ids=("1",), micro_batches=[micro_batch(["a"], [True], [True])])
+    monkeypatch.setattr(HeldOut, "_windows", lambda self: iter([window] * 3))
+    step, answers = Step(), iter([False, True])
+    held_out = HeldOut(SimpleNamespace(), 0, 3, ["a"], step, SimpleNamespace())  # type: ignore[arg-type]
+    assert held_out(lambda: next(answers)) is None
+    assert step.student.training and len(step.modes) == 2, "one window was looked at"

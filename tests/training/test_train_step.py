@@ -113,7 +113,7 @@ def schedule(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[tuple[str, int]
     """A trainer of 6 steps that notes what it would do after each."""
     calls: list[tuple[str, int]] = []
     for name in ("_log", "_evaluate", "_draw"):
-        monkeypatch.setattr(Trainer, name, lambda self, done, name=name: calls.append((name, done)))
+        monkeypatch.setattr(Trainer, name, lambda self, done, name=name: not calls.append((name, done)))
     trainer: Any = Trainer.__new__(Trainer)
     trainer.recipe = SimpleNamespace(
         tracking=TrackingConfig(every_steps=4, pictures_every_steps=3),

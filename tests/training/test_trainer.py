@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +43,9 @@ class Saver:
 class Run(Trainer):
     """A trainer whose steps, evaluations, pictures and checkpoints are entries in `told`."""
 
-    def __init__(self, folder: Path, told: list[str], stop_after: int = 0, killed_in: str = "") -> None:
+    def __init__(
+        self, folder: Path, told: list[str], stop_after: int = 0, killed_in: str = "", stopped_in: str = ""
+    ) -> None:
         recipe = dataclasses.replace(
             Recipe(),
             run=RunConfig(name="run", output_dir=str(folder)),
@@ -61,7 +66,7 @@ class Run(Trainer):
             )  # type: ignore[arg-type]
         )  # fmt: skip
         self.saver: Any = Saver(self)
-        self.told, self.stop_after, self.killed_in = told, stop_after, killed_in
+        self.told, self.stop_after, self.killed_in, self.stopped_in = told, stop_after, killed_in, stopped_in
         self.file = folder / "saved"
 
     def note(self, what: str) -> None:
@@ -80,9 +85,12 @@ class Run(Trainer):
 
         def finish(self) -> None: ...
 
-    def held_out(self) -> dict[str, float]:
+    def held_out(self, is_stopped: Callable[[], bool]) -> dict[str, float] | None:
+        assert not is_stopped()
         self.note("evaluate")
-        return {"eval/ce": 1.0}
+        if self.told[-1] == self.stopped_in:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return None if is_stopped() else {"eval/ce": 1.0}
 
     def windows(self, total: int) -> Any:
         return ((step, None) for step in range(self.done, total))
@@ -147,6 +155,15 @@ def test_a_stop_at_the_last_step_leaves_the_evaluation_to_the_next_start(tmp_pat
     finished, told = go(tmp_path, stop_after=STEPS)
     assert (finished, told[-1]) == (False, "save 6")
     assert go(tmp_path, stop_after=STEPS) == (True, ["evaluate 6", "draw 6"])
+
+
+@pytest.mark.parametrize("when", [4, STEPS])
+def test_a_signal_ends_an_evaluation_which_the_next_start_does_again(tmp_path: Path, when: int) -> None:
+    """Catches a job that is killed in an evaluation whose end it waits for, with steps that were not saved."""
+    done = ["draw 0", *DUE[: DUE.index(f"evaluate {when}") + 1], *([] if when == STEPS else [f"save {when}"])]
+    assert go(tmp_path, stopped_in=f"evaluate {when}") == (False, done)
+    assert go(tmp_path, stopped_in=f"evaluate {when}") == (False, [f"evaluate {when}"]), "and before the first step"
+    assert go(tmp_path) == (True, DUE[DUE.index(f"evaluate {when}") :])
 
 
 def test_what_another_run_had_due_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

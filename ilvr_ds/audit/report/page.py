@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ilvr_ds.audit.charts import draw_audit
-from ilvr_ds.audit.verdict import Verdict
-from ilvr_ds.evaluation.results import write_whole
+from ilvr_ds.audit.report.charts import draw_audit
+from ilvr_ds.audit.report.verdict import Verdict
 from ilvr_ds.pictures.views import SampleView
+from ilvr_ds.whole_files import write_whole
 
 
 def write_report(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from ilvr_ds.audit.similarity import effective_rank, similarity
+from ilvr_ds.audit.readings.similarity import effective_rank, similarity
 
 
 def test_cosines_are_means_over_pairs() -> None:

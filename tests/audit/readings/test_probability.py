@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from ilvr_ds.audit.probability import AnswerProbability, last_words
+from ilvr_ds.audit.readings.probability import AnswerProbability, last_words
 from ilvr_ds.evaluation.ablation import latent_source
 from ilvr_ds.evaluation.context import Context
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ilvr_ds.audit.targets import Chosen
+from ilvr_ds.audit.readings.targets import Chosen
 
 OTHERS = 64
 """Other samples whose candidates are held against."""

@@ -9,18 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ilvr_ds.audit.targets import Chosen
+from ilvr_ds.audit.readings.targets import Chosen
 from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.sample import Sample, texts_before_latents
-from ilvr_ds.pictures.views import SampleView, SegmentView
-
-LONGEST_SIDE = 448
-"""Images are shown at most this large, in pixels."""
+from ilvr_ds.pictures.views import SampleView, SegmentView, pixels_of
 
 
 def view_of(sample: Sample, latents: Sequence[Tensor], chosen: Chosen, images: ImageEncoder) -> SampleView:
@@ -31,8 +27,8 @@ def view_of(sample: Sample, latents: Sequence[Tensor], chosen: Chosen, images: I
         seen = images.seen(helper)
         cosines = normalize(own.float(), dim=-1) @ normalize(candidates.float().cpu(), dim=-1).T
         grid = seen.height // images.cell, seen.width // images.cell
-        segments.append(SegmentView(text, _pixels(seen), _map(cosines.numpy(), grid)))
-    inputs = tuple(_pixels(decode_image(data)) for data in sample.input_images)
+        segments.append(SegmentView(text, pixels_of(seen), _map(cosines.numpy(), grid)))
+    inputs = tuple(pixels_of(decode_image(data)) for data in sample.input_images)
     return SampleView(sample.id, sample.group, sample.question, sample.answer, inputs, tuple(segments))
 
 
@@ -43,9 +39,3 @@ def _map(cosines: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.floa
     flat = np.full((len(cosines), patches), np.nan, dtype=np.float32)
     flat[:, : run * candidates] = np.repeat(cosines, run, axis=1)
     return flat.reshape(len(cosines), *grid)
-
-
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """[H, W, 3], at most LONGEST_SIDE long."""
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return np.asarray(image)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ilvr_ds.audit.retrieval import Retrieval, expected_hits
-from ilvr_ds.audit.targets import Chosen
+from ilvr_ds.audit.readings.retrieval import Retrieval, expected_hits
+from ilvr_ds.audit.readings.targets import Chosen
 
 
 def test_hits_are_those_of_ranks() -> None:

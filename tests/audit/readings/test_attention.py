@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_forward
 
-from ilvr_ds.audit import attention
-from ilvr_ds.audit.attention import attention_shares
+from ilvr_ds.audit.readings import attention
+from ilvr_ds.audit.readings.attention import attention_shares
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ilvr_ds.audit.attention import COLUMNS
-from ilvr_ds.audit.power import mean_interval, smallest_effect
+from ilvr_ds.audit.readings.attention import COLUMNS
+from ilvr_ds.audit.report.power import mean_interval, smallest_effect
 from ilvr_ds.evaluation.ablation import effect, share_interval
 from ilvr_ds.evaluation.results import Line
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ilvr_ds.audit.targets import TargetChooser
+from ilvr_ds.audit.readings.targets import TargetChooser
 from ilvr_ds.config import SelectionConfig
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ilvr_ds.audit import summary
-from ilvr_ds.audit.verdict import judge
+from ilvr_ds.audit.report import summary
+from ilvr_ds.audit.report.verdict import judge
 
 
 def part(difference: float, half: float = 0.03, smallest: float = 0.031) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ilvr_ds.audit.power import mean_interval, smallest_effect
+from ilvr_ds.audit.report.power import mean_interval, smallest_effect
 from ilvr_ds.evaluation.ablation import effect
 
 
