@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ilvr_ds.data.window import QueryContext, TokenBatch
+from ilvr_ds.model.families import family_of
 from ilvr_ds.model.injection import last_hidden, write_images
 
 ATTENTION_ELEMENTS = 2**26
@@ -83,11 +84,11 @@ class ContextEncoder(nn.Module):
 
     def _image_weights(self, hidden: Tensor, context: QueryContext) -> Tensor:
         """Attention of the prompt on the image tokens by the last layer's projections, without rotation: [W, I]."""
-        attention = self.language_model.layers[-1].self_attn
+        attention, family = self.language_model.layers[-1].self_attn, family_of(self.language_model.config)
         W, R = context.prompt.shape
         I = context.image.shape[1]  # noqa: E741
-        query = attention.q_proj(hidden[context.prompt]).view(W, R, -1, attention.head_dim)
-        key = attention.k_proj(hidden[context.image]).view(W, I, -1, attention.head_dim)
+        query = family.queries(attention, hidden[context.prompt])
+        key = family.keys(attention, hidden[context.image])
         groups = query.shape[2] // key.shape[2]
         query = query.view(W, R, -1, groups, attention.head_dim)
         chunk = max(1, ATTENTION_ELEMENTS // (R * I * query.shape[2] * groups))

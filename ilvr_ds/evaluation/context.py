@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import TokenBatch, Window
 from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.model.families import family_of
 from ilvr_ds.model.injection import last_hidden, write_images
 
 
@@ -23,6 +24,7 @@ class Context:
     def __init__(self, reasoner: Reasoner, prompts: list[EncodedSample], room: int) -> None:
         self.reasoner = reasoner
         self.language_model = reasoner.model.model.language_model
+        self.family = family_of(self.language_model.config)
         self.embed = reasoner.model.get_input_embeddings()
         self.window = reasoner.collate(prompts)
         self.tokens: TokenBatch = self.window.micro_batches[0].tokens
@@ -50,7 +52,7 @@ class Context:
         output = self.language_model(
             inputs_embeds=embeddings[:, None],
             position_ids=self.position,
-            attention_mask={"full_attention": self._mask(hidden_from_it)},
+            attention_mask=self.family.mask_argument(self._mask(hidden_from_it)),
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -67,7 +69,7 @@ class Context:
         output = self.language_model(
             inputs_embeds=embeddings,
             position_ids=positions,
-            attention_mask={"full_attention": None if is_flash else mask[None, None]},
+            attention_mask=self.family.mask_argument(None if is_flash else mask[None, None]),
             past_key_values=self.cache,
             use_cache=True,
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ilvr_ds.data.window import TokenBatch
+from ilvr_ds.model.families import family_of
 from ilvr_ds.model.layers.attention import sequence_bounds
 
 
@@ -44,7 +45,7 @@ def last_hidden(language_model: Any, tokens: TokenBatch, embeddings: Tensor, cac
     output = language_model(
         inputs_embeds=embeddings,
         position_ids=tokens.position_ids,
-        attention_mask={"full_attention": mask},
+        attention_mask=family_of(language_model.config).mask_argument(mask),
         past_key_values=cache,
         use_cache=cache is not None,
         **sequence_bounds(language_model, tokens),

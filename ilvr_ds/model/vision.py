@@ -13,7 +13,7 @@ from ilvr_ds.model.layers.attention import attention_in_words
 
 
 class VisionTower(nn.Module):
-    """A stock Qwen2.5-VL tower behind the normalisation of its image processor.
+    """A stock tower behind the normalisation of its image processor.
 
     mean, std: [3] in units of 0..1. All weights are frozen.
     """
