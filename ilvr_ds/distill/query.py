@@ -52,7 +52,7 @@ class ContextEncoder(nn.Module):
         """
         pieces = pieces or (range(len(tokens.lengths)),)
         embeddings = self.language_model.embed_tokens(tokens.input_ids)
-        hidden = self._hidden(tokens, write_images(embeddings, tokens, features), pieces)
+        hidden = self._hidden(tokens, write_images(embeddings, tokens, features), features, pieces)
         embeddings = embeddings.flatten(0, 1)
         steps = zip(context.step.tensor_split(len(pieces)), context.step_mask.tensor_split(len(pieces)), strict=True)
         return Context(
@@ -61,14 +61,15 @@ class ContextEncoder(nn.Module):
             has_step=context.step_mask.any(1),
         )
 
-    def _hidden(self, tokens: TokenBatch, embeddings: Tensor, pieces: Sequence[range]) -> Tensor:
+    def _hidden(self, tokens: TokenBatch, embeddings: Tensor, features: Tensor, pieces: Sequence[range]) -> Tensor:
         """Last hidden states [R * T, D]; the memory that the model needs inside is that of one piece."""
         if len(pieces) == 1:
-            return last_hidden(self.language_model, tokens, embeddings).flatten(0, 1)
+            return last_hidden(self.language_model, tokens, embeddings, features=features).flatten(0, 1)
         hidden = torch.empty_like(embeddings)
         for samples in pieces:
             where = tokens.places(samples)
-            hidden[where] = last_hidden(self.language_model, tokens.of(samples), embeddings[where])
+            part = tokens.of(samples)
+            hidden[where] = last_hidden(self.language_model, part, embeddings[where], features=features)
         return hidden.flatten(0, 1)
 
     def _user_context(self, hidden: Tensor, embeddings: Tensor, context: QueryContext) -> Tensor:

@@ -15,7 +15,7 @@ from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import TokenBatch, Window
 from ilvr_ds.evaluation.loading import Reasoner
 from ilvr_ds.model.families import family_of
-from ilvr_ds.model.injection import last_hidden, write_images
+from ilvr_ds.model.injection import added_rows, last_hidden, write_images
 
 
 class Context:
@@ -38,7 +38,7 @@ class Context:
         """Read images and prompts; the last hidden state [B, D]."""
         features = self.reasoner.tower(self.window.images[0])
         embeddings = write_images(self.embed(self.tokens.input_ids), self.tokens, features)
-        return last_hidden(self.language_model, self.tokens, embeddings, self.cache)[:, -1]
+        return last_hidden(self.language_model, self.tokens, embeddings, self.cache, features)[:, -1]
 
     def step(self, tokens: Tensor, latents: Tensor, hidden_from_it: Tensor | None = None) -> Tensor:
         """Read one token [B] of each row, a latent where it is latent_pad; the last hidden state [B, D].
@@ -61,7 +61,9 @@ class Context:
     def read(self, more: Window) -> Tensor:
         """Read several tokens at once, with their image, after an unpadded single row; the last hidden state [1, D]."""
         tokens = more.micro_batches[0].tokens
-        embeddings = write_images(self.embed(tokens.input_ids), tokens, self.reasoner.tower(more.images[0]))
+        features = self.reasoner.tower(more.images[0])
+        embeddings = write_images(self.embed(tokens.input_ids), tokens, features)
+        added = added_rows(self.language_model, tokens, features)
         count = embeddings.shape[1]
         positions = self.position + 1 + tokens.position_ids
         mask = torch.ones(count, self.length + count, dtype=torch.bool, device=embeddings.device).tril(self.length)
@@ -72,6 +74,7 @@ class Context:
             attention_mask=self.family.mask_argument(None if is_flash else mask[None, None]),
             past_key_values=self.cache,
             use_cache=True,
+            **self.family.added_arguments(self.language_model, tokens.image_slots, added),
         )
         self.length, self.position = self.length + count, positions[:, :, -1:]
         return cast(Tensor, output.last_hidden_state)[:, -1]

@@ -37,6 +37,11 @@ def load_config(path: str) -> Any:
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: no model at '{path}' ({str(error).strip().splitlines()[0]})") from error
     names = [family.name for family in FAMILIES]
+    if config.model_type.endswith("_moe"):
+        raise UserError(
+            f"model.path: '{path}' holds a {config.model_type} model; mixture-of-experts models are not supported, "
+            f"only the dense ones of {' and '.join(names)}"
+        )
     if config.model_type not in names:
         raise UserError(f"model.path: '{path}' holds a {config.model_type} model; expected {' or '.join(names)}")
     if quantised := getattr(config, "quantization_config", None):

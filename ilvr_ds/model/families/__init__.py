@@ -6,10 +6,11 @@ from typing import Any
 
 from ilvr_ds.model.families.family import Family
 from ilvr_ds.model.families.qwen2_5_vl import Qwen25VL
+from ilvr_ds.model.families.qwen3_vl import Qwen3VL
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
-FAMILIES: tuple[Family, ...] = (Qwen25VL(),)
+FAMILIES: tuple[Family, ...] = (Qwen25VL(), Qwen3VL())
 
 
 def family_of(config: Any) -> Family:

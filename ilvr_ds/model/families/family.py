@@ -5,7 +5,7 @@ What they share is taken for granted: a tower and a decoder as transformers buil
 processor, mRoPE positions of images, and linear layers named as LoRA names them. The tower's arguments are named in
 `ImageBatch`, its sizes in planning/geometry.py.
 
-Letters: R rows of T tokens, F merged patches, D hidden size.
+Letters: R rows of T tokens, N image tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -43,10 +43,16 @@ class Family(ABC):
     """What of the tower's configuration its features depend on, and neither weights nor image settings say"""
     loaded_by: str
     """Versions of transformers that load an exported model"""
+    adds_features: bool = False
+    """Whether features are also added to hidden states at the image positions"""
 
     @abstractmethod
     def layout(self, vision_config: Any) -> VisionLayout:
         """The sizes of the tower that the data side needs."""
+
+    @abstractmethod
+    def feature_width(self, vision_config: Any) -> int:
+        """Numbers in a row of the tower's features: D, and D for each layer behind which they are added."""
 
     @abstractmethod
     def leave_out_tower(self, vision_config: Any) -> None:
@@ -55,6 +61,16 @@ class Family(ABC):
     @abstractmethod
     def mask_argument(self, mask: Tensor | None) -> Any:
         """A ready-made mask as the language model takes it."""
+
+    @abstractmethod
+    def added_arguments(self, language_model: Any, slots: Tensor, added: tuple[Tensor, ...]) -> dict[str, Any]:
+        """By which the language model adds `added` [N, D], one behind each of its first layers, at the flat positions
+        `slots` [N]."""
+
+    @staticmethod
+    def add_rows(hidden: Tensor, slots: Tensor, rows: Tensor) -> Tensor:
+        """hidden [R, T, D] with `rows` [N, D] added at the flat positions `slots` [N]; not in place."""
+        return hidden.flatten(0, 1).index_add(0, slots, rows.to(hidden.dtype)).view_as(hidden)
 
     @abstractmethod
     def queries(self, attention: Any, hidden: Tensor) -> Tensor:

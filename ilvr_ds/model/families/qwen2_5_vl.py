@@ -34,6 +34,10 @@ class Qwen25VL(Family):
         """The sizes of the tower that the data side needs."""
         return VisionLayout(vision_config.patch_size, vision_config.spatial_merge_size, vision_config.window_size)
 
+    def feature_width(self, vision_config: Any) -> int:
+        """The merged feature."""
+        return int(vision_config.out_hidden_size)
+
     def leave_out_tower(self, vision_config: Any) -> None:
         """The stock model cannot be built without a tower, but with one of no blocks."""
         vision_config.depth = 0
@@ -41,6 +45,10 @@ class Qwen25VL(Family):
     def mask_argument(self, mask: Tensor | None) -> Any:
         """By kind of layer; all have full attention."""
         return {"full_attention": mask}
+
+    def added_arguments(self, language_model: Any, slots: Tensor, added: tuple[Tensor, ...]) -> dict[str, Any]:
+        """None: features stand among the embeddings and nowhere else."""
+        return {}
 
     def queries(self, attention: Any, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., heads, d]."""
