@@ -91,8 +91,8 @@ def encoder(request: pytest.FixtureRequest) -> ContextEncoder:
     else:
         wide = Qwen3VLTextConfig(**sizes, head_dim=12, rope_parameters={**rope, "mrope_section": [2, 2, 2]})
         model = Qwen3VLTextModel._from_config(wide, attn_implementation="sdpa")
-    for parameter in model.parameters():  # biases too; far from the flat attention of a fresh model
-        torch.nn.init.normal_(parameter, std=0.5)
+    for name, parameter in model.named_parameters():  # biases too; far from the flat attention of a fresh model
+        torch.nn.init.normal_(parameter, std=2.0 if name.endswith(("q_norm.weight", "k_norm.weight")) else 0.5)
     return ContextEncoder(model.eval())
 
 
