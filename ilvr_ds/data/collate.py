@@ -155,6 +155,7 @@ class Collator:
             right_padded=self.rows != "left" or bool(real.all()),
             cu_seqlens=torch.tensor([*base, len(ids)], dtype=torch.int32) if is_packed else None,
             lengths=tuple(len(s.input_ids) for s in samples),
+            image_lengths=tuple(map(len, slots)),
         )
 
     def _lay(self, samples: list[EncodedSample]) -> tuple[tuple[int, int], list[int]]:
@@ -202,7 +203,9 @@ class Collator:
             answer_rows=_join(answers),
             answer_samples=_join([np.full(len(rows), b) for b, rows in enumerate(answers)]),
             has_answer=torch.tensor([len(rows) > 0 for rows in answers]),
-            rollout=lay_out(samples, base, shape, self.latent_size) if self.free_latents else None,
+            rollout=lay_out(samples, base, shape, self.latent_size, self.special.image_pad)
+            if self.free_latents
+            else None,
             groups=tuple(s.group for s in samples),
             ids=tuple(s.id for s in samples),
         )

@@ -107,7 +107,7 @@ class StageOne(Student):
     ) -> dict[str, Tensor]:
         """Loss sums of one micro-batch: alignment, contrastive and text_sums; and prediction [M, K, D], detached.
 
-        features [F, D]: merged image features of the window. step: optimizer step, a part of the noise's counter.
+        features [F, D or more]: image features of the window. step: optimizer step, a part of the noise's counter.
         """
         return self._sums(self.hidden(micro, features, targets), micro, targets, step, foreign)
 
@@ -115,4 +115,4 @@ class StageOne(Student):
         """Last hidden state [R, T, D] with images and selected features written into the sequence."""
         embeddings = self._embeddings(micro, features)
         embeddings = write_latents(embeddings, micro.latent_slots, targets.values(), targets.indices >= 0)
-        return last_hidden(self.model.model.language_model, micro.tokens, embeddings)
+        return last_hidden(self.model.model.language_model, micro.tokens, embeddings, features=features)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ilvr_ds import __version__
+from ilvr_ds.model.families import Family
 from ilvr_ds.provenance import commit
 from ilvr_ds.tracking.registry import is_exported
 from ilvr_ds.whole_files import write_whole
@@ -24,7 +25,7 @@ pipeline_tag: image-text-to-text
 ---
 # {name}
 
-A Qwen2.5-VL trained for interleaved latent visual reasoning by ilvr_ds {version} (commit {commit}).
+A {title} trained for interleaved latent visual reasoning by ilvr_ds {version} (commit {commit}).
 
 - base model: `{base}`
 - data: `{data}`
@@ -32,7 +33,7 @@ A Qwen2.5-VL trained for interleaved latent visual reasoning by ilvr_ds {version
 - latent size: {latent_size}
 - weights: {dtype}
 
-Stock `Qwen2_5_VLForConditionalGeneration.from_pretrained` of transformers 4.57 and 5 loads it; `AutoProcessor` needs
+Stock `{model}.from_pretrained` of transformers {loaded_by} loads it; `AutoProcessor` needs
 torchvision too (`pip install torchvision`). The stock `generate` does not run latent segments; this does:
 
     ilvr-ds generate --model . --image a.png --question "..."
@@ -46,7 +47,7 @@ torchvision too (`pip install torchvision`). The stock `generate` does not run l
 """
 
 
-def write_card(folder: Path, state: dict[str, Any], checkpoint: Path, dtype: torch.dtype) -> None:
+def write_card(folder: Path, state: dict[str, Any], checkpoint: Path, dtype: torch.dtype, family: Family) -> None:
     """Write the model card for a checkpoint whose state.json holds `state`."""
     recipe = state["recipe"]
     text = _TEXT.format(
@@ -58,6 +59,9 @@ def write_card(folder: Path, state: dict[str, Any], checkpoint: Path, dtype: tor
         latent_size=recipe["model"]["latent_size"],
         dtype=str(dtype).removeprefix("torch."),
         version=__version__,
+        title=family.title,
+        model=family.model.__name__,
+        loaded_by=family.loaded_by,
         commit=commit()[0],
         scores=_scores(checkpoint.parent.parent / "metrics.jsonl", state["step"]),
         recipe=json.dumps(recipe, indent=1),

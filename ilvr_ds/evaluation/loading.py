@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds import dist
 from ilvr_ds.config import LIMITS
@@ -27,6 +26,7 @@ from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
 from ilvr_ds.data.window import Window
 from ilvr_ds.errors import UserError, first_line
 from ilvr_ds.model.base_weights import check_weights
+from ilvr_ds.model.families import Family, family_of
 from ilvr_ds.model.layers.attention import attention_backend, use_varlen_attention
 from ilvr_ds.model.student import DTYPES, detach_tower, load_config, vision_layout
 from ilvr_ds.model.vision import VisionTower
@@ -39,7 +39,7 @@ class Reasoner:
     """A model that answers, and what turns samples into its inputs."""
 
     model: Any
-    """Stock Qwen2.5-VL; its tower stands apart."""
+    """The stock model; its tower stands apart."""
     tower: VisionTower
     encoder: SampleEncoder
     latent_size: int
@@ -93,7 +93,7 @@ def load_reasoner(
         raise UserError(f"--model: the configuration at '{path}' holds no latent_size; give --latent-size")
     if (adapters := Path(path) / "adapter" / "adapter_config.json").is_file():
         dist.warn("%s answers without the adapters in %s; export with --adapters merge", path, adapters.parent)
-    model = _load_weights(path, dtype, attention_backend("auto", dtype))
+    model = _load_weights(path, family_of(config), dtype, attention_backend("auto", dtype))
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(f"--model: '{path}' has {rows} embedding rows for {len(tokenizer)} tokens; export it again")
@@ -109,11 +109,11 @@ def load_reasoner(
     )
 
 
-def _load_weights(path: str, dtype: torch.dtype, attention: str) -> Any:
+def _load_weights(path: str, family: Family, dtype: torch.dtype, attention: str) -> Any:
     with speaking_of_the_option():
         check_weights(path)
     try:
-        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        model, info = family.model.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

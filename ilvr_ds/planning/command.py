@@ -10,7 +10,7 @@ from typing import Any
 from ilvr_ds.config import Recipe, load_recipe
 from ilvr_ds.errors import UserError
 from ilvr_ds.planning.chips import CHIPS, usable_gib
-from ilvr_ds.planning.geometry import KNOWN, Geometry
+from ilvr_ds.planning.geometry import KNOWN, RELEASES, Geometry
 from ilvr_ds.planning.report import default_chip, detail, overview
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
 
@@ -25,7 +25,7 @@ class PlanOptions:
     """The arguments of the command."""
 
     model: str | None
-    """7b, 3b, or a folder; None: the recipe's"""
+    """One of KNOWN, or a folder; None: the recipe's"""
     gpus: int
     gpu_memory: float
     """GiB of each, or a card's nominal GB"""
@@ -89,4 +89,4 @@ def _geometry(model: str, read_config: ReadConfig) -> Geometry:
 def _released(recipe: Recipe) -> str | None:
     """The name of the released model that the recipe trains."""
     path = recipe.model.path.lower()
-    return next((name for name in KNOWN if f"qwen2.5-vl-{name}" in path), None)
+    return next((name for name, release in RELEASES.items() if release in path), None)

@@ -85,6 +85,8 @@ def activation_bytes(setup: Setup) -> tuple[float, float]:
     D, I = text.hidden_size, text.intermediate_size  # noqa: E741
     attention = 2 * wide * (text.heads + text.kv_heads) * text.head_dim
     norms, gated = (4 * wide * D, 3 * wide * I) if setup.has_fused_layers else (2 * (4 + 2 * wide) * D, 4 * wide * I)
+    if text.has_head_norms:  # they keep what they normalise beside queries and keys
+        norms += (wide if setup.has_fused_layers else 4 + wide) * (text.heads + text.kv_heads) * text.head_dim
     everything = norms + attention + gated
     kept = {"none": everything, "selective": wide * (3 * D + 2 * I) + attention, "full": wide * D}[setup.checkpointing]
     return kept, everything - kept
@@ -125,7 +127,7 @@ def _images(setup: Setup) -> float:
     """Images of all micro-batches of a step: patches as loaded, 8 bits a value, and merged features."""
     vision, patches = setup.geometry.vision, setup.window_samples * setup.sample.patches
     pixels = patches * vision.patch_inputs / vision.temporal_patch_size if setup.has_tower else 0
-    return pixels + setup.itemsize * patches / vision.merge_size**2 * vision.out_hidden_size
+    return pixels + setup.itemsize * patches / vision.merge_size**2 * vision.feature_width
 
 
 def _update(setup: Setup) -> float:

@@ -103,9 +103,10 @@ class StageTwoStep:
 
         The window must be of samples that were encoded with their helper images.
         """
-        where = prepared.window.candidates
-        candidates = pool_candidates(prepared.features, where.rows, where.weights)[micro.candidate_rows]
-        return LatentProbe(self.student(micro, prepared.features)["prediction"], candidates, None)
+        where, latents = prepared.window.candidates, self.student(micro, prepared.features)["prediction"]
+        features = prepared.features[:, : latents.shape[-1]]
+        candidates = pool_candidates(features, where.rows, where.weights)[micro.candidate_rows]
+        return LatentProbe(latents, candidates, None)
 
     def _sums(self, micro: MicroBatch, prepared: Prepared, totals: MetricSums) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = self.student(micro, prepared.features)

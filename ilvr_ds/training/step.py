@@ -71,7 +71,7 @@ class Prepared:
 
     window: Window
     features: Tensor
-    """[F, D]"""
+    """[F, D or more]"""
     supervised: Tensor
     """[] float32: supervised tokens of the step on all ranks, at least 1"""
 

@@ -39,7 +39,8 @@ def attention_shares(reasoner: Reasoner, prompt: EncodedSample, answer: Answer) 
     window = reasoner.collate([whole])
     tokens, model = window.micro_batches[0].tokens, reasoner.model
     embeddings = model.get_input_embeddings()(tokens.input_ids)
-    embeddings = write_images(embeddings, tokens, reasoner.tower(window.images[0]))
+    features = reasoner.tower(window.images[0])
+    embeddings = write_images(embeddings, tokens, features)
     slots = np.flatnonzero(ids == special.latent_pad)
     latents = torch.cat(answer.latents).to(embeddings)
     embeddings[0, torch.from_numpy(slots).to(embeddings.device)] = latents
@@ -53,7 +54,7 @@ def attention_shares(reasoner: Reasoner, prompt: EncodedSample, answer: Answer) 
     AttentionInterface.register(NAME, shares)
     language_model.config._attn_implementation = NAME
     try:
-        last_hidden(language_model, tokens, embeddings)
+        last_hidden(language_model, tokens, embeddings, features=features)
     finally:
         language_model.config._attn_implementation = before
     return shares.layers

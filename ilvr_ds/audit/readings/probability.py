@@ -79,7 +79,7 @@ class AnswerProbability:
             fed = self._fed(source, steps)
             at = (tokens.input_ids == self.reasoner.special.latent_pad).flatten().nonzero()[:, 0]
             embeddings = embeddings.flatten(0, 1).index_copy(0, at, fed.to(embeddings.dtype)).view_as(embeddings)
-        hidden = last_hidden(model.model.language_model, tokens, embeddings)
+        hidden = last_hidden(model.model.language_model, tokens, embeddings, features=self._features)
         return [self._score(hidden[row], row) for row in range(len(rows))]
 
     def _sequence(self, row: int, steps: int, without_markers: bool) -> EncodedSample:

@@ -89,6 +89,7 @@ class TargetChooser:
         window = self.collator(encoded, np.arange(len(encoded)), [1] * len(encoded)).to(self.reasoner.device)
         features = torch.cat([self.reasoner.tower(images) for images in window.images])
         context = self.teacher(window.tokens, features, window.context)
+        features = features[:, : context.user.shape[1]]
         where, k = window.candidates, self.reasoner.latent_size
         candidates = pool_candidates(features, where.rows, where.weights)
         pool = find_pool(features, where, candidates, self.selection, k)
