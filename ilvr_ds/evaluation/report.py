@@ -18,10 +18,11 @@ def summarize(
     """The content of scores.json, and its tables as lines of text; compares_pixels: the cost was asked for."""
     scores: dict[str, Any] = {"rules": {}}
     text: list[str] = []
-    for rule in benchmark.rules:
+    for rule, version in benchmark.versions().items():
         part, table = _by_type(lines, rule)
-        scores["rules"][rule] = part
+        scores["rules"][rule] = {"version": version, **part}
         text += table
+    text.append("judged by " + ", ".join(f"{rule} version {version}" for rule, version in benchmark.versions().items()))
     if benchmark.name == "vsp":
         outcomes = [line["verdicts"]["outcome"] for line in lines]
         scores["outcomes"] = {name: outcomes.count(name) for name in ("success", "hole", "not_reached")}
