@@ -27,6 +27,8 @@ class Benchmark:
 
     name: str
     rules: tuple[str, ...]
+    form: str = "The final answer is: ANSWER"
+    """How models are asked to write their answer that were not trained to (modes.py)."""
 
     def check(self, sample: Sample) -> None:
         """Raise SampleError where the sample lacks what its responses are judged by."""
@@ -92,12 +94,13 @@ class PlanningBenchmark(Benchmark):
         return {self.rules[0]: "1"}
 
 
+_LETTER = "The final answer is: (LETTER), the letter being that of the right option"
 _ILVR_RULES = ("ilvr-2026-08", "ilvr-script-13a67ed", "ilvr-script-5eff4f9")
 _ALL = (
-    ComtBenchmark("comt", ("comt-official", *_ILVR_RULES)),
+    ComtBenchmark("comt", ("comt-official", *_ILVR_RULES), _LETTER),
     Benchmark("ilvr", _ILVR_RULES),
-    Benchmark("option-letter", ("option-letter",)),
-    PlanningBenchmark("vsp", ("vsp",)),
+    Benchmark("option-letter", ("option-letter",), _LETTER),
+    PlanningBenchmark("vsp", ("vsp",), r"\boxed{MOVES}, the moves being letters among L, R, U and D"),
     Benchmark("exact-match", ("exact-match",)),
 )
 BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}

@@ -127,21 +127,23 @@ def _finish(ready: Prepared, results: Results, identity: dict[str, Any]) -> list
     settings, benchmark, reader, left_out = ready.settings, ready.benchmark, ready.reader, ready.left_out
     lines = _judged(ready, results.lines())
     scores, text = summarize(lines, benchmark, settings.compare_pixels > 0)
+    text += [f"answers in mode {ready.mode}" + (f", asked: {ready.instruction}" if ready.instruction else "")]
     text += left_out_lines(left_out)
     results.finish(lines, {"settings": identity, "left_out": len(left_out), **scores})
-    carded = add_scores(Path(settings.model), benchmark.name, settings.shards, scores)
-    pictures = draw_scores(scores, benchmark.name, results.folder)
+    carded = add_scores(Path(settings.model), ready.title, settings.shards, scores)
+    pictures = draw_scores(scores, ready.title, results.folder)
     if settings.tracking_uri:
         examples = [example(line, reader.read(line["number"]), benchmark) for line in lines[:EXAMPLES]]
         origin = read_origin(settings.model)
         experiment = settings.experiment or origin.get("experiment") or "evaluation"
         parent = None if settings.experiment else origin.get("mlflow_run_id")
-        name = f"{origin.get('run') or Path(settings.model).name}-{settings.benchmark}"
+        name = f"{origin.get('run') or Path(settings.model).name}-{ready.title}"
         params = {key: identity[key] for key in ("model", "data", "samples", "benchmark", "latent_size")}
+        params["mode"] = ready.mode
         params["rules"] = ", ".join(f"{rule} {version}" for rule, version in benchmark.versions().items())
         log_scores(
             settings.tracking_uri, experiment, name, params, metrics_of(scores), examples, pictures, parent
         )  # fmt: skip
     if ready.reference:
-        attach(ready.reference, settings.tracking_uri, benchmark.name, metrics_of(scores))
+        attach(ready.reference, settings.tracking_uri, ready.title, metrics_of(scores))
     return [*text, f"answers and scores: {results.folder}", *([carded] if carded else [])]

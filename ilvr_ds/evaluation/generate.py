@@ -178,7 +178,8 @@ class Generator:
         self.latents = latents or OwnStates()
         self.on_text = on_text
         self.barred = barred
-        never = [reasoner.special.latent_pad, reasoner.special.latent_end, *settings.forbidden]
+        latent = [reasoner.special.latent_pad, reasoner.special.latent_end] if reasoner.special.has_latents else []
+        never = [*latent, *settings.forbidden]
         self.never = torch.tensor(sorted(set(never)), device=reasoner.device)
 
     @torch.inference_mode()

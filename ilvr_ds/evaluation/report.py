@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ilvr_ds.evaluation.ablation import CONDITIONS, effect
+from ilvr_ds.evaluation.ablation import CONDITIONS
 from ilvr_ds.evaluation.benchmarks import Benchmark
 from ilvr_ds.evaluation.generate import Speed
+from ilvr_ds.evaluation.intervals import effect
 from ilvr_ds.evaluation.results import Line
 from ilvr_ds.evaluation.scoring import macro_mean, score_by_type
 from ilvr_ds.tracking.names import metric_name

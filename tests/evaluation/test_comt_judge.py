@@ -28,7 +28,8 @@ NUMBERS = ["3", "13", "5", "15"]
         (SHAPES, "I see a c", "C"),
         (SHAPES, "A or d", "A"),  # capitals go first
         (SHAPES, "(z) A", "Z"),  # whatever letter it is
-        (SHAPES, "( B ) A", "A"),
+        (SHAPES, "( B ) A", "B"),  # not in parentheses, but alone
+        (SHAPES, "( B) A", "A"),
         (SHAPES, "(A) four (B) (no)", "B"),
         (SHAPES, "A\tB", None),  # a tab is no blank
         (SHAPES, "A\nB", "B"),
