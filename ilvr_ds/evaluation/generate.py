@@ -180,7 +180,7 @@ class Generator:
         self.barred = barred
         latent = [reasoner.special.latent_pad, reasoner.special.latent_end] if reasoner.special.has_latents else []
         never = [*latent, *settings.forbidden]
-        self.never = torch.tensor(sorted(set(never)), device=reasoner.device)
+        self.never = torch.tensor(sorted(set(never)), dtype=torch.int64, device=reasoner.device)
 
     @torch.inference_mode()
     def __call__(self, prompts: list[EncodedSample]) -> Generated:
