@@ -23,7 +23,7 @@ demo: .venv/ready
 	DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.sh --config $(RECIPE)
 	DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.sh --config launch/recipes/demo-stage2.yaml
 	ilvr-ds export outputs/demo-stage2 --to outputs/demo-stage2/model
-	ilvr-ds evaluate --model outputs/demo-stage2/model --shards $(DEMO)/held_out --benchmark comt --ablate-latents
+	ilvr-ds evaluate --model outputs/demo-stage2/model --shards $(DEMO)/held_out --benchmark option-letter --ablate-latents
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -35,6 +35,7 @@ def audit(settings: AuditSettings) -> list[str]:
     own_results, results = Results(output, "own"), Results(output)
     chooser = TargetChooser(ready.reasoner, selection) if "targets" in tests else None
     identity = ready.identity() | {
+        "rules": ready.benchmark.versions(),
         "tests": list(tests),
         "selection": selection.__dict__ if chooser else None,
     }

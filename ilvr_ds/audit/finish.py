@@ -54,7 +54,8 @@ class Finish:
             "data": settings.shards,
             "samples": len(lines),
             "benchmark": self.ready.benchmark.name,
-            "rule": self.ready.benchmark.rules[0],
+            "rule": (rule := self.ready.benchmark.rules[0]),
+            "rule_version": self.ready.benchmark.versions()[rule],
             "latent_size": self.ready.reasoner.latent_size,
             "batch_size": settings.batch_size,
             **about,
@@ -106,7 +107,7 @@ def _publish(ready: Prepared, report: dict[str, Any], kind: str, pictures: list[
         parent = None if settings.experiment else origin.get("mlflow_run_id")
         name = f"{origin.get('run') or Path(settings.model).name}-audit"
         params = {key: report[key] for key in ("model", "data", "samples", "benchmark", "latent_size")}
-        params |= {"verdict": kind}
+        params |= {"rule": f"{report['rule']} {report['rule_version']}", "verdict": kind}
         log_scores(
             settings.tracking_uri, experiment, name, params, metrics, [], pictures, parent,
             kind="audit", files=[folder / "audit.md", folder / "audit.json"],

@@ -100,7 +100,8 @@ def _table(benchmark: str, data: str, scores: dict[str, Any]) -> str:
     for rule, part in scores["rules"].items():
         samples = sum(kind["samples"] for kind in part["types"].values())
         lines.append(f"| {rule} | {samples} | {part['accuracy']:.4g} | {part['macro_mean']:.4g} |")
-    return "\n".join(lines) + "\n"
+    versions = [f"{rule} {part['version']}" for rule, part in scores["rules"].items() if "version" in part]
+    return "\n".join([*lines, *(["", f"Versions of the rules: {', '.join(versions)}."] if versions else [])]) + "\n"
 
 
 def _scores(record: Path, step: int) -> str:

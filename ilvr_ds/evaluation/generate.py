@@ -178,8 +178,9 @@ class Generator:
         self.latents = latents or OwnStates()
         self.on_text = on_text
         self.barred = barred
-        never = [reasoner.special.latent_pad, reasoner.special.latent_end, *settings.forbidden]
-        self.never = torch.tensor(sorted(set(never)), device=reasoner.device)
+        latent = [reasoner.special.latent_pad, reasoner.special.latent_end] if reasoner.special.has_latents else []
+        never = [*latent, *settings.forbidden]
+        self.never = torch.tensor(sorted(set(never)), dtype=torch.int64, device=reasoner.device)
 
     @torch.inference_mode()
     def __call__(self, prompts: list[EncodedSample], shared: Context | None = None) -> Generated:

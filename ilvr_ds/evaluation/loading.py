@@ -43,6 +43,7 @@ class Reasoner:
     tower: VisionTower
     encoder: SampleEncoder
     latent_size: int
+    """0 where the model has no latent tokens."""
     stop_ids: tuple[int, ...]
     """Tokens that end an answer."""
     device: torch.device
@@ -55,7 +56,7 @@ class Reasoner:
     def collate(self, prompts: list[EncodedSample]) -> Window:
         """The prompts as one micro-batch, padded on the left, on the device."""
         layout = vision_layout(self.model.config)
-        collator = Collator(self.special, layout, self.latent_size, 1, "left")
+        collator = Collator(self.special, layout, max(1, self.latent_size), 1, "left")
         return collator(prompts, np.arange(len(prompts)), [len(prompts)]).to(self.device)
 
     def now(self) -> float:
@@ -71,11 +72,13 @@ def load_reasoner(
     precision: str = "auto",
     latent_size: int | None = None,
     max_image_pixels: int | None = None,
+    without_latents: bool = False,
 ) -> Reasoner:
     """Load the model at `path` (folder or hub name).
 
     precision "auto": bf16 on a GPU, fp32 elsewhere. latent_size None: what the model's configuration says.
     max_image_pixels None: the limit of the model's own image processor, which export sets to the run's.
+    without_latents: a model that has no latent tokens, such as the base before training, will do; it opens no segment.
     Raises UserError where the folder is no model, lacks latent tokens or weights, or does not know its latent size.
     """
     if latent_size is not None and latent_size < 1:
@@ -86,11 +89,9 @@ def load_reasoner(
     dtype = DTYPES[name]
     with speaking_of_the_option():
         config = load_config(path)
-        tokenizer, special = load_tokenizer(path, add_latent_tokens=False)
+        tokenizer, special = load_tokenizer(path, add_latent_tokens=False, without_latents=without_latents)
         images = ImageEncoder(path, max_image_pixels or int(LIMITS["data.max_image_pixels"][1]))
-    size = latent_size if latent_size is not None else getattr(config, "latent_size", None)
-    if not isinstance(size, int) or size < 1:
-        raise UserError(f"--model: the configuration at '{path}' holds no latent_size; give --latent-size")
+    size = _latent_size(path, latent_size, config, special)
     if (adapters := Path(path) / "adapter" / "adapter_config.json").is_file():
         dist.warn("%s answers without the adapters in %s; export with --adapters merge", path, adapters.parent)
     model = _load_weights(path, family_of(config), dtype, attention_backend("auto", dtype))
@@ -107,6 +108,18 @@ def load_reasoner(
         stop_ids=_stop_ids(model, tokenizer, special),
         device=device,
     )
+
+
+def _latent_size(path: str, wanted: int | None, config: Any, special: SpecialTokens) -> int:
+    """Latent steps of a segment; 0 where there are no latent tokens."""
+    if not special.has_latents:
+        if wanted is not None:
+            raise UserError(f"--latent-size: the model at '{path}' has no latent tokens; leave it out")
+        return 0
+    size = wanted if wanted is not None else getattr(config, "latent_size", None)
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"--model: the configuration at '{path}' holds no latent_size; give --latent-size")
+    return size
 
 
 def _load_weights(path: str, family: Family, dtype: torch.dtype, attention: str) -> Any:

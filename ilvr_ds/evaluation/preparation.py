@@ -19,6 +19,7 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.benchmarks import Benchmark, find_benchmark
 from ilvr_ds.evaluation.generate import GenerationSettings
 from ilvr_ds.evaluation.loading import Reasoner, load_reasoner, speaking_of_the_option
+from ilvr_ds.evaluation.modes import AUTO, Mode, check_mode, choose_mode, instruction_of
 from ilvr_ds.evaluation.report import left_out_lines
 from ilvr_ds.evaluation.results import Line, Results, append
 from ilvr_ds.tracking.registry import is_reference, resolve
@@ -35,7 +36,8 @@ class EvaluationSettings:
     shards: str
     benchmark: str
     output: Path | None = None
-    """None: MODEL/evaluation/BENCHMARK, for a hub's model evaluation/NAME/BENCHMARK."""
+    """None: MODEL/evaluation/BENCHMARK, for a hub's model evaluation/NAME/BENCHMARK; other modes than latent have
+    theirs behind it."""
     batch_size: int = 16
     max_samples: int | None = None
     latent_size: int | None = None
@@ -43,6 +45,10 @@ class EvaluationSettings:
     max_image_pixels: int | None = None
     """None: the model's own limit."""
     ablate_latents: bool = False
+    mode: str = AUTO
+    """A mode, or AUTO: latent where the model has latent tokens, else cot."""
+    instruction: str | None = None
+    """What stands behind each question; None: what the mode says."""
     compare_pixels: int = 0
     """Samples of each rank on which the cost is compared with the interleaved baseline."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
@@ -68,11 +74,21 @@ class Prepared:
     folder: Path
     """Of the model, a hub's too."""
     reasoner: Reasoner
+    mode: Mode
+    instruction: str
+    """Behind each question, on a line of its own; "" for nothing."""
+
+    @property
+    def title(self) -> str:
+        """The benchmark, and the mode where it is not latent: under this name results stand side by side."""
+        name = self.benchmark.name
+        return name if self.mode == "latent" else f"{name}-{self.mode}"
 
     def prompt(self, sample: Sample) -> EncodedSample:
         """What stands before the answer; raises UserError where the sample does not fit."""
         try:
-            return self.reasoner.encoder.prompt(sample)
+            asked = f"{sample.question}\n{self.instruction}" if self.instruction else sample.question
+            return self.reasoner.encoder.prompt(replace(sample, question=asked))
         except SampleError as error:
             raise UserError(f"sample {sample.id} of {self.reader.location}: {error}; pack the data again") from error
 
@@ -97,6 +113,9 @@ class Prepared:
             "precision": str(self.reasoner.model.dtype),
             "max_image_pixels": self.reasoner.encoder.images.max_pixels,
             "generation": {**settings.generation.__dict__, "stop": list(settings.generation.stop)},
+            # left out where there is nothing to say, as in results from before there were modes
+            **({} if self.mode == "latent" else {"mode": self.mode}),
+            **({"instruction": self.instruction} if self.instruction else {}),
         }
 
 
@@ -107,6 +126,7 @@ def prepare(settings: EvaluationSettings, place: str) -> Prepared:
     can mend, before anything is written.
     """
     benchmark = find_benchmark(settings.benchmark)
+    check_mode(settings.mode)
     if settings.batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, not {settings.batch_size}")
     dist.join_on_host(timedelta(days=2))
@@ -117,16 +137,37 @@ def prepare(settings: EvaluationSettings, place: str) -> Prepared:
     if reference:
         folder = dist.decided_by_main(lambda: resolve(reference, settings.tracking_uri))
         settings = replace(settings, model=folder)
-    if settings.output is None:
-        settings = replace(settings, output=default_output(settings.model, place))
     reader = ShardReader(open_dataset(settings.shards))
     count = min(len(reader), settings.max_samples or len(reader))
     left_out = dist.decided_by_main(lambda: _left_out(reader, count, benchmark))
     with speaking_of_the_option():
         model = model_on_host(settings.model)
-    reasoner = load_reasoner(model, dist.device(), settings.precision, settings.latent_size, settings.max_image_pixels)
+    reasoner = load_reasoner(
+        model, dist.device(), settings.precision, settings.latent_size, settings.max_image_pixels,
+        without_latents=settings.mode != "latent",
+    )  # fmt: skip
+    mode = choose_mode(settings.mode, reasoner.special.has_latents)
+    settings = _settled(settings, mode, place, reasoner)
+    instruction = instruction_of(mode, benchmark.form) if settings.instruction is None else settings.instruction
     numbers = [number for number in range(count) if number not in left_out]
-    return Prepared(settings, reference, benchmark, reader, numbers, left_out, Path(model), reasoner)
+    return Prepared(
+        settings, reference, benchmark, reader, numbers, left_out, Path(model), reasoner, mode, instruction
+    )  # fmt: skip
+
+
+def _settled(settings: EvaluationSettings, mode: Mode, place: str, reasoner: Reasoner) -> EvaluationSettings:
+    """With an output folder, and outside the mode latent without segments. Raises UserError where they are needed."""
+    if settings.output is None:
+        name = place if mode == "latent" else f"{place}-{mode}"
+        settings = replace(settings, output=default_output(settings.model, name))
+    if mode == "latent":
+        return settings
+    if settings.ablate_latents:
+        raise UserError(f"--ablate-latents: answers in mode {mode} have no latents to replace")
+    if not reasoner.special.has_latents:
+        return settings
+    forbidden = (*settings.generation.forbidden, reasoner.special.latent_start)
+    return replace(settings, generation=replace(settings.generation, forbidden=forbidden))
 
 
 def default_output(model: str, benchmark: str) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ilvr_ds.evaluation.ablation import CONDITIONS, effect
+from ilvr_ds.evaluation.ablation import CONDITIONS
 from ilvr_ds.evaluation.benchmarks import Benchmark
 from ilvr_ds.evaluation.generate import Speed
+from ilvr_ds.evaluation.intervals import effect
 from ilvr_ds.evaluation.results import Line
 from ilvr_ds.evaluation.scoring import macro_mean, score_by_type
 from ilvr_ds.tracking.names import metric_name
@@ -18,10 +19,11 @@ def summarize(
     """The content of scores.json, and its tables as lines of text; compares_pixels: the cost was asked for."""
     scores: dict[str, Any] = {"rules": {}}
     text: list[str] = []
-    for rule in benchmark.rules:
+    for rule, version in benchmark.versions().items():
         part, table = _by_type(lines, rule)
-        scores["rules"][rule] = part
+        scores["rules"][rule] = {"version": version, **part}
         text += table
+    text.append("judged by " + ", ".join(f"{rule} version {version}" for rule, version in benchmark.versions().items()))
     if benchmark.name == "vsp":
         outcomes = [line["verdicts"]["outcome"] for line in lines]
         scores["outcomes"] = {name: outcomes.count(name) for name in ("success", "hole", "not_reached")}

@@ -22,13 +22,13 @@ _QUIET = {
 def log_scores(
     uri: str, experiment: str, name: str, params: Mapping[str, Any], metrics: Mapping[str, float],
     examples: Sequence[Mapping[str, Any]], pictures: Sequence[Path] = (), parent: str | None = None,
-    kind: str = "evaluation", files: Sequence[Path] = (),
+    kind: str = "evaluation", files: Sequence[Path] = (), table: str = "examples.json",
 ) -> str | None:  # fmt: skip
     """Write a finished run; returns its id, or None if the server failed (the files on disk are the record).
 
     metrics: named by metric_name. parent: id of the training run; if this server has it, the new run becomes its child,
-    in its experiment. kind: the tag that tells it from training runs. files: kept as they are. Raises UserError if
-    MLflow is not installed.
+    in its experiment. kind: the tag that tells it from training runs. files: kept as they are. table: the file that
+    `examples` become. Raises UserError if MLflow is not installed.
     """
     client, failure = connect(uri, "--tracking-uri")
     try:
@@ -45,7 +45,7 @@ def log_scores(
             client.log_metric(run_id, key, float(number))
         if examples:
             columns = {key: [example[key] for example in examples] for key in examples[0]}
-            client.log_table(run_id, columns, "examples.json")
+            client.log_table(run_id, columns, table)
         for picture in pictures:
             client.log_artifact(run_id, str(picture), "pictures")
         for file in files:

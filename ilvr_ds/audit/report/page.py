@@ -46,7 +46,8 @@ def page_of(report: dict[str, Any], verdict: Verdict, pictures: list[str]) -> li
 def _about(report: dict[str, Any]) -> str:
     latents = report["latents"]
     return (
-        f"`{report['model']}` on {report['samples']} samples of `{report['data']}`, judged by {report['rule']}; "
+        f"`{report['model']}` on {report['samples']} samples of `{report['data']}`, judged by {report['rule']} version "
+        f"{report['rule_version']}; "
         f"{latents['segments_per_answer']:.2f} segments an answer, {latents['answers_at_the_limit']} answers at the "
         f"token limit. Targets: {report['selection_from']}."
     )

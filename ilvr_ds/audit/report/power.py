@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ilvr_ds.evaluation.ablation import Z95
+from ilvr_ds.evaluation.intervals import Z95
 
 Z80 = 0.841621
 

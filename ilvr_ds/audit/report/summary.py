@@ -7,7 +7,7 @@ from typing import Any
 
 from ilvr_ds.audit.readings.attention import COLUMNS
 from ilvr_ds.audit.report.power import mean_interval, smallest_effect
-from ilvr_ds.evaluation.ablation import effect, share_interval
+from ilvr_ds.evaluation.intervals import effect, share_interval
 from ilvr_ds.evaluation.results import Line
 
 PRIMARY = ("zeros", "other_sample")

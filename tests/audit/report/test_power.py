@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ilvr_ds.audit.report.power import mean_interval, smallest_effect
-from ilvr_ds.evaluation.ablation import effect
+from ilvr_ds.evaluation.intervals import effect
 
 
 def draw(rng: np.random.Generator, samples: int, lost: float, gained: float) -> tuple[list[bool], list[bool]]:
