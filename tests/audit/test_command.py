@@ -124,7 +124,7 @@ def test_scores_go_below_the_training_run_and_to_the_registered_version(
     (folder / "training.json").write_text(json.dumps(origin | {"selection": {"top_p": 0.5}}))
     reference = register(folder, "name", None)
     reasoner = planted_reasoner(planted_folder / "model", "uses")
-    monkeypatch.setattr(preparation, "load_reasoner", lambda *arguments: reasoner)
+    monkeypatch.setattr(preparation, "load_reasoner", lambda *_, **__: reasoner)
     monkeypatch.setattr(preparation, "model_on_host", lambda name: name)
     command = ["audit", "--model", reference, "--shards", f"{planted_folder / 'data'}", "--tracking-uri", store]
     assert main([*command, "--max-new-tokens", "14", "--tests", "replacement"]) == 0
