@@ -113,7 +113,7 @@ def _publish(ready: Prepared, report: dict[str, Any], kind: str, pictures: list[
             kind="audit", files=[folder / "audit.md", folder / "audit.json"],
         )  # fmt: skip
     if ready.reference:
-        attach(ready.reference, settings.tracking_uri, "audit", metrics)
+        attach(ready.reference, settings.tracking_uri, "audit", metrics, {report["rule"]: report["rule_version"]})
 
 
 def metrics_of(report: dict[str, Any]) -> dict[str, float]:

@@ -143,5 +143,5 @@ def _finish(ready: Prepared, results: Results, identity: dict[str, Any]) -> list
             settings.tracking_uri, experiment, name, params, metrics_of(scores), examples, pictures, parent
         )  # fmt: skip
     if ready.reference:
-        attach(ready.reference, settings.tracking_uri, ready.title, metrics_of(scores))
+        attach(ready.reference, settings.tracking_uri, ready.title, metrics_of(scores), benchmark.versions())
     return [*text, f"answers and scores: {results.folder}", *([carded] if carded else [])]

@@ -144,7 +144,7 @@ def prepare(settings: EvaluationSettings, place: str) -> Prepared:
         model = model_on_host(settings.model)
     reasoner = load_reasoner(
         model, dist.device(), settings.precision, settings.latent_size, settings.max_image_pixels,
-        without_latents=settings.mode != "latent",
+        settings.mode != "latent",
     )  # fmt: skip
     mode = choose_mode(settings.mode, reasoner.special.has_latents)
     settings = _settled(settings, mode, place, reasoner)

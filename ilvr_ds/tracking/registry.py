@@ -105,14 +105,25 @@ def resolve(reference: str, uri: str | None) -> str:
     return str(folder)
 
 
-def attach(reference: str, uri: str | None, benchmark: str, metrics: Mapping[str, float]) -> None:
-    """Tag a registered model with an evaluation's accuracies; raises UserError if the server fails."""
+def attach(
+    reference: str,
+    uri: str | None,
+    benchmark: str,
+    metrics: Mapping[str, float],
+    versions: Mapping[str, str] | None = None,
+) -> None:
+    """Tag a registered model with an evaluation's accuracies; raises UserError if the server fails.
+
+    versions: of the rule sets that judged, by name.
+    """
     name, number = _parts(reference)
     client, failure = connect(_address(uri), "--model")
     try:
         for metric, value in metrics.items():
             if metric.endswith(("/accuracy", "/macro_mean")):
                 client.set_model_version_tag(name, number, f"{benchmark}/{metric}", f"{value:.6g}")
+        for rule, version in (versions or {}).items():
+            client.set_model_version_tag(name, number, f"{benchmark}/{rule}/version", version)
     except failure as error:
         raise UserError(f"--model: {reference}: {first_line(error)}") from error
 
