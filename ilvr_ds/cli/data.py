@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 from ilvr_ds.cli.options import Commands, add_recipe, check_max_image_pixels, recipe_if_given, recipe_of
 from ilvr_ds.config import REQUIRED, Recipe
 from ilvr_ds.errors import UserError
+
+logger = logging.getLogger("ilvr_ds")
 
 if TYPE_CHECKING:
     from ilvr_ds.model.feature_pass import EncodeSettings
@@ -69,16 +72,16 @@ def _pack(options: argparse.Namespace) -> int:
             max_tokens=recipe.data.max_tokens if recipe else None,
             overwrite=options.overwrite,
             progress=progress,
-            tell=bar.write,
+            tell=logger.info,
         )
     print("\n".join(report.lines()))
     return 0
 
 
 def _image_root(input: str) -> Path:
-    """The input's folder."""
+    """The input's folder; for a data set on the hub, whose images rarely are files, the present one."""
     path = Path(input)
-    return path if path.is_dir() else path.parent
+    return path if path.is_dir() else path.parent if path.exists() else Path()
 
 
 def add_encode(commands: Commands) -> None:
