@@ -14,7 +14,7 @@ from ilvr_ds.data.sample import SampleError
 Unit = Literal["pixels", "fractions"]
 
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
-_BARE_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|UklGR)[A-Za-z0-9+/\s]{52,}={0,2}\s*")
+_BARE_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|UklGR)[A-Za-z0-9+/\s]{52,}={0,2}")
 """PNG, JPEG and WebP begin with these letters in base64; no path is taken for one unless it is as long as an image."""
 _ADDRESS = re.compile(r"(?:https?|s3|gs|ftp|file)://", re.IGNORECASE)
 
@@ -56,7 +56,7 @@ def read_picture(value: Any) -> Picture | None:
         return None
     if found := _DATA_URL.match(value):
         return Picture(data=_decode(value[found.end() :]))
-    if _BARE_BASE64.fullmatch(value):
+    if _BARE_BASE64.fullmatch(value.rstrip()):
         return Picture(data=_decode(value))
     if _ADDRESS.match(value):
         raise SampleError(f"image '{value}' is an address; download it and give its path")

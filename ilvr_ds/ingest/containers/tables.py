@@ -49,7 +49,7 @@ def open_dataset(name: str, subset: str | None, split: str | None) -> Source:
         else:
             place = name.removeprefix(HUB)
             loaded = datasets.load_dataset(place, subset, streaming=True, revision=origin.get("revision"))
-    except (OSError, ValueError, TypeError, RuntimeError, LookupError) as error:
+    except _faults() as error:
         raise UserError(f"{name}: the `datasets` library cannot read it ({_first_line(error)})") from error
     chosen, used = _split(loaded, split, name)
     what = f"{'a saved data set' if is_saved else 'a data set'} read by `datasets`{f', split {used}' if used else ''}"
@@ -61,9 +61,7 @@ def _dataset_rows(dataset: Any, label: str) -> Iterator[Entry]:
     """Through Arrow, so that images stay the bytes that they are."""
     try:
         yield from _rows(table for table in dataset.with_format("arrow").iter(batch_size=_ROWS))
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
+    except _faults() as error:
         raise UserError(f"{label}: the data set cannot be read ({_first_line(error)})") from error
 
 
@@ -95,8 +93,15 @@ def _newest_commit(name: str) -> str:
 
     try:
         return str(HfApi().dataset_info(name.removeprefix(HUB)).sha)
-    except (OSError, ValueError) as error:
+    except _faults() as error:
         raise UserError(f"{name}: no such data set can be reached on the hub ({_first_line(error)})") from error
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What `datasets` and the hub's client raise for data and networks."""
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that it uses
+
+    return OSError, ValueError, TypeError, RuntimeError, LookupError, HTTPError
 
 
 def _first_line(error: Exception) -> str:

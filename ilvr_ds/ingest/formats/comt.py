@@ -19,8 +19,8 @@ from ilvr_ds.ingest.picture import Picture
 from ilvr_ds.ingest.record import Draft, Record, RecordFormat, items, kind, short_text, text
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
-_ENTRY = re.compile(r"IMAGE[-_ ]?(\d+)\W*?:\W*([^\s'\",\]}]+)")
-_NAMED = re.compile(r"[\[<({]*\bIMAGE[-_ ]?(\d+)\b(?::[^\s\]>)}]+)?[\]>)}]*")
+_ENTRY = re.compile(r"IMAGE[-_ ]?(\d+)\W{0,3}?:\W{0,3}([^\s'\",\]}]+)")
+_NAMED = re.compile(r"[\[<({]{0,2}\bIMAGE[-_ ]?(\d+)\b(?::[^\s\]>)}]+)?[\]>)}]{0,2}")
 _LETTERS = "ABCDEFGHIJ"
 
 

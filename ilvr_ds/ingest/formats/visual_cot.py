@@ -25,7 +25,7 @@ from ilvr_ds.ingest.record import Draft, Record, RecordFormat, items, pictures, 
 
 _SEPARATOR = "###"
 _REQUEST = re.compile(
-    r"\s*Please (?:think step by step and )?provide the bounding box coordinate of the region.*", re.DOTALL
+    r"Please (?:think step by step and )?provide the bounding box coordinate of the region.*", re.DOTALL
 )
 _EXCHANGES = 2
 
@@ -71,7 +71,7 @@ def _conversation(record: Record) -> tuple[str, str, Picture, Box]:
     image = read_picture(name)
     if image is None:
         raise SampleError("'image' holds an empty path, expected a path")
-    return _REQUEST.sub("", history[0].text), answer, image, box
+    return _REQUEST.sub("", history[0].text).rstrip(), answer, image, box
 
 
 def _metadata(record: Record) -> tuple[str, str, Picture, Box]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -134,6 +135,13 @@ def test_a_hub_name_is_loaded_like_its_folder_at_one_commit(root: Path, monkeypa
     check([record for _, record in Importer(source, root)])
     assert asked == [("owner/name", "maze", {"streaming": True, "revision": "0123abc"})]
     assert source.origin == {"dataset": "hf:owner/name", "split": "train", "revision": "0123abc"}
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No port of this host answers."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"^hf:owner/name: no such data set can be reached on the hub"):
+        open_source("hf:owner/name")
 
 
 @pytest.mark.parametrize(
