@@ -284,3 +284,16 @@ def test_reserved_tokens_in_the_history_are_refused(role: str, encoder: SampleEn
     for act in (encoder, encoder.prompt):
         with pytest.raises(SampleError, match="reserved token"):
             act(sample)
+
+
+@pytest.mark.parametrize("free_latents", [False, True])
+def test_a_window_mixes_conversations_and_plans(free_latents: bool, golden: GoldenSet, encoder: SampleEncoder) -> None:
+    """Every reply is in the loss; a conversation without helper images adds no segment."""
+    plain = replace(CHAT, steps=(TextStep("Final: C"),), helper_images=())
+    samples = [encoder(plain), encoder(CHAT), encoder(PLAIN)]
+    window = golden.collator("packed", free_latents)(samples, np.arange(3), [3])
+    (micro,) = window.micro_batches
+    assert micro.label_ids.tolist() == [int(i) for s in samples for i in s.labels[s.labels != IGNORE]]
+    shown = encoder.tokenizer.decode(micro.label_ids)
+    assert shown.count("A cat.<|im_end|>") == shown.count("So.<|im_end|>") == 2
+    assert micro.sample_of_segment.tolist() == [1, 2, 2]

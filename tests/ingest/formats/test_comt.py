@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ilvr_ds.data.sample import Sample
+from ilvr_ds.evaluation.scoring import comt_official, read_options
 from tests.data.packing import image_bytes
 from tests.ingest.records import read, read_twenty, shapes
 
@@ -92,6 +93,14 @@ def test_inputs_are_what_the_question_names_or_the_first_image(comt):
     assert (made.input_images, made.helper_images) == ((), (image_bytes(0),))
     assert compared.question.startswith("<image> or <image>?\n(A)")
     assert compared.input_images == (image_bytes(0), image_bytes(2))
+
+
+def test_the_judges_find_options_and_answer_in_what_is_made_of_a_record(comt):
+    """Options stand in the question as evaluation reads them, and the plan's end is the answer to CoMT's rules."""
+    (sample,) = read(comt, record(0))
+    options = read_options(sample.question)
+    assert options == ["3", "13", "5", "15"]
+    assert comt_official(FINAL, "B", options)
 
 
 def test_a_record_without_a_rationale_shows_no_helper_and_is_for_evaluation(comt):
