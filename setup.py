@@ -64,6 +64,7 @@ setup(
     extras_require={
         "cuda": ["flash-attn>=2.7", "bitsandbytes>=0.50", "liger-kernel>=0.8", "nvidia-ml-py"],
         "ui": ["mlflow>=3.17"],
+        "formats": ["pyarrow>=24", "datasets>=4.4", "zstandard>=0.23"],
         "dev": [
             "pytest",
             "pytest-timeout",
@@ -75,6 +76,9 @@ setup(
             "types-requests",
             "types-tqdm",
             "bitsandbytes>=0.50",
+            "pyarrow>=24",
+            "datasets>=4.4",
+            "zstandard>=0.23",
         ],
     },
     entry_points={"console_scripts": ["ilvr-ds=ilvr_ds.cli:run"]},

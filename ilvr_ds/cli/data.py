@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,17 +12,29 @@ from ilvr_ds.cli.options import Commands, add_recipe, check_max_image_pixels, re
 from ilvr_ds.config import REQUIRED, Recipe
 from ilvr_ds.errors import UserError
 
+logger = logging.getLogger("ilvr_ds")
+
 if TYPE_CHECKING:
     from ilvr_ds.model.feature_pass import EncodeSettings
 
 
+FORMATS = ["auto", "ilvr", "mirage", "comt", "zebra-cot", "monet", "lvr", "visual-cot", "conversations"]
+
+
 def add_pack(commands: Commands) -> None:
     """The options of `pack`."""
-    command = commands.add_parser("pack", help="JSON Lines and images to webdataset shards with a checked index")
-    command.add_argument("--input", type=Path, required=True, help="JSON Lines file")
+    command = commands.add_parser("pack", help="records and images to webdataset shards with a checked index")
+    command.add_argument(
+        "--input", required=True, help="JSON Lines, JSON array (or .gz, .zst), parquet, tar, folder or hf:OWNER/NAME"
+    )
     command.add_argument("--image-root", type=Path, help="folder of the image paths (default: the input's folder)")
     command.add_argument("--output", type=Path, required=True, help="folder to write")
-    command.add_argument("--format", choices=["auto", "ilvr", "mirage"], default="auto")
+    command.add_argument("--format", choices=FORMATS, default="auto")
+    command.add_argument(
+        "--helper", choices=["crop", "region"], default="crop", help="what a box makes: its part, or the whole with it"
+    )
+    command.add_argument("--subset", help="configuration of a Hugging Face data set")
+    command.add_argument("--split", help="split of a Hugging Face data set (default: the only one)")
     add_recipe(command, "recipe: measure samples, reject those above data.max_tokens")
     command.add_argument("--overwrite", action="store_true", help="replace a data set at --output")
     command.set_defaults(run=_pack)
@@ -48,17 +61,27 @@ def _pack(options: argparse.Namespace) -> int:
 
         report = pack(
             options.input,
-            options.image_root or options.input.parent,
+            options.image_root or _image_root(options.input),
             options.output,
             format=options.format,
+            helper=options.helper,
+            subset=options.subset,
+            split=options.split,
             measure=measure,
             measured_with=measured_with,
             max_tokens=recipe.data.max_tokens if recipe else None,
             overwrite=options.overwrite,
             progress=progress,
+            tell=logger.info,
         )
     print("\n".join(report.lines()))
     return 0
+
+
+def _image_root(input: str) -> Path:
+    """The input's folder; for a data set on the hub, whose images rarely are files, the present one."""
+    path = Path(input)
+    return path if path.is_dir() else path.parent if path.exists() else Path()
 
 
 def add_encode(commands: Commands) -> None:

@@ -12,10 +12,12 @@ makes a sample to evaluate on.
 from __future__ import annotations
 
 import json
+import re
 
 from ilvr_ds.data.sample import LatentStep, Region, SampleError, Step, TextStep
 from ilvr_ds.errors import nearest
-from ilvr_ds.ingest.record import Draft, Record, RecordFormat, kind, paths, short_text, text
+from ilvr_ds.ingest.picture import Picture
+from ilvr_ds.ingest.record import Draft, Record, RecordFormat, has_keys, kind, picture, pictures, short_text, text
 from ilvr_ds.ingest.record_keys import check_keys
 
 
@@ -23,21 +25,26 @@ def _read(record: Record) -> Draft:
     check_keys(record, has_answer=False)
     steps, helpers = _plan(record)
     answer = short_text(record, "original_final_answer")
-    return Draft(text(record, "text_input"), steps, paths(record, "image_input"), helpers, answer)
+    return Draft(text(record, "text_input"), steps, pictures(record, "image_input"), helpers, answer)
 
 
-ILVR = RecordFormat("ilvr", frozenset({"sequence_plan", "original_final_answer"}), _read)
+ILVR = RecordFormat(
+    "ilvr",
+    re.compile("text_input|image_input|sequence_plan|original_final_answer"),
+    has_keys("sequence_plan", "original_final_answer"),
+    _read,
+)
 
 
-def _plan(record: Record) -> tuple[list[Step], list[str]]:
-    """Steps and helper image paths of a `sequence_plan`."""
+def _plan(record: Record) -> tuple[list[Step], list[Picture]]:
+    """Steps and helper images of a `sequence_plan`."""
     if "sequence_plan" not in record:
         raise SampleError("missing key 'sequence_plan' (an empty list stands for a sample to evaluate on)")
     plan = record["sequence_plan"]
     if not isinstance(plan, list):
         raise SampleError(f"'sequence_plan' is {kind(plan)}, expected a list")
     steps: list[Step] = []
-    helpers: list[str] = []
+    helpers: list[Picture] = []
     for number, step in enumerate(plan, start=1):
         try:
             if not isinstance(step, dict):
@@ -46,7 +53,7 @@ def _plan(record: Record) -> tuple[list[Step], list[str]]:
                 steps.append(TextStep(text(step, "content")))
             elif type_of_step == "latent":
                 steps.append(LatentStep(len(helpers), _region(step)))
-                helpers.append(text(step, "helper_image"))
+                helpers.append(picture(step, "helper_image"))
             else:
                 raise SampleError(f"unknown type '{type_of_step}'{nearest(type_of_step, ('text', 'latent'))}")
         except SampleError as error:
