@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ilvr_ds.config import LossConfig
-from ilvr_ds.training.held_out import HeldOut, _accuracies
-from ilvr_ds.training.quarantine import Quarantine
+from ilvr_ds.training.held_out import HeldOut, HeldOutSet, _accuracies
+from ilvr_ds.training.quarantines import Quarantines
 from ilvr_ds.training.stage1 import StageOneStep
 
 SUMS = {"ce": 6.0, "supervised": 3.0, "alignment": 1.0, "contrastive": 2.0, "slots": 4.0, "right": 3.0, "answers": 4.0}
@@ -81,11 +81,12 @@ def test_an_evaluation_is_without_noise_and_leaves_the_student_in_training(monke
         SimpleNamespace(bad=(), retries=1, ids=("5",), micro_batches=batches[2:]),
     ]
     step = Step()
-    quarantine = Quarantine.__new__(Quarantine)
+    quarantine = Quarantines.__new__(Quarantines)
     noted: list[Any] = []
-    monkeypatch.setattr(Quarantine, "add", lambda self, *arguments: noted.append(arguments))
-    monkeypatch.setattr(Quarantine, "check", lambda self: None)
-    held_out = HeldOut(SimpleNamespace(), 0, 2, ["a", "b"], step, quarantine)  # type: ignore[arg-type]
+    monkeypatch.setattr(Quarantines, "add", lambda self, *arguments: noted.append(arguments))
+    monkeypatch.setattr(Quarantines, "check", lambda self: None)
+    sets = [HeldOutSet("", 2, ["a", "b"])]
+    held_out = HeldOut(SimpleNamespace(), 0, sets, step, quarantine)  # type: ignore[arg-type]
 
     def iterated(self: HeldOut) -> Iterator[Any]:
         return iter(windows)
@@ -93,7 +94,7 @@ def test_an_evaluation_is_without_noise_and_leaves_the_student_in_training(monke
     monkeypatch.setattr(HeldOut, "_windows", iterated)
     metrics = held_out()
     assert step.student.training and step.modes == [False] * 5
-    assert noted == [([], 5, 1)], "bad samples, samples, retries of all windows"
+    assert noted == [([], [5], 1)], "bad samples, samples, retries of all windows"
     assert metrics == {
         "eval/ce": 6.0,
         "eval/answers": 4.0,
