@@ -103,3 +103,27 @@ def test_an_evaluation_is_without_noise_and_leaves_the_student_in_training(monke
         "eval/answer_accuracy/b": 0.5,
         "eval/skipped": 0.0,
     }
+
+
+def test_each_set_of_a_mixture_has_its_own_figures_and_all_together_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches windows that count for another set, and a kind of task that both have in one of them alone."""
+    windows = [
+        SimpleNamespace(
+            bad=(), retries=0, ids=("1", "2"), micro_batches=[micro_batch(["a", "b"], [True] * 2, [True] * 2)]
+        ),
+        SimpleNamespace(bad=(), retries=0, ids=("3",), micro_batches=[micro_batch(["a"], [False], [True])]),
+        SimpleNamespace(bad=(), retries=1, ids=("4",), micro_batches=[micro_batch(["a"], [True], [True])]),
+    ]
+    noted: list[Any] = []
+    monkeypatch.setattr(Quarantines, "add", lambda self, *arguments: noted.append(arguments))
+    monkeypatch.setattr(Quarantines, "check", lambda self: None)
+    monkeypatch.setattr(HeldOut, "_windows", lambda self: iter(windows))
+    sets, quarantine = [HeldOutSet("x", 1, ["a", "b"]), HeldOutSet("y", 2, ["a"])], Quarantines.__new__(Quarantines)
+    metrics = HeldOut(SimpleNamespace(), 0, sets, Step(), quarantine)()  # type: ignore[arg-type]
+    assert noted == [([], [2, 2], 1)]
+    assert metrics == {
+        "eval/ce": 6.0, "eval/ce_by_set/x": 2.0, "eval/ce_by_set/y": 4.0,
+        "eval/answers": 4.0, "eval/answer_accuracy": 0.75,
+        "eval/answer_accuracy_by_set/x": 1.0, "eval/answer_accuracy_by_set/y": 0.5,
+        "eval/answer_accuracy/a": pytest.approx(2 / 3), "eval/answer_accuracy/b": 1.0, "eval/skipped": 0.0,
+    }  # fmt: skip
