@@ -6,7 +6,7 @@ import argparse
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ilvr_ds.cli.options import Commands, add_recipe, check_max_image_pixels, recipe_if_given, recipe_of
 from ilvr_ds.config import REQUIRED, Recipe
@@ -107,28 +107,32 @@ def _encode(options: argparse.Namespace) -> int:
     from ilvr_ds import dist
     from ilvr_ds.model.feature_pass import encode
 
-    settings = _encode_settings(options)
-    with tqdm(unit=" samples", disable=None, desc="encoding") as bar:
+    for settings in _encode_settings(options):
+        with tqdm(unit=" samples", disable=None, desc="encoding") as bar:
 
-        def progress(done: int, total: int, size: int) -> None:
-            bar.total = total
-            bar.set_postfix(MB=size // 10**6, refresh=False)
-            bar.update(done - bar.n)
+            def progress(done: int, total: int, size: int, bar: Any = bar) -> None:
+                bar.total = total
+                bar.set_postfix(MB=size // 10**6, refresh=False)
+                bar.update(done - bar.n)
 
-        lines = encode(settings, dist.device(), progress)
-    print("\n".join(lines))
+            lines = encode(settings, dist.device(), progress)
+        print("\n".join(lines))
     return 0
 
 
-def _encode_settings(options: argparse.Namespace) -> EncodeSettings:
+def _encode_settings(options: argparse.Namespace) -> list[EncodeSettings]:
+    """One for each data set: those of a mixture one after the other."""
     from ilvr_ds.model.feature_pass import EncodeSettings, parse_part
 
     recipe = recipe_if_given(options) or Recipe()
     if options.workers < 0 or options.batch_patches < 1:
         raise UserError("--workers must be 0 or more, --batch-patches 1 or more")
     check_max_image_pixels(options)
+    paths = [options.shards] if options.shards else [entry.path for entry in recipe.data.sets]
+    if options.output is not None and len(paths) > 1:
+        raise UserError("--output: data.shards is a mixture; give the data set by --shards, or leave --output out")
     settings = EncodeSettings(
-        shards=options.shards or recipe.data.shards,
+        shards=paths[0],
         model=replace(recipe.model, path=options.model or recipe.model.path),
         precision=options.precision or recipe.train.precision,
         max_image_pixels=options.max_image_pixels or recipe.data.max_image_pixels,
@@ -140,7 +144,7 @@ def _encode_settings(options: argparse.Namespace) -> EncodeSettings:
     )
     if REQUIRED in (settings.shards, settings.model.path):
         raise UserError("encode: give --shards and --model, or a recipe by --config")
-    return settings
+    return [replace(settings, shards=path) for path in paths]
 
 
 def add_inspect(commands: Commands) -> None:
@@ -153,14 +157,13 @@ def add_inspect(commands: Commands) -> None:
 
 def _inspect(options: argparse.Namespace) -> int:
     from ilvr_ds.data.describe import describe_sample
-    from ilvr_ds.data.reader import ShardReader
+    from ilvr_ds.data.mixture import Mixture, MixtureReader
     from ilvr_ds.data.sample import SampleError
-    from ilvr_ds.data.shards import open_dataset
     from ilvr_ds.model.encoding import build_encoding
 
     recipe = recipe_of(options)
     encoding = build_encoding(recipe)
-    reader = ShardReader(open_dataset(recipe.data.shards))
+    reader = MixtureReader(Mixture.open(recipe.data.sets))
     if not 0 <= options.sample < len(reader):
         raise UserError(f"--sample {options.sample}: the data set has samples 0 to {len(reader) - 1}")
     try:

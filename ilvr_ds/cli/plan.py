@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from ilvr_ds import shipped
-from ilvr_ds.cli.options import Commands, add_recipe
+from ilvr_ds.cli.options import Commands, add_recipe, recipe_if_given
+from ilvr_ds.config import Recipe
+from ilvr_ds.errors import UserError
 
 
 def add_plan(commands: Commands) -> None:
@@ -40,5 +43,26 @@ def _plan(options: argparse.Namespace) -> int:
         overrides=tuple(options.set),
         sample=SampleSize(options.tokens, options.labels, options.patches),
     )
-    print("\n".join(plan(settings, shipped.recipes(), load_config, read_deepspeed_json)))
+    lines = plan(settings, shipped.recipes(), load_config, read_deepspeed_json)
+    recipe = recipe_if_given(options)
+    if recipe is not None and recipe.data.is_mixture:
+        lines = [*lines, "", *_mixture_lines(recipe, options.gpus)]
+    print("\n".join(lines))
     return 0
+
+
+def _mixture_lines(recipe: Recipe, gpus: int) -> Iterator[str]:
+    """What a whole run takes of each data set, where they can be read here."""
+    from ilvr_ds.data.mixture import Mixture
+    from ilvr_ds.data.mixture_plan import build_plan
+    from ilvr_ds.training.shares import share_lines
+
+    try:
+        mixture = Mixture.open(recipe.data.sets)
+        samples = build_plan(recipe, mixture, gpus)
+    except UserError as error:
+        yield f"the mixture was not looked at: {error}"
+        return
+    steps = recipe.train.max_steps or recipe.train.epochs * samples.steps_per_epoch
+    yield f"the mixture, {samples.steps_per_epoch} steps an epoch:"
+    yield from (f"  {line}" for line in share_lines(samples, mixture.named, steps))

@@ -28,13 +28,36 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class DataSetConfig:
+    """One data set of a mixture: an entry of the list `data.shards`."""
+
+    path: str
+    """Folder or http(s) address of a data set that `ilvr-ds pack` wrote."""
+    name: str = ""
+    """What metrics and records call it; left out: the part of `path` that tells it from the others."""
+    weight: float | None = None
+    """Its share of every step, relative to the other weights. An epoch of the mixture then is as many samples as all
+    sets have: a small set may come more than once in it, and of a large one a part may be left for the next."""
+    epochs: float | None = None
+    """Instead of `weight`, for every set: how often it is passed in an epoch of the mixture; left out: once."""
+    eval_shards: str | None = None
+    """Held-out data of this set."""
+    features: str | None = None
+    """Like `data.features`, for this set; all sets have them, or none."""
+    eval_features: str | None = None
+    """Like `data.eval_features`, for this set's `eval_shards`."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read, and how it becomes tokens."""
 
-    shards: str = REQUIRED
-    """Folder or http(s) address of a data set that `ilvr-ds pack` wrote."""
+    shards: str | tuple[DataSetConfig, ...] = REQUIRED
+    """Folder or http(s) address of a data set that `ilvr-ds pack` wrote. Or a mixture: a list of such addresses, or of
+    `{path, name, weight or epochs, eval_shards, features, eval_features}`, which all but `path` may be left out
+    (docs/data.md)."""
     eval_shards: str | None = None
-    """Held-out data in the same form; null: no evaluation during training."""
+    """Held-out data in the same form; null: no evaluation during training, or each set of a mixture on its own."""
     features: str | None = None
     """Folder or http(s) address of the vision features that `ilvr-ds encode` stored for `shards`. They are read instead
     of pixels, and the vision tower is not loaded. null: images pass through the tower in every step."""
@@ -60,7 +83,35 @@ class DataConfig:
     max_bad_fraction: float = 0.01
     """Stand-ins without a loss replace samples that cannot be read or decoded; quarantine.jsonl lists them. The run
     stops when they exceed this fraction of the last 1,000 samples (of the data set, if that is smaller), or of the
-    held-out samples; 0: at the first."""
+    held-out samples; in a mixture, of any of its sets; 0: at the first."""
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether `shards` is a list."""
+        return not isinstance(self.shards, str)
+
+    @property
+    def sets(self) -> tuple[DataSetConfig, ...]:
+        """The data sets that are trained on; without a mixture one without a name."""
+        if isinstance(self.shards, str):
+            return (DataSetConfig(self.shards, features=self.features),)
+        return self.shards
+
+    @property
+    def held_out_sets(self) -> tuple[DataSetConfig, ...]:
+        """The held-out data, with their own features: those of a mixture's sets by name, or `eval_shards` without."""
+        if self.eval_shards is not None:
+            return (DataSetConfig(self.eval_shards, features=self.eval_features),)
+        return tuple(
+            DataSetConfig(entry.eval_shards, entry.name, features=entry.eval_features)
+            for entry in self.sets
+            if entry.eval_shards is not None
+        )
+
+    @property
+    def has_features(self) -> bool:
+        """Whether vision features are stored, and no tower is needed."""
+        return any(entry.features is not None for entry in self.sets)
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,7 @@ class MicroBatch(TensorTree):
     candidate_offsets: torch.Tensor
     """[M + 1] int64"""
     noise_keys: torch.Tensor
-    """[M, 2] int64: number of the sample in the data set, number of the segment in the sample"""
+    """[M, 2] int64: number of the sample in the data, number of the segment in the sample"""
     answer_rows: torch.Tensor
     """[A] int64: rows of the labels (0..L-1) that belong to answers"""
     answer_samples: torch.Tensor
@@ -268,6 +268,12 @@ class MicroBatch(TensorTree):
     """[B] bool"""
     rollout: RolloutLayout | None = None
     """Stage 2 only; M is 0 above there unless helper images are read, for a teacher or to look at them."""
+    label_sets: torch.Tensor | None = None
+    """[L] int64, in a mixture: the data set of each label's sample"""
+    segment_sets: torch.Tensor | None = None
+    """[M] int64, in a mixture: the data set of each segment's sample"""
+    supervised_by_set: torch.Tensor | None = None
+    """[sets] int64, in a mixture: how many labels each data set has"""
     groups: tuple[str, ...] = ()
     """Kind of task of each sample."""
     ids: tuple[str, ...] = ()

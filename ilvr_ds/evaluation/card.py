@@ -53,7 +53,7 @@ def write_card(folder: Path, state: dict[str, Any], checkpoint: Path, dtype: tor
     text = _TEXT.format(
         name=recipe["run"]["name"],
         base=recipe["model"]["path"],
-        data=recipe["data"]["shards"],
+        data=_data(recipe["data"]["shards"]),
         step=state["step"],
         stage=recipe["train"]["stage"],
         latent_size=recipe["model"]["latent_size"],
@@ -67,6 +67,16 @@ def write_card(folder: Path, state: dict[str, Any], checkpoint: Path, dtype: tor
         recipe=json.dumps(recipe, indent=1),
     )
     (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def _data(shards: str | list[dict[str, Any]]) -> str:
+    """What was trained on: a path, or those of a mixture with their weights or epochs."""
+    if isinstance(shards, str):
+        return shards
+    return " + ".join(
+        f"{entry['path']} (" + (f"weight {entry['weight']:g})" if entry["weight"] else f"epochs {entry['epochs']:g})")
+        for entry in shards
+    )
 
 
 def add_scores(folder: Path, benchmark: str, data: str, scores: dict[str, Any]) -> str | None:

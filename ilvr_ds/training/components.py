@@ -18,7 +18,7 @@ from ilvr_ds.monitoring.watchdog import Watchdog
 from ilvr_ds.tracking.tracker import Tracker
 from ilvr_ds.training.held_out import HeldOut
 from ilvr_ds.training.pictures import Pictures
-from ilvr_ds.training.quarantine import Quarantine
+from ilvr_ds.training.quarantines import Quarantines
 from ilvr_ds.training.step import TrainingStep
 
 
@@ -37,7 +37,7 @@ class Components:
     writer: CheckpointWriter
     watchdog: Watchdog
     speed: Throughput
-    quarantine: Quarantine
+    quarantine: Quarantines
     """Training samples that could not be used"""
     total_steps: int
     rehearsal: list[NDArray[np.int64]] | None

@@ -24,6 +24,7 @@ from ilvr_ds.monitoring.stop_signal import StopSignal
 from ilvr_ds.monitoring.work import work_of
 from ilvr_ds.training.components import Components
 from ilvr_ds.training.saving import Saver, restore
+from ilvr_ds.training.shares import seen_by_set
 from ilvr_ds.training.skipped_steps import SkippedSteps
 
 logger = logging.getLogger("ilvr_ds")
@@ -148,7 +149,7 @@ class Trainer:
         if all(is_written for _, is_written, _, _ in ranks):
             self.saver.finish()
         bad = [sample for _, _, samples, _ in ranks for sample in samples]
-        self.quarantine.add(bad, self.loader.global_batch, sum(retries for *_, retries in ranks))
+        self.quarantine.add(bad, self.loader.samples_of(self.done - 1), sum(retries for *_, retries in ranks))
         return any(is_asked for is_asked, *_ in ranks)
 
     def _is_stopped(self) -> bool:
@@ -172,7 +173,7 @@ class Trainer:
         metrics["lr"] = learning_rate(self.recipe.optim, done - 1, self.total_steps)
         metrics["grad/norm"] = float(self.student.get_global_grad_norm() or 0.0)
         metrics["optimizer/skipped_steps"] = float(self.student.skipped_steps)
-        metrics |= self.quarantine.metrics()
+        metrics |= self.quarantine.metrics() | seen_by_set(self.loader.plan, self.step.sets, done)
         metrics["epoch"] = done / self.loader.steps_per_epoch
         metrics |= self.speed.take() | shares(dist.gather_on_host(self.phases.take()))
         metrics |= of_all_ranks(self.memory.take(), self.node.take())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ilvr_ds.cli import main
+from tests.data.packing import make_dataset
 from tests.golden_set import golden_set
 from tests.ranks import ROOT
 
@@ -105,3 +106,25 @@ def test_a_size_may_be_what_a_card_is_named_by(gpu_memory: str, words: str, caps
     """Catches a plan with 0.8 GiB that no card of 80 GB has."""
     assert main(["plan", "--model", "7b", "--gpus", "8", "--gpu-memory", gpu_memory]) == 0
     assert f"7b on 8 x {words}; " in capsys.readouterr().out
+
+
+def test_what_a_mixture_takes_of_each_set_is_said_where_they_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_dataset(tmp_path / "a", samples=10)
+    make_dataset(tmp_path / "b", samples=30)
+    settings = ["train.max_steps=1", "data.lanes=8", "train.micro_batch_size=1", "train.grad_accum_steps=1"]
+    words = [word for setting in settings for word in ("--set", setting)]
+
+    def planned(shards: str) -> list[str]:
+        mixture = ["--set", f"data.shards={shards}", "--set", "data.eval_shards=null"]
+        assert main(["plan", "--config", "launch/recipes/comt_3b.yaml", *SIZE, *words, *mixture]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    paths = f"[{{path: {tmp_path}/a, weight: 3}}, {{path: {tmp_path}/b, weight: 1}}]"
+    assert planned(paths)[-3:] == [
+        "the mixture, 5 steps an epoch:",
+        "  a: 6 samples in 1 step (75.0% of the run), 0.6 passes over its 10; 4 are never seen",
+        "  b: 2 samples in 1 step (25.0% of the run), 0.0667 passes over its 30; 28 are never seen",
+    ]
+    assert planned(f"[{tmp_path}/a, {tmp_path}/gone]")[-1].startswith("the mixture was not looked at: ")
