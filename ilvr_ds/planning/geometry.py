@@ -150,13 +150,17 @@ class Geometry:
         )
 
 
-def _qwen(text: TextSizes) -> Geometry:
-    vision = VisionSizes(1280, 32, 16, 3420, text.hidden_size, 4, patch_size=14, temporal_patch_size=2, merge_size=2)
+def _qwen(text: TextSizes, vision_intermediate: int = 3420) -> Geometry:
+    vision = VisionSizes(
+        1280, 32, 16, vision_intermediate, text.hidden_size, 4, patch_size=14, temporal_patch_size=2, merge_size=2
+    )
     return Geometry(text, vision)
 
 
 KNOWN = {
     "3b": _qwen(TextSizes(2048, 36, 16, 2, 128, 11008, 151936, is_tied=True)),
     "7b": _qwen(TextSizes(3584, 28, 28, 4, 128, 18944, 152064, is_tied=False)),
+    "32b": _qwen(TextSizes(5120, 64, 40, 8, 128, 27648, 152064, is_tied=False), 3456),
+    "72b": _qwen(TextSizes(8192, 80, 64, 8, 128, 29568, 152064, is_tied=False), 3456),
 }
 """The released Qwen2.5-VL models, from their configurations."""
