@@ -43,7 +43,7 @@ MAY_IMPORT = {
         "config",
         "dist",
     }
-    | {"base_model", "provenance", "pictures"},
+    | {"base_model", "provenance", "pictures", "planning", "evaluation"},
     "evaluation": BASE
     | {"evaluation", "checkpoint", "tracking", "model", "ops", "data", "config", "dist", "base_model"}
     | {"provenance", "pictures", "file_modes"},

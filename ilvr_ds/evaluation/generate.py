@@ -162,7 +162,7 @@ class Generator:
     """Answers batches of prompts.
 
     on_text(row, piece) gets the text of each row as it comes, which makes the loop look at every token. barred: what
-    later tokens cannot see.
+    later tokens cannot see. is_over says, where ranks must stay in step, whether all have ended when this one has.
     """
 
     def __init__(
@@ -172,18 +172,25 @@ class Generator:
         latents: LatentSource | None = None,
         on_text: Callable[[int, str], None] | None = None,
         barred: Barred | None = None,
+        is_over: Callable[[bool], bool] = bool,
     ) -> None:
         self.reasoner = reasoner
         self.settings = settings
         self.latents = latents or OwnStates()
         self.on_text = on_text
         self.barred = barred
+        self.is_over = is_over
         never = [reasoner.special.latent_pad, reasoner.special.latent_end, *settings.forbidden]
         self.never = torch.tensor(sorted(set(never)), device=reasoner.device)
 
     @torch.inference_mode()
     def __call__(self, prompts: list[EncodedSample]) -> Generated:
         """Generate an answer to each prompt."""
+        return self.generate(prompts)
+
+    @torch.no_grad()
+    def generate(self, prompts: list[EncodedSample]) -> Generated:
+        """The same with weights that are trained: what ZeRO gathers in inference mode could not be differentiated."""
         reasoner, settings = self.reasoner, self.settings
         started = time.perf_counter()
         context = Context(reasoner, prompts, settings.max_new_tokens)
@@ -200,7 +207,7 @@ class Generator:
             last = number + 1 == settings.max_new_tokens
             if last or (number + 1) % every == 0:
                 stopped = reader.look()
-                if last or all(stopped):
+                if last or self.is_over(all(stopped)):
                     break
                 modes.finished = modes.finished | torch.tensor(stopped, device=reasoner.device)
             hidden = context.step(tokens, latents, self._out_of_sight(context, modes))

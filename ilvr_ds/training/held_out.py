@@ -12,6 +12,7 @@ from ilvr_ds.data.loader import WindowDataset, iterate_windows
 from ilvr_ds.data.window import BadSample, Window
 from ilvr_ds.monitoring.metric_sums import MetricSums
 from ilvr_ds.tracking.names import metric_name
+from ilvr_ds.training.free_answers import FreeAnswers
 from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.step import TrainingStep, answer_accuracy
 
@@ -27,6 +28,7 @@ class HeldOut:
         groups: list[str],
         step: TrainingStep,
         quarantine: Quarantine,
+        free_answers: FreeAnswers | None = None,
     ) -> None:
         self.dataset = dataset
         self.num_workers = min(num_workers, steps)
@@ -34,6 +36,7 @@ class HeldOut:
         self.groups = groups
         self.step = step
         self.quarantine = quarantine
+        self.free_answers = free_answers
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
@@ -56,11 +59,12 @@ class HeldOut:
                 for group in self.groups:
                     mine = torch.tensor([g == group for g in micro.groups], device=right.device) & micro.has_answer
                     by_group.add({f"right/{group}": (right & mine).sum(), f"answers/{group}": mine.sum()})
+        generated = self.free_answers() if self.free_answers else {}
         engine.train()
         skipped = {"eval/skipped": float(self._judge(bad, samples, retries))}
         sums = totals.take()
         losses = {f"eval/{name}": value for name, value in self.step.losses(sums).items()}
-        return losses | _accuracies(sums, by_group.take(), self.groups) | skipped
+        return losses | _accuracies(sums, by_group.take(), self.groups) | generated | skipped
 
     def _judge(self, bad: list[BadSample], samples: int, retries: int) -> int:
         """Give the bad samples of all ranks to the quarantine; returns their number."""

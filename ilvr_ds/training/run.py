@@ -54,6 +54,8 @@ def _train(recipe: Recipe, recipe_path: Path, inputs: Inputs) -> Status:
     if dist.is_main():
         for line in summary_lines(recipe.run_dir / "metrics.jsonl"):
             logger.info(line)
+        if best := parts.best.summary():
+            logger.info("%s: ilvr-ds export %s --best --to FOLDER", best, recipe.run_dir)
         logger.info("%s; record and checkpoints: %s", _WORDS[status], recipe.run_dir)
         logger.info("look at it: %s", parts.tracker.how_to_look())
     return status

@@ -18,11 +18,13 @@ from ilvr_ds.data.loader import Numbers, PlannedNumbers, SequentialNumbers, Wind
 from ilvr_ds.data.packing import PackedNumbers
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import ShardSet
+from ilvr_ds.engine.networks import Networks
 from ilvr_ds.errors import UserError, counted
 from ilvr_ds.model.encoding import Encoding, build_dataset
 from ilvr_ds.model.tower import tower_identity
 from ilvr_ds.tracking.tracker import Tracker
 from ilvr_ds.training.assembly.inputs import Inputs
+from ilvr_ds.training.free_answers import build_free_answers
 from ilvr_ds.training.held_out import HeldOut
 from ilvr_ds.training.latent_views import LatentViews
 from ilvr_ds.training.pictures import Pictures
@@ -114,13 +116,16 @@ def longest_samples(recipe: Recipe, shards: ShardSet) -> list[NDArray[np.int64]]
     return np.split(numbers, cuts)
 
 
-def build_held_out(recipe: Recipe, data: RunData, step: TrainingStep) -> HeldOut | None:
+def build_held_out(
+    recipe: Recipe, encoding: Encoding, data: RunData, step: TrainingStep, networks: Networks
+) -> HeldOut | None:
     """What evaluates `step` on held-out samples, where there are any."""
     if data.held_out is None:
         return None
     shards, workers = data.held_out.reader.shard_set, recipe.data.num_workers
     groups, quarantine = sorted(shards.manifest.groups), Quarantine.of(recipe, shards)
-    return HeldOut(data.held_out, workers, data.held_out_steps, groups, step, quarantine)
+    free_answers = build_free_answers(recipe, encoding, shards, networks)
+    return HeldOut(data.held_out, workers, data.held_out_steps, groups, step, quarantine, free_answers)
 
 
 def build_pictures(recipe: Recipe, encoding: Encoding, data: RunData, step: TrainingStep, tracker: Tracker) -> Pictures:
