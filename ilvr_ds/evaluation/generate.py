@@ -176,10 +176,10 @@ class Generator:
     ) -> None:
         self.reasoner = reasoner
         self.settings = settings
+        self.is_over = is_over
         self.latents = latents or OwnStates()
         self.on_text = on_text
         self.barred = barred
-        self.is_over = is_over
         never = [reasoner.special.latent_pad, reasoner.special.latent_end, *settings.forbidden]
         self.never = torch.tensor(sorted(set(never)), device=reasoner.device)
 

@@ -29,7 +29,7 @@ from ilvr_ds.model.encoding import Encoding
 
 ROOM = 2
 """The limit of an answer is so many times the longest reference among the samples: untrained models do not end."""
-BENCHMARKS = ("vsp", "comt")
+BENCHMARKS = ("vsp", "comt", "exact-match")
 """A sample is judged by the first of them that can."""
 
 
