@@ -59,6 +59,7 @@ setup(
         "pyyaml",
         "requests",
         "tqdm",
+        "argcomplete>=3.5",
         "ninja",
     ],
     extras_require={

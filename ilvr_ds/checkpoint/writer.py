@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ilvr_ds import dist
+from ilvr_ds.checkpoint.best import best_checkpoint
 from ilvr_ds.checkpoint.capture import TorchFile, copy_to_host, student_files
 from ilvr_ds.checkpoint.files import (
     STATE_FILE,
@@ -35,7 +36,7 @@ from ilvr_ds.checkpoint.files import (
 from ilvr_ds.checkpoint.load import random_state
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
-from ilvr_ds.errors import first_line
+from ilvr_ds.errors import UserError, first_line
 from ilvr_ds.file_modes import follow_umask
 from ilvr_ds.monitoring.host_memory import available_host_bytes
 
@@ -137,8 +138,8 @@ class CheckpointWriter:
             return None, f"rank 0: {error}"
         if dist.is_main():
             try:
-                remove_old(self.folder, self.keep_last, self.keep_every)
-            except OSError as problem:
+                remove_old(self.folder, self.keep_last, self.keep_every, best_checkpoint(self.folder))
+            except (OSError, UserError) as problem:
                 logger.warning("%s: old checkpoints are not deleted: %s", self.folder, first_line(problem))
         return final, None
 

@@ -49,9 +49,11 @@ LIMITS: dict[str, tuple[float, float]] = {
     "train.micro_batch_size": (1, 2**16),
     "train.grad_accum_steps": (1, 2**16),
     "train.micro_batch_tokens": (0, 2**24),
+    "train.patience": (0, 2**31),
     "train.max_skipped_steps": (1, 2**31),
     "evaluation.every_steps": (0, 2**31),
     "evaluation.max_samples": (1, 2**31),
+    "evaluation.generate_samples": (0, 4096),
     "checkpoint.every_steps": (0, 2**31),
     "checkpoint.keep_last": (0, 2**31),
     "checkpoint.keep_every": (0, 2**31),
@@ -160,6 +162,24 @@ def _check_rollout(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def _check_best(recipe: Recipe) -> Iterator[str]:
+    best, evaluation = recipe.checkpoint.keep_best, recipe.evaluation
+    if best != "none" and recipe.data.eval_shards is None:
+        yield f"checkpoint.keep_best is {best}, but data.eval_shards is null: nothing is evaluated"
+    if recipe.train.patience and best == "none":
+        yield "train.patience needs checkpoint.keep_best, which says what counts as better"
+    if recipe.train.patience and not evaluation.every_steps:
+        yield "train.patience counts evaluations, but evaluation.every_steps is 0: there is one at the end only"
+
+
+def _check_generation(recipe: Recipe) -> Iterator[str]:
+    count = recipe.evaluation.generate_samples
+    if count and recipe.data.eval_shards is None:
+        yield f"evaluation.generate_samples is {count}, but data.eval_shards is null; set it, or 0"
+    if count and recipe.data.features is not None:
+        yield f"evaluation.generate_samples is {count}, but with data.features no tower sees a prompt; set it to 0"
+
+
 _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _check_run,
     _check_features,
@@ -168,4 +188,6 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _check_packing,
     _check_adapters,
     _check_rollout,
+    _check_best,
+    _check_generation,
 )

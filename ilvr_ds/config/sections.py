@@ -54,7 +54,7 @@ class DataConfig:
 
     shards: str | tuple[DataSetConfig, ...] = REQUIRED
     """Folder or http(s) address of a data set that `ilvr-ds pack` wrote. Or a mixture: a list of such addresses, or of
-    `{path, name, weight or epochs, eval_shards, features, eval_features}`, which all but `path` may be left out
+    `{path, name, weight or epochs, eval_shards, features, eval_features}`, of which all but `path` may be left out
     (docs/data.md)."""
     eval_shards: str | None = None
     """Held-out data in the same form; null: no evaluation during training, or each set of a mixture on its own."""
@@ -265,6 +265,9 @@ class TrainConfig:
     """Fill micro-batches by tokens, at most this many in each. A step has the same samples as without it
     (micro_batch_size x grad_accum_steps x ranks); they are distributed so that all ranks have equally many
     micro-batches of nearly equal length. 0: micro_batch_size samples each, whatever their lengths."""
+    patience: int = 0
+    """End the run after this many evaluations in a row that were not better than the best one by
+    `checkpoint.keep_best`; 0: never before the last step."""
     max_skipped_steps: int = 20
     """Stop after this many steps in a row without finite gradients; such a step changes nothing."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
@@ -287,12 +290,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Loss and answer accuracy on `data.eval_shards` during training, teacher-forced."""
+    """Loss and answer accuracy on `data.eval_shards` during training, teacher-forced, and free answers."""
 
     every_steps: int = 0
     """Optimizer steps between evaluations, with one more at the end; 0: at the end only."""
     max_samples: int = 512
     """At most this many held-out samples, rounded down to whole micro-batches of all ranks."""
+    generate_samples: int = 0
+    """In each evaluation also answer this many of them freely (eval/generated_accuracy); 0: none. Slow under ZeRO-3."""
 
 
 @dataclass(frozen=True)
@@ -305,6 +310,9 @@ class CheckpointConfig:
     """Keep this many of the newest checkpoints; 0: all."""
     keep_every: int = 0
     """Also keep every checkpoint whose step is a multiple of this, for good; 0: none."""
+    keep_best: Literal["none", "eval/ce", "eval/answer_accuracy"] = "none"
+    """Also save and keep the checkpoint with the best evaluation so far: the least eval/ce, or the largest
+    eval/answer_accuracy. `ilvr-ds export RUN --best` takes it."""
     background: bool = True
     """Copy the state and write it in the background, if the host has memory for the copy."""
     resume: str = "auto"

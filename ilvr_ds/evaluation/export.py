@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ilvr_ds.checkpoint.best import best_checkpoint
 from ilvr_ds.checkpoint.compatible import LAYERS, TOWER, check_frozen_is_the_same
 from ilvr_ds.checkpoint.files import list_checkpoints, saved_state
 from ilvr_ds.checkpoint.load import read_student_weights
@@ -46,14 +47,17 @@ SHARD_BYTES = 4 * 1024**3
 Named = tuple[str, Tensor]
 
 
-def export(source: Path, to: Path, adapters: str, precision: str | None, overwrite: bool) -> list[str]:
-    """Write the model of a run's newest checkpoint, or of one checkpoint, to `to`; returns what was done as lines.
+def export(
+    source: Path, to: Path, adapters: str, precision: str | None, overwrite: bool, best: bool = False
+) -> list[str]:
+    """Write the model of a run's newest or best checkpoint, or of one checkpoint, to `to`; returns what was done as
+    lines.
 
     adapters: "merge" adds LoRA to the weights; "apart" leaves them as the base has them and writes `to`/adapter for
     peft. precision None: the run's. overwrite: an exported model at `to` is replaced, and nothing else. Written under
     another name and renamed at the end. Images are limited as the run's were. Raises UserError.
     """
-    checkpoint = _find(source)
+    checkpoint = _find_best(source) if best else _find(source)
     _check_target(to, checkpoint, overwrite)
     state = saved_state(checkpoint)
     recipe = state["recipe"]
@@ -126,6 +130,17 @@ def _find(source: Path) -> Path:
     if not found:
         raise UserError(f"{source}: is neither a run nor a checkpoint; expected {source}/checkpoints/step-...")
     return found[-1]
+
+
+def _find_best(run: Path) -> Path:
+    """The checkpoint of a run that `checkpoint.keep_best` kept."""
+    found = best_checkpoint(run / "checkpoints")
+    if found is None:
+        raise UserError(
+            f"{run}: keeps no best checkpoint; it does with checkpoint.keep_best: eval/ce. Leave --best out for its "
+            "newest"
+        )
+    return found
 
 
 class _Student:

@@ -162,7 +162,7 @@ class Generator:
     """Answers batches of prompts.
 
     on_text(row, piece) gets the text of each row as it comes, which makes the loop look at every token. barred: what
-    later tokens cannot see.
+    later tokens cannot see. is_over says, where ranks must stay in step, whether all have ended when this one has.
     """
 
     def __init__(
@@ -172,9 +172,11 @@ class Generator:
         latents: LatentSource | None = None,
         on_text: Callable[[int, str], None] | None = None,
         barred: Barred | None = None,
+        is_over: Callable[[bool], bool] = bool,
     ) -> None:
         self.reasoner = reasoner
         self.settings = settings
+        self.is_over = is_over
         self.latents = latents or OwnStates()
         self.on_text = on_text
         self.barred = barred
@@ -188,6 +190,11 @@ class Generator:
 
         shared: a context of these prompts, with room for `max_new_tokens`, that several answers go on from.
         """
+        return self.generate(prompts, shared)
+
+    @torch.no_grad()
+    def generate(self, prompts: list[EncodedSample], shared: Context | None = None) -> Generated:
+        """The same with weights that are trained: what ZeRO gathers in inference mode could not be differentiated."""
         reasoner, settings = self.reasoner, self.settings
         started = time.perf_counter()
         context = shared.fork() if shared else Context(reasoner, prompts, settings.max_new_tokens)
@@ -204,7 +211,7 @@ class Generator:
             last = number + 1 == settings.max_new_tokens
             if last or (number + 1) % every == 0:
                 stopped = reader.look()
-                if last or all(stopped):
+                if last or self.is_over(all(stopped)):
                     break
                 modes.finished = modes.finished | torch.tensor(stopped, device=reasoner.device)
             hidden = context.step(tokens, latents, self._out_of_sight(context, modes))

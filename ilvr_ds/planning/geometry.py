@@ -170,8 +170,10 @@ class Geometry:
         )
 
 
-def _qwen2_5(text: TextSizes) -> Geometry:
-    vision = VisionSizes(1280, 32, 16, 3420, text.hidden_size, 4, patch_size=14, temporal_patch_size=2, merge_size=2)
+def _qwen2_5(text: TextSizes, vision_intermediate: int = 3420) -> Geometry:
+    vision = VisionSizes(
+        1280, 32, 16, vision_intermediate, text.hidden_size, 4, patch_size=14, temporal_patch_size=2, merge_size=2
+    )
     return Geometry(text, vision)
 
 
@@ -186,9 +188,20 @@ def _qwen3(text: TextSizes, hidden_size: int, depth: int, intermediate_size: int
 KNOWN = {
     "3b": _qwen2_5(TextSizes(2048, 36, 16, 2, 128, 11008, 151936, is_tied=True)),
     "7b": _qwen2_5(TextSizes(3584, 28, 28, 4, 128, 18944, 152064, is_tied=False)),
+    "32b": _qwen2_5(TextSizes(5120, 64, 40, 8, 128, 27648, 152064, is_tied=False), 3456),
+    "72b": _qwen2_5(TextSizes(8192, 80, 64, 8, 128, 29568, 152064, is_tied=False), 3456),
     "qwen3-4b": _qwen3(TextSizes(2560, 36, 32, 8, 128, 9728, 151936, is_tied=True), 1024, 24, 4096),
     "qwen3-8b": _qwen3(TextSizes(4096, 36, 32, 8, 128, 12288, 151936, is_tied=False), 1152, 27, 4304),
 }
 """Released models, from their configurations: Qwen2.5-VL and Qwen3-VL."""
-RELEASES = {"3b": "qwen2.5-vl-3b", "7b": "qwen2.5-vl-7b", "qwen3-4b": "qwen3-vl-4b", "qwen3-8b": "qwen3-vl-8b"}
-"""What of KNOWN is called so on the hub"""
+HUB_NAMES = {
+    "3b": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "32b": "Qwen/Qwen2.5-VL-32B-Instruct",
+    "72b": "Qwen/Qwen2.5-VL-72B-Instruct",
+    "qwen3-4b": "Qwen/Qwen3-VL-4B-Instruct",
+    "qwen3-8b": "Qwen/Qwen3-VL-8B-Instruct",
+}
+"""Where each of KNOWN is published"""
+RELEASES = {name: hub.partition("/")[2].removesuffix("-Instruct").lower() for name, hub in HUB_NAMES.items()}
+"""What a path of one holds, in lower case"""

@@ -290,15 +290,19 @@ def _pinned(setup: Setup, itemsize: int, piece: int | None) -> float:
     """The teacher's shards in pinned memory, which torch allocates in powers of two; matrices only, the rest is a
     thousandth of that. piece: most elements of one allocation."""
     text = setup.geometry.text
-    matrices = [text.embedding] + [a * b for a, b in text.linears.values()] * text.layers
+    matrices = [(text.embedding, 1), *((inputs * outputs, text.layers) for inputs, outputs in text.linears.values())]
     total = 0
-    for count in matrices:
-        left = -(-count // setup.world)
-        while left > 0:
-            part = min(left, piece or left)
-            total += 1 << (part * itemsize - 1).bit_length()
-            left -= part
+    for count, times in matrices:
+        mine = -(-count // setup.world)
+        whole, rest = divmod(mine, piece) if piece else (0, mine)
+        allocated = whole * _power_of_two((piece or 0) * itemsize) + _power_of_two(rest * itemsize)
+        total += times * allocated
     return total
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest one that is not less; 0 for 0."""
+    return 1 << (size - 1).bit_length() if size else 0
 
 
 def _checkpoint_copy(setup: Setup) -> float:

@@ -15,6 +15,7 @@ from ilvr_ds.data.loader import WindowDataset, iterate_windows
 from ilvr_ds.data.window import BadSample, Window
 from ilvr_ds.monitoring.metric_sums import MetricSums
 from ilvr_ds.tracking.names import metric_name
+from ilvr_ds.training.free_answers import FreeAnswers
 from ilvr_ds.training.quarantines import Quarantines
 from ilvr_ds.training.step import TrainingStep, answer_accuracy
 
@@ -52,6 +53,7 @@ class HeldOut:
         sets: list[HeldOutSet],
         step: TrainingStep,
         quarantine: Quarantines,
+        free_answers: FreeAnswers | None = None,
     ) -> None:
         self.dataset = dataset
         self.sets = sets
@@ -59,6 +61,7 @@ class HeldOut:
         self.num_workers = min(num_workers, self.steps)
         self.step = step
         self.quarantine = quarantine
+        self.free_answers = free_answers
 
     @torch.no_grad()
     def __call__(self, is_stopped: Callable[[], bool]) -> dict[str, float] | None:
@@ -77,12 +80,13 @@ class HeldOut:
                 engine.train()
                 return None
             found.append(of_set)
+        generated = self.free_answers() if self.free_answers else {}
         engine.train()
         skipped = {"eval/skipped": float(self._judge(found))}
         groups = sorted({group for one in self.sets for group in one.groups})
         sums = _added(one.sums for one in found)
         metrics = {f"eval/{name}": value for name, value in self.step.losses(sums).items()}
-        metrics |= _accuracies(sums, _added(one.by_group for one in found), groups) | skipped
+        metrics |= _accuracies(sums, _added(one.by_group for one in found), groups) | generated | skipped
         for one, part in zip(self.sets, found, strict=True):
             metrics |= self._by_set(one.name, part.sums) if one.name else {}
         return metrics

@@ -58,6 +58,8 @@ def _train(recipe: Recipe, recipe_path: Path, inputs: Inputs) -> Status:
             logger.info(line)
         for line in share_lines(parts.loader.plan, parts.step.sets, trainer.done):
             logger.info("of the mixture: %s", line)
+        if best := parts.best.summary():
+            logger.info("%s: ilvr-ds export %s --best --to FOLDER", best, recipe.run_dir)
         logger.info("%s; record and checkpoints: %s", _WORDS[status], recipe.run_dir)
         logger.info("look at it: %s", parts.tracker.how_to_look())
     return status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -53,7 +54,7 @@ class Trainer:
     def fit(self) -> bool:
         """Train and save; True when all was done, False when a signal asked to stop before."""
         self._restore()
-        is_trained = self.done >= self.total_steps
+        is_trained = self.done >= self.total_steps or self.parts.best.is_over
         due = self._due_at_start()
         if is_trained and not due:
             self.progress.close()
@@ -77,14 +78,26 @@ class Trainer:
         for step, window in self.phases.around("data", self.loader.windows(self.total_steps)):
             self._train_step(step, window)
             self.done = step + 1
-            if stop := self._after_step(self.done):
+            if (stop := self._after_step(self.done)) or self.parts.best.is_over:
                 break
         self.saver.begin(self.done, is_last=True)
         self.saver.finish(is_last=True)
+        if self.parts.best.is_over:
+            self._end_early()
+            return True
         if self.done < self.total_steps:
             return False
         due = self._due(self.done)
         return not (due if stop else self._evaluate_and_draw(self.done, due))
+
+    def _end_early(self) -> None:
+        """Say that evaluations get no better, and draw the last pictures."""
+        best = self.parts.best
+        logger.info("step %d: %s; %d evaluations since, the run ends", self.done, best.summary(), best.since)
+        self.tracker.event("ended_early", step=self.done, best=best.found)
+        looks = dist.decided_by_main(lambda: self.tracker.looks(self.done))
+        if self.recipe.tracking.picture_samples and "pictures" not in looks:
+            self._draw(self.done)
 
     def _train_step(self, step: int, window: Window) -> None:
         """One optimizer step: targets, losses and gradients of each micro-batch, the update; then the EMA is due."""
@@ -216,7 +229,8 @@ class Trainer:
         try:
             with self._away("evaluation"):
                 metrics = self.parts.held_out(self._is_stopped)
-        except UserError:  # on all ranks: too many held-out samples are bad, which spoils nothing that was learnt
+            is_best = metrics is not None and self.parts.best.add(done, metrics)
+        except UserError:  # on all ranks: a mistake in the held-out samples spoils nothing that was learnt
             self.saver.begin(done)
             self.saver.finish()
             raise
@@ -224,6 +238,8 @@ class Trainer:
             return False
         self.tracker.log(done, metrics)
         logger.info("step %d  %s", done, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        if is_best and self.parts.best.found is not None:
+            self.saver.keep_best(self.parts.best.found)
         return True
 
     def _draw(self, done: int) -> None:
@@ -243,6 +259,8 @@ class Trainer:
         if self.parts.rehearsal is None:
             logger.info("sample lengths are not in the data set: no rehearsal (pack with --config to have one)")
             return
+        logger.info("rehearsing the longest samples; a first start compiles kernels meanwhile")
+        start = time.monotonic()
         window = self.loader.dataset.window(self.parts.rehearsal).to(dist.device())
         if window.bad:
             logger.warning("one of the longest samples is not rehearsed: %s", window.bad[0].reason)
@@ -254,6 +272,6 @@ class Trainer:
             raise UserError(f"model.path: the loss of the longest samples is {total}: the weights are not usable")
         self.student.backward(0.0 * loss, scale_wrt_gas=False)
         logger.info(
-            "rehearsed the longest samples: %d tokens, in all %d of a step, %s",
-            max(window.tokens.lengths), window.num_tokens, self.memory.summary(),
+            "rehearsed the longest samples in %.0f s: %d tokens, in all %d of a step, %s",
+            time.monotonic() - start, max(window.tokens.lengths), window.num_tokens, self.memory.summary(),
         )  # fmt: skip

@@ -67,6 +67,8 @@ class Case:
     """File for torch's profile of one step"""
     folder: str
     """Where geometry and shards are written"""
+    gpu_gib: float | None = None
+    """That torch may allocate on the GPU; None: all of it"""
 
 
 class Kept:
@@ -127,6 +129,9 @@ class NothingSaved(Saver):
 def run(case: Case) -> dict[str, Any]:
     """Measure; the same on all ranks, told by the main one."""
     init_process_group()
+    if case.gpu_gib is not None:
+        total = torch.cuda.get_device_properties(dist.device()).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(min(1.0, case.gpu_gib / total), dist.device())
     recipe = recipe_from_dict(case.settings)
     recipe_dir = Path(case.folder)
     shards_folder = recipe_dir / f"{case.work}-{case.samples}"

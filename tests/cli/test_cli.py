@@ -28,6 +28,7 @@ COMMANDS = [
     "inspect",
     "train",
     "plan",
+    "settings",
     "mlflow-sync",
     "ui",
     "compare",

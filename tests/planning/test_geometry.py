@@ -37,6 +37,13 @@ def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...], golde
 
 
 def test_the_released_models_have_their_published_sizes() -> None:
-    """Elements in the safetensors files of Qwen2.5-VL-3B-Instruct and -7B-Instruct."""
+    """Elements in the safetensors files on the hub."""
     sizes = {name: geometry.text.total + geometry.vision.total for name, geometry in KNOWN.items()}
-    assert sizes == {"3b": 3_754_622_976, "7b": 8_292_166_656}
+    assert sizes == {
+        "3b": 3_754_622_976,
+        "7b": 8_292_166_656,
+        "32b": 33_452_718_336,
+        "72b": 73_410_777_344,
+        "qwen3-4b": 4_437_815_808,
+        "qwen3-8b": 8_767_123_696,
+    }

@@ -15,6 +15,7 @@ import pytest
 from ilvr_ds.config import EvaluationConfig, Recipe, RunConfig, TrackingConfig
 from ilvr_ds.tracking.record import Record
 from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
+from ilvr_ds.training.best import Best
 from ilvr_ds.training.components import Components
 from ilvr_ds.training.trainer import Trainer
 
@@ -39,13 +40,18 @@ class Saver:
 
     def finish(self, is_last: bool = False) -> None: ...
 
+    def keep_best(self, best: dict[str, Any]) -> None:
+        self.run.told.append(f"best {best['step']}")
+
 
 class Run(Trainer):
     """A trainer whose steps, evaluations, pictures and checkpoints are entries in `told`."""
 
     def __init__(
-        self, folder: Path, told: list[str], stop_after: int = 0, killed_in: str = "", stopped_in: str = ""
-    ) -> None:
+        self, folder: Path, told: list[str], stop_after: int = 0, killed_in: str = "", stopped_in: str = "",
+        best: Best | None = None, losses: tuple[float, ...] = (),
+    ) -> None:  # fmt: skip
+        self.losses = list(losses)
         recipe = dataclasses.replace(
             Recipe(),
             run=RunConfig(name="run", output_dir=str(folder)),
@@ -63,6 +69,7 @@ class Run(Trainer):
                 networks=None, held_out=self.held_out, tracker=tracker, pictures=self.Pictures(self),
                 writer=None, watchdog=SimpleNamespace(at=lambda *_: None), speed=self, total_steps=STEPS,
                 rehearsal=None, quarantine=SimpleNamespace(exceeded=False, check=lambda: None),
+                best=best or Best(),
             )  # type: ignore[arg-type]
         )  # fmt: skip
         self.saver: Any = Saver(self)
@@ -90,7 +97,7 @@ class Run(Trainer):
         self.note("evaluate")
         if self.told[-1] == self.stopped_in:
             os.kill(os.getpid(), signal.SIGTERM)
-        return None if is_stopped() else {"eval/ce": 1.0}
+        return None if is_stopped() else {"eval/ce": self.losses.pop(0) if self.losses else 1.0}
 
     def windows(self, total: int) -> Any:
         return ((step, None) for step in range(self.done, total))
@@ -177,3 +184,22 @@ def test_what_another_run_had_due_is_not_done(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Run, "_restore", elsewhere)
     (tmp_path / "saved").write_text("4")
     assert go(tmp_path) == (True, DUE[4:])
+
+
+def test_the_best_evaluation_is_saved(tmp_path: Path) -> None:
+    """The last one comes after the last checkpoint, which is then the best."""
+    told = go(tmp_path, best=Best("eval/ce"), losses=(2.0, 3.0, 1.0))[1]
+    assert [what for what in told if what.startswith(("best", "save"))] == ["best 2", "save 6", "best 6"]
+
+
+def test_a_run_ends_when_evaluations_get_no_better(tmp_path: Path) -> None:
+    """It is finished: what is left to do is done, and the next start finds nothing."""
+    best = Best("eval/ce", patience=1)
+    finished, told = go(tmp_path, best=best, losses=(2.0, 3.0))
+    assert finished and told == ["draw 0", "evaluate 2", "best 2", "draw 2", "evaluate 4", "draw 4", "save 4"]
+    assert go(tmp_path, best=best) == (True, []), "with what the checkpoint knows"
+
+
+def test_a_stop_before_patience_ends_is_a_stop(tmp_path: Path) -> None:
+    finished, told = go(tmp_path, stop_after=3, best=Best("eval/ce", patience=1), losses=(2.0, 3.0))
+    assert (finished, told[-1]) == (False, "save 3")

@@ -25,11 +25,13 @@ from ilvr_ds.data.loader import (
 from ilvr_ds.data.mixture import Mixture, MixtureFeatures
 from ilvr_ds.data.mixture_plan import MixturePlan, Plan
 from ilvr_ds.data.packing import PackedNumbers
+from ilvr_ds.engine.networks import Networks
 from ilvr_ds.errors import UserError, counted
 from ilvr_ds.model.encoding import Encoding, build_dataset
 from ilvr_ds.model.tower import tower_identity
 from ilvr_ds.tracking.tracker import Tracker
 from ilvr_ds.training.assembly.inputs import Inputs
+from ilvr_ds.training.free_answers import build_free_answers
 from ilvr_ds.training.held_out import HeldOut, HeldOutSet
 from ilvr_ds.training.latent_views import LatentViews
 from ilvr_ds.training.pictures import Pictures
@@ -149,12 +151,15 @@ def longest_samples(recipe: Recipe, data: Mixture) -> list[NDArray[np.int64]]:
     return np.split(numbers, cuts)
 
 
-def build_held_out(recipe: Recipe, inputs: Inputs, data: RunData, step: TrainingStep) -> HeldOut | None:
+def build_held_out(
+    recipe: Recipe, inputs: Inputs, encoding: Encoding, data: RunData, step: TrainingStep, networks: Networks
+) -> HeldOut | None:
     """What evaluates `step` on held-out samples, where there are any."""
     if data.held_out is None or inputs.held_out is None:
         return None
     quarantine = Quarantines.of(recipe, inputs.held_out)
-    return HeldOut(data.held_out, recipe.data.num_workers, data.held_out_sets, step, quarantine)
+    free_answers = build_free_answers(recipe, encoding, inputs.held_out, networks)
+    return HeldOut(data.held_out, recipe.data.num_workers, data.held_out_sets, step, quarantine, free_answers)
 
 
 def build_pictures(

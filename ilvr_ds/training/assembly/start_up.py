@@ -21,6 +21,7 @@ from ilvr_ds.training.assembly.inputs import Inputs, say_what_does_nothing, say_
 from ilvr_ds.training.assembly.record import open_tracker
 from ilvr_ds.training.assembly.start import Start
 from ilvr_ds.training.assembly.step import build_step
+from ilvr_ds.training.best import Best
 from ilvr_ds.training.components import Components
 from ilvr_ds.training.quarantines import Quarantines
 from ilvr_ds.training.shares import share_lines
@@ -47,7 +48,7 @@ def assemble(recipe: Recipe, recipe_path: Path, inputs: Inputs | None = None) ->
         local, settings, encoding, start.initial, data.types, inputs.longest, inputs.training.named
     )
     start.check_frozen(networks.frozen)
-    held_out = build_held_out(recipe, inputs, data, step)
+    held_out = build_held_out(recipe, inputs, encoding, data, step, networks)
     tracker = open_tracker(recipe, settings, inputs, start)
     return Components(
         recipe=recipe,
@@ -65,6 +66,7 @@ def assemble(recipe: Recipe, recipe_path: Path, inputs: Inputs | None = None) ->
         rehearsal=longest_samples(recipe, inputs.training) if inputs.are_measured else None,
         checkpoint=start.checkpoint,
         is_resharded=start.is_resharded(networks.zero_stage),
+        best=Best(recipe.checkpoint.keep_best, recipe.train.patience),
         base={"model_commit": commit_of(recipe.model.path, start.model_folder), "frozen": networks.frozen},
     )
 
