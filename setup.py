@@ -64,9 +64,11 @@ setup(
     extras_require={
         "cuda": ["flash-attn>=2.7", "bitsandbytes>=0.50", "liger-kernel>=0.8", "nvidia-ml-py"],
         "ui": ["mlflow>=3.17"],
+        "formats": ["pyarrow"],
         "dev": [
             "pytest",
             "pytest-timeout",
+            "pyarrow",
             "playwright",
             "ruff",
             "mypy",
@@ -76,5 +78,8 @@ setup(
             "bitsandbytes>=0.50",
         ],
     },
-    entry_points={"console_scripts": ["ilvr-ds=ilvr_ds.cli:run"]},
+    entry_points={
+        "console_scripts": ["ilvr-ds=ilvr_ds.cli:run"],
+        "lmms_eval.models": ["ilvr_ds=ilvr_ds.evaluation.harness.lmms_eval_plugin:manifest"],
+    },
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.errors import UserError, nearest
 from ilvr_ds.evaluation.planning import read_actions, read_map, run_actions
+from ilvr_ds.evaluation.results import Line
 from ilvr_ds.evaluation.scoring import RULES, clean, comt_answer, extract_answer, read_options
 
 
@@ -36,6 +38,10 @@ class Benchmark:
         found = comt_answer(response, self.options(sample)) if self.name == "comt" else clean(extract_answer(response))
         return found or ""
 
+    def reported(self, lines: Sequence[Line]) -> dict[str, dict[str, float]]:
+        """The figures that the benchmark's publishers report, by rule and name; {} where it is not a published one."""
+        return {}
+
     def judge(self, sample: Sample, response: str) -> dict[str, Any]:
         """Verdict of each rule set by name, and for planning how the plan ended as `outcome`."""
         if self.name == "vsp":
@@ -53,7 +59,10 @@ BENCHMARKS = {
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of this name; raises UserError."""
-    if name not in BENCHMARKS:
-        raise UserError(f"--benchmark: '{name}' is unknown{nearest(name, BENCHMARKS)}")
-    return BENCHMARKS[name]
+    """The benchmark of this name, our own or a published one; raises UserError."""
+    from ilvr_ds.evaluation.published.table import PUBLISHED  # they are made of Benchmark
+
+    known = {**BENCHMARKS, **PUBLISHED}
+    if name not in known:
+        raise UserError(f"--benchmark: '{name}' is unknown{nearest(name, known)}")
+    return known[name]
