@@ -1,8 +1,8 @@
 """The letter that a reply is taken for: rules of the field's harnesses, as they are, quirks included.
 
-`lmms-eval` is https://github.com/EvolvingLMMs-Lab/lmms-eval, 0.7; `VLMEvalKit` is
-https://github.com/open-compass/VLMEvalKit, 0.2rc1, under its policy `exact_matching`, which asks no other model. A
-drill compares each rule with the harness itself (tests/evaluation/harness).
+`lmms-eval` is https://github.com/EvolvingLMMs-Lab/lmms-eval, 0.7.3; `VLMEvalKit` is
+https://github.com/open-compass/VLMEvalKit of August 2026 under its policy `exact_matching`, which asks no other model.
+A drill compares each rule with the harness itself (tests/evaluation/harness).
 """
 
 from __future__ import annotations
@@ -66,9 +66,22 @@ _MMVP = tuple(
 
 
 def blink(reply: str, options: Sequence[str]) -> str:
-    """lmms-eval, tasks/blink: the letter that the reply begins with, after blanks and opening parentheses."""
-    start = reply.strip().lstrip("( \t\n\r\f\v")[:1].upper()
-    return start if start and start in _UPPER else ""
+    """lmms-eval, tasks/blink: the first of these that is found; only the options' letters count.
+
+    A first line of at most four characters that is a letter, in parentheses or not, before punctuation; the last letter
+    after "answer", of either case; the last capital in parentheses; the letter that the reply begins with, of either
+    case, after blanks and opening parentheses, as part of a word too.
+    """
+    text = reply.strip()
+    valid = f"[{_UPPER[: len(options)]}{_UPPER[: len(options)].lower()}]"
+    line = text.split("\n", 1)[0].strip()
+    if len(line) <= 4 and (found := re.fullmatch(rf"\(?({valid})\)?[.\s:,)]*", line)):
+        return found[1].upper()
+    after = re.findall(rf"answers?(?:\s+is)?\s*[:-]?\s*\(?({valid})(?![a-z])", text, re.IGNORECASE)
+    if stated := after or re.findall(rf"\(({valid.upper()})\)", text):
+        return str(stated[-1]).upper()
+    start = re.match(rf"[(\s]*({valid})", text)
+    return start[1].upper() if start else ""
 
 
 def mme_realworld(reply: str, options: Sequence[str]) -> str:

@@ -123,7 +123,7 @@ def _rules(name: str, by: str) -> tuple[str, str]:
 
 VSTAR = Published(
     name="vstar",
-    rules=_rules("vstar", "lmms-eval-0.7"),
+    rules=_rules("vstar", "lmms-eval-0.7.3"),
     hub="craigwu/vstar_bench",
     layouts=("test_questions.jsonl", "**/test-*.parquet"),
     pictures=frozenset({"image"}),
@@ -134,7 +134,7 @@ VSTAR = Published(
 )
 MMVP = Published(
     name="mmvp",
-    rules=_rules("mmvp", "lmms-eval-0.7"),
+    rules=_rules("mmvp", "lmms-eval-0.7.3"),
     hub="MMVP/MMVP",
     layouts=("Questions.csv", "**/train-*.parquet", "**/test-*.parquet"),
     pictures=frozenset({"image"}),
@@ -145,7 +145,7 @@ MMVP = Published(
 )
 BLINK = Published(
     name="blink",
-    rules=_rules("blink", "lmms-eval-0.7"),
+    rules=_rules("blink", "lmms-eval-0.7.3"),
     hub="BLINK-Benchmark/BLINK",
     layouts=("*/val-*.parquet",),
     pictures=frozenset(_BLINK_PICTURES),
@@ -156,7 +156,7 @@ BLINK = Published(
 )
 HRBENCH = Published(
     name="hrbench",
-    rules=_rules("hrbench", "vlmevalkit-0.2"),
+    rules=_rules("hrbench", "vlmevalkit-2026-08"),
     hub="DreamMr/HR-Bench",
     layouts=("hr_bench_[48]k.parquet",),
     pictures=frozenset({"image"}),
@@ -167,7 +167,7 @@ HRBENCH = Published(
 )
 MME_REALWORLD_LITE = Published(
     name="mme-realworld-lite",
-    rules=_rules("mme-realworld-lite", "lmms-eval-0.7"),
+    rules=_rules("mme-realworld-lite", "lmms-eval-0.7.3"),
     hub="yifanzhang114/MME-RealWorld-lite-lmms-eval",
     layouts=("**/train-*.parquet",),
     pictures=frozenset({"bytes"}),

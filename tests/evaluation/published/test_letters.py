@@ -34,8 +34,12 @@ def test_mmvp(reply: str, letter: str) -> None:
 
 @pytest.mark.parametrize(
     ("reply", "letter"),
-    [("B", "B"), ("(b) two", "B"), ("( ( C", "C"), ("The answer is (B)", "T"), ("", ""), ("1", ""), ("**B**", "")],
-)
+    [
+        ("B", "B"), ("(b) two", "B"), ("( ( C", "C"), ("The answer is (B)", "B"), ("", ""), ("1", ""), ("**B**", ""),
+        ("c).", "C"), ("answers: a, then answer - D", "D"), ("I see (a), and I take (C)", "C"), ("Blue", "B"),
+        ("E", ""), ("The answer is blue", ""), ("answer is E", "A"),
+    ],
+)  # fmt: skip
 def test_blink(reply: str, letter: str) -> None:
     assert letters.blink(reply, COLOURS) == letter
 

@@ -81,7 +81,7 @@ def test_a_rationale_is_judged_by_what_it_concludes(tmp_path: Path) -> None:
         assert benchmark.judge(sample, reply)[final], name
         assert final == f"{whole}-final"
     assert not find_benchmark("mme-realworld-lite").judge(sample, "After a look: answer: B")[
-        "mme-realworld-lite-lmms-eval-0.7"
+        "mme-realworld-lite-lmms-eval-0.7.3"
     ]
 
 
