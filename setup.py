@@ -82,5 +82,8 @@ setup(
             "zstandard>=0.23",
         ],
     },
-    entry_points={"console_scripts": ["ilvr-ds=ilvr_ds.cli:run"]},
+    entry_points={
+        "console_scripts": ["ilvr-ds=ilvr_ds.cli:run"],
+        "lmms_eval.models": ["ilvr_ds=ilvr_ds.evaluation.harness.lmms_eval_plugin:manifest"],
+    },
 )

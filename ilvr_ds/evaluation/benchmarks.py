@@ -7,7 +7,7 @@ answer and options is a class of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.errors import UserError, nearest
 from ilvr_ds.evaluation.comt_judge import LETTERS
 from ilvr_ds.evaluation.planning import read_actions, read_map, run_actions
+from ilvr_ds.evaluation.results import Line
 from ilvr_ds.evaluation.scoring import RULES, answer_letter, read_options
 
 OPTION_KEYS = ("option", "options")
@@ -44,6 +45,10 @@ class Benchmark:
     def answer(self, sample: Sample, response: str) -> str:
         """What the main rule set takes for the answer; "" where it finds none."""
         return RULES[self.rules[0]].read(response, self.options(sample)) or ""
+
+    def reported(self, lines: Sequence[Line]) -> dict[str, dict[str, float]]:
+        """The figures that the benchmark's publishers report, by rule and name; {} where it is not a published one."""
+        return {}
 
     def judge(self, sample: Sample, response: str) -> dict[str, Any]:
         """Verdict of each rule set by name."""
@@ -107,10 +112,13 @@ BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark i
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of this name; raises UserError."""
-    if name not in BENCHMARKS:
-        raise UserError(f"--benchmark: '{name}' is unknown{nearest(name, BENCHMARKS)}")
-    return BENCHMARKS[name]
+    """The benchmark of this name, our own or a published one; raises UserError."""
+    from ilvr_ds.evaluation.published.table import PUBLISHED  # they are made of Benchmark
+
+    known = {**BENCHMARKS, **PUBLISHED}
+    if name not in known:
+        raise UserError(f"--benchmark: '{name}' is unknown{nearest(name, known)}")
+    return known[name]
 
 
 def _listed(text: str) -> list[str]:

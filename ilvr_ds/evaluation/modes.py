@@ -33,5 +33,6 @@ def choose_mode(mode: str, has_latents: bool) -> Mode:
 
 
 def instruction_of(mode: Mode, form: str) -> str:
-    """What stands behind a question; "" for nothing. form: how a benchmark wants an answer to be written."""
-    return _ASKED[mode].format(form=form)
+    """What stands behind a question; "" for nothing. form: how a benchmark wants an answer to be written; "" where its
+    questions say it themselves."""
+    return _ASKED[mode].format(form=form) if form else ""

@@ -11,9 +11,7 @@ from typing import Any
 
 from ilvr_ds import dist
 from ilvr_ds.base_model import model_on_host
-from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import Sample, SampleError
-from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.benchmarks import Benchmark, find_benchmark
@@ -22,6 +20,7 @@ from ilvr_ds.evaluation.loading import Reasoner, load_reasoner, speaking_of_the_
 from ilvr_ds.evaluation.modes import AUTO, Mode, check_mode, choose_mode, instruction_of
 from ilvr_ds.evaluation.report import left_out_lines
 from ilvr_ds.evaluation.results import Line, Results, append
+from ilvr_ds.evaluation.samples import Samples, open_samples
 from ilvr_ds.tracking.registry import is_reference, resolve
 from ilvr_ds.tracking.scores import check_address
 
@@ -34,7 +33,10 @@ class EvaluationSettings:
 
     model: str
     shards: str
+    """A packed data set; "" for a published benchmark, which prepare() replaces by where that lies."""
     benchmark: str
+    data: str | None = None
+    """A copy of a published benchmark's data set, or its name on the hub; None: the usual one."""
     output: Path | None = None
     """None: MODEL/evaluation/BENCHMARK, for a hub's model evaluation/NAME/BENCHMARK; other modes than latent have
     theirs behind it."""
@@ -66,7 +68,7 @@ class Prepared:
     reference: str | None
     """The registered model that was named."""
     benchmark: Benchmark
-    reader: ShardReader
+    reader: Samples
     numbers: list[int]
     """In the data set, of the samples that are evaluated."""
     left_out: dict[int, str]
@@ -105,7 +107,7 @@ class Prepared:
         return {
             "model": str(self.folder.resolve()) if Path(settings.model).is_dir() else settings.model,
             "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
-            "data": self.reader.shard_set.fingerprint,
+            "data": self.reader.fingerprint,
             "samples": len(self.numbers),
             "benchmark": settings.benchmark,
             "batch_size": settings.batch_size,
@@ -137,7 +139,8 @@ def prepare(settings: EvaluationSettings, place: str) -> Prepared:
     if reference:
         folder = dist.decided_by_main(lambda: resolve(reference, settings.tracking_uri))
         settings = replace(settings, model=folder)
-    reader = ShardReader(open_dataset(settings.shards))
+    reader = open_samples(benchmark, settings.shards, settings.data)
+    settings = replace(settings, shards=settings.shards or reader.location)
     count = min(len(reader), settings.max_samples or len(reader))
     left_out = dist.decided_by_main(lambda: _left_out(reader, count, benchmark))
     with speaking_of_the_option():
@@ -203,7 +206,7 @@ def answer_batches(
     dist.barrier()
 
 
-def _left_out(reader: ShardReader, count: int, benchmark: Benchmark) -> dict[int, str]:
+def _left_out(reader: Samples, count: int, benchmark: Benchmark) -> dict[int, str]:
     """Numbers of samples that lack what they would be judged by, and why, before anything is answered.
 
     Raises UserError where no sample can be judged.
@@ -216,7 +219,7 @@ def _left_out(reader: ShardReader, count: int, benchmark: Benchmark) -> dict[int
         except SampleError as error:
             reasons[number] = f"sample {sample.id} cannot be scored for {benchmark.name}: {error}"
     if reasons and len(reasons) == count:
-        raise UserError(f"--shards: {reader.location}: none of {count} samples can be scored; the first: {reasons[0]}")
+        raise UserError(f"{reader.location}: none of {count} samples can be scored; the first: {reasons[0]}")
     for line in left_out_lines(reasons):
         logger.warning("%s: %s", reader.location, line)
     return reasons

@@ -28,6 +28,10 @@ def summarize(
         outcomes = [line["verdicts"]["outcome"] for line in lines]
         scores["outcomes"] = {name: outcomes.count(name) for name in ("success", "hole", "not_reached")}
         text.append("outcomes: " + ", ".join(f"{name} {count}" for name, count in scores["outcomes"].items()))
+    if reported := benchmark.reported(lines):
+        scores["reported"] = reported
+        for rule, figures in reported.items():
+            text.append(f"{rule}: " + ", ".join(f"{name} {figure:.3f}" for name, figure in figures.items()))
     speed = sum((_speed(line["speed"]) for line in lines if line["speed"]), Speed())
     scores["speed"] = speed.to_dict() | {
         "seconds_per_answer": (speed.prefill_s + speed.decode_s) / len(lines),
@@ -85,6 +89,8 @@ def metrics_of(scores: dict[str, Any]) -> dict[str, float]:
         metrics[f"{rule}/macro_mean"] = part["macro_mean"]
         types = {name: score for name, score in part["types"].items() if name or len(part["types"]) > 1}
         metrics |= {metric_name(f"{rule}/accuracy", name): score["accuracy"] for name, score in types.items()}
+    for rule, figures in scores.get("reported", {}).items():
+        metrics |= {metric_name(f"{rule}/reported", name): figure for name, figure in figures.items()}
     for rule, effects in scores.get("ablation", {}).items():
         metrics |= {f"{rule}/ablation/{name}": part["difference"] for name, part in effects.items()}
     return metrics
