@@ -254,7 +254,7 @@ class TrainConfig:
     each latent learns from its own target and as context of what follows; N: through at most N latents in a row, for N
     more passes; full: through the whole chain, as published, where they can explode."""
     epochs: int = 1
-    """Passes over the data."""
+    """Passes over the data; of a mixture, epochs as its entries make them (docs/data.md)."""
     max_steps: int = 0
     """Stop after this many optimizer steps; 0: after `epochs`."""
     micro_batch_size: int = 1
