@@ -11,7 +11,9 @@ from ilvr_ds.cli.options import Commands, add_recipe
 def add_plan(commands: Commands) -> None:
     """The options of `plan`."""
     command = commands.add_parser("plan", help="memory and least time of a recipe, and which recipes fit")
-    command.add_argument("--model", metavar="7b|3b|FOLDER", help="whose sizes are taken (default: the recipe's)")
+    command.add_argument(
+        "--model", metavar="3b|7b|qwen3-4b|qwen3-8b|FOLDER", help="whose sizes are taken (default: the recipe's)"
+    )
     command.add_argument("--gpus", type=int, required=True, help="number of ranks, one per GPU")
     command.add_argument(
         "--gpu-memory", type=float, required=True, metavar="SIZE",

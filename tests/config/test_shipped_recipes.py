@@ -35,7 +35,15 @@ def test_every_recipe_loads_and_names_a_deepspeed_file(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "worlds"),
-    [("demo", (1, 2)), ("comt_3b", (1, 2)), ("comt_7b", (8,)), ("authors_7b", (8,)), ("vsp_7b", (8,))],
+    [
+        ("demo", (1, 2)),
+        ("comt_3b", (1, 2)),
+        ("comt_7b", (8,)),
+        ("comt_qwen3vl_4b", (1, 2)),
+        ("comt_qwen3vl_8b", (8,)),
+        ("authors_7b", (8,)),
+        ("vsp_7b", (8,)),
+    ],
 )
 def test_recipes_run_on_the_devices_that_they_name(name: str, worlds: tuple[int, ...]) -> None:
     """Catches lanes that do not fit the number of GPUs in a recipe's first line."""

@@ -52,7 +52,7 @@ def test_a_folder_is_read_for_its_sizes(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "8b", *SIZE], "plan: --model '8b' is neither 3b nor 7b nor a folder"),
+        (["--model", "8b", *SIZE], "plan: --model '8b' is neither 3b nor 7b nor qwen3-4b nor qwen3-8b nor a folder"),
         ([*SIZE], "plan: give --model"),
         (["--model", "7b", "--gpus", "0", "--gpu-memory", "80"], "plan: --gpus must be 1 or more"),
         (["--model", "7b", "--gpus", "1", "--gpu-memory", "nan"], "plan: --gpus must be 1 or more"),
