@@ -23,6 +23,9 @@ def add_demo_data(commands: Commands) -> None:
     command.add_argument(
         "--size", choices=["tiny", "mini", "medium", "small"], default="tiny", help="size of the model (default tiny)"
     )
+    command.add_argument(
+        "--family", choices=["qwen2_5_vl", "qwen3_vl"], default="qwen2_5_vl", help="of the model (default qwen2_5_vl)"
+    )
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--workers", type=int, default=1, help="processes that draw (default 1)")
     command.set_defaults(run=_demo_data)
@@ -33,7 +36,7 @@ def _demo_data(options: argparse.Namespace) -> int:
 
     for line in write_demo(
         options.output, options.train, options.held_out, options.grid, options.size, options.seed, options.workers,
-        options.operations, options.signs,
+        options.operations, options.signs, options.family,
     ):  # fmt: skip
         print(line)
     return 0

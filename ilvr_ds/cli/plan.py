@@ -18,7 +18,7 @@ def add_plan(commands: Commands) -> None:
         "plan", help="what fits on a card, the fastest first; memory and least time of a recipe"
     )
     command.add_argument(
-        "--model", metavar="3b|7b|32b|72b|PATH",
+        "--model", metavar="3b|7b|32b|72b|qwen3-4b|qwen3-8b|PATH",
         help="whose sizes are taken: a released model, a folder, a config.json, or a name on the hub "
         "(default: the recipe's)",
     )  # fmt: skip

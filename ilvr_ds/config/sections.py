@@ -116,7 +116,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The student, a Qwen2.5-VL. Its vision tower is always frozen."""
+    """The student, a Qwen2.5-VL or a dense Qwen3-VL. Its vision tower is always frozen."""
 
     path: str = REQUIRED
     """Folder, or name on the Hugging Face hub."""

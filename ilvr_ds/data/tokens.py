@@ -71,8 +71,13 @@ def load_tokenizer(
         if fault := _template_fault(tokenizer, images):
             raise UserError(
                 f"model.path: the chat template at '{path}' cannot say {'an image' if images else 'a text'} ({fault}); "
-                "take tokenizer_config.json of the Qwen2.5-VL release"
+                "take tokenizer_config.json of the model's release"
             )
+    if not _answers_as_it_asks(tokenizer):
+        raise UserError(
+            f"model.path: the chat template at '{path}' ends a prompt otherwise than an answer begins, as those of "
+            "Thinking releases do (<think>), which are not supported; take the Instruct release"
+        )
     absent = [token for token in LATENT_TOKENS if token not in tokenizer.get_vocab()]
     has_none = without_latents and len(absent) == len(LATENT_TOKENS)
     if absent and not add_latent_tokens and not has_none:
@@ -86,6 +91,16 @@ def load_tokenizer(
     ids = dict.fromkeys(LATENT_TOKENS, ABSENT) | dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ids["<|im_end|>"]
     return tokenizer, SpecialTokens(pad=pad, **{name.strip("<|>"): token for name, token in ids.items()})
+
+
+def _answers_as_it_asks(tokenizer: Any) -> bool:
+    """Whether the tokens of a prompt are those before its answer in training: a model is asked what it has learnt."""
+    turns = [{"role": "user", "content": [{"type": "text", "text": _QUESTION}]}]
+    answered = [*turns, {"role": "assistant", "content": _ANSWER}]
+    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(answered, tokenize=False)
+    asked, read = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole))
+    return bool(read[: len(asked)] == asked)
 
 
 def _template_fault(tokenizer: Any, images: int) -> str | None:

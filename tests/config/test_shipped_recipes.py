@@ -44,6 +44,7 @@ def test_every_recipe_loads_and_names_a_deepspeed_file(path: Path) -> None:
     [
         ("demo", (1, 2)), ("comt_3b", (1, 2)), ("comt_7b", (8,)), ("authors_7b", (8,)), ("vsp_7b", (8,)),
         ("comt_3b_24gb", (1,)), ("comt_3b_24gb-stage2", (1,)), ("comt_7b_48gb", (1,)), ("comt_7b_48gb-stage2", (1,)),
+        ("comt_qwen3vl_4b", (1, 2)), ("comt_qwen3vl_8b", (8,)),
     ],
 )  # fmt: skip
 def test_recipes_run_on_the_devices_that_they_name(name: str, worlds: tuple[int, ...]) -> None:

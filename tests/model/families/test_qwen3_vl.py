@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,13 @@ import transformers
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForImageTextToText, Qwen3VLMoeConfig
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen3VLMoeConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_vl import modeling_qwen3_vl as stock_module
 
 from ilvr_ds.config import LossConfig
 from ilvr_ds.data.sample import Sample
+from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.data.window import MicroBatch, Window
 from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.errors import UserError
@@ -30,6 +32,7 @@ from ilvr_ds.model.injection import last_hidden, write_images
 from ilvr_ds.model.layers.attention import use_packed_attention
 from ilvr_ds.model.student import detach_tower, load_config, load_student, vision_layout
 from ilvr_ds.model.vision import VisionTower
+from tests.evaluation.exporting import export_base
 from tests.model.recompute import recompute
 from tests.model.test_rollout import ce_and_grads, model_of
 from tests.qwen3_set import Qwen3Set, qwen3_set, with_latent_tokens
@@ -267,6 +270,40 @@ def test_latents_in_generation_are_those_of_stage_2(golden: Qwen3Set, tmp_path: 
         [alone] = Generator(reasoner, settings)([prompt]).answers
         assert alone.tokens == answer.tokens and alone.steps == answer.steps == (2,)
         torch.testing.assert_close(torch.cat(alone.latents), torch.cat(answer.latents), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_what_is_exported_loads_in_stock_transformers(
+    is_tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the names of the releases, nothing missing, and it says the same; the rotation in words of version 4."""
+    found = qwen3_set(tmp_path / "base", is_tied)
+    written = export_base(found.weights, tmp_path / "out", monkeypatch)
+    content = json.loads((written / "config.json").read_text())
+    assert content["architectures"] == ["Qwen3VLForConditionalGeneration"] and content["latent_size"] == 4
+    rope = {"mrope_interleaved": True, "mrope_section": [6, 5, 5], "rope_type": "default"}
+    assert content["text_config"]["rope_scaling"] == rope and content["text_config"]["rope_theta"] == 1e6
+    names = set(json.loads((written / "model.safetensors.index.json").read_text())["weight_map"])
+    assert {name.split(".")[1] for name in names if name != "lm_head.weight"} == {"visual", "language_model"}
+    assert ("lm_head.weight" in names) is not is_tied
+    base = AutoModelForImageTextToText.from_pretrained(found.weights, dtype=torch.float32).eval()
+    model, info = AutoModelForImageTextToText.from_pretrained(written, dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    with torch.no_grad():
+        inputs = stock_inputs(found, 1)
+        assert torch.equal(model.eval()(**inputs).logits, base(**inputs).logits)
+
+
+def test_a_thinking_template_is_refused(golden: Qwen3Set, tmp_path: Path) -> None:
+    """As the releases have it: a prompt ends within a thought, which an answer in training closes at once."""
+    tokenizer = AutoTokenizer.from_pretrained(golden.processor)
+    opening = "{{- '<|im_start|>assistant\\n' -}}"
+    assert opening in tokenizer.chat_template
+    asked = tokenizer.chat_template.replace(opening, opening.replace("assistant\\n", "assistant\\n<think>\\n"))
+    tokenizer.chat_template = asked
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="Thinking releases"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_the_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
