@@ -81,10 +81,11 @@ def test_a_mixture_that_was_killed_ends_as_one_that_was_not(
 
 
 @pytest.mark.drill
+@pytest.mark.timeout(900)
 def test_another_mixture_does_not_go_on_from_a_checkpoint(tmp_path: Path, demo_folder: Path, sets: Path) -> None:
     """Catches an order that silently changes in the middle of a run; a renamed set is the same mixture."""
     settings = [*overrides(tmp_path, demo_folder, **mixed(sets, train__max_steps=1))]
-    run_ranks("tests.distributed.workers_run:train", 1, tmp_path / "1", recipe=RECIPE, overrides=settings)
+    run_ranks("tests.distributed.workers_run:train", 1, tmp_path / "1", 600, recipe=RECIPE, overrides=settings)
     was = "made with 0.4444 big + 0.2222 middle + 0.3333 small, 64 samples an epoch"
     settings += ["train.max_steps=2", "checkpoint.resume=must"]
     for change, words in {
