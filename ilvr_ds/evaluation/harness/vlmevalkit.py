@@ -17,7 +17,6 @@ import vlmeval.vlm
 from vlmeval.smp import get_logger
 from vlmeval.vlm.base import BaseModel
 
-from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.generate import GenerationSettings
 from ilvr_ds.evaluation.harness.answering import Answerer, HarnessSettings, Part
 
@@ -53,7 +52,8 @@ def main() -> None:
     """Run VLMEvalKit's command with the arguments after ours."""
     script = Path(sys.argv[1]) if len(sys.argv) > 1 and sys.argv[1].endswith(".py") else None
     if script is not None and not script.is_file():
-        raise UserError(f"{script}: is not there; give the path of run.py in a checkout of VLMEvalKit")
+        sys.stderr.write(f"error: {script}: is not there; give the path of run.py in a checkout of VLMEvalKit\n")
+        raise SystemExit(2)
     setattr(vlmeval.vlm, NAME, LatentReasoner)
     if script is None:
         runpy.run_module("vlmeval", run_name="__main__", alter_sys=True)
