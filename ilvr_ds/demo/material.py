@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.sample import Sample, TextStep
 from ilvr_ds.demo.task import OPERATIONS, TaskSpec, draw_samples, write_task
 from ilvr_ds.demo.tiny import MEDIUM, MINI, SMALL, TINY, build_tiny_model
 from ilvr_ds.errors import UserError
 
 TOKENIZER_SAMPLES = 400
+WHITENING_SAMPLES = 50
+TRAINED = Path(__file__).parent / "trained"
+"""A model of size mini after stage 1 on trails; its README says how it was made."""
+TRAINED_ON = TaskSpec(operations=("trail",), signs=3, shuffled_options=False)
 SIZES = {"tiny": TINY, "mini": MINI, "medium": MEDIUM, "small": SMALL}
 
 
@@ -35,7 +41,19 @@ def write_demo(
     spec = _task_spec(grid, tuple(operations), signs)
     write_task(output / "task", spec, seed, train, held_out, workers)
     write_demo_model(output / "model", spec, size, seed, family)
-    return [f"{output / 'task'}: {train} training and {held_out} held-out samples", f"{output / 'model'}: {size} model"]
+    return _written(output, train, held_out, f"random, {size}")
+
+
+def write_trained_demo(output: Path, train: int, held_out: int, seed: int = 0, workers: int = 1) -> list[str]:
+    """The same with the model that comes with the package, and trails like those that it was trained on."""
+    write_task(output / "task", TRAINED_ON, seed, train, held_out, workers)
+    shutil.copytree(TRAINED, output / "model")
+    return _written(output, train, held_out, "trained on trails of 3 signs")
+
+
+def _written(output: Path, train: int, held_out: int, model: str) -> list[str]:
+    samples = f"{output / 'task'}: {train} training and {held_out} held-out samples"
+    return [samples, f"{output / 'model'}: a model, {model}"]
 
 
 def _task_spec(grid: int, operations: tuple[str, ...], signs: int | None) -> TaskSpec:
@@ -49,10 +67,12 @@ def _task_spec(grid: int, operations: tuple[str, ...], signs: int | None) -> Tas
 
 
 def write_demo_model(directory: Path, spec: TaskSpec, size: str, seed: int = 0, family: str = "qwen2_5_vl") -> None:
-    """A random model whose tokenizer knows the words of the task."""
-    samples = islice(draw_samples(spec, seed, "train", TOKENIZER_SAMPLES), TOKENIZER_SAMPLES)
+    """A random model whose tokenizer knows the words of the task, and whose tower knows the pictures of a trail."""
+    samples = list(islice(draw_samples(spec, seed, "train", TOKENIZER_SAMPLES), TOKENIZER_SAMPLES))
     texts = [text for sample in samples for text in _texts(sample)]
-    build_tiny_model(directory, texts=texts, size=SIZES[size], seed=seed, family=family)
+    shown = samples if "trail" in spec.operations else []
+    pictures = [decode_image(image) for sample in shown[:WHITENING_SAMPLES] for image in sample.helper_images]
+    build_tiny_model(directory, texts=texts, size=SIZES[size], seed=seed, family=family, pictures=pictures)
 
 
 def _texts(sample: Sample) -> list[str]:

@@ -9,8 +9,9 @@ pixels:
 - The mean of each patch filter is damped. Patches on white share one large component, the filters' answer to flat
   white, which would put the cosine of any two cells near 0.8. It is not removed: a blank patch would be zero, and the
   norm before the merger would blow up the traces of its neighbours.
-- The last layer is whitened on random coloured blobs. Without that the cosine of two shapes of one colour is up to
-  0.97: nearly all of a feature is its colour.
+- The last layer is whitened, on pictures of the task or else on random coloured blobs. Without that the cosine of two
+  shapes of one colour is up to 0.97: nearly all of a feature is its colour. Whitened on blobs alone, the cells of
+  shaded pictures are too much alike (0.92 to the nearest other one): a latent that is nearly right names another cell.
 - Token embeddings and features get one scale, RMS 1. They stand side by side in the sequence, and so does the last
   hidden state, RMS 1 after the final norm, that generation feeds back as a latent. What deepstack adds has half of
   it.
@@ -19,13 +20,14 @@ pixels:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen3VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -129,20 +131,29 @@ SMALL = TinySize(640, 1920, 5, 10, 2, vision_hidden_size=128, vision_heads=4, vo
 
 
 def build_tiny_model(
-    directory: Path, *, texts: Iterable[str], size: TinySize = TINY, seed: int = 0, family: str = "qwen2_5_vl"
+    directory: Path,
+    *,
+    texts: Iterable[str],
+    size: TinySize = TINY,
+    seed: int = 0,
+    family: str = "qwen2_5_vl",
+    pictures: Sequence[Image.Image] = (),
 ) -> None:
     """Write config, weights (fp32), tokenizer and image processor of a random model into `directory`.
 
     texts: what the tokenizer's merges are learnt from. The latent tokens are not in it, but the embedding has rows
-    for them. family: qwen2_5_vl or qwen3_vl. The same arguments give the same files.
+    for them. family: qwen2_5_vl or qwen3_vl. pictures: RGB, to whiten the vision tower's features on; none: blobs.
+    The same arguments give the same files.
     """
     is_qwen3 = family == "qwen3_vl"
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = _build_tokenizer(texts, size.vocab_size, QWEN3_CHAT_TEMPLATE if is_qwen3 else CHAT_TEMPLATE)
     tokenizer.save_pretrained(directory)
-    Qwen2VLImageProcessorPil(**(_QWEN3_IMAGES if is_qwen3 else {})).save_pretrained(directory)
+    images = Qwen2VLImageProcessorPil(**(_QWEN3_IMAGES if is_qwen3 else {}))
+    images.save_pretrained(directory)
     config = (_qwen3_config if is_qwen3 else _qwen2_5_config)(size, tokenizer)
-    _build_model(config, _QWEN3_TONES if is_qwen3 else _TONES, seed).save_pretrained(directory)
+    seen = images(list(pictures), return_tensors="pt") if pictures else None
+    _build_model(config, _QWEN3_TONES if is_qwen3 else _TONES, seed, seen).save_pretrained(directory)
     follow_umask(directory / "model.safetensors")
 
 
@@ -231,7 +242,7 @@ def _image_tokens(tokenizer: Any) -> dict[str, int]:
     return {key: tokenizer.convert_tokens_to_ids(token) for key, token in names.items()}
 
 
-def _build_model(config: Any, tones: tuple[list[float], float], seed: int) -> Any:
+def _build_model(config: Any, tones: tuple[list[float], float], seed: int, seen: Any) -> Any:
     """Random weights (fp32) with the changes that this file's docstring explains."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -242,14 +253,16 @@ def _build_model(config: Any, tones: tuple[list[float], float], seed: int) -> An
         tower = model.model.visual
         filters = tower.patch_embed.proj.weight  # [hidden, channels, frames, height, width]
         filters.sub_((1 - _FLAT_DAMPING) * filters.mean(dim=(2, 3, 4), keepdim=True))
-        _decorrelate(tower, tones)
+        if seen is None:
+            _whiten(tower, *_blobs(tower.patch_size, *tones))
+        else:
+            _whiten(tower, seen["pixel_values"], seen["image_grid_thw"])
     return model
 
 
-def _decorrelate(tower: Any, tones: tuple[list[float], float]) -> None:
-    """Compose the tower's last layer with the whitening of its features of blobs, and scale them to RMS 1."""
-    side = 2 * _BLOBS_SIDE  # in patches
-    output = tower(_blobs(tower.patch_size, *tones), grid_thw=torch.tensor([[1, side, side]]))
+def _whiten(tower: Any, pixels: torch.Tensor, grids: torch.Tensor) -> None:
+    """Compose the tower's last layer with the whitening of its features of these pictures, and scale them to RMS 1."""
+    output = tower(pixels, grid_thw=grids)
     features = output.pooler_output
     mean = features.mean(0)
     values, vectors = torch.linalg.eigh((features - mean).T @ (features - mean) / len(features))
@@ -262,8 +275,9 @@ def _decorrelate(tower: Any, tones: tuple[list[float], float]) -> None:
         tower.deepstack_merger_list[number].linear_fc2.weight.mul_(_DEEPSTACK_RMS / _rms(added))
 
 
-def _blobs(patch: int, white_tones: list[float], contrast: float) -> torch.Tensor:
-    """Pixels [patches, 3 * 2 * patch * patch] of cells that hold a blob of one colour on white, every eighth nothing.
+def _blobs(patch: int, white_tones: list[float], contrast: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels [patches, 3 * 2 * patch * patch] of cells that hold a blob of one colour on white, every eighth nothing;
+    and their grid.
 
     white_tones: what the image processor makes of white; black is lower by `contrast`.
     """
@@ -276,7 +290,8 @@ def _blobs(patch: int, white_tones: list[float], contrast: float) -> torch.Tenso
     colour = white - contrast * torch.rand(count, 3, 1, 1)
     cells = torch.where(form, colour, white)
     patches = cells.view(count, 3, 2, patch, 2, patch).permute(0, 2, 4, 1, 3, 5)
-    return patches[:, :, :, :, None].expand(-1, -1, -1, -1, 2, -1, -1).reshape(4 * count, -1)
+    pixels = patches[:, :, :, :, None].expand(-1, -1, -1, -1, 2, -1, -1).reshape(4 * count, -1)
+    return pixels, torch.tensor([[1, 2 * _BLOBS_SIDE, 2 * _BLOBS_SIDE]])
 
 
 def _rms(values: torch.Tensor) -> torch.Tensor:
