@@ -1,9 +1,11 @@
-# make demo | test | test-cluster | test-browser | drill | lint | bench. Each sets up .venv by itself.
+# make demo | test (WORKERS=4 on a larger machine) | test-cluster | test-browser | drill | lint | bench. Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 DEMO := outputs/demo-data
 RECIPE := launch/recipes/demo.yaml
+WORKERS := 2
+SCORED := --shards $(DEMO)/held_out --benchmark option-letter --max-new-tokens 256
 
 .PHONY: demo test test-cluster test-browser drill lint bench clean
 
@@ -22,10 +24,12 @@ demo: .venv/ready
 	DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.sh --config $(RECIPE)
 	DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.sh --config launch/recipes/demo-stage2.yaml
 	ilvr-ds export outputs/demo-stage2 --to outputs/demo-stage2/model
-	ilvr-ds evaluate --model outputs/demo-stage2/model --shards $(DEMO)/held_out --benchmark comt --ablate-latents
+	ilvr-ds evaluate --model $(DEMO)/model $(SCORED)
+	ilvr-ds evaluate --model outputs/demo-stage2/model $(SCORED) --ablate-latents
+	ilvr-ds compare $(DEMO)/model outputs/demo-stage2/model
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-cluster: .venv/ready
 	$(BIN)/python -m pytest -m cluster -rs --timeout 1200 --durations=0 --durations-min=5 tests/cluster

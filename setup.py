@@ -59,14 +59,17 @@ setup(
         "pyyaml",
         "requests",
         "tqdm",
+        "argcomplete>=3.5",
         "ninja",
     ],
     extras_require={
         "cuda": ["flash-attn>=2.7", "bitsandbytes>=0.50", "liger-kernel>=0.8", "nvidia-ml-py"],
         "ui": ["mlflow>=3.17"],
+        "formats": ["pyarrow>=24", "datasets>=4.4", "zstandard>=0.23"],
         "dev": [
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "playwright",
             "ruff",
             "mypy",
@@ -74,7 +77,13 @@ setup(
             "types-requests",
             "types-tqdm",
             "bitsandbytes>=0.50",
+            "pyarrow>=24",
+            "datasets>=4.4",
+            "zstandard>=0.23",
         ],
     },
-    entry_points={"console_scripts": ["ilvr-ds=ilvr_ds.cli:run"]},
+    entry_points={
+        "console_scripts": ["ilvr-ds=ilvr_ds.cli:run"],
+        "lmms_eval.models": ["ilvr_ds=ilvr_ds.evaluation.harness.lmms_eval_plugin:manifest"],
+    },
 )

@@ -24,7 +24,7 @@ import torch
 from ilvr_ds import dist
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.doctor import GIB, SMALL_DISK_GIB, SMALL_SHM_GIB, Check, Status
-from ilvr_ds.errors import RunError, UserError
+from ilvr_ds.errors import RunError, UserError, first_line
 from ilvr_ds.ops import build
 from ilvr_ds.provenance import PACKAGES, installed
 
@@ -84,9 +84,10 @@ def examine(shards: str | None) -> tuple[list[str], list[Check]]:
         pairs = [(kind, *speeds) for kind, groups in _groups(hosts) for speeds in [dist.speeds(groups, num_bytes)]]
         measured = dist.gather_on_host(pairs)
     except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
         where = f"{socket.gethostname()}, MASTER_ADDR {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise RunError(f"ranks cannot talk over {dist.backend()} ({where}): {reason}; see docs/clusters.md") from error
+        raise RunError(
+            f"ranks cannot talk over {dist.backend()} ({where}): {first_line(error)}; see docs/clusters.md"
+        ) from error
     clock_s = statistics.median(findings.clock_s for findings in everyone)
     names = [findings.name for findings in everyone]
     checks = [*compare(everyone), *_speeds(names, measured)]

@@ -32,6 +32,16 @@ class GoldenSet:
 
     folder: Path
 
+    @property
+    def weights(self) -> Path:
+        """The folder of configuration and weights."""
+        return self.folder
+
+    @property
+    def processor(self) -> Path:
+        """The folder of tokenizer and image processor."""
+        return self.folder / "processor"
+
     @cached_property
     def settings(self) -> dict[str, Any]:
         return json.loads((self.folder / "expected.json").read_text())
@@ -48,8 +58,8 @@ class GoldenSet:
 
     @cached_property
     def encoder(self) -> SampleEncoder:
-        tokenizer, special = load_tokenizer(str(self.folder / "processor"))
-        images = ImageEncoder(str(self.folder / "processor"), max_pixels=2**26)
+        tokenizer, special = load_tokenizer(str(self.processor))
+        images = ImageEncoder(str(self.processor), max_pixels=2**26)
         return SampleEncoder(tokenizer, special, images, self.settings["latent_size"], max_tokens=2**20)
 
     @cached_property
@@ -62,7 +72,7 @@ class GoldenSet:
 
     @property
     def model(self) -> ModelConfig:
-        return ModelConfig(path=str(self.folder), latent_size=self.settings["latent_size"], attention="sdpa")
+        return ModelConfig(path=str(self.weights), latent_size=self.settings["latent_size"], attention="sdpa")
 
     @property
     def selection(self) -> SelectionConfig:
@@ -76,7 +86,7 @@ class GoldenSet:
         )
 
     def collator(self, rows: str | None = None, free_latents: bool = False) -> Collator:
-        layout = vision_layout(load_config(str(self.folder)))
+        layout = vision_layout(load_config(str(self.weights)))
         group = self.selection.group_size
         size = self.settings["latent_size"]
         return Collator(self.encoder.special, layout, size, group, rows or self.padding_side, free_latents)

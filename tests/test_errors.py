@@ -2,7 +2,7 @@ import pytest
 
 from ilvr_ds.data.members import MemberError
 from ilvr_ds.data.sample import SampleError
-from ilvr_ds.errors import RunError, UserError, counted, nearest
+from ilvr_ds.errors import RunError, UserError, counted, first_line, nearest
 
 
 @pytest.mark.parametrize("kind", [UserError, RunError, SampleError, MemberError])
@@ -15,6 +15,15 @@ def test_a_message_is_one_line_that_can_be_printed(kind: type[Exception]) -> Non
 
 def test_a_misspelt_name_gets_the_closest_valid_one() -> None:
     assert nearest("optin", ["optim", "option_list", "train"]) == "; did you mean 'optim'?"
+
+
+def test_an_error_that_says_nothing_is_named() -> None:
+    """Catches a message of which the first line is taken though there is none."""
+    assert [first_line(OSError(text)) for text in ("", "\n", " no room\r\non disk")] == [
+        "OSError",
+        "OSError",
+        "no room",
+    ]
 
 
 def test_one_is_one() -> None:

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "ilvr_ds"
 BASE = {"", "errors"}
 """Allowed everywhere: the package itself (its version) and the errors."""
 MAY_IMPORT = {
-    "": set(),
+    "": {"api"},
     "errors": set(),
     "config": BASE | {"config"},
     "shipped": BASE,
@@ -20,13 +20,14 @@ MAY_IMPORT = {
     "dist": BASE | {"launcher"},
     "base_model": BASE | {"dist", "model"},
     "file_modes": BASE,
+    "whole_files": BASE,
     "ops": {"ops"},
-    "data": BASE | {"data", "config"},
+    "data": BASE | {"data", "config", "whole_files"},
     "ingest": BASE | {"ingest", "data"},
     "model": BASE | {"model", "data", "config"},
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
     "monitoring": BASE | {"monitoring", "planning", "model", "data", "dist"},
-    "tracking": BASE | {"tracking", "data"},
+    "tracking": BASE | {"tracking", "data", "whole_files"},
     "checkpoint": BASE | {"checkpoint", "monitoring", "distill", "config", "dist", "file_modes"},
     "engine": BASE | {"engine", "checkpoint", "distill", "model", "config", "dist", "shipped"},
     "training": BASE
@@ -43,15 +44,17 @@ MAY_IMPORT = {
         "config",
         "dist",
     }
-    | {"base_model", "provenance", "pictures"},
+    | {"base_model", "provenance", "pictures", "planning", "evaluation"},
     "evaluation": BASE
     | {"evaluation", "checkpoint", "tracking", "model", "ops", "data", "config", "dist", "base_model"}
-    | {"provenance", "pictures", "file_modes"},
+    | {"provenance", "pictures", "file_modes", "whole_files"},
     "audit": BASE
-    | {"audit", "evaluation", "distill", "tracking", "model", "ops", "data", "config", "dist", "pictures"},
+    | {"audit", "evaluation", "distill", "tracking", "model", "ops", "data", "config", "dist", "pictures"}
+    | {"whole_files"},
     "planning": BASE | {"planning", "config"},
     "provenance": BASE,
-    "pictures": BASE | {"pictures"},
+    "pictures": BASE | {"pictures", "whole_files"},
+    "api": BASE | {"evaluation", "ingest", "data", "dist"},
     "doctor": BASE | {"ops", "data", "provenance"},
     "cluster": BASE | {"doctor", "dist", "ops", "data", "provenance"},
     "demo": BASE | {"demo", "data", "model", "file_modes"},

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from ilvr_ds import dist
-from ilvr_ds.audit.attention import SAMPLES
 from ilvr_ds.audit.donors import Member, find_swaps, next_members
 from ilvr_ds.audit.finish import Finish, spread
 from ilvr_ds.audit.passes import ChangedPass, OwnPass, Plan
-from ilvr_ds.audit.retrieval import OTHERS, Retrieval
+from ilvr_ds.audit.readings.attention import SAMPLES
+from ilvr_ds.audit.readings.retrieval import OTHERS, Retrieval
+from ilvr_ds.audit.readings.targets import Chosen, TargetChooser
 from ilvr_ds.audit.settings import REPLACEMENTS, AuditSettings, selection_of
 from ilvr_ds.audit.store import LatentStore
-from ilvr_ds.audit.targets import Chosen, TargetChooser
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.preparation import Prepared, answer_batches, cut_batches, prepare
 from ilvr_ds.evaluation.report import left_out_lines
@@ -35,6 +35,7 @@ def audit(settings: AuditSettings) -> list[str]:
     own_results, results = Results(output, "own"), Results(output)
     chooser = TargetChooser(ready.reasoner, selection) if "targets" in tests else None
     identity = ready.identity() | {
+        "rules": ready.benchmark.versions(),
         "tests": list(tests),
         "selection": selection.__dict__ if chooser else None,
     }

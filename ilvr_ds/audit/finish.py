@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilvr_ds.audit import summary
 from ilvr_ds.audit.passes import Plan
-from ilvr_ds.audit.report import write_report
-from ilvr_ds.audit.similarity import similarity
+from ilvr_ds.audit.readings.similarity import similarity
+from ilvr_ds.audit.readings.targets import TargetChooser
+from ilvr_ds.audit.report import summary
+from ilvr_ds.audit.report.page import write_report
+from ilvr_ds.audit.report.verdict import judge
+from ilvr_ds.audit.report.views import view_of
 from ilvr_ds.audit.store import LatentStore
-from ilvr_ds.audit.targets import TargetChooser
-from ilvr_ds.audit.verdict import judge
-from ilvr_ds.audit.views import view_of
 from ilvr_ds.evaluation.preparation import Prepared
 from ilvr_ds.evaluation.results import Line, Results
 from ilvr_ds.pictures.views import SampleView
@@ -54,7 +54,8 @@ class Finish:
             "data": settings.shards,
             "samples": len(lines),
             "benchmark": self.ready.benchmark.name,
-            "rule": self.ready.benchmark.rules[0],
+            "rule": (rule := self.ready.benchmark.rules[0]),
+            "rule_version": self.ready.benchmark.versions()[rule],
             "latent_size": self.ready.reasoner.latent_size,
             "batch_size": settings.batch_size,
             **about,
@@ -106,13 +107,13 @@ def _publish(ready: Prepared, report: dict[str, Any], kind: str, pictures: list[
         parent = None if settings.experiment else origin.get("mlflow_run_id")
         name = f"{origin.get('run') or Path(settings.model).name}-audit"
         params = {key: report[key] for key in ("model", "data", "samples", "benchmark", "latent_size")}
-        params |= {"verdict": kind}
+        params |= {"rule": f"{report['rule']} {report['rule_version']}", "verdict": kind}
         log_scores(
             settings.tracking_uri, experiment, name, params, metrics, [], pictures, parent,
             kind="audit", files=[folder / "audit.md", folder / "audit.json"],
         )  # fmt: skip
     if ready.reference:
-        attach(ready.reference, settings.tracking_uri, "audit", metrics)
+        attach(ready.reference, settings.tracking_uri, "audit", metrics, {report["rule"]: report["rule_version"]})
 
 
 def metrics_of(report: dict[str, Any]) -> dict[str, float]:

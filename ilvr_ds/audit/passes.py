@@ -12,17 +12,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ilvr_ds.audit.attention import attention_shares
 from ilvr_ds.audit.donors import Swap
-from ilvr_ds.audit.probability import AnswerProbability
-from ilvr_ds.audit.retrieval import Retrieval
+from ilvr_ds.audit.readings.attention import attention_shares
+from ilvr_ds.audit.readings.probability import AnswerProbability
+from ilvr_ds.audit.readings.retrieval import Retrieval
+from ilvr_ds.audit.readings.targets import Chosen, TargetChooser
 from ilvr_ds.audit.settings import BARRED
 from ilvr_ds.audit.store import LatentStore
-from ilvr_ds.audit.targets import Chosen, TargetChooser
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.evaluation.ablation import latent_source
 from ilvr_ds.evaluation.answers import Answer
+from ilvr_ds.evaluation.context import Context
 from ilvr_ds.evaluation.generate import Barred, Generator, LatentSource, OwnStates
 from ilvr_ds.evaluation.latent_sources import FirstRepeated, Given, HalfOwn, whole_segments
 from ilvr_ds.evaluation.preparation import Prepared
@@ -44,9 +45,7 @@ class OwnPass:
     def answer(self, batch: range) -> list[Line]:
         """The lines of a batch; its latents are in the store before."""
         ready, reasoner = self.ready, self.ready.reasoner
-        numbers = ready.numbers[batch.start : batch.stop]
-        samples = [ready.reader.read(number) for number in numbers]
-        prompts = [ready.prompt(sample) for sample in samples]
+        numbers, samples, prompts = ready.batch(batch)
         settings = replace(ready.settings.generation, keep_latents=True)
         answers = Generator(reasoner, settings)(prompts).answers
         own = [whole_segments(answer, reasoner.latent_size) for answer in answers]
@@ -110,11 +109,10 @@ class ChangedPass:
 
     def answer(self, batch: range) -> list[Line]:
         """The lines of a batch."""
-        ready, reasoner = self.ready, self.ready.reasoner
-        numbers = ready.numbers[batch.start : batch.stop]
-        samples = [ready.reader.read(number) for number in numbers]
-        prompts = [ready.prompt(sample) for sample in samples]
-        rows = _Rows(numbers, samples, prompts, [self._own_answer(number) for number in numbers])
+        reasoner = self.ready.reasoner
+        numbers, samples, prompts = self.ready.batch(batch)
+        own = [self._own_answer(number) for number in numbers]
+        rows = _Rows(numbers, samples, prompts, own, self._read(prompts))
         lines: list[Line] = [{"number": number} for number in numbers]
         if self.plan.replacements:
             probability = AnswerProbability(reasoner, rows.samples, rows.prompts, rows.own)
@@ -139,7 +137,7 @@ class ChangedPass:
 
     def _replace(self, name: str, rows: _Rows, probability: AnswerProbability, lines: list[Line]) -> None:
         source = self._source(name, rows)
-        answers = self._generate(rows.prompts, source)
+        answers = self._generate(rows.prompts, rows.read, source)
         has_source = getattr(source, "has_donor", [True] * len(lines))
         nats = probability(self._source(name, rows))
         for row, (line, answer) in enumerate(zip(lines, answers, strict=True)):
@@ -173,6 +171,7 @@ class ChangedPass:
             return
         numbers = [rows.numbers[place] for place in places]
         prompts = [rows.prompts[place] for place in places]
+        read = self._read(prompts)
         mine = [swaps[number] for number in numbers]
         givers: dict[str, list[int | None]] = {
             "donor": [swap.donor for swap in mine],
@@ -181,7 +180,7 @@ class ChangedPass:
         }
         for name, numbers_of_givers in givers.items():
             source = self._given(self.store.read("own", numbers_of_givers))
-            answers = self._generate(prompts, source)
+            answers = self._generate(prompts, read, source)
             for swap, place, answer, has_source in zip(mine, places, answers, source.has_donor, strict=True):
                 judged = self._judged(rows.numbers[place], rows.samples[place], answer)
                 judged |= self._as_the_donor(swap.donor, rows.samples[place], answer, judged["read"])
@@ -198,19 +197,27 @@ class ChangedPass:
         for barred in BARRED:
             for name in ("own", "zeros"):
                 source = OwnStates() if name == "own" else self._source(name, rows)
-                answers = self._generate(rows.prompts, source, barred)
+                answers = self._generate(rows.prompts, rows.read, source, barred)
                 for row, (line, answer) in enumerate(zip(lines, answers, strict=True)):
                     judged = self._judged(rows.numbers[row], rows.samples[row], answer)
                     line.setdefault("barred", {}).setdefault(barred, {})[name] = judged
 
+    def _read(self, prompts: list[EncodedSample]) -> Context:
+        """What all answers to the prompts go on from."""
+        return Context(self.ready.reasoner, prompts, self.ready.settings.generation.max_new_tokens)
+
     def _generate(
-        self, prompts: list[EncodedSample], source: LatentSource | None, barred: Barred | None = None
+        self,
+        prompts: list[EncodedSample],
+        read: Context,
+        source: LatentSource | None,
+        barred: Barred | None = None,
     ) -> list[Answer]:
         """source None: no segment is opened, and the next best word comes in its place."""
         reasoner, settings = self.ready.reasoner, self.ready.settings.generation
         if source is None:
             settings = replace(settings, forbidden=(*settings.forbidden, reasoner.special.latent_start))
-        return Generator(reasoner, settings, source, barred=barred)(prompts).answers
+        return Generator(reasoner, settings, source, barred=barred)(prompts, read).answers
 
     def _judged(self, number: int, sample: Sample, answer: Answer) -> dict[str, Any]:
         benchmark = self.ready.benchmark
@@ -232,6 +239,8 @@ class _Rows:
     prompts: list[EncodedSample]
     own: list[Answer]
     """With their whole segments' latents"""
+    read: Context
+    """The prompts, read once for all that is changed"""
 
 
 def pad_embedding(ready: Prepared) -> Tensor:

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ilvr_ds.whole_files import whole_file
+
 Kind = Literal["own", "target"]
 
 
@@ -34,9 +36,8 @@ class LatentStore:
         }
         self.folder.mkdir(exist_ok=True)
         file = self._file(min(next(iter(latents.values()))))
-        partial = file.with_name(f"{file.name}.partial")
-        save_file(tensors, partial)
-        partial.replace(file)
+        with whole_file(file) as partial:
+            save_file(tensors, partial)
 
     def read(self, kind: Kind, numbers: Sequence[int | None]) -> list[list[Tensor]]:
         """Of each sample the latents of its segments; [] for None."""

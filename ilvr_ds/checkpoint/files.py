@@ -28,8 +28,6 @@ _ASIDE = re.compile(r"step-(\d{8})\.aside-\d+")
 STATE_FILE = "state.json"
 _RENAMED = {("data", "shuffle_window"): "shuffle_buffer"}
 """Keys of the recipe by the names that older checkpoints have for them."""
-UNIVERSAL = "universal"
-"""Folder of the student's universal form within a checkpoint, while a job goes on with other slices."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -102,14 +100,15 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def remove_old(folder: Path, keep_last: int, keep_every: int = 0) -> list[Path]:
-    """Delete complete checkpoints (main rank only): all but the newest `keep_last` (0 keeps all) and those whose step
-    is a multiple of `keep_every`; and those set aside that the run has come as far as again. Returns what was
-    deleted."""
+def remove_old(folder: Path, keep_last: int, keep_every: int = 0, best: Path | None = None) -> list[Path]:
+    """Delete complete checkpoints (main rank only): all but the newest `keep_last` (0 keeps all), the `best` and those
+    whose step is a multiple of `keep_every`; and those set aside that the run has come as far as again. Returns what
+    was deleted."""
     found = list_checkpoints(folder)
     if not keep_last or not found:
         return []
     old = [path for path in found[:-keep_last] if not keep_every or int(path.name.removeprefix("step-")) % keep_every]
+    old = [path for path in old if path != best]
     reached = int(found[-1].name.removeprefix("step-"))
     aside = [(path, _ASIDE.fullmatch(path.name)) for path in sorted(folder.iterdir())]
     old += [path for path, name in aside if name and int(name[1]) <= reached]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -14,28 +15,34 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.files import UNIVERSAL, saved_state, teacher_file
+from ilvr_ds.checkpoint.files import saved_state, teacher_file
 from ilvr_ds.distill.ema import MomentumShards
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 
 
 def load_checkpoint(
-    path: Path, student: Any, names: list[str], teacher: MomentumShards | None, slices: list[Tensor] | None = None
+    path: Path,
+    student: Any,
+    names: list[str],
+    teacher: MomentumShards | None,
+    universal: Path | None = None,
+    slices: Sequence[Tensor] = (),
 ) -> dict[str, Any]:
     """Restore student, teacher and random numbers (collective); returns the state that was saved.
 
-    slices: the teacher's averages as reshard.py has cut them for this job, where it has other slices than the
-    job that saved; the student is then read from its universal form.
+    universal, slices: the student's universal form and the teacher's averages as reshard.py has made them for this
+    job, where it has other slices than the job that saved.
     """
     state = saved_state(path)
-    loaded, _ = student.load_checkpoint(str(path), tag="student" if slices is None else UNIVERSAL)
+    source = universal or path / "student"
+    loaded, _ = student.load_checkpoint(str(source.parent), tag=source.name)
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed found no student in it")
-    if slices is None:
+    if universal is None:
         slices = _teacher_of_rank(path, names) if teacher else []
         _set_random_state(torch.load(path / f"rng-rank-{dist.rank():05d}.pt", weights_only=False))
     if teacher:
-        teacher.load_state(slices)
+        teacher.load_state(list(slices))
     return state
 
 
@@ -77,7 +84,7 @@ def read_student_weights(path: Path) -> dict[str, Any]:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it reports its progress in prints
             weights = get_fp32_state_dict_from_zero_checkpoint(str(path), tag="student", lazy_mode=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: DeepSpeed cannot read the student ({str(error).strip().splitlines()[0]})") from error
+        raise UserError(f"{path}: DeepSpeed cannot read the student ({first_line(error)})") from error
     return {**_beside(path / "student" / "mp_rank_00_model_states.pt"), **weights}
 
 

@@ -30,11 +30,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.files import UNIVERSAL, saved_state, teacher_file
+from ilvr_ds.checkpoint.files import saved_state, teacher_file
 from ilvr_ds.checkpoint.load import load_checkpoint, read_student_weights
 from ilvr_ds.config import Recipe
 from ilvr_ds.distill.ema import MomentumShards
-from ilvr_ds.errors import UserError, counted
+from ilvr_ds.errors import UserError, counted, first_line
 
 logger = logging.getLogger("ilvr_ds")
 WORKERS = 4
@@ -47,25 +47,34 @@ def needs_resharding(state: dict[str, Any], zero_stage: int) -> bool:
 
 
 def reshard(path: Path, state: dict[str, Any], zero_stage: int, recipe: Recipe) -> None:
-    """Write the universal form of a checkpoint's student beside it (collective); raises UserError."""
+    """Write the universal form of a checkpoint's student into the folder of this run, which no other process trains,
+    while several may go on from the checkpoint (collective); raises UserError."""
     was = f"{counted(state['world_size'], 'rank')} under ZeRO-{state['zero_stage']}"
     now = f"{dist.world_size()} under ZeRO-{zero_stage}"
     if recipe.optim.name.endswith("8bit"):
         raise UserError(f"{path}: saved by {was}, this job has {now}; the state of {recipe.optim.name} cannot be split")
-    dist.decided_by_main(lambda: _convert(path, f"{was}, this job has {now}", state["zero_stage"], zero_stage))
+    logger.info("%s was saved by %s, this job has %s: converting", path.name, was, now)
+    dist.decided_by_main(lambda: _convert(path, universal_form(recipe), state["zero_stage"], zero_stage))
 
 
-def load_resharded(path: Path, student: Any, names: list[str], teacher: MomentumShards | None) -> dict[str, Any]:
+def universal_form(recipe: Recipe) -> Path:
+    """Where `reshard` puts it; what a killed job left there is cleared away when the next checkpoint is begun."""
+    return recipe.run_dir / "checkpoints" / "universal.partial"
+
+
+def load_resharded(
+    path: Path, universal: Path, student: Any, names: list[str], teacher: MomentumShards | None
+) -> dict[str, Any]:
     """`load_checkpoint` for a checkpoint that `reshard` converted; deletes the converted form (collective)."""
     ranks = saved_state(path)["world_size"]
     sizes = [shard.numel() for shard in teacher.weights] if teacher else []
     slices = teacher_slices(path, names, sizes, ranks) if teacher else []
-    state = load_checkpoint(path, student, names, teacher, slices)
+    state = load_checkpoint(path, student, names, teacher, universal, slices)
     _own_step_counters(student.optimizer.optimizer)
     _load_frozen(path, student.module)
     dist.barrier()
     if dist.is_main():
-        shutil.rmtree(path / UNIVERSAL)
+        shutil.rmtree(universal)
     return state
 
 
@@ -83,14 +92,11 @@ def _load_frozen(path: Path, module: Any) -> None:
                 dist.broadcast_from_main(parameter.data)
 
 
-def _convert(path: Path, change: str, old_stage: int, new_stage: int) -> None:
-    logger.info("%s was saved by %s: converting", path.name, change)
-    partial = path / (UNIVERSAL + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(path / UNIVERSAL, ignore_errors=True)
+def _convert(path: Path, universal: Path, old_stage: int, new_stage: int) -> None:
+    shutil.rmtree(universal, ignore_errors=True)
     settings = Namespace(
         input_folder=str(path / "student"),
-        output_folder=str(partial),
+        output_folder=str(universal),
         num_extract_workers=WORKERS,
         num_merge_workers=WORKERS,
         keep_temp_folder=False,
@@ -100,12 +106,10 @@ def _convert(path: Path, change: str, old_stage: int, new_stage: int) -> None:
     try:
         with redirect_stdout(StringIO()):  # it prints each file
             convert_to_universal(settings)
-        _translate(partial, old_stage, new_stage)
-        partial.rename(path / UNIVERSAL)
-        (path / "latest_universal").unlink()  # left by the conversion; it names a folder that is gone
+        _translate(universal, old_stage, new_stage)
+        (universal.parent / "latest_universal").unlink()  # left by the conversion; it names a folder for a while
     except (OSError, RuntimeError) as error:  # a full disk is to torch a RuntimeError
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{partial}: {reason}; conversion needs room for the checkpoint") from error
+        raise UserError(f"{universal}: {first_line(error)}; conversion needs room for the checkpoint") from error
 
 
 def _translate(folder: Path, old_stage: int, new_stage: int) -> None:

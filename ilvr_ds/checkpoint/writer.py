@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ilvr_ds import dist
+from ilvr_ds.checkpoint.best import best_checkpoint
 from ilvr_ds.checkpoint.capture import TorchFile, copy_to_host, student_files
 from ilvr_ds.checkpoint.files import (
     STATE_FILE,
@@ -35,6 +36,7 @@ from ilvr_ds.checkpoint.files import (
 from ilvr_ds.checkpoint.load import random_state
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
+from ilvr_ds.errors import UserError, first_line
 from ilvr_ds.file_modes import follow_umask
 from ilvr_ds.monitoring.host_memory import available_host_bytes
 
@@ -136,9 +138,9 @@ class CheckpointWriter:
             return None, f"rank 0: {error}"
         if dist.is_main():
             try:
-                remove_old(self.folder, self.keep_last, self.keep_every)
-            except OSError as problem:
-                logger.warning("%s: old checkpoints are not deleted: %s", self.folder, _first_line(problem))
+                remove_old(self.folder, self.keep_last, self.keep_every, best_checkpoint(self.folder))
+            except (OSError, UserError) as problem:
+                logger.warning("%s: old checkpoints are not deleted: %s", self.folder, first_line(problem))
         return final, None
 
     def _partial(self, step: int) -> Path:
@@ -179,7 +181,7 @@ def _write_all(saving: _Saving, partial: Path) -> None:
             _sync(path)
             saving.sums[name] = list(size_and_checksum(path))
         except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors call a full disk
-            saving.error = f"{path}: {_first_line(error)}"
+            saving.error = f"{path}: {first_line(error)}"
             return
         del saving.writes[name]  # and its copies' memory
 
@@ -200,7 +202,7 @@ def _make_folder(folder: Path, partial: Path) -> str | None:
             shutil.rmtree(rest)
         (partial / "student").mkdir(parents=True)
     except OSError as error:
-        return f"{partial}: {_first_line(error)}"
+        return f"{partial}: {first_line(error)}"
     return None
 
 
@@ -216,9 +218,5 @@ def _publish(partial: Path, final: Path, content: dict[str, Any]) -> str | None:
         partial.rename(final)
         _sync(final.parent)
     except OSError as error:
-        return f"{final}: {_first_line(error)}"
+        return f"{final}: {first_line(error)}"
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from ilvr_ds import __version__, launcher, shipped
 from ilvr_ds.cli.audit import add_audit
+from ilvr_ds.cli.completion import complete_if_asked
 from ilvr_ds.cli.data import add_encode, add_inspect, add_pack
 from ilvr_ds.cli.demo_data import add_demo_data
 from ilvr_ds.cli.doctor import add_doctor
@@ -25,6 +26,7 @@ from ilvr_ds.cli.evaluate import add_evaluate
 from ilvr_ds.cli.export import add_export
 from ilvr_ds.cli.generate import add_generate
 from ilvr_ds.cli.plan import add_plan
+from ilvr_ds.cli.settings import add_settings
 from ilvr_ds.cli.tracking import add_compare, add_mlflow_sync, add_ui
 from ilvr_ds.cli.train import add_train
 from ilvr_ds.errors import RunError, UserError
@@ -40,6 +42,7 @@ _COMMANDS = (
     add_inspect,
     add_train,
     add_plan,
+    add_settings,
     add_mlflow_sync,
     add_ui,
     add_compare,
@@ -55,7 +58,9 @@ _COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code; 2 is a mistake that the user can mend, said in one line."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    complete_if_asked(parser)
+    options = parser.parse_args(arguments)
     rank = 0
     try:
         if options.by_ranks:

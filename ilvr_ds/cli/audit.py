@@ -15,7 +15,7 @@ def add_audit(commands: Commands) -> None:
     command = commands.add_parser("audit", help="does a model use its latents? resumes where it was killed")
     add_generation(command)
     command.add_argument("--shards", required=True, help="data set that `pack` wrote")
-    command.add_argument("--benchmark", default="comt", help="comt (default), vsp or exact-match")
+    command.add_argument("--benchmark", default="comt", help="as in `evaluate` (default comt)")
     command.add_argument(
         "--tests", default="replacement,donor,inside,barred", help="with commas between (default: all)"
     )
@@ -41,6 +41,7 @@ def _audit(options: argparse.Namespace) -> int:
         model=options.model,
         shards=options.shards,
         benchmark=options.benchmark,
+        mode="latent",
         output=options.output,
         batch_size=options.batch_size,
         max_samples=options.samples,

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ilvr_ds.cli.options import Commands, add_recipe, check_max_image_pixels, recipe_if_given, recipe_of
 from ilvr_ds.config import REQUIRED, Recipe
 from ilvr_ds.errors import UserError
 
+logger = logging.getLogger("ilvr_ds")
+
 if TYPE_CHECKING:
     from ilvr_ds.model.feature_pass import EncodeSettings
 
 
+FORMATS = ["auto", "ilvr", "mirage", "comt", "zebra-cot", "monet", "lvr", "visual-cot", "conversations"]
+
+
 def add_pack(commands: Commands) -> None:
     """The options of `pack`."""
-    command = commands.add_parser("pack", help="JSON Lines and images to webdataset shards with a checked index")
-    command.add_argument("--input", type=Path, required=True, help="JSON Lines file")
+    command = commands.add_parser("pack", help="records and images to webdataset shards with a checked index")
+    command.add_argument(
+        "--input", required=True, help="JSON Lines, JSON array (or .gz, .zst), parquet, tar, folder or hf:OWNER/NAME"
+    )
     command.add_argument("--image-root", type=Path, help="folder of the image paths (default: the input's folder)")
     command.add_argument("--output", type=Path, required=True, help="folder to write")
-    command.add_argument("--format", choices=["auto", "ilvr", "mirage"], default="auto")
+    command.add_argument("--format", choices=FORMATS, default="auto")
+    command.add_argument(
+        "--helper", choices=["crop", "region"], default="crop", help="what a box makes: its part, or the whole with it"
+    )
+    command.add_argument("--subset", help="configuration of a Hugging Face data set")
+    command.add_argument("--split", help="split of a Hugging Face data set (default: the only one)")
     add_recipe(command, "recipe: measure samples, reject those above data.max_tokens")
     command.add_argument("--overwrite", action="store_true", help="replace a data set at --output")
     command.set_defaults(run=_pack)
@@ -48,17 +61,27 @@ def _pack(options: argparse.Namespace) -> int:
 
         report = pack(
             options.input,
-            options.image_root or options.input.parent,
+            options.image_root or _image_root(options.input),
             options.output,
             format=options.format,
+            helper=options.helper,
+            subset=options.subset,
+            split=options.split,
             measure=measure,
             measured_with=measured_with,
             max_tokens=recipe.data.max_tokens if recipe else None,
             overwrite=options.overwrite,
             progress=progress,
+            tell=logger.info,
         )
     print("\n".join(report.lines()))
     return 0
+
+
+def _image_root(input: str) -> Path:
+    """The input's folder; for a data set on the hub, whose images rarely are files, the present one."""
+    path = Path(input)
+    return path if path.is_dir() else path.parent if path.exists() else Path()
 
 
 def add_encode(commands: Commands) -> None:
@@ -84,28 +107,32 @@ def _encode(options: argparse.Namespace) -> int:
     from ilvr_ds import dist
     from ilvr_ds.model.feature_pass import encode
 
-    settings = _encode_settings(options)
-    with tqdm(unit=" samples", disable=None, desc="encoding") as bar:
+    for settings in _encode_settings(options):
+        with tqdm(unit=" samples", disable=None, desc="encoding") as bar:
 
-        def progress(done: int, total: int, size: int) -> None:
-            bar.total = total
-            bar.set_postfix(MB=size // 10**6, refresh=False)
-            bar.update(done - bar.n)
+            def progress(done: int, total: int, size: int, bar: Any = bar) -> None:
+                bar.total = total
+                bar.set_postfix(MB=size // 10**6, refresh=False)
+                bar.update(done - bar.n)
 
-        lines = encode(settings, dist.device(), progress)
-    print("\n".join(lines))
+            lines = encode(settings, dist.device(), progress)
+        print("\n".join(lines))
     return 0
 
 
-def _encode_settings(options: argparse.Namespace) -> EncodeSettings:
+def _encode_settings(options: argparse.Namespace) -> list[EncodeSettings]:
+    """One for each data set: those of a mixture one after the other."""
     from ilvr_ds.model.feature_pass import EncodeSettings, parse_part
 
     recipe = recipe_if_given(options) or Recipe()
     if options.workers < 0 or options.batch_patches < 1:
         raise UserError("--workers must be 0 or more, --batch-patches 1 or more")
     check_max_image_pixels(options)
+    paths = [options.shards] if options.shards else [entry.path for entry in recipe.data.sets]
+    if options.output is not None and len(paths) > 1:
+        raise UserError("--output: data.shards is a mixture; give the data set by --shards, or leave --output out")
     settings = EncodeSettings(
-        shards=options.shards or recipe.data.shards,
+        shards=paths[0],
         model=replace(recipe.model, path=options.model or recipe.model.path),
         precision=options.precision or recipe.train.precision,
         max_image_pixels=options.max_image_pixels or recipe.data.max_image_pixels,
@@ -117,7 +144,7 @@ def _encode_settings(options: argparse.Namespace) -> EncodeSettings:
     )
     if REQUIRED in (settings.shards, settings.model.path):
         raise UserError("encode: give --shards and --model, or a recipe by --config")
-    return settings
+    return [replace(settings, shards=path) for path in paths]
 
 
 def add_inspect(commands: Commands) -> None:
@@ -130,14 +157,13 @@ def add_inspect(commands: Commands) -> None:
 
 def _inspect(options: argparse.Namespace) -> int:
     from ilvr_ds.data.describe import describe_sample
-    from ilvr_ds.data.reader import ShardReader
+    from ilvr_ds.data.mixture import Mixture, MixtureReader
     from ilvr_ds.data.sample import SampleError
-    from ilvr_ds.data.shards import open_dataset
     from ilvr_ds.model.encoding import build_encoding
 
     recipe = recipe_of(options)
     encoding = build_encoding(recipe)
-    reader = ShardReader(open_dataset(recipe.data.shards))
+    reader = MixtureReader(Mixture.open(recipe.data.sets))
     if not 0 <= options.sample < len(reader):
         raise UserError(f"--sample {options.sample}: the data set has samples 0 to {len(reader) - 1}")
     try:

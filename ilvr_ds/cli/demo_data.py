@@ -24,9 +24,12 @@ def add_demo_data(commands: Commands) -> None:
         "--size", choices=["tiny", "mini", "medium", "small"], default="tiny", help="size of the model (default tiny)"
     )
     command.add_argument(
+        "--family", choices=["qwen2_5_vl", "qwen3_vl"], default="qwen2_5_vl", help="of the model (default qwen2_5_vl)"
+    )
+    command.add_argument(
         "--trained", action="store_true",
         help="the trained model that comes with the package, and the trails of 3 signs that it follows; --grid, "
-        "--operations, --signs and --size have no effect",
+        "--operations, --signs, --size and --family have no effect",
     )  # fmt: skip
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--workers", type=int, default=1, help="processes that draw (default 1)")
@@ -42,7 +45,7 @@ def _demo_data(options: argparse.Namespace) -> int:
     else:
         lines = write_demo(
             options.output, options.train, options.held_out, options.grid, options.size, *common, options.operations,
-            options.signs,
+            options.signs, options.family,
         )  # fmt: skip
     print("\n".join(lines))
     return 0

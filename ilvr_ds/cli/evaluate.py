@@ -14,8 +14,15 @@ def add_evaluate(commands: Commands) -> None:
     """The options of `evaluate`."""
     command = commands.add_parser("evaluate", help="answer and score a packed data set; resumes where it was killed")
     add_generation(command)
-    command.add_argument("--shards", required=True, help="data set that `pack` wrote")
-    command.add_argument("--benchmark", required=True, help="comt, vsp or exact-match")
+    command.add_argument(
+        "--benchmark", required=True,
+        help="comt, ilvr, option-letter, vsp or exact-match on --shards; published ones: vstar, mmvp, blink, hrbench, "
+        "mme-realworld-lite",
+    )  # fmt: skip
+    command.add_argument("--shards", default="", help="data set that `pack` wrote")
+    command.add_argument("--data", help="published benchmark's data set: a copy, or its hub name (default: the usual)")
+    command.add_argument("--mode", default="auto", help="latent, cot or direct (default: latent, cot without latents)")
+    command.add_argument("--instruction", metavar="TEXT", help="behind each question (default: what the mode asks for)")
     command.add_argument("--output", type=Path, help="folder to write (default: MODEL/evaluation/BENCHMARK)")
     command.add_argument("--batch-size", type=int, default=16, help="answers at a time on each rank (default 16)")
     command.add_argument("--max-samples", type=int, help="only this many samples, the first (default: all)")
@@ -36,10 +43,13 @@ def _evaluate(options: argparse.Namespace) -> int:
         model=options.model,
         shards=options.shards,
         benchmark=options.benchmark,
+        data=options.data,
         output=options.output,
         batch_size=options.batch_size,
         max_samples=options.max_samples,
         latent_size=options.latent_size,
+        mode=options.mode,
+        instruction=options.instruction,
         precision=options.precision,
         max_image_pixels=options.max_image_pixels,
         ablate_latents=options.ablate_latents,

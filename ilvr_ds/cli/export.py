@@ -14,6 +14,7 @@ def add_export(commands: Commands) -> None:
     command = commands.add_parser("export", help="a run's weights as a model that stock transformers loads")
     command.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="folder of a run or of a checkpoint")
     command.add_argument("--to", type=Path, required=True, help="folder to write")
+    command.add_argument("--best", action="store_true", help="of a run: what checkpoint.keep_best kept, not the newest")
     command.add_argument("--adapters", choices=["merge", "apart"], default="merge", help="LoRA (default merge)")
     command.add_argument("--precision", choices=["fp32", "bf16", "fp16"], help="of the weights (default: the run's)")
     command.add_argument("--register", metavar="NAME", help="make it the next version of this model in MLflow")
@@ -32,7 +33,7 @@ def _export(options: argparse.Namespace) -> int:
         check_name(options.register)
         if options.tracking_uri:
             check_address(options.tracking_uri, "--tracking-uri")
-    lines = export(options.source, options.to, options.adapters, options.precision, options.overwrite)
+    lines = export(options.source, options.to, options.adapters, options.precision, options.overwrite, options.best)
     if options.register:
         from ilvr_ds.tracking.registry import register
 

@@ -1,11 +1,13 @@
-"""Records of runs: `mlflow-sync`, `ui`, `compare`."""
+"""Records of runs and evaluations: `mlflow-sync`, `ui`, `compare`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ilvr_ds.cli.options import Commands
+from ilvr_ds.errors import UserError
 
 
 def add_mlflow_sync(commands: Commands) -> None:
@@ -44,13 +46,47 @@ def _ui(options: argparse.Namespace) -> int:
 
 def add_compare(commands: Commands) -> None:
     """The options of `compare`."""
-    command = commands.add_parser("compare", help="runs side by side: settings that differ and last metrics")
-    command.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="folder of a run")
+    command = commands.add_parser("compare", help="runs side by side, or models against benchmarks with intervals")
+    command.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="of runs; or of evaluations, or models that have some"
+    )
+    scores = command.add_argument_group("of evaluations")
+    scores.add_argument("--rule", action="append", default=[], help="rule set to show (default: each benchmark's main)")
+    scores.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
+    scores.add_argument("--tracking-uri", help="MLflow for the table")
+    scores.add_argument("--experiment", default="evaluation", help="MLflow experiment (default evaluation)")
     command.set_defaults(run=_compare)
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from ilvr_ds.evaluation.finished import evaluations_in
     from ilvr_ds.tracking.compare import compare
 
-    print("\n".join(compare(options.runs)))
+    without = [folder for folder in options.folders if not evaluations_in(folder)]
+    if not without:
+        return _compare_scores(options)
+    if len(without) < len(options.folders):
+        raise UserError(f"{without[0]}: holds no evaluation, unlike the others; give either evaluations or runs")
+    if options.rule or options.markdown or options.tracking_uri:
+        raise UserError(f"{without[0]}: holds no evaluation, which --rule, --markdown and --tracking-uri are for")
+    print("\n".join(compare(options.folders)))
+    return 0
+
+
+def _compare_scores(options: argparse.Namespace) -> int:
+    from ilvr_ds.evaluation.comparison import compare_scores, markdown, send, terminal_lines
+
+    table = compare_scores(options.folders, options.rule)
+    text = markdown(table)
+    if options.markdown:
+        try:
+            options.markdown.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--markdown {options.markdown}: cannot be written ({error.strerror})") from error
+    print("\n".join(terminal_lines(table)))
+    if options.tracking_uri:
+        with TemporaryDirectory() as scratch:
+            file = Path(scratch) / "comparison.md"
+            file.write_text(text, encoding="utf-8")
+            send(table, options.tracking_uri, options.experiment, file)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ilvr_ds.config.recipe import Recipe
-from ilvr_ds.config.sections import ModelConfig
+from ilvr_ds.config.sections import DataConfig, ModelConfig
 from ilvr_ds.errors import UserError, nearest
 
 LIMITS: dict[str, tuple[float, float]] = {
@@ -49,9 +49,11 @@ LIMITS: dict[str, tuple[float, float]] = {
     "train.micro_batch_size": (1, 2**16),
     "train.grad_accum_steps": (1, 2**16),
     "train.micro_batch_tokens": (0, 2**24),
+    "train.patience": (0, 2**31),
     "train.max_skipped_steps": (1, 2**31),
     "evaluation.every_steps": (0, 2**31),
     "evaluation.max_samples": (1, 2**31),
+    "evaluation.generate_samples": (0, 4096),
     "checkpoint.every_steps": (0, 2**31),
     "checkpoint.keep_last": (0, 2**31),
     "checkpoint.keep_every": (0, 2**31),
@@ -76,6 +78,9 @@ def _check_run(recipe: Recipe) -> Iterator[str]:
 
 def _check_features(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
+    if data.is_mixture:
+        yield from _check_mixture(data)
+        return
     if (data.features is None or data.eval_shards is None) and data.eval_features is not None:
         yield "data.eval_features needs data.features and data.eval_shards beside it; remove it"
     if data.features is not None and data.eval_shards is not None and data.eval_features is None:
@@ -83,6 +88,26 @@ def _check_features(recipe: Recipe) -> Iterator[str]:
             "data.features is set, so there is no vision tower to evaluate with: set data.eval_features too "
             f"(ilvr-ds encode --shards {data.eval_shards} writes them), or data.eval_shards to null"
         )
+
+
+def _check_mixture(data: DataConfig) -> Iterator[str]:
+    """Stored features and held-out data of a mixture."""
+    if data.features is not None:
+        yield "data.features is that of one data set, but data.shards is a list: give each entry its features"
+    if data.eval_features is not None and data.eval_shards is None:
+        yield "data.eval_features needs data.eval_shards beside it; in a mixture each entry may have its own"
+    own = [entry.name for entry in data.sets if entry.eval_shards is not None]
+    if data.eval_shards is not None and own:
+        yield f"data.eval_shards is set, and so are eval_shards of {', '.join(own)} in data.shards; keep one of both"
+    without = [entry.name for entry in data.sets if entry.features is None]
+    if data.has_features and without:
+        names = ", ".join(without)
+        yield f"data.shards: some sets have features, {names} none; ilvr-ds encode --shards PATH writes them"
+    for entry in data.held_out_sets:
+        if data.has_features != (entry.features is not None):
+            where = f"the entry {entry.name} of data.shards" if entry.name else "data"
+            verb = "give" if data.has_features else "remove"
+            yield f"features of training and held-out data go together: {verb} eval_features of {where}"
 
 
 def _check_losses(recipe: Recipe) -> Iterator[str]:
@@ -137,6 +162,24 @@ def _check_rollout(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def _check_best(recipe: Recipe) -> Iterator[str]:
+    best, evaluation = recipe.checkpoint.keep_best, recipe.evaluation
+    if best != "none" and recipe.data.eval_shards is None:
+        yield f"checkpoint.keep_best is {best}, but data.eval_shards is null: nothing is evaluated"
+    if recipe.train.patience and best == "none":
+        yield "train.patience needs checkpoint.keep_best, which says what counts as better"
+    if recipe.train.patience and not evaluation.every_steps:
+        yield "train.patience counts evaluations, but evaluation.every_steps is 0: there is one at the end only"
+
+
+def _check_generation(recipe: Recipe) -> Iterator[str]:
+    count = recipe.evaluation.generate_samples
+    if count and recipe.data.eval_shards is None:
+        yield f"evaluation.generate_samples is {count}, but data.eval_shards is null; set it, or 0"
+    if count and recipe.data.features is not None:
+        yield f"evaluation.generate_samples is {count}, but with data.features no tower sees a prompt; set it to 0"
+
+
 _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _check_run,
     _check_features,
@@ -145,4 +188,6 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _check_packing,
     _check_adapters,
     _check_rollout,
+    _check_best,
+    _check_generation,
 )

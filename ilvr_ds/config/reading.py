@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ilvr_ds.config.limits import check_combinations
 from ilvr_ds.config.recipe import Recipe
 from ilvr_ds.config.sections import REQUIRED
 from ilvr_ds.config.values import Written, convert
-from ilvr_ds.errors import UserError, nearest
+from ilvr_ds.errors import UserError, first_line, nearest
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -44,8 +45,7 @@ def recipe_from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
 
 def _build_recipe(values: Mapping[str, Written], missing_at: str) -> Recipe:
     """Check keys, types, limits and combinations, and build the recipe. values: by dotted key."""
-    sections = typing.get_type_hints(Recipe)
-    known = {f"{s}.{name}": kind for s, cls in sections.items() for name, kind in typing.get_type_hints(cls).items()}
+    sections, known = _kinds()
     parsed: dict[str, dict[str, Any]] = {section: {} for section in sections}
     for key, item in values.items():
         if key not in known:
@@ -58,6 +58,14 @@ def _build_recipe(values: Mapping[str, Written], missing_at: str) -> Recipe:
         raise UserError(f"{missing_at}: missing {', '.join(missing)}")
     check_combinations(recipe, missing_at)
     return recipe
+
+
+@cache
+def _kinds() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The sections' classes by name, and the type of each dotted key."""
+    sections = typing.get_type_hints(Recipe)
+    kinds = {f"{s}.{name}": kind for s, cls in sections.items() for name, kind in typing.get_type_hints(cls).items()}
+    return sections, kinds
 
 
 def _nearest_key(key: str, known: Iterable[str]) -> str:
@@ -108,4 +116,4 @@ def _construct(node: Any, where: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "problem", None) or str(error).splitlines()[0]
+    return getattr(error, "problem", None) or first_line(error)

@@ -28,13 +28,36 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class DataSetConfig:
+    """One data set of a mixture: an entry of the list `data.shards`."""
+
+    path: str
+    """Folder or http(s) address of a data set that `ilvr-ds pack` wrote."""
+    name: str = ""
+    """What metrics and records call it; left out: the part of `path` that tells it from the others."""
+    weight: float | None = None
+    """Its share of every step, relative to the other weights. An epoch of the mixture then is as many samples as all
+    sets have: a small set may come more than once in it, and of a large one a part may be left for the next."""
+    epochs: float | None = None
+    """Instead of `weight`, for every set: how often it is passed in an epoch of the mixture; left out: once."""
+    eval_shards: str | None = None
+    """Held-out data of this set."""
+    features: str | None = None
+    """Like `data.features`, for this set; all sets have them, or none."""
+    eval_features: str | None = None
+    """Like `data.eval_features`, for this set's `eval_shards`."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What is read, and how it becomes tokens."""
 
-    shards: str = REQUIRED
-    """Folder or http(s) address of a data set that `ilvr-ds pack` wrote."""
+    shards: str | tuple[DataSetConfig, ...] = REQUIRED
+    """Folder or http(s) address of a data set that `ilvr-ds pack` wrote. Or a mixture: a list of such addresses, or of
+    `{path, name, weight or epochs, eval_shards, features, eval_features}`, of which all but `path` may be left out
+    (docs/data.md)."""
     eval_shards: str | None = None
-    """Held-out data in the same form; null: no evaluation during training."""
+    """Held-out data in the same form; null: no evaluation during training, or each set of a mixture on its own."""
     features: str | None = None
     """Folder or http(s) address of the vision features that `ilvr-ds encode` stored for `shards`. They are read instead
     of pixels, and the vision tower is not loaded. null: images pass through the tower in every step."""
@@ -60,12 +83,40 @@ class DataConfig:
     max_bad_fraction: float = 0.01
     """Stand-ins without a loss replace samples that cannot be read or decoded; quarantine.jsonl lists them. The run
     stops when they exceed this fraction of the last 1,000 samples (of the data set, if that is smaller), or of the
-    held-out samples; 0: at the first."""
+    held-out samples; in a mixture, of any of its sets; 0: at the first."""
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether `shards` is a list."""
+        return not isinstance(self.shards, str)
+
+    @property
+    def sets(self) -> tuple[DataSetConfig, ...]:
+        """The data sets that are trained on; without a mixture one without a name."""
+        if isinstance(self.shards, str):
+            return (DataSetConfig(self.shards, features=self.features),)
+        return self.shards
+
+    @property
+    def held_out_sets(self) -> tuple[DataSetConfig, ...]:
+        """The held-out data, with their own features: those of a mixture's sets by name, or `eval_shards` without."""
+        if self.eval_shards is not None:
+            return (DataSetConfig(self.eval_shards, features=self.eval_features),)
+        return tuple(
+            DataSetConfig(entry.eval_shards, entry.name, features=entry.eval_features)
+            for entry in self.sets
+            if entry.eval_shards is not None
+        )
+
+    @property
+    def has_features(self) -> bool:
+        """Whether vision features are stored, and no tower is needed."""
+        return any(entry.features is not None for entry in self.sets)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The student, a Qwen2.5-VL. Its vision tower is always frozen."""
+    """The student, a Qwen2.5-VL or a dense Qwen3-VL. Its vision tower is always frozen."""
 
     path: str = REQUIRED
     """Folder, or name on the Hugging Face hub."""
@@ -203,7 +254,7 @@ class TrainConfig:
     each latent learns from its own target and as context of what follows; N: through at most N latents in a row, for N
     more passes; full: through the whole chain, as published, where they can explode."""
     epochs: int = 1
-    """Passes over the data."""
+    """Passes over the data; of a mixture, epochs as its entries make them (docs/data.md)."""
     max_steps: int = 0
     """Stop after this many optimizer steps; 0: after `epochs`."""
     micro_batch_size: int = 1
@@ -214,6 +265,9 @@ class TrainConfig:
     """Fill micro-batches by tokens, at most this many in each. A step has the same samples as without it
     (micro_batch_size x grad_accum_steps x ranks); they are distributed so that all ranks have equally many
     micro-batches of nearly equal length. 0: micro_batch_size samples each, whatever their lengths."""
+    patience: int = 0
+    """End the run after this many evaluations in a row that were not better than the best one by
+    `checkpoint.keep_best`; 0: never before the last step."""
     max_skipped_steps: int = 20
     """Stop after this many steps in a row without finite gradients; such a step changes nothing."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
@@ -236,12 +290,14 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Loss and answer accuracy on `data.eval_shards` during training, teacher-forced."""
+    """Loss and answer accuracy on `data.eval_shards` during training, teacher-forced, and free answers."""
 
     every_steps: int = 0
     """Optimizer steps between evaluations, with one more at the end; 0: at the end only."""
     max_samples: int = 512
     """At most this many held-out samples, rounded down to whole micro-batches of all ranks."""
+    generate_samples: int = 0
+    """In each evaluation also answer this many of them freely (eval/generated_accuracy); 0: none. Slow under ZeRO-3."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +310,9 @@ class CheckpointConfig:
     """Keep this many of the newest checkpoints; 0: all."""
     keep_every: int = 0
     """Also keep every checkpoint whose step is a multiple of this, for good; 0: none."""
+    keep_best: Literal["none", "eval/ce", "eval/answer_accuracy"] = "none"
+    """Also save and keep the checkpoint with the best evaluation so far: the least eval/ce, or the largest
+    eval/answer_accuracy. `ilvr-ds export RUN --best` takes it."""
     background: bool = True
     """Copy the state and write it in the background, if the host has memory for the copy."""
     resume: str = "auto"

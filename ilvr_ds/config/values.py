@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ilvr_ds.config.limits import LIMITS
+from ilvr_ds.config.mixture import read_entries
+from ilvr_ds.config.sections import DataSetConfig
 from ilvr_ds.errors import UserError, nearest
 
 
@@ -36,6 +38,10 @@ def convert(item: Written, kind: Any, key: str) -> Any:
     if isinstance(value, bool):
         value = _BOOL_STANDS_FOR.get((key, value), value)
     options = typing.get_args(kind)
+    if tuple[DataSetConfig, ...] in options:
+        if isinstance(value, list):
+            return read_entries(value, item.where)
+        kind, options = str, ()
     words = next((option for option in (kind, *options) if typing.get_origin(option) is Literal), None)
     is_count = int in options and type(value) is int
     if words is not None and not is_count:

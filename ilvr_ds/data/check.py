@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ilvr_ds.data.decode import image_size
-from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Region, Sample, SampleError, TextStep
+from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Region, Sample, SampleError, TextStep, history_fault
 
 
 def check_sample(sample: Sample) -> None:
@@ -22,15 +22,18 @@ def check_sample(sample: Sample) -> None:
                 _check_region(step.region, *image_size(sample.helper_images[step.helper]))
             except SampleError as error:
                 raise SampleError(f"step {number} of the plan: {error}") from error
+    if fault := history_fault(sample.history):
+        raise SampleError(f"the conversation before the question: {fault}")
     texts = [sample.id, sample.question, sample.answer, sample.group, *sample.meta, *sample.meta.values()]
+    texts += [turn.text for turn in sample.history]
     try:
         "".join([*texts, *(step.content for step in sample.steps if isinstance(step, TextStep))]).encode()
     except UnicodeEncodeError as error:  # half a surrogate pair: JSON allows it, no tokenizer takes it
         raise SampleError(f"the text is not valid Unicode ({error.reason})") from error
-    markers = sample.question.count(IMAGE_MARKER)
+    markers = sum(text.count(IMAGE_MARKER) for text in sample.user_texts)
     if markers and markers != len(sample.input_images):
-        found = len(sample.input_images)
-        raise SampleError(f"{markers} {IMAGE_MARKER} markers in the question but {found} input images")
+        found, where = len(sample.input_images), "the user's turns" if sample.history else "the question"
+        raise SampleError(f"{markers} {IMAGE_MARKER} markers in {where} but {found} input images")
 
 
 def _check_region(region: Region, width: int, height: int) -> None:

@@ -32,6 +32,7 @@ class Collator:
 
     `types` names the kinds of task by which losses are split; samples of other kinds count in the whole only.
     With `free_latents` (stage 2) every micro-batch holds the layout in which the student makes its latents itself.
+    set_starts [sets]: in a mixture, the number of the first sample of each data set, by which losses are split too.
     Without encoded helper images (SampleEncoder) the window has no segments.
     """
 
@@ -45,12 +46,14 @@ class Collator:
         free_latents: bool = False,
         types: tuple[str, ...] = (),
         pool: Pool = "all",
+        set_starts: Int64 | None = None,
     ) -> None:
         self.special = special
         self.layout = layout
         self.latent_size = latent_size
         self.rows = rows
         self.free_latents = free_latents
+        self.set_starts = set_starts
         self.types = {name: number for number, name in enumerate(types)}
         self.merge_unit = layout.merge_size**2
         self.candidates = CandidateLayout(layout.merge_size, group_size, pool)
@@ -155,6 +158,7 @@ class Collator:
             right_padded=self.rows != "left" or bool(real.all()),
             cu_seqlens=torch.tensor([*base, len(ids)], dtype=torch.int32) if is_packed else None,
             lengths=tuple(len(s.input_ids) for s in samples),
+            image_lengths=tuple(map(len, slots)),
         )
 
     def _lay(self, samples: list[EncodedSample]) -> tuple[tuple[int, int], list[int]]:
@@ -202,10 +206,30 @@ class Collator:
             answer_rows=_join(answers),
             answer_samples=_join([np.full(len(rows), b) for b, rows in enumerate(answers)]),
             has_answer=torch.tensor([len(rows) > 0 for rows in answers]),
-            rollout=lay_out(samples, base, shape, self.latent_size) if self.free_latents else None,
+            rollout=lay_out(samples, base, shape, self.latent_size, self.special.image_pad)
+            if self.free_latents
+            else None,
+            **self._sets(
+                numbers[members.start : members.stop], [len(at) for at in supervised], [b for _, b, _ in mine]
+            ),
             groups=tuple(s.group for s in samples),
             ids=tuple(s.id for s in samples),
         )
+
+    def _sets(self, numbers: Int64, labels: list[int], segments: list[int]) -> dict[str, torch.Tensor]:
+        """The data set of each label and segment, where they are a mixture's.
+
+        numbers [B]: the samples' numbers; labels [B]: how many each has; segments [M]: the sample of each.
+        """
+        if self.set_starts is None:
+            return {}
+        of_sample = np.searchsorted(self.set_starts, numbers, side="right") - 1
+        of_label = np.repeat(of_sample, labels)
+        return {
+            "label_sets": torch.from_numpy(of_label),
+            "segment_sets": torch.from_numpy(of_sample[np.array(segments, dtype=np.int64)]),
+            "supervised_by_set": torch.from_numpy(np.bincount(of_label, minlength=len(self.set_starts))),
+        }
 
     def _context(self, samples: list[EncodedSample], order: list[tuple[int, int]], offsets: Int64) -> QueryContext:
         _, base = self._lay(samples)

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import secrets
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +26,7 @@ from ilvr_ds.data.features import (
     differences,
 )
 from ilvr_ds.errors import UserError
+from ilvr_ds.whole_files import partial_name, whole_file
 
 logger = logging.getLogger("ilvr_ds")
 SampleRows = tuple[Rows, Rows]
@@ -69,7 +69,7 @@ class FeatureWriter:
 
     def write(self, name: str, samples: Iterable[SampleRows | None]) -> FeatureShard:
         """Write one shard, sample by sample; None stands for a sample that cannot be used."""
-        partial = _partial(self.folder / f"{name}.rows")
+        partial = partial_name(self.folder / f"{name}.rows")
         try:
             shard, index = self._write(partial, name, samples)
             return self._publish(partial, shard, index)
@@ -124,21 +124,11 @@ class FeatureWriter:
 
 
 def _write_whole(path: Path, data: bytes) -> None:
-    """Write a small file under another name, then rename it; several processes may do so at once."""
-    partial = _partial(path)
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    """A name that no other process takes. Process ids would not do: hosts share them."""
-    return path.with_name(f"{path.name}.partial-{secrets.token_hex(4)}")
+    """Write a small file, on the disk when this returns; several processes may do so at once."""
+    with whole_file(path) as partial, partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager

@@ -16,11 +16,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
-from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+from transformers.vision_utils import (
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 from ilvr_ds.data.decode import DECODING, decode_image
 from ilvr_ds.data.sample import SampleError
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 
 GREY = (128, 128, 128)
 Grid = tuple[int, int]
@@ -28,11 +32,13 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class VisionLayout:
-    """Sizes of a vision tower: `patch_size` in pixels, `merge_size` in patches, attention's `window_size` in pixels."""
+    """Sizes of a vision tower: `patch_size` in pixels, `merge_size` in patches, attention's `window_size` in pixels,
+    `position_grid`: side of the square of learnt positions. Both 0 where the tower has none."""
 
     patch_size: int
     merge_size: int
     window_size: int
+    position_grid: int = 0
 
     @property
     def cell(self) -> int:
@@ -51,8 +57,7 @@ class ImageEncoder:
         try:
             self.processor: Any = Qwen2VLImageProcessorPil.from_pretrained(path)
         except (OSError, ValueError) as error:
-            first_line = str(error).strip().splitlines()[0]
-            raise UserError(f"model.path: no image processor at '{path}' ({first_line})") from error
+            raise UserError(f"model.path: no image processor at '{path}' ({first_line(error)})") from error
         if self.processor.temporal_patch_size != 2:
             raise UserError(f"model.path: '{path}' has temporal_patch_size {self.processor.temporal_patch_size}, not 2")
         self.cell = self.processor.patch_size * self.processor.merge_size
@@ -139,36 +144,48 @@ def _pixel_limits(processor: Any, path: str) -> tuple[int, int]:
     )
 
 
-@dataclass(frozen=True)
-class _GridBookkeeping:
-    """What the tower needs for one image of a grid, with indices from zero."""
-
-    position_ids: torch.Tensor  # [patches, 2]
-    window_index: torch.Tensor  # [merged]
-    window_lengths: torch.Tensor  # [attention windows]
-
-
 @lru_cache(maxsize=4096)
-def _bookkeeping(grid: Grid, layout: VisionLayout) -> _GridBookkeeping:
+def _bookkeeping(grid: Grid, layout: VisionLayout) -> dict[str, torch.Tensor]:
+    """What the tower needs for one image of a grid, with indices from zero."""
     thw = torch.tensor([[1, *grid]])
-    window_index, cu_window = get_vision_window_index(thw, layout.merge_size, layout.window_size, layout.patch_size)
-    return _GridBookkeeping(get_vision_position_ids(thw, layout.merge_size), window_index, cu_window.diff())
+    found = {
+        "position_ids": get_vision_position_ids(thw, layout.merge_size),
+        "cu_seqlens": _bounds([grid[0] * grid[1]]),
+    }
+    if layout.window_size:
+        found["window_index"], found["cu_window_seqlens"] = get_vision_window_index(
+            thw, layout.merge_size, layout.window_size, layout.patch_size
+        )
+    if layout.position_grid:
+        indices, found["interp_weights"] = get_vision_interpolation_indices_and_weights(
+            thw, layout.position_grid, "bilinear", align_corners=True, spatial_merge_size=layout.merge_size
+        )
+        found["interp_indices"] = indices.int()
+    return found
 
 
 def attention_bookkeeping(grids: list[Grid], layout: VisionLayout) -> dict[str, torch.Tensor]:
     """What the stock tower would compute image by image in its forward, for images laid end to end.
 
-    position_ids [patches, 2], window_index [merged] int64; cu_seqlens [images + 1] and cu_window_seqlens
-    [attention windows + 1] int32. Computed once per distinct grid and shifted.
+    position_ids [patches, 2] int64, cu_seqlens [images + 1] int32. For a tower with windows window_index [merged]
+    int64 and cu_window_seqlens [attention windows + 1] int32; for one with learnt positions interp_indices and
+    interp_weights [patches, 4]. Computed once per distinct grid and shifted.
     """
     parts = [_bookkeeping(grid, layout) for grid in grids]
     merged = [h * w // layout.merge_size**2 for h, w in grids]
     starts = np.cumsum([0, *merged[:-1]]).tolist()
-    windows = torch.cat([part.window_lengths for part in parts])
-    lengths = torch.tensor([h * w for h, w in grids])
-    return {
-        "position_ids": torch.cat([part.position_ids for part in parts]),
-        "window_index": torch.cat([part.window_index + start for part, start in zip(parts, starts, strict=True)]),
-        "cu_seqlens": torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int(),
-        "cu_window_seqlens": torch.nn.functional.pad(windows.cumsum(0), (1, 0)).int(),
-    }
+    joined: dict[str, torch.Tensor] = {}
+    for name in parts[0]:
+        pieces = [part[name] for part in parts]
+        if name.startswith("cu_"):
+            joined[name] = _bounds(torch.cat([piece.diff() for piece in pieces]).tolist())
+        elif name == "window_index":
+            joined[name] = torch.cat([piece + start for piece, start in zip(pieces, starts, strict=True)])
+        else:
+            joined[name] = torch.cat(pieces)
+    return joined
+
+
+def _bounds(lengths: list[int]) -> torch.Tensor:
+    """[n + 1] int32: where pieces of these lengths begin and end."""
+    return torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32)

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ilvr_ds.data.collate import Collator
 from ilvr_ds.data.features import FeatureSet
+from ilvr_ds.data.mixture import MixtureFeatures, MixtureReader
+from ilvr_ds.data.mixture_plan import Plan
 from ilvr_ds.data.parcel import Parcel, allow_open_files
-from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import SampleError
 from ilvr_ds.data.template import EncodedSample, SampleEncoder
@@ -37,12 +38,12 @@ ALIVE_S = 5.0
 class WindowDataset(Dataset[Window]):
     """Item `step` is this rank's window of that optimizer step. Picklable; draws no random numbers."""
 
-    reader: ShardReader
+    reader: ShardReader | MixtureReader
     encoder: SampleEncoder
     collator: Collator
     numbers_of: Callable[[int], Sequence[Numbers]]
     """Sample numbers of this rank's micro-batches of a step."""
-    features: FeatureSet | None = None
+    features: FeatureSet | MixtureFeatures | None = None
     """Stored features, read instead of pixels, which the encoder then leaves out."""
 
     def __getitem__(self, step: int) -> Window:
@@ -88,7 +89,7 @@ class WindowDataset(Dataset[Window]):
 class PlannedNumbers:
     """The plan's share of one rank, `micro_batch_size` samples at a time."""
 
-    plan: SamplePlan
+    plan: Plan
     rank: int
     world: int
     micro_batch_size: int
@@ -111,6 +112,26 @@ class SequentialNumbers:
         """Sample numbers of evaluation step `step`: one micro-batch."""
         start = (step * self.world + self.rank) * self.batch
         return [np.arange(start, start + self.batch)]
+
+
+@dataclass
+class SetAfterSet:
+    """Samples of each set of a mixture in stored order, one set after the other: for evaluation.
+
+    starts [sets]: number of each set's first sample; steps [sets]: how many steps each set has.
+    """
+
+    of_set: SequentialNumbers
+    starts: Sequence[int]
+    steps: Sequence[int]
+
+    def __call__(self, step: int) -> list[Numbers]:
+        """Sample numbers of evaluation step `step`: one micro-batch, of one set."""
+        for start, steps in zip(self.starts, self.steps, strict=True):
+            if step < steps:
+                return [start + numbers for numbers in self.of_set(step)]
+            step -= steps
+        raise IndexError(f"no step {step} behind the last set")
 
 
 def iterate_windows(
@@ -157,15 +178,32 @@ class WindowLoader:
     """Iterates over (step, window) from `state_dict()["step"]` up to `last_step`."""
 
     def __init__(
-        self, dataset: WindowDataset, plan: SamplePlan, identity: dict[str, Any], num_workers: int, pin_memory: bool
+        self,
+        dataset: WindowDataset,
+        plan: Plan,
+        identity: dict[str, Any],
+        num_workers: int,
+        pin_memory: bool,
+        notes: dict[str, Any] | None = None,
     ) -> None:
         self.dataset = dataset
-        self.steps_per_epoch = plan.steps_per_epoch
-        self.global_batch = plan.global_batch
+        self.plan = plan
         self.identity = identity
+        self.notes = notes or {}
+        """Saved beside the identity, and not compared."""
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.step = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return self.plan.steps_per_epoch
+
+    def samples_of(self, step: int) -> tuple[int, ...]:
+        """Samples of each data set in optimizer step `step`, on all ranks."""
+        before, after = self.plan.taken(step), self.plan.taken(step + 1)
+        return tuple(new - old for old, new in zip(before, after, strict=True))
 
     def windows(self, last_step: int) -> Iterator[tuple[int, Window]]:
         """Windows of the steps from the current one up to, not including, `last_step`.
@@ -178,7 +216,7 @@ class WindowLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The next step, and the settings that the order depends on."""
-        return {"step": self.step, **self.identity}
+        return {"step": self.step, **self.identity, **self.notes}
 
     def check(self, state: dict[str, Any]) -> None:
         """Raise UserError where `state` was saved with other data or another order."""

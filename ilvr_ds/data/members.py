@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ilvr_ds.data.check import check_sample
-from ilvr_ds.data.sample import LatentStep, Sample, SampleError, Step, TextStep
+from ilvr_ds.data.sample import LatentStep, Sample, SampleError, Step, TextStep, Turn
 from ilvr_ds.errors import OneLineError
 
 BLOCK = tarfile.BLOCKSIZE
@@ -72,7 +72,7 @@ def encode_members(sample: Sample) -> dict[str, bytes]:
     check_sample(sample)
     images = {"in": sample.input_images, "helper": sample.helper_images}
     members = {f"{kind}{i}.{_extension(d)}": d for kind, data in images.items() for i, d in enumerate(data)}
-    record = {
+    record: dict[str, Any] = {
         "id": sample.id,
         "question": sample.question,
         "steps": [_step_record(step) for step in sample.steps],
@@ -81,6 +81,8 @@ def encode_members(sample: Sample) -> dict[str, bytes]:
         "meta": sample.meta,
         "images": list(members),
     }
+    if sample.history:
+        record["history"] = [{"role": turn.role, "content": turn.text} for turn in sample.history]
     members["json"] = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
     if any(not _NAME.fullmatch(f"{key_of(0)}.{extension}") for extension in members):
         raise SampleError("more than 10,000 images")
@@ -162,9 +164,11 @@ def _sample(record: dict[str, Any], images: dict[str, bytes]) -> Sample:
         answer=record["answer"],
         group=record["group"],
         meta=dict(record["meta"]),
+        history=tuple(Turn(turn["role"], turn["content"]) for turn in record.get("history", ())),
     )
     texts = [sample.id, sample.question, sample.answer, sample.group, *sample.meta, *sample.meta.values()]
     texts += [step.content for step in steps if isinstance(step, TextStep)]
+    texts += [turn.text for turn in sample.history]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a text is not text")
     check_sample(sample)

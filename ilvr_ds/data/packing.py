@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ilvr_ds.data.plan import Int64, SamplePlan
+from ilvr_ds.data.mixture_plan import Plan
+from ilvr_ds.data.plan import Int64
 from ilvr_ds.errors import UserError
 
 
@@ -22,7 +23,7 @@ class PackedNumbers:
     tokens [samples of the data set]: their lengths. Raises UserError where a sample is longer than the budget.
     """
 
-    plan: SamplePlan
+    plan: Plan
     rank: int
     world: int
     tokens: Int64

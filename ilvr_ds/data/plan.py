@@ -43,21 +43,17 @@ class SamplePlan:
     def __post_init__(self) -> None:
         if min(self.lanes, self.global_batch, self.shuffle_buffer) < 1 or self.seed < 0:
             raise ValueError(f"lanes, global batch and buffer must be positive and the seed not negative: {self}")
-        if self.global_batch % self.lanes:
-            fitting = _nearest(self.lanes, _divisors(self.global_batch))
-            raise UserError(
-                f"data.lanes: {self.lanes} does not divide {_GLOBAL_BATCH} of {self.global_batch}; nearest valid "
-                f"data.lanes: {fitting}; nearest valid batch: {_multiples(self.global_batch, self.lanes)}"
-            )
-        if self.num_samples < self.global_batch:
-            raise UserError(
-                f"data.shards: {self.num_samples} samples do not fill {_GLOBAL_BATCH} of {self.global_batch} samples"
-            )
+        check_lanes(self.lanes, self.global_batch, self.num_samples)
 
     @cached_property
     def num_samples(self) -> int:
         """Samples of the data set."""
         return sum(self.shard_sizes)
+
+    @property
+    def set_sizes(self) -> tuple[int, ...]:
+        """Samples of each data set: here of the only one."""
+        return (self.num_samples,)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -71,18 +67,11 @@ class SamplePlan:
 
     def check_world(self, world: int) -> None:
         """Raise UserError where `world` ranks cannot share the lanes equally."""
-        if self.lanes % world == 0:
-            return
-        fitting = [n for n in _divisors(self.global_batch) if n % world == 0]
-        lanes = (
-            _nearest(self.lanes, fitting)
-            if fitting
-            else (f"none, because {world} does not divide {_GLOBAL_BATCH} of {self.global_batch} either")
-        )
-        raise UserError(
-            f"data.lanes: {self.lanes} lanes cannot be shared by {world} ranks; nearest valid data.lanes: {lanes}; "
-            f"nearest valid number of ranks: {_nearest(world, _divisors(self.lanes))}"
-        )
+        check_world(self.lanes, self.global_batch, world)
+
+    def taken(self, steps: int) -> tuple[int, ...]:
+        """Samples of the first `steps` steps, of each data set: here of the only one."""
+        return (steps * self.global_batch,)
 
     def samples(self, step: int, rank: int, world: int) -> Int64:
         """[global_batch / world]: sample numbers of this rank's share of global step `step`; epochs follow each other.
@@ -97,11 +86,7 @@ class SamplePlan:
         lanes = range(rank, self.lanes, world)
         wanted = np.arange(step * share, (step + 1) * share)
         positions = np.concatenate([lane * lane_length + self._shuffled(epoch, lane, wanted) for lane in lanes])
-        first_samples, ends = _shard_order(self.shard_sizes, self.seed, epoch)
-        shard = np.searchsorted(ends, positions, side="right")
-        # A sample's distance from the end of its shard is the same in the sequence and in the data set.
-        result: Int64 = first_samples[shard] + positions
-        return result
+        return in_shard_order(positions, self.shard_sizes, (self.seed, epoch, _SHARDS))
 
     def _shuffled(self, epoch: int, lane: int, wanted: Int64) -> Int64:
         """Positions in a lane of its entries `wanted` (ascending) once each buffer is shuffled."""
@@ -111,26 +96,63 @@ class SamplePlan:
         for buffer in range(int(buffers[0]), int(buffers[-1]) + 1):
             start = buffer * self.shuffle_buffer
             length = min(self.shuffle_buffer, lane_length - start)
-            order = _buffer_order(length, self.seed, epoch, lane, buffer)
+            order = _buffer_order(length, (self.seed, epoch, _BUFFER, lane, buffer))
             parts.append(start + order[wanted[buffers == buffer] - start])
         return np.concatenate(parts)
 
 
-@lru_cache(maxsize=4)
-def _shard_order(shard_sizes: tuple[int, ...], seed: int, epoch: int) -> tuple[Int64, Int64]:
-    """For each shard in the epoch's order: what to add to a position to get its sample, and where the shard ends."""
+def check_lanes(lanes: int, global_batch: int, epoch_samples: int) -> None:
+    """Raise UserError where `lanes` does not divide the global batch, or an epoch does not fill one step."""
+    if global_batch % lanes:
+        fitting = _nearest(lanes, _divisors(global_batch))
+        raise UserError(
+            f"data.lanes: {lanes} does not divide {_GLOBAL_BATCH} of {global_batch}; nearest valid data.lanes: "
+            f"{fitting}; nearest valid batch: {_multiples(global_batch, lanes)}"
+        )
+    if epoch_samples < global_batch:
+        raise UserError(f"data.shards: {epoch_samples} samples do not fill {_GLOBAL_BATCH} of {global_batch} samples")
+
+
+def check_world(lanes: int, global_batch: int, world: int) -> None:
+    """Raise UserError where `world` ranks cannot share the lanes equally."""
+    if lanes % world == 0:
+        return
+    fitting = [n for n in _divisors(global_batch) if n % world == 0]
+    valid = (
+        _nearest(lanes, fitting)
+        if fitting
+        else (f"none, because {world} does not divide {_GLOBAL_BATCH} of {global_batch} either")
+    )
+    raise UserError(
+        f"data.lanes: {lanes} lanes cannot be shared by {world} ranks; nearest valid data.lanes: {valid}; "
+        f"nearest valid number of ranks: {_nearest(world, _divisors(lanes))}"
+    )
+
+
+def in_shard_order(positions: Int64, shard_sizes: tuple[int, ...], key: tuple[int, ...]) -> Int64:
+    """Sample numbers at `positions` of a data set whose shards are put in the order that `key` draws."""
+    first_samples, ends = _shard_order(shard_sizes, key)
+    shard = np.searchsorted(ends, positions, side="right")
+    # A sample's distance from the end of its shard is the same in the sequence and in the data set.
+    result: Int64 = first_samples[shard] + positions
+    return result
+
+
+@lru_cache(maxsize=64)
+def _shard_order(shard_sizes: tuple[int, ...], key: tuple[int, ...]) -> tuple[Int64, Int64]:
+    """For each shard in the drawn order: what to add to a position to get its sample, and where the shard ends."""
     sizes = np.asarray(shard_sizes, dtype=np.int64)
-    order = _permutation(len(sizes), (seed, epoch, _SHARDS))
+    order = permutation(len(sizes), key)
     ends = np.cumsum(sizes[order])
     return np.cumsum(sizes)[order] - ends, ends
 
 
 @lru_cache(maxsize=1024)
-def _buffer_order(length: int, seed: int, epoch: int, lane: int, buffer: int) -> Int64:
-    return _permutation(length, (seed, epoch, _BUFFER, lane, buffer))
+def _buffer_order(length: int, key: tuple[int, ...]) -> Int64:
+    return permutation(length, key)
 
 
-def _permutation(length: int, key: tuple[int, ...]) -> Int64:
+def permutation(length: int, key: tuple[int, ...]) -> Int64:
     """A random order of 0 .. length-1 that depends on `key` alone."""
     words = np.random.PCG64(np.random.SeedSequence(key)).random_raw(length)
     return np.argsort(words, kind="stable").astype(np.int64)

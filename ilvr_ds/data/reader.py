@@ -34,6 +34,11 @@ class ShardReader:
         """Where the data set lies, for messages."""
         return self.shard_set.location
 
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that was packed."""
+        return self.shard_set.fingerprint
+
     def read(self, sample_number: int) -> Sample:
         """The sample with this number (0 to len - 1, in packed order); its images are not decoded.
 

@@ -9,7 +9,9 @@ from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import RolloutLayout
 
 
-def lay_out(samples: list[EncodedSample], base: list[int], shape: tuple[int, int], latent_size: int) -> RolloutLayout:
+def lay_out(
+    samples: list[EncodedSample], base: list[int], shape: tuple[int, int], latent_size: int, image_pad: int
+) -> RolloutLayout:
     """The layout of one micro-batch.
 
     base: flat position of each sample's first token in rows of tokens of this `shape`: one row each, padded on either
@@ -23,6 +25,7 @@ def lay_out(samples: list[EncodedSample], base: list[int], shape: tuple[int, int
     source, real = np.zeros((B, U), dtype=np.int64), np.zeros((B, U), dtype=bool)
     place = np.zeros(shape[0] * shape[1], dtype=np.int64)
     openings = np.zeros((rounds, B), dtype=np.int64)
+    images = [b * chunks[0] + np.flatnonzero(s.input_ids == image_pad) for b, s in enumerate(samples)]
     for b, sample in enumerate(samples):
         columns = np.concatenate(
             [
@@ -46,6 +49,7 @@ def lay_out(samples: list[EncodedSample], base: list[int], shape: tuple[int, int
         turns=torch.tensor([m for m, _ in segments], dtype=torch.int64),
         rows=torch.tensor([b for _, b in segments], dtype=torch.int64),
         slots=torch.from_numpy(np.array(pads, dtype=np.int64).reshape(-1, latent_size)),
+        image_slots=torch.from_numpy(np.concatenate(images)),
         chunks=tuple(chunks),
     )
 

@@ -149,7 +149,7 @@ class ShardSet:
             who = "no sample has a region" if missing is None else f"{missing} of {len(self)} samples have none"
             raise UserError(
                 f"selection.pool is region, which every latent step needs, but in {self.location} {who}; pack records "
-                "that have them (docs/data.md), or set selection.pool to changed or all"
+                "that have them (docs/formats.md), or set selection.pool to changed or all"
             )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ilvr_ds.data.answer_place import find_answer
 from ilvr_ds.data.decode import image_size
 from ilvr_ds.data.features import Rows
 from ilvr_ds.data.images import Grid, ImageEncoder
-from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Region, Sample, SampleError, TextStep
+from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Region, Sample, SampleError, TextStep, Turn
 from ilvr_ds.data.tokens import LATENT_TOKENS, SpecialTokens
 
 IGNORE = -100
@@ -38,7 +39,7 @@ class EncodedSample:
     position_ids: Int64
     """[3, T]: temporal, height and width positions (mRoPE)."""
     assistant: int
-    """Position of the `<|im_start|>` that opens the assistant's turn."""
+    """Position of the `<|im_start|>` that opens the assistant's last turn, which has the segments."""
     segments: Int64
     """[M]: position of the first latent pad of each segment."""
     answer: tuple[int, int]
@@ -81,7 +82,7 @@ class SampleEncoder:
         self.with_helpers = with_helpers
         self.with_pixels = with_pixels
         self.merge_size: int = images.processor.merge_size
-        self._opening = 1 + len(tokenizer("assistant", add_special_tokens=False)["input_ids"])
+        self._assistant_word = np.array(tokenizer("assistant", add_special_tokens=False)["input_ids"], dtype=np.int64)
         reserved = [*tokenizer.all_special_tokens, *LATENT_TOKENS, *_vision_words()]
         self._reserved = re.compile("|".join(map(re.escape, reserved)))
 
@@ -99,7 +100,7 @@ class SampleEncoder:
             id=sample.id,
             group=sample.group,
             input_ids=ids,
-            labels=self._labels(ids, assistant),
+            labels=self._labels(ids),
             position_ids=self.positions(ids, list(grids[: len(sample.input_images)])),
             assistant=assistant,
             segments=np.flatnonzero(ids == self.special.latent_start) + 1,
@@ -139,7 +140,7 @@ class SampleEncoder:
 
     def prompt(self, sample: Sample) -> EncodedSample:
         """What precedes an answer: the chat prompt and the input images, without steps, helper images and labels."""
-        self._check_text(sample.question)
+        self._check_prompt(sample)
         encoded = self.images(sample.input_images)
         grids = [grid for _, grid in encoded]
         tokens = self.tokenizer(self.prompt_text(sample), add_special_tokens=False)["input_ids"]
@@ -167,19 +168,27 @@ class SampleEncoder:
 
     def prompt_text(self, sample: Sample) -> str:
         """The chat prompt up to and including the assistant's opening, one image token per image."""
-        return str(self.tokenizer.apply_chat_template(_user_turn(sample), tokenize=False, add_generation_prompt=True))
+        return str(
+            self.tokenizer.apply_chat_template(_prompt_turns(sample), tokenize=False, add_generation_prompt=True)
+        )
 
     def _tokens(self, sample: Sample, grids: list[Grid]) -> tuple[Int64, tuple[int, int]]:
         """Ids with image and latent tokens spread out, and the span of the answer."""
-        for text in (sample.question, *(s.content for s in sample.steps if isinstance(s, TextStep))):
-            self._check_text(text)
+        self._check_prompt(sample)
+        for step in sample.steps:
+            if isinstance(step, TextStep):
+                self._check_text(step.content)
         steps = self._step_texts(sample)
-        turns = [*_user_turn(sample), {"role": "assistant", "content": "".join(steps)}]
+        turns = [*_prompt_turns(sample), {"role": "assistant", "content": "".join(steps)}]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False)
         encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         ids, starts = self._spread(encoded["input_ids"], grids)
         first, last = _answer_span(text, sample, steps, encoded["offset_mapping"])
         return ids, (int(starts[first]), int(starts[last]))
+
+    def _check_prompt(self, sample: Sample) -> None:
+        for text in (sample.question, *(turn.text for turn in sample.history)):
+            self._check_text(text)
 
     def _check_text(self, text: str) -> None:
         if found := self._reserved.search(text):
@@ -203,10 +212,18 @@ class SampleEncoder:
         turns: Int64 = np.flatnonzero(ids == self.special.im_start)
         return int(turns[-1])
 
-    def _labels(self, ids: Int64, assistant: int) -> Int64:
-        """-100 up to and including `<|im_start|>assistant` and on latent pads; all the rest is supervised."""
-        labels = ids.copy()
-        labels[: assistant + self._opening] = IGNORE
+    def _labels(self, ids: Int64) -> Int64:
+        """Each of the assistant's turns behind `<|im_start|>assistant`, up to the next turn; -100 elsewhere and on
+        latent pads.
+
+        No text can open a turn: reserved tokens in it are refused.
+        """
+        labels = np.full_like(ids, IGNORE)
+        turns = np.flatnonzero(ids == self.special.im_start).tolist()
+        for start, end in pairwise([*turns, len(ids)]):
+            first = start + 1 + len(self._assistant_word)
+            if np.array_equal(ids[start + 1 : first], self._assistant_word):
+                labels[first:end] = ids[first:end]
         labels[ids == self.special.latent_pad] = IGNORE
         return labels
 
@@ -227,19 +244,28 @@ class SampleEncoder:
         return positions
 
 
-def _user_turn(sample: Sample) -> list[dict[str, Any]]:
-    """The user's message: images at the question's markers, without any before the text."""
+def _prompt_turns(sample: Sample) -> list[dict[str, Any]]:
+    """The messages before the assistant's last: images at the markers of the user's texts, without any before them."""
     image = {"type": "image"}
-    parts = sample.question.split(IMAGE_MARKER)
-    if len(parts) == 1:
-        content = [*([image] * len(sample.input_images)), {"type": "text", "text": sample.question}]
-    else:
-        content = [{"type": "text", "text": parts[0]}] if parts[0] else []
-        for part in parts[1:]:
-            content.append(image)
-            if part:
-                content.append({"type": "text", "text": part})
-    return [{"role": "user", "content": content}]
+    is_marked = any(IMAGE_MARKER in text for text in sample.user_texts)
+    first = [image] * (0 if is_marked else len(sample.input_images))
+    turns: list[dict[str, Any]] = []
+    for turn in (*sample.history, Turn("user", sample.question)):
+        if turn.role == "user":
+            turns.append({"role": "user", "content": [*first, *_parts(turn.text)]})
+            first = []
+        else:
+            turns.append({"role": turn.role, "content": turn.text})
+    return turns
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    """A user's text with an image at each marker."""
+    pieces = text.split(IMAGE_MARKER)
+    parts = [{"type": "text", "text": pieces[0]}] if pieces[0] or len(pieces) == 1 else []
+    for piece in pieces[1:]:
+        parts += [{"type": "image"}, *([{"type": "text", "text": piece}] if piece else [])]
+    return parts
 
 
 def _regions(sample: Sample, sizes: list[tuple[int, int]]) -> tuple[Region | None, ...]:

@@ -8,9 +8,11 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 
 LATENT_TOKENS = ("<|latent_pad|>", "<|latent_start|>", "<|latent_end|>")
+ABSENT = -1
+"""The id of a latent token that a tokenizer lacks: no token has it."""
 _QUESTION, _ANSWER = "How many?", "As many as there are."
 _BASE_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
@@ -30,6 +32,11 @@ class SpecialTokens:
     pad: int
 
     @property
+    def has_latents(self) -> bool:
+        """Whether the latent tokens are there at all."""
+        return self.latent_start != ABSENT
+
+    @property
     def context_free(self) -> tuple[int, ...]:
         """Tokens that carry no text and are left out of the teacher's context means."""
         return (self.latent_pad, self.latent_start, self.latent_end, self.vision_start, self.vision_end)
@@ -40,17 +47,19 @@ def has_latent_tokens(path: str) -> bool:
     return set(LATENT_TOKENS) <= set(AutoTokenizer.from_pretrained(path).get_vocab())
 
 
-def load_tokenizer(path: str, add_latent_tokens: bool = True) -> tuple[Any, SpecialTokens]:
+def load_tokenizer(
+    path: str, add_latent_tokens: bool = True, without_latents: bool = False
+) -> tuple[Any, SpecialTokens]:
     """The tokenizer at `path` (folder or hub name) with the latent tokens, added in their fixed order where missing.
 
     Raises UserError where there is no tokenizer, no chat template that can say text and images, or Qwen2.5-VL's tokens
-    are missing; without `add_latent_tokens` also where the latent tokens are.
+    are missing; without `add_latent_tokens` also where the latent tokens are. without_latents: a tokenizer that has
+    none of them stays as it is, and their ids are ABSENT.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UserError(f"model.path: no tokenizer at '{path}' ({first_line})") from error
+        raise UserError(f"model.path: no tokenizer at '{path}' ({first_line(error)})") from error
     missing = [token for token in _BASE_TOKENS if token not in tokenizer.get_vocab()]
     if missing:
         raise UserError(
@@ -62,19 +71,36 @@ def load_tokenizer(path: str, add_latent_tokens: bool = True) -> tuple[Any, Spec
         if fault := _template_fault(tokenizer, images):
             raise UserError(
                 f"model.path: the chat template at '{path}' cannot say {'an image' if images else 'a text'} ({fault}); "
-                "take tokenizer_config.json of the Qwen2.5-VL release"
+                "take tokenizer_config.json of the model's release"
             )
+    if not _answers_as_it_asks(tokenizer):
+        raise UserError(
+            f"model.path: the chat template at '{path}' ends a prompt otherwise than an answer begins, as those of "
+            "Thinking releases do (<think>), which are not supported; take the Instruct release"
+        )
     absent = [token for token in LATENT_TOKENS if token not in tokenizer.get_vocab()]
-    if absent and not add_latent_tokens:
+    has_none = without_latents and len(absent) == len(LATENT_TOKENS)
+    if absent and not add_latent_tokens and not has_none:
         raise UserError(
             f"model.path: the tokenizer at '{path}' lacks {', '.join(absent)}: the model was not trained with latents; "
             "take a model that `ilvr-ds export` wrote"
         )
-    tokenizer.add_tokens(list(LATENT_TOKENS), special_tokens=True)
-    names = [*LATENT_TOKENS, *_BASE_TOKENS]
-    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
+    if not has_none:
+        tokenizer.add_tokens(list(LATENT_TOKENS), special_tokens=True)
+    names = [*_BASE_TOKENS] if has_none else [*LATENT_TOKENS, *_BASE_TOKENS]
+    ids = dict.fromkeys(LATENT_TOKENS, ABSENT) | dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ids["<|im_end|>"]
     return tokenizer, SpecialTokens(pad=pad, **{name.strip("<|>"): token for name, token in ids.items()})
+
+
+def _answers_as_it_asks(tokenizer: Any) -> bool:
+    """Whether the tokens of a prompt are those before its answer in training: a model is asked what it has learnt."""
+    turns = [{"role": "user", "content": [{"type": "text", "text": _QUESTION}]}]
+    answered = [*turns, {"role": "assistant", "content": _ANSWER}]
+    prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template(answered, tokenize=False)
+    asked, read = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole))
+    return bool(read[: len(asked)] == asked)
 
 
 def _template_fault(tokenizer: Any, images: int) -> str | None:
@@ -87,7 +113,7 @@ def _template_fault(tokenizer: Any, images: int) -> str | None:
     try:
         text = tokenizer.apply_chat_template(turns, tokenize=False)
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        return first_line(error)
     before, words, _ = text.partition(_QUESTION)
     if not words or before.endswith(("'", '"')):
         return "the user's words are not there" if not words else "it prints the message as Python does"

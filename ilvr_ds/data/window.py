@@ -27,18 +27,27 @@ class ImageBatch(TensorTree):
     """Images of one micro-batch for one call of the vision tower: its input images, then its helper images.
 
     A micro-batch without images holds one tiny grey image that nothing refers to: the tower is called all the same.
+    Beside the patches are arguments of the stock tower, by its names; None where it has no such argument.
     """
 
     patches: torch.Tensor
     """[patches, bytes of a patch] uint8"""
     position_ids: torch.Tensor
     """[patches, 2] int64"""
-    window_index: torch.Tensor
-    """[merged patches] int64"""
     cu_seqlens: torch.Tensor = field(metadata={"host": True})
     """[images + 1] int32 on the CPU: PyTorch's attention needs the lengths as Python numbers"""
-    cu_window_seqlens: torch.Tensor = field(metadata={"host": True})
+    window_index: torch.Tensor | None = None
+    """[merged patches] int64"""
+    cu_window_seqlens: torch.Tensor | None = field(default=None, metadata={"host": True})
     """[attention windows + 1] int32 on the CPU"""
+    interp_indices: torch.Tensor | None = None
+    """[patches, 4] int32: the learnt positions of which each patch has a mixture"""
+    interp_weights: torch.Tensor | None = None
+    """[patches, 4] float32"""
+
+    def named(self, *names: str) -> dict[str, torch.Tensor]:
+        """Those of these arguments that there are."""
+        return {name: tensor for name in names if (tensor := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,8 @@ class TokenBatch(TensorTree):
     """[samples + 1] int32: where the samples begin in the one row that holds them end to end; None: a row each."""
     lengths: tuple[int, ...] = ()
     """Tokens of each sample."""
+    image_lengths: tuple[int, ...] = ()
+    """Image tokens of each sample."""
 
     def places(self, samples: range) -> tuple[slice, slice]:
         """Rows and columns in which successive `samples` lie."""
@@ -70,18 +81,22 @@ class TokenBatch(TensorTree):
         return slice(None), slice(first, first + sum(self.lengths[samples.start : samples.stop]))
 
     def of(self, samples: range) -> TokenBatch:
-        """Successive `samples` alone, without image slots and rows."""
+        """Successive `samples` alone."""
         rows, columns = self.places(samples)
         starts = self.cu_seqlens
+        first = sum(self.image_lengths[: samples.start])
+        images = slice(first, first + sum(self.image_lengths[samples.start : samples.stop]))
+        before = self.input_ids.shape[1] * (rows.start or 0) + (columns.start or 0)
         return TokenBatch(
             input_ids=self.input_ids[rows, columns],
             position_ids=self.position_ids[:, rows, columns],
             real=self.real[rows, columns],
-            image_slots=self.image_slots[:0],
-            image_rows=self.image_rows[:0],
+            image_slots=self.image_slots[images] - before,
+            image_rows=self.image_rows[images],
             right_padded=self.right_padded,
             cu_seqlens=None if starts is None else starts[samples.start : samples.stop + 1] - starts[samples.start],
             lengths=self.lengths[samples.start : samples.stop],
+            image_lengths=self.image_lengths[samples.start : samples.stop],
         )
 
 
@@ -197,6 +212,8 @@ class RolloutLayout(TensorTree):
     """[X] int64 its row of the layout"""
     slots: torch.Tensor
     """[X, K] int64 flat positions of its latent pads"""
+    image_slots: torch.Tensor
+    """[image tokens] int64 flat positions of image tokens in chunk 0, [B, chunks[0]], where all images stand"""
     chunks: tuple[int, ...] = ()
     """Columns of each chunk: one more than there are rounds of latents."""
 
@@ -242,7 +259,7 @@ class MicroBatch(TensorTree):
     candidate_offsets: torch.Tensor
     """[M + 1] int64"""
     noise_keys: torch.Tensor
-    """[M, 2] int64: number of the sample in the data set, number of the segment in the sample"""
+    """[M, 2] int64: number of the sample in the data, number of the segment in the sample"""
     answer_rows: torch.Tensor
     """[A] int64: rows of the labels (0..L-1) that belong to answers"""
     answer_samples: torch.Tensor
@@ -251,6 +268,12 @@ class MicroBatch(TensorTree):
     """[B] bool"""
     rollout: RolloutLayout | None = None
     """Stage 2 only; M is 0 above there unless helper images are read, for a teacher or to look at them."""
+    label_sets: torch.Tensor | None = None
+    """[L] int64, in a mixture: the data set of each label's sample"""
+    segment_sets: torch.Tensor | None = None
+    """[M] int64, in a mixture: the data set of each segment's sample"""
+    supervised_by_set: torch.Tensor | None = None
+    """[sets] int64, in a mixture: how many labels each data set has"""
     groups: tuple[str, ...] = ()
     """Kind of task of each sample."""
     ids: tuple[str, ...] = ()

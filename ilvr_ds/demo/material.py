@@ -31,6 +31,7 @@ def write_demo(
     workers: int = 1,
     operations: Sequence[str] = OPERATIONS,
     signs: int | None = None,
+    family: str = "qwen2_5_vl",
 ) -> list[str]:
     """Write `output`/task (JSON Lines and images) and `output`/model; returns lines that say what was written.
 
@@ -39,7 +40,7 @@ def write_demo(
     """
     spec = _task_spec(grid, tuple(operations), signs)
     write_task(output / "task", spec, seed, train, held_out, workers)
-    write_demo_model(output / "model", spec, size, seed)
+    write_demo_model(output / "model", spec, size, seed, family)
     return _written(output, train, held_out, f"random, {size}")
 
 
@@ -65,13 +66,13 @@ def _task_spec(grid: int, operations: tuple[str, ...], signs: int | None) -> Tas
     return TaskSpec(grid=grid, operations=operations)
 
 
-def write_demo_model(directory: Path, spec: TaskSpec, size: str, seed: int = 0) -> None:
+def write_demo_model(directory: Path, spec: TaskSpec, size: str, seed: int = 0, family: str = "qwen2_5_vl") -> None:
     """A random model whose tokenizer knows the words of the task, and whose tower knows the pictures of a trail."""
     samples = list(islice(draw_samples(spec, seed, "train", TOKENIZER_SAMPLES), TOKENIZER_SAMPLES))
     texts = [text for sample in samples for text in _texts(sample)]
     shown = samples if "trail" in spec.operations else []
     pictures = [decode_image(image) for sample in shown[:WHITENING_SAMPLES] for image in sample.helper_images]
-    build_tiny_model(directory, texts=texts, size=SIZES[size], seed=seed, pictures=pictures)
+    build_tiny_model(directory, texts=texts, size=SIZES[size], seed=seed, family=family, pictures=pictures)
 
 
 def _texts(sample: Sample) -> list[str]:

@@ -1,11 +1,11 @@
-"""A tiny random Qwen2.5-VL with its tokenizer, built instead of downloaded, as a folder that stock transformers loads.
+"""A tiny random model of a family with its tokenizer, built, not downloaded, as a folder that stock transformers loads.
 
 The vision tower is random and meant to stay frozen. For that a merged patch's feature must be a signature of its own
-28x28 pixels:
+pixels:
 
 - The plain initialisation (normal, std 0.02) is kept: the blocks add a few per cent to the residual stream, so that
-  attention mixes in hardly anything of other patches. Depth 2, one windowed and one full block, runs both kinds of
-  attention.
+  attention mixes in hardly anything of other patches. Of Qwen2.5-VL two blocks, one windowed and one full, run both
+  kinds of attention; of Qwen3-VL there are three, and two of them give features to deepstack.
 - The mean of each patch filter is damped. Patches on white share one large component, the filters' answer to flat
   white, which would put the cosine of any two cells near 0.8. It is not removed: a blank patch would be zero, and the
   norm before the merger would blow up the traces of its neighbours.
@@ -13,7 +13,8 @@ The vision tower is random and meant to stay frozen. For that a merged patch's f
   shapes of one colour is up to 0.97: nearly all of a feature is its colour. Whitened on blobs alone, the cells of
   shaded pictures are too much alike (0.92 to the nearest other one): a latent that is nearly right names another cell.
 - Token embeddings and features get one scale, RMS 1. They stand side by side in the sequence, and so does the last
-  hidden state, RMS 1 after the final norm, that generation feeds back as a latent.
+  hidden state, RMS 1 after the final norm, that generation feeds back as a latent. What deepstack adds has half of
+  it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from typing import Any
 import torch
 from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen3VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ilvr_ds.file_modes import follow_umask
+from ilvr_ds.model.families import family_of
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -75,6 +77,9 @@ CHAT_TEMPLATE = """\
 {%- endif -%}"""
 """Gives the same text as Qwen2.5-VL's template for text and images."""
 
+QWEN3_CHAT_TEMPLATE = CHAT_TEMPLATE.partition("{%- endif -%}\n")[2]
+"""Gives the same text as that of Qwen3-VL-Instruct: no system turn where nobody wrote one."""
+
 _PRETOKENIZER = (  # Qwen2's: words with their leading space, digits one by one
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -84,11 +89,20 @@ _HEAD_ROOM = 3  # rows for the latent tokens, which the trainer adds
 _FLAT_DAMPING = 0.2
 _BLOBS_SIDE = 32
 _FLOOR = 1e-3  # of the largest variance: directions below it are noise
+_DEEPSTACK_RMS = 0.5
+_TONES, _QWEN3_TONES = ([1.93, 2.07, 2.15], 3.8), ([1.0, 1.0, 1.0], 2.0)
+_QWEN3_IMAGES: dict[str, Any] = {
+    "patch_size": 16,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "size": {"shortest_edge": 4 * 32 * 32, "longest_edge": 16384 * 32 * 32},
+}
+"""As in the releases, but for the smallest image, which has 65,536 pixels there."""
 
 
 @dataclass(frozen=True)
 class TinySize:
-    """Sizes of a tiny model; the vision tower has 2 blocks, the second with full attention.
+    """Sizes of a tiny model.
 
     `vocab_size`: entries of the tokenizer before the special tokens, at most; at least 256, the bytes.
     """
@@ -122,23 +136,28 @@ def build_tiny_model(
     texts: Iterable[str],
     size: TinySize = TINY,
     seed: int = 0,
+    family: str = "qwen2_5_vl",
     pictures: Sequence[Image.Image] = (),
 ) -> None:
-    """Write config, weights (fp32), tokenizer and image processor of a random Qwen2.5-VL into `directory`.
+    """Write config, weights (fp32), tokenizer and image processor of a random model into `directory`.
 
     texts: what the tokenizer's merges are learnt from. The latent tokens are not in it, but the embedding has rows
-    for them. pictures: RGB, of sides that are multiples of 28, to whiten the vision tower's features on; none: blobs.
+    for them. family: qwen2_5_vl or qwen3_vl. pictures: RGB, to whiten the vision tower's features on; none: blobs.
     The same arguments give the same files.
     """
+    is_qwen3 = family == "qwen3_vl"
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = _build_tokenizer(texts, size.vocab_size)
+    tokenizer = _build_tokenizer(texts, size.vocab_size, QWEN3_CHAT_TEMPLATE if is_qwen3 else CHAT_TEMPLATE)
     tokenizer.save_pretrained(directory)
-    Qwen2VLImageProcessorPil().save_pretrained(directory)
-    _build_model(_build_config(size, tokenizer), seed, pictures).save_pretrained(directory)
+    images = Qwen2VLImageProcessorPil(**(_QWEN3_IMAGES if is_qwen3 else {}))
+    images.save_pretrained(directory)
+    config = (_qwen3_config if is_qwen3 else _qwen2_5_config)(size, tokenizer)
+    seen = images(list(pictures), return_tensors="pt") if pictures else None
+    _build_model(config, _QWEN3_TONES if is_qwen3 else _TONES, seed, seen).save_pretrained(directory)
     follow_umask(directory / "model.safetensors")
 
 
-def _build_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+def _build_tokenizer(texts: Iterable[str], vocab_size: int, chat_template: str) -> Any:
     """A byte-level BPE tokenizer as Qwen's, with merges learnt from `texts`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -158,16 +177,33 @@ def _build_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         extra_special_tokens=list(SPECIAL_TOKENS),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
 
 
-def _build_config(size: TinySize, tokenizer: Any) -> Any:
-    """The model's configuration; ids of special tokens as the tokenizer gives them."""
-    ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
-    rows = math.ceil((len(tokenizer) + _HEAD_ROOM) / _ROW_MULTIPLE) * _ROW_MULTIPLE
+def _qwen2_5_config(size: TinySize, tokenizer: Any) -> Any:
     rotary = size.hidden_size // size.heads // 2  # pairs of a head, cut among time, height and width as Qwen does
-    text = {
+    return Qwen2_5_VLConfig(
+        text_config=_text(size, tokenizer, [rotary // 4, rotary * 3 // 8, rotary * 3 // 8]),
+        vision_config={**_vision(size), "depth": 2, "fullatt_block_indexes": [1]},
+        **_image_tokens(tokenizer),
+    )
+
+
+def _qwen3_config(size: TinySize, tokenizer: Any) -> Any:
+    head = 2 * size.hidden_size // size.heads  # as in the releases, queries may be wider than the hidden size
+    side = head // 2 * 5 // 16
+    vision = {"depth": 3, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
+    return Qwen3VLConfig(
+        text_config={**_text(size, tokenizer, [head // 2 - 2 * side, side, side]), "head_dim": head},
+        vision_config={**_vision(size), **vision},
+        **_image_tokens(tokenizer),
+    )
+
+
+def _text(size: TinySize, tokenizer: Any, mrope_section: list[int]) -> dict[str, Any]:
+    rows = math.ceil((len(tokenizer) + _HEAD_ROOM) / _ROW_MULTIPLE) * _ROW_MULTIPLE
+    return {
         "vocab_size": rows,
         "hidden_size": size.hidden_size,
         "intermediate_size": size.intermediate_size,
@@ -178,77 +214,82 @@ def _build_config(size: TinySize, tokenizer: Any) -> Any:
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 1e6,
-            "mrope_section": [rotary // 4, rotary * 3 // 8, rotary * 3 // 8],
+            "mrope_section": mrope_section,
         },
         "bos_token_id": None,
-        "eos_token_id": ids["<|im_end|>"],
-        "pad_token_id": ids["<|endoftext|>"],
+        "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
     }
-    vision = {
-        "depth": 2,
+
+
+def _vision(size: TinySize) -> dict[str, Any]:
+    return {
         "hidden_size": size.vision_hidden_size,
         "intermediate_size": 2 * size.vision_hidden_size,
         "num_heads": size.vision_heads,
         "out_hidden_size": size.hidden_size,
-        "fullatt_block_indexes": [1],
     }
-    return Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-    )
 
 
-def _build_model(config: Any, seed: int, pictures: Sequence[Image.Image]) -> Any:
+def _image_tokens(tokenizer: Any) -> dict[str, int]:
+    """Ids as the tokenizer gives them."""
+    names = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }
+    return {key: tokenizer.convert_tokens_to_ids(token) for key, token in names.items()}
+
+
+def _build_model(config: Any, tones: tuple[list[float], float], seed: int, seen: Any) -> Any:
     """Random weights (fp32) with the changes that this file's docstring explains."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = Qwen2_5_VLForConditionalGeneration(config).float()
+        model = family_of(config).model(config).float()
         embedding = model.get_input_embeddings().weight
         embedding.div_(_rms(embedding))
 
         tower = model.model.visual
         filters = tower.patch_embed.proj.weight  # [hidden, channels, frames, height, width]
         filters.sub_((1 - _FLAT_DAMPING) * filters.mean(dim=(2, 3, 4), keepdim=True))
-        _whiten(tower, *(_pixels(pictures) if pictures else _blobs()))
+        if seen is None:
+            _whiten(tower, *_blobs(tower.patch_size, *tones))
+        else:
+            _whiten(tower, seen["pixel_values"], seen["image_grid_thw"])
     return model
 
 
 def _whiten(tower: Any, pixels: torch.Tensor, grids: torch.Tensor) -> None:
     """Compose the tower's last layer with the whitening of its features of these pictures, and scale them to RMS 1."""
-    features = tower(pixels, grid_thw=grids).pooler_output
+    output = tower(pixels, grid_thw=grids)
+    features = output.pooler_output
     mean = features.mean(0)
     values, vectors = torch.linalg.eigh((features - mean).T @ (features - mean) / len(features))
     whitening = vectors @ (values + _FLOOR * values[-1]).rsqrt().diag() @ vectors.T
     whitening /= _rms((features - mean) @ whitening)
-    last = tower.merger.mlp[-1]
+    last = tower.merger.mlp[-1] if hasattr(tower.merger, "mlp") else tower.merger.linear_fc2
     last.weight.copy_(whitening @ last.weight)
     last.bias.copy_(whitening @ (last.bias - mean))
+    for number, added in enumerate(getattr(output, "deepstack_features", None) or []):
+        tower.deepstack_merger_list[number].linear_fc2.weight.mul_(_DEEPSTACK_RMS / _rms(added))
 
 
-def _pixels(pictures: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels and grids of pictures in their own size."""
-    sides = [side for picture in pictures for side in picture.size]
-    limits = {"min_pixels": min(sides) ** 2, "max_pixels": max(sides) ** 2}
-    made = Qwen2VLImageProcessorPil(**limits)(list(pictures), return_tensors="pt")
-    return made["pixel_values"], made["image_grid_thw"]
+def _blobs(patch: int, white_tones: list[float], contrast: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels [patches, 3 * 2 * patch * patch] of cells that hold a blob of one colour on white, every eighth nothing;
+    and their grid.
 
-
-def _blobs() -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixels [patches, 3 * 2 * 14 * 14] of cells that hold a blob of one colour on white, every eighth nothing; and
-    their grid."""
-    count = _BLOBS_SIDE**2
-    form = torch.nn.functional.interpolate(torch.randn(count, 1, 5, 5), (28, 28), mode="bicubic") > 0
-    distance = (torch.arange(28) - 13.5).square()
-    form &= distance[:, None] + distance < 12**2
+    white_tones: what the image processor makes of white; black is lower by `contrast`.
+    """
+    count, cell = _BLOBS_SIDE**2, 2 * patch
+    form = torch.nn.functional.interpolate(torch.randn(count, 1, 5, 5), (cell, cell), mode="bicubic") > 0
+    distance = (torch.arange(cell) - (cell - 1) / 2).square()
+    form &= distance[:, None] + distance < (patch - 2) ** 2
     form[::8] = False
-    white = torch.tensor([1.93, 2.07, 2.15])[:, None, None]  # as the image processor normalises it; black is 3.8 lower
-    colour = white - 3.8 * torch.rand(count, 3, 1, 1)
+    white = torch.tensor(white_tones)[:, None, None]
+    colour = white - contrast * torch.rand(count, 3, 1, 1)
     cells = torch.where(form, colour, white)
-    patches = cells.view(count, 3, 2, 14, 2, 14).permute(0, 2, 4, 1, 3, 5)
+    patches = cells.view(count, 3, 2, patch, 2, patch).permute(0, 2, 4, 1, 3, 5)
     pixels = patches[:, :, :, :, None].expand(-1, -1, -1, -1, 2, -1, -1).reshape(4 * count, -1)
     return pixels, torch.tensor([[1, 2 * _BLOBS_SIDE, 2 * _BLOBS_SIDE]])
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ilvr_ds.data.window import QueryContext, TokenBatch
+from ilvr_ds.model.families import family_of
 from ilvr_ds.model.injection import last_hidden, write_images
 
 ATTENTION_ELEMENTS = 2**26
@@ -51,7 +52,7 @@ class ContextEncoder(nn.Module):
         """
         pieces = pieces or (range(len(tokens.lengths)),)
         embeddings = self.language_model.embed_tokens(tokens.input_ids)
-        hidden = self._hidden(tokens, write_images(embeddings, tokens, features), pieces)
+        hidden = self._hidden(tokens, write_images(embeddings, tokens, features), features, pieces)
         embeddings = embeddings.flatten(0, 1)
         steps = zip(context.step.tensor_split(len(pieces)), context.step_mask.tensor_split(len(pieces)), strict=True)
         return Context(
@@ -60,14 +61,15 @@ class ContextEncoder(nn.Module):
             has_step=context.step_mask.any(1),
         )
 
-    def _hidden(self, tokens: TokenBatch, embeddings: Tensor, pieces: Sequence[range]) -> Tensor:
+    def _hidden(self, tokens: TokenBatch, embeddings: Tensor, features: Tensor, pieces: Sequence[range]) -> Tensor:
         """Last hidden states [R * T, D]; the memory that the model needs inside is that of one piece."""
         if len(pieces) == 1:
-            return last_hidden(self.language_model, tokens, embeddings).flatten(0, 1)
+            return last_hidden(self.language_model, tokens, embeddings, features=features).flatten(0, 1)
         hidden = torch.empty_like(embeddings)
         for samples in pieces:
             where = tokens.places(samples)
-            hidden[where] = last_hidden(self.language_model, tokens.of(samples), embeddings[where])
+            part = tokens.of(samples)
+            hidden[where] = last_hidden(self.language_model, part, embeddings[where], features=features)
         return hidden.flatten(0, 1)
 
     def _user_context(self, hidden: Tensor, embeddings: Tensor, context: QueryContext) -> Tensor:
@@ -83,11 +85,11 @@ class ContextEncoder(nn.Module):
 
     def _image_weights(self, hidden: Tensor, context: QueryContext) -> Tensor:
         """Attention of the prompt on the image tokens by the last layer's projections, without rotation: [W, I]."""
-        attention = self.language_model.layers[-1].self_attn
+        attention, family = self.language_model.layers[-1].self_attn, family_of(self.language_model.config)
         W, R = context.prompt.shape
         I = context.image.shape[1]  # noqa: E741
-        query = attention.q_proj(hidden[context.prompt]).view(W, R, -1, attention.head_dim)
-        key = attention.k_proj(hidden[context.image]).view(W, I, -1, attention.head_dim)
+        query = family.queries(attention, hidden[context.prompt])
+        key = family.keys(attention, hidden[context.image])
         groups = query.shape[2] // key.shape[2]
         query = query.view(W, R, -1, groups, attention.head_dim)
         chunk = max(1, ATTENTION_ELEMENTS // (R * I * query.shape[2] * groups))

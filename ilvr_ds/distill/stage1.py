@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch
 from ilvr_ds.distill.selection import Targets
-from ilvr_ds.distill.text import text_sums
+from ilvr_ds.distill.text import sums_by_set, text_sums
 from ilvr_ds.model.injection import last_hidden, write_images, write_latents
 from ilvr_ds.model.layers.loss_head import use_loss_head
 from ilvr_ds.ops.noise import gaussian_noise
@@ -45,8 +45,8 @@ class Student(nn.Module):
     def _sums(
         self, hidden: Tensor, micro: MicroBatch, targets: Targets | None, step: int, foreign: Negatives | None
     ) -> dict[str, Tensor]:
-        """Loss sums of one micro-batch: text_sums and, with targets, alignment and contrastive; and prediction
-        [M, K, D], detached, of the segments that it counts.
+        """Loss sums of one micro-batch: text_sums and, with targets, alignment and contrastive, in a mixture also by
+        set [sets]; and prediction [M, K, D], detached, of the segments that it counts.
 
         hidden [R, T, D]: last hidden state. step: optimizer step, a part of the noise's counter.
         """
@@ -60,6 +60,10 @@ class Student(nn.Module):
         if targets is not None:
             alignment, contrastive = self._feature_losses(micro, prediction, targets, step, foreign)
             sums |= {"alignment": alignment.sum(), "contrastive": contrastive.sum()}
+            if micro.segment_sets is not None:
+                of_slot = micro.segment_sets.repeat_interleave(micro.latent_slots.shape[1])
+                sums["alignment_by_set"] = sums_by_set(alignment, of_slot, micro)
+                sums["contrastive_by_set"] = sums_by_set(contrastive, of_slot, micro)
         return sums
 
     def _embeddings(self, micro: MicroBatch, features: Tensor) -> Tensor:
@@ -107,7 +111,7 @@ class StageOne(Student):
     ) -> dict[str, Tensor]:
         """Loss sums of one micro-batch: alignment, contrastive and text_sums; and prediction [M, K, D], detached.
 
-        features [F, D]: merged image features of the window. step: optimizer step, a part of the noise's counter.
+        features [F, D or more]: image features of the window. step: optimizer step, a part of the noise's counter.
         """
         return self._sums(self.hidden(micro, features, targets), micro, targets, step, foreign)
 
@@ -115,4 +119,4 @@ class StageOne(Student):
         """Last hidden state [R, T, D] with images and selected features written into the sequence."""
         embeddings = self._embeddings(micro, features)
         embeddings = write_latents(embeddings, micro.latent_slots, targets.values(), targets.indices >= 0)
-        return last_hidden(self.model.model.language_model, micro.tokens, embeddings)
+        return last_hidden(self.model.model.language_model, micro.tokens, embeddings, features=features)

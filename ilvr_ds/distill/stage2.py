@@ -67,7 +67,7 @@ class StageTwo(Student):
         """Loss sums of one micro-batch: text_sums and, with targets, alignment and contrastive; and prediction
         [M, K, D], detached: its own latents, of the segments that the micro-batch counts.
 
-        features [F, D]: merged image features of the window. step: optimizer step, a part of the noise's counter.
+        features [F, D or more]: image features of the window. step: optimizer step, a part of the noise's counter.
         """
         return self._sums(self.hidden(micro, features), micro, targets, step, foreign)
 
@@ -87,15 +87,16 @@ class StageTwo(Student):
                 self.latent_size,
                 checkpoints_activations,
                 self.latent_passes,
+                features,
             )
         with cached_attention(language_model):
             latents = own_latents(
-                language_model, embeddings, micro.tokens, layout, self.latent_size, self.latent_passes
+                language_model, embeddings, micro.tokens, layout, self.latent_size, self.latent_passes, features
             )
-        hidden = self._read(micro, embeddings, layout.slots, latents)
+        hidden = self._read(micro, features, embeddings, layout.slots, latents)
         for _ in range(self._links(layout)):
             fed = hidden.flatten(0, 1)[layout.slots.flatten() - 1].view_as(latents)
-            hidden = self._read(micro, embeddings, layout.slots, latents + (fed - fed.detach()))
+            hidden = self._read(micro, features, embeddings, layout.slots, latents + (fed - fed.detach()))
         return hidden
 
     def _links(self, layout: RolloutLayout) -> int:
@@ -104,9 +105,8 @@ class StageTwo(Student):
             return 0
         return min(int(self.latent_gradient), layout.rounds * self.latent_size)
 
-    def _read(self, micro: MicroBatch, embeddings: Tensor, slots: Tensor, latents: Tensor) -> Tensor:
+    def _read(self, micro: MicroBatch, features: Tensor, embeddings: Tensor, slots: Tensor, latents: Tensor) -> Tensor:
         """Last hidden state [R, T, D] with `latents` [X, K, D] at `slots`."""
         is_set = torch.ones_like(slots, dtype=torch.bool)
-        return last_hidden(
-            self.model.model.language_model, micro.tokens, write_latents(embeddings, slots, latents, is_set)
-        )
+        embeddings = write_latents(embeddings, slots, latents, is_set)
+        return last_hidden(self.model.model.language_model, micro.tokens, embeddings, features=features)

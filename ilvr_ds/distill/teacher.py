@@ -46,7 +46,7 @@ class MomentumTeacher:
     def read(self, window: Window, features: Tensor) -> Context:
         """The parts of the queries of the whole window; the teacher does not change inside it.
 
-        features [F, D]: merged image features of the window.
+        features [F, D or more]: image features of the window.
         """
         self.update()
         return self.network(window.tokens, features, window.context, self._pieces(window))
@@ -61,6 +61,7 @@ class MomentumTeacher:
     def select(self, window: Window, features: Tensor, context: Context) -> Targets:
         """Targets of the whole window, by what the teacher read."""
         where, settings, k = window.candidates, self.selection, self.latent_size
+        features = features[:, : context.user.shape[1]]
         candidates = pool_candidates(features, where.rows, where.weights)
         pool = find_pool(features, where, candidates, settings, k)
         return select_targets(context, window.context, candidates, where.offsets, settings, k, pool)

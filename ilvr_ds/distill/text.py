@@ -9,16 +9,25 @@ from ilvr_ds.data.window import MicroBatch
 
 
 def text_sums(losses: Tensor, best: Tensor, micro: MicroBatch) -> dict[str, Tensor]:
-    """ce [], the sum over labels; ce_by_type [types], without gradient; right [B] bool, whether the answer is.
+    """ce [], the sum over labels; ce_by_type [types] and, in a mixture, ce_by_set [sets], without gradient; right [B]
+    bool, whether the answer is.
 
     losses [L] float32 and best [L]: cross-entropy and most probable token at the micro-batch's supervised tokens.
     """
     kinds = losses.new_zeros(len(micro.supervised_by_type) + 1)
+    by_set = {} if micro.label_sets is None else {"ce_by_set": sums_by_set(losses, micro.label_sets, micro)}
     return {
+        **by_set,
         "ce": losses.sum(),
         "ce_by_type": kinds.index_add(0, micro.label_types, losses.detach())[:-1],
         "right": answers_right(best, micro),
     }
+
+
+def sums_by_set(losses: Tensor, of: Tensor, micro: MicroBatch) -> Tensor:
+    """[sets]: the sum of the losses [N] of each data set, without gradient. of [N]: the set of each."""
+    assert micro.supervised_by_set is not None
+    return losses.new_zeros(len(micro.supervised_by_set)).index_add(0, of, losses.detach())
 
 
 def answers_right(best: Tensor, micro: MicroBatch) -> Tensor:

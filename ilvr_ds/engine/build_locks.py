@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import socket
 import time
@@ -23,6 +24,7 @@ from torch.utils.cpp_extension import get_default_build_root
 
 from ilvr_ds import dist
 
+logger = logging.getLogger("ilvr_ds")
 STALE_S = 900
 """Age in seconds at which a lock without a known owner is stale; operators compile in about a minute."""
 PAUSE_S = 0.5
@@ -43,7 +45,8 @@ class _Owner:
 def building(name: str) -> Iterator[None]:
     """Hold the lock while the operator `name` is compiled, or loaded where it is compiled already.
 
-    Waits for another process that compiles it, and logs which; deletes what a dead one left.
+    Waits for another process that compiles it, and logs which; deletes what a dead one left. Says what is compiled
+    here for the first time, and at the end how long it took.
     """
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     root.mkdir(parents=True, exist_ok=True)
@@ -52,7 +55,13 @@ def building(name: str) -> Iterator[None]:
         before = _owner(file)  # it has left the file as it was: it died
         _clear([root / name / "lock", *root.glob(f"*/{name}/lock")], before if has_lock or _is_gone(before) else None)
         _write(file, _Owner(socket.gethostname(), os.getpid(), time.time()))
+        is_new = not [*root.glob(f"{name}/{name}.so"), *root.glob(f"*/{name}/{name}.so")]
+        start = time.monotonic()
+        if is_new:
+            logger.info("%s is compiled into %s, once on this machine; it takes about a minute", name, root)
         yield
+        if is_new:
+            logger.info("%s is compiled, in %.0f s", name, time.monotonic() - start)
         _write(file, None)
 
 

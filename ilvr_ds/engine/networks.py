@@ -151,7 +151,7 @@ def _load_model(recipe: Recipe, num_tokens: int, is_sharded: bool) -> Any:
     torch.manual_seed(recipe.run.seed)  # random weights are the same on every rank
     # a CPU takes minutes to draw billions of random numbers; ZeRO-3 draws on the device anyway
     with dist.device() if recipe.model.random_init and not is_sharded else nullcontext():
-        has_tower = recipe.data.features is None
+        has_tower = not recipe.data.has_features
         return load_student(recipe.model, DTYPES[recipe.train.precision], num_tokens, with_tower=has_tower)
 
 
@@ -160,7 +160,7 @@ def _vision(
 ) -> tuple[VisionTower | StoredFeatures, dict[str, str]]:
     """The tower taken out of `model` and its fingerprint, or stored features."""
     dtype, device = DTYPES[recipe.train.precision], dist.device()
-    if recipe.data.features is not None:
+    if recipe.data.has_features:
         return StoredFeatures(dtype), {}
     tower = detach_tower(model, _gather)
     frozen = {TOWER: fingerprint(tower.named_parameters())}  # before kernels widen its layers

@@ -6,10 +6,8 @@ the pad token's embedding, and markers alone, so that latent_end follows latent_
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -20,7 +18,6 @@ from ilvr_ds.evaluation.loading import Reasoner
 
 Condition = Literal["zeros", "noise", "other_sample", "pad_embedding", "markers"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
-Z95 = 1.959964
 
 
 def latent_source(condition: str, reasoner: Reasoner, generated: Sequence[Answer], seed: int) -> LatentSource:
@@ -34,60 +31,3 @@ def latent_source(condition: str, reasoner: Reasoner, generated: Sequence[Answer
     if condition == "other_sample":
         return OtherSample(generated, reasoner.latent_size, reasoner.device)
     return Constant(pad if condition == "pad_embedding" else torch.zeros_like(pad))
-
-
-@dataclass(frozen=True)
-class Effect:
-    """A condition's accuracy, and its difference to the accuracy with the model's own latents."""
-
-    accuracy: float
-    difference: float
-    low: float
-    high: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The numbers; `interval_95` is the confidence interval of the difference."""
-        return {
-            "accuracy": self.accuracy,
-            "difference": self.difference,
-            "interval_95": [self.low, self.high],
-        }
-
-
-def effect(own: Sequence[bool], other: Sequence[bool]) -> Effect:
-    """Compare verdicts on the same samples.
-
-    The 95 % interval of the difference is Newcombe's for paired proportions (1998, Statistics in Medicine 17, 2635,
-    method 10): it has a width where all verdicts agree, too, which a bootstrap has not.
-    """
-    n = len(own)
-    both = sum(a and b for a, b in zip(own, other, strict=True))
-    first, second = sum(own), sum(other)
-    p, q = second / n, first / n
-    phi = _correlation(both, first, second, n)
-    (p_low, p_high), (q_low, q_high) = share_interval(second, n), share_interval(first, n)
-
-    def distance(a: float, b: float) -> float:
-        return math.sqrt(max(0.0, a * a - 2 * phi * a * b + b * b))
-
-    low = p - q - distance(p - p_low, q_high - q)
-    high = p - q + distance(p_high - p, q - q_low)
-    return Effect(p, p - q, low, high)
-
-
-def share_interval(hits: float, count: float) -> tuple[float, float]:
-    """Wilson's 95 % interval (1927) of a share that was seen as `hits` of `count`."""
-    share, spread = hits / count, Z95**2 / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = Z95 / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def _correlation(both: int, first: int, second: int, n: int) -> float:
-    """Of paired verdicts, with Newcombe's correction towards 0 where it is positive; 0 where one is constant."""
-    product = first * (n - first) * second * (n - second)
-    if product == 0:
-        return 0.0
-    excess = both * (n - first - second + both) - (first - both) * (second - both)
-    corrected = max(excess - n / 2, 0.0) if excess > 0 else float(excess)
-    return corrected / math.sqrt(product)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from ilvr_ds import __version__
+from ilvr_ds.model.families import Family
 from ilvr_ds.provenance import commit
 from ilvr_ds.tracking.registry import is_exported
+from ilvr_ds.whole_files import write_whole
 
 FILE = "README.md"
 _HEADING = "## Scores\n"
@@ -23,7 +25,7 @@ pipeline_tag: image-text-to-text
 ---
 # {name}
 
-A Qwen2.5-VL trained for interleaved latent visual reasoning by ilvr_ds {version} (commit {commit}).
+A {title} trained for interleaved latent visual reasoning by ilvr_ds {version} (commit {commit}).
 
 - base model: `{base}`
 - data: `{data}`
@@ -31,7 +33,7 @@ A Qwen2.5-VL trained for interleaved latent visual reasoning by ilvr_ds {version
 - latent size: {latent_size}
 - weights: {dtype}
 
-Stock `Qwen2_5_VLForConditionalGeneration.from_pretrained` of transformers 4.57 and 5 loads it; `AutoProcessor` needs
+Stock `{model}.from_pretrained` of transformers {loaded_by} loads it; `AutoProcessor` needs
 torchvision too (`pip install torchvision`). The stock `generate` does not run latent segments; this does:
 
     ilvr-ds generate --model . --image a.png --question "..."
@@ -45,23 +47,36 @@ torchvision too (`pip install torchvision`). The stock `generate` does not run l
 """
 
 
-def write_card(folder: Path, state: dict[str, Any], checkpoint: Path, dtype: torch.dtype) -> None:
+def write_card(folder: Path, state: dict[str, Any], checkpoint: Path, dtype: torch.dtype, family: Family) -> None:
     """Write the model card for a checkpoint whose state.json holds `state`."""
     recipe = state["recipe"]
     text = _TEXT.format(
         name=recipe["run"]["name"],
         base=recipe["model"]["path"],
-        data=recipe["data"]["shards"],
+        data=_data(recipe["data"]["shards"]),
         step=state["step"],
         stage=recipe["train"]["stage"],
         latent_size=recipe["model"]["latent_size"],
         dtype=str(dtype).removeprefix("torch."),
         version=__version__,
+        title=family.title,
+        model=family.model.__name__,
+        loaded_by=family.loaded_by,
         commit=commit()[0],
         scores=_scores(checkpoint.parent.parent / "metrics.jsonl", state["step"]),
         recipe=json.dumps(recipe, indent=1),
     )
     (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def _data(shards: str | list[dict[str, Any]]) -> str:
+    """What was trained on: a path, or those of a mixture with their weights or epochs."""
+    if isinstance(shards, str):
+        return shards
+    return " + ".join(
+        f"{entry['path']} (" + (f"weight {entry['weight']:g})" if entry["weight"] else f"epochs {entry['epochs']:g})")
+        for entry in shards
+    )
 
 
 def add_scores(folder: Path, benchmark: str, data: str, scores: dict[str, Any]) -> str | None:
@@ -84,9 +99,7 @@ def add_scores(folder: Path, benchmark: str, data: str, scores: dict[str, Any]) 
             if not heading:
                 return f"{card}: has no section {_HEADING.strip()}; the scores are not in it"
             before, after = before + heading, "\n" + after.removeprefix(_NONE).removeprefix("\n")
-        partial = card.with_name(card.name + ".partial")
-        partial.write_text(before + start + _table(benchmark, data, scores) + end + after, encoding="utf-8")
-        partial.replace(card)
+        write_whole(card, before + start + _table(benchmark, data, scores) + end + after)
     except (OSError, UnicodeDecodeError) as error:
         return f"{card}: the scores are not in it ({error})"
     return f"accuracies are in the model card, too: {card}"
@@ -97,7 +110,8 @@ def _table(benchmark: str, data: str, scores: dict[str, Any]) -> str:
     for rule, part in scores["rules"].items():
         samples = sum(kind["samples"] for kind in part["types"].values())
         lines.append(f"| {rule} | {samples} | {part['accuracy']:.4g} | {part['macro_mean']:.4g} |")
-    return "\n".join(lines) + "\n"
+    versions = [f"{rule} {part['version']}" for rule, part in scores["rules"].items() if "version" in part]
+    return "\n".join([*lines, *(["", f"Versions of the rules: {', '.join(versions)}."] if versions else [])]) + "\n"
 
 
 def _scores(record: Path, step: int) -> str:

@@ -5,6 +5,7 @@ B rows, T prompt tokens (padded on the left), D hidden size.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,8 @@ from transformers import DynamicCache
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import TokenBatch, Window
 from ilvr_ds.evaluation.loading import Reasoner
-from ilvr_ds.model.injection import last_hidden, write_images
+from ilvr_ds.model.families import family_of
+from ilvr_ds.model.injection import added_rows, last_hidden, write_images
 
 
 class Context:
@@ -23,6 +25,7 @@ class Context:
     def __init__(self, reasoner: Reasoner, prompts: list[EncodedSample], room: int) -> None:
         self.reasoner = reasoner
         self.language_model = reasoner.model.model.language_model
+        self.family = family_of(self.language_model.config)
         self.embed = reasoner.model.get_input_embeddings()
         self.window = reasoner.collate(prompts)
         self.tokens: TokenBatch = self.window.micro_batches[0].tokens
@@ -31,12 +34,23 @@ class Context:
         self.position = self.tokens.position_ids[:, :, -1:]  # a prompt ends in text: its last position is the largest
         padding = (0, room)
         self.real = torch.nn.functional.pad(self.tokens.real, padding, value=True)
+        self._prefilled: Tensor | None = None
 
     def prefill(self) -> Tensor:
-        """Read images and prompts; the last hidden state [B, D]."""
-        features = self.reasoner.tower(self.window.images[0])
-        embeddings = write_images(self.embed(self.tokens.input_ids), self.tokens, features)
-        return last_hidden(self.language_model, self.tokens, embeddings, self.cache)[:, -1]
+        """Read images and prompts, once; the last hidden state [B, D]."""
+        if self._prefilled is None:
+            features = self.reasoner.tower(self.window.images[0])
+            embeddings = write_images(self.embed(self.tokens.input_ids), self.tokens, features)
+            self._prefilled = last_hidden(self.language_model, self.tokens, embeddings, self.cache, features)[:, -1]
+        return self._prefilled
+
+    def fork(self) -> Context:
+        """A context that reads on from the prompts by itself, and shares their keys and values with this one."""
+        self.prefill()
+        other = copy.copy(self)
+        other.cache = copy.copy(self.cache)
+        other.cache.layers = [copy.copy(layer) for layer in self.cache.layers]  # new tokens make new tensors
+        return other
 
     def step(self, tokens: Tensor, latents: Tensor, hidden_from_it: Tensor | None = None) -> Tensor:
         """Read one token [B] of each row, a latent where it is latent_pad; the last hidden state [B, D].
@@ -50,7 +64,7 @@ class Context:
         output = self.language_model(
             inputs_embeds=embeddings[:, None],
             position_ids=self.position,
-            attention_mask={"full_attention": self._mask(hidden_from_it)},
+            attention_mask=self.family.mask_argument(self._mask(hidden_from_it)),
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -59,7 +73,9 @@ class Context:
     def read(self, more: Window) -> Tensor:
         """Read several tokens at once, with their image, after an unpadded single row; the last hidden state [1, D]."""
         tokens = more.micro_batches[0].tokens
-        embeddings = write_images(self.embed(tokens.input_ids), tokens, self.reasoner.tower(more.images[0]))
+        features = self.reasoner.tower(more.images[0])
+        embeddings = write_images(self.embed(tokens.input_ids), tokens, features)
+        added = added_rows(self.language_model, tokens, features)
         count = embeddings.shape[1]
         positions = self.position + 1 + tokens.position_ids
         mask = torch.ones(count, self.length + count, dtype=torch.bool, device=embeddings.device).tril(self.length)
@@ -67,9 +83,10 @@ class Context:
         output = self.language_model(
             inputs_embeds=embeddings,
             position_ids=positions,
-            attention_mask={"full_attention": None if is_flash else mask[None, None]},
+            attention_mask=self.family.mask_argument(None if is_flash else mask[None, None]),
             past_key_values=self.cache,
             use_cache=True,
+            **self.family.added_arguments(self.language_model, tokens.image_slots, added),
         )
         self.length, self.position = self.length + count, positions[:, :, -1:]
         return cast(Tensor, output.last_hidden_state)[:, -1]

@@ -60,9 +60,7 @@ class _Run:
     def answer(self, batch: range) -> list[Line]:
         """The lines of a batch."""
         settings, reasoner = self.ready.settings, self.ready.reasoner
-        numbers = self.ready.numbers[batch.start : batch.stop]
-        samples = [self.ready.reader.read(number) for number in numbers]
-        prompts = [self.ready.prompt(sample) for sample in samples]
+        numbers, samples, prompts = self.ready.batch(batch)
         generation = GenerationSettings(**{**settings.generation.__dict__, "keep_latents": settings.ablate_latents})
         own = Generator(reasoner, generation)(prompts)
         lines = [
@@ -87,7 +85,6 @@ class _Run:
             "options": len(self.ready.benchmark.options(sample)),
             "response": answer.text,
             "marked": marked_text(self.ready.reasoner, answer),
-            "verdicts": self.ready.benchmark.judge(sample, answer.text),
             "new_tokens": len(answer.tokens),
             "steps": list(answer.steps),
             "hit_limit": answer.hit_limit,
@@ -101,12 +98,8 @@ class _Run:
             source = latent_source(condition, self.ready.reasoner, own, generation.seed)
             answers = Generator(self.ready.reasoner, generation, source)(prompts).answers
             donors = getattr(source, "has_donor", [True] * len(samples))
-            for sample, answer, line, has_donor in zip(samples, answers, lines, donors, strict=True):
-                line.setdefault("ablation", {})[condition] = {
-                    "response": answer.text,
-                    "verdicts": self.ready.benchmark.judge(sample, answer.text),
-                    "has_donor": has_donor,
-                }
+            for answer, line, has_donor in zip(answers, lines, donors, strict=True):
+                line.setdefault("ablation", {})[condition] = {"response": answer.text, "has_donor": has_donor}
 
 
 def _check_settings(settings: EvaluationSettings) -> None:
@@ -118,25 +111,37 @@ def _check_settings(settings: EvaluationSettings) -> None:
         raise UserError("--batch-size: --ablate-latents takes latents from other samples of a batch; give 2 or more")
 
 
+def _judged(ready: Prepared, lines: list[Line]) -> list[Line]:
+    """The lines with the verdicts of today's rules on what was answered whenever."""
+    for line in lines:
+        sample = ready.reader.read(line["number"])
+        for answered in (line, *line.get("ablation", {}).values()):
+            answered["verdicts"] = ready.benchmark.judge(sample, answered["response"])
+    return lines
+
+
 def _finish(ready: Prepared, results: Results, identity: dict[str, Any]) -> list[str]:
     """Scores, pictures and, where they go to MLflow, that too."""
     settings, benchmark, reader, left_out = ready.settings, ready.benchmark, ready.reader, ready.left_out
-    lines = results.lines()
+    lines = _judged(ready, results.lines())
     scores, text = summarize(lines, benchmark, settings.compare_pixels > 0)
+    text += [f"answers in mode {ready.mode}" + (f", asked: {ready.instruction}" if ready.instruction else "")]
     text += left_out_lines(left_out)
     results.finish(lines, {"settings": identity, "left_out": len(left_out), **scores})
-    carded = add_scores(Path(settings.model), benchmark.name, settings.shards, scores)
-    pictures = draw_scores(scores, benchmark.name, results.folder)
+    carded = add_scores(Path(settings.model), ready.title, settings.shards, scores)
+    pictures = draw_scores(scores, ready.title, results.folder)
     if settings.tracking_uri:
         examples = [example(line, reader.read(line["number"]), benchmark) for line in lines[:EXAMPLES]]
         origin = read_origin(settings.model)
         experiment = settings.experiment or origin.get("experiment") or "evaluation"
         parent = None if settings.experiment else origin.get("mlflow_run_id")
-        name = f"{origin.get('run') or Path(settings.model).name}-{settings.benchmark}"
+        name = f"{origin.get('run') or Path(settings.model).name}-{ready.title}"
         params = {key: identity[key] for key in ("model", "data", "samples", "benchmark", "latent_size")}
+        params["mode"] = ready.mode
+        params["rules"] = ", ".join(f"{rule} {version}" for rule, version in benchmark.versions().items())
         log_scores(
             settings.tracking_uri, experiment, name, params, metrics_of(scores), examples, pictures, parent
         )  # fmt: skip
     if ready.reference:
-        attach(ready.reference, settings.tracking_uri, benchmark.name, metrics_of(scores))
+        attach(ready.reference, settings.tracking_uri, ready.title, metrics_of(scores), benchmark.versions())
     return [*text, f"answers and scores: {results.folder}", *([carded] if carded else [])]

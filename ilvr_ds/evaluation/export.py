@@ -1,13 +1,15 @@
-"""A ZeRO checkpoint as a model folder that stock Qwen2.5-VL loads: weights tensor by tensor, never all at once.
+"""A ZeRO checkpoint as a model folder that the stock model loads: weights tensor by tensor, never all at once.
 
 The language model and the head come from the checkpoint's fp32 master weights. The vision tower stands outside the
-training engine and is frozen: its weights come from the base model's files. Names are those of Qwen's releases
-(`visual.*`, `model.layers.*`, `lm_head.weight`), which transformers 4 and 5 map to their own.
+training engine and is frozen: its weights come from the base model's files. Names are those of the
+family's releases.
 """
 
 from __future__ import annotations
 
+import glob
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,8 +20,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
 
+from ilvr_ds.checkpoint.best import best_checkpoint
 from ilvr_ds.checkpoint.compatible import LAYERS, TOWER, check_frozen_is_the_same
 from ilvr_ds.checkpoint.files import list_checkpoints, saved_state
 from ilvr_ds.checkpoint.load import read_student_weights
@@ -31,25 +33,31 @@ from ilvr_ds.evaluation.card import write_card
 from ilvr_ds.evaluation.stock_files import copy_side_files, write_config, write_image_processor, write_tokenizer
 from ilvr_ds.file_modes import follow_umask
 from ilvr_ds.model.base_weights import linear_weights, tower_weights
+from ilvr_ds.model.families import Family, family_of
 from ilvr_ds.model.fingerprint import fingerprint
 from ilvr_ds.model.hub import model_folder
 from ilvr_ds.model.layers.four_bit import check_base, round_trip
 from ilvr_ds.model.student import DTYPES, load_config
 from ilvr_ds.tracking.registry import is_exported, write_origin
+from ilvr_ds.whole_files import partial_name
 
+logger = logging.getLogger("ilvr_ds")
 SHARD_BYTES = 4 * 1024**3
 """Tensors that wait to be written hold at most this much, plus the last one."""
 Named = tuple[str, Tensor]
 
 
-def export(source: Path, to: Path, adapters: str, precision: str | None, overwrite: bool) -> list[str]:
-    """Write the model of a run's newest checkpoint, or of one checkpoint, to `to`; returns what was done as lines.
+def export(
+    source: Path, to: Path, adapters: str, precision: str | None, overwrite: bool, best: bool = False
+) -> list[str]:
+    """Write the model of a run's newest or best checkpoint, or of one checkpoint, to `to`; returns what was done as
+    lines.
 
     adapters: "merge" adds LoRA to the weights; "apart" leaves them as the base has them and writes `to`/adapter for
     peft. precision None: the run's. overwrite: an exported model at `to` is replaced, and nothing else. Written under
     another name and renamed at the end. Images are limited as the run's were. Raises UserError.
     """
-    checkpoint = _find(source)
+    checkpoint = _find_best(source) if best else _find(source)
     _check_target(to, checkpoint, overwrite)
     state = saved_state(checkpoint)
     recipe = state["recipe"]
@@ -60,23 +68,25 @@ def export(source: Path, to: Path, adapters: str, precision: str | None, overwri
     dtype = DTYPES[precision or recipe["train"]["precision"]]
     config = load_config(settings.path)
     tokenizer, special = load_tokenizer(settings.path)
-    partial = to.with_name(to.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for other in sorted(to.parent.glob(f"{glob.escape(to.name)}.partial-*")):
+        logger.warning("%s: of an export that was killed, or still runs; delete it if none does", other)
+    partial = partial_name(to)
     try:
         partial.mkdir(parents=True)
         student = _Student(read_student_weights(checkpoint), settings, DTYPES[recipe["train"]["precision"]])
         config.text_config.vocab_size = student.rows
         written = _write_weights(partial, _all_weights(student, settings, config, adapters == "merge"), dtype)
         if settings.lora_rank and adapters == "apart":
-            student.write_adapter(partial / "adapter", dtype, to.resolve())
+            student.write_adapter(partial / "adapter", dtype, to.resolve(), family_of(config))
         write_config(partial, config, special, settings.latent_size, dtype)
         write_tokenizer(partial, tokenizer)
         write_image_processor(partial, ImageEncoder(settings.path, recipe["data"]["max_image_pixels"]))
         copy_side_files(settings.path, partial)
-        write_card(partial, state, checkpoint, dtype)
+        write_card(partial, state, checkpoint, dtype, family_of(config))
         write_origin(partial, state, checkpoint)
         for file in [path for path in partial.rglob("*") if path.is_file()]:
             follow_umask(file)
+        _check_target(to, checkpoint, overwrite)  # another export may have ended meanwhile
         if to.exists():
             shutil.rmtree(to)
         partial.rename(to)
@@ -122,8 +132,19 @@ def _find(source: Path) -> Path:
     return found[-1]
 
 
+def _find_best(run: Path) -> Path:
+    """The checkpoint of a run that `checkpoint.keep_best` kept."""
+    found = best_checkpoint(run / "checkpoints")
+    if found is None:
+        raise UserError(
+            f"{run}: keeps no best checkpoint; it does with checkpoint.keep_best: eval/ce. Leave --best out for its "
+            "newest"
+        )
+    return found
+
+
 class _Student:
-    """The weights of a checkpoint by the names of a released model, with or without adapters."""
+    """The weights of a checkpoint, named as `Family.hub_name` takes them, with or without adapters."""
 
     def __init__(self, weights: dict[str, Any], settings: ModelConfig, dtype: torch.dtype) -> None:
         self.weights = {name.removeprefix("model."): lazy for name, lazy in weights.items()}
@@ -155,7 +176,7 @@ class _Student:
         down, up = (self._read(adapter.format(part)).float() for part in "AB")
         return weight.float() + self.settings.lora_alpha / self.settings.lora_rank * (up @ down)
 
-    def write_adapter(self, folder: Path, dtype: torch.dtype, base: Path) -> None:
+    def write_adapter(self, folder: Path, dtype: torch.dtype, base: Path, family: Family) -> None:
         """The adapters in peft's layout, for the model that will lie in `base`; AutoPeftModel opens both."""
         folder.mkdir()
         names = [name for name in self.weights if "lora_" in name]
@@ -168,8 +189,8 @@ class _Student:
             "target_modules": rf".*language_model.*\.({'|'.join(self.settings.lora_targets)})",
             "base_model_name_or_path": str(base),
             "auto_mapping": {
-                "base_model_class": Qwen2_5_VLForConditionalGeneration.__name__,
-                "parent_library": Qwen2_5_VLForConditionalGeneration.__module__,
+                "base_model_class": family.model.__name__,
+                "parent_library": family.model.__module__,
             },
             "bias": "none",
             "inference_mode": True,
@@ -182,10 +203,12 @@ class _Student:
 
 
 def _all_weights(student: _Student, settings: ModelConfig, config: Any, merge: bool) -> Iterator[Named]:
+    hub_name = family_of(config).hub_name
     for name, tensor in student.plain(merge):
         if name != "lm_head.weight" or not config.tie_word_embeddings:
-            yield name, tensor
-    yield from tower_weights(settings)
+            yield hub_name(name), tensor
+    for name, tensor in tower_weights(settings):
+        yield hub_name(name), tensor
 
 
 def _write_weights(folder: Path, weights: Iterator[Named], dtype: torch.dtype) -> int:

@@ -162,7 +162,7 @@ class Generator:
     """Answers batches of prompts.
 
     on_text(row, piece) gets the text of each row as it comes, which makes the loop look at every token. barred: what
-    later tokens cannot see.
+    later tokens cannot see. is_over says, where ranks must stay in step, whether all have ended when this one has.
     """
 
     def __init__(
@@ -172,23 +172,34 @@ class Generator:
         latents: LatentSource | None = None,
         on_text: Callable[[int, str], None] | None = None,
         barred: Barred | None = None,
+        is_over: Callable[[bool], bool] = bool,
     ) -> None:
         self.reasoner = reasoner
         self.settings = settings
+        self.is_over = is_over
         self.latents = latents or OwnStates()
         self.on_text = on_text
         self.barred = barred
-        never = [reasoner.special.latent_pad, reasoner.special.latent_end, *settings.forbidden]
-        self.never = torch.tensor(sorted(set(never)), device=reasoner.device)
+        latent = [reasoner.special.latent_pad, reasoner.special.latent_end] if reasoner.special.has_latents else []
+        never = [*latent, *settings.forbidden]
+        self.never = torch.tensor(sorted(set(never)), dtype=torch.int64, device=reasoner.device)
 
     @torch.inference_mode()
-    def __call__(self, prompts: list[EncodedSample]) -> Generated:
-        """Generate an answer to each prompt."""
+    def __call__(self, prompts: list[EncodedSample], shared: Context | None = None) -> Generated:
+        """Generate an answer to each prompt.
+
+        shared: a context of these prompts, with room for `max_new_tokens`, that several answers go on from.
+        """
+        return self.generate(prompts, shared)
+
+    @torch.no_grad()
+    def generate(self, prompts: list[EncodedSample], shared: Context | None = None) -> Generated:
+        """The same with weights that are trained: what ZeRO gathers in inference mode could not be differentiated."""
         reasoner, settings = self.reasoner, self.settings
         started = time.perf_counter()
-        context = Context(reasoner, prompts, settings.max_new_tokens)
+        context = shared.fork() if shared else Context(reasoner, prompts, settings.max_new_tokens)
         hidden = context.prefill()
-        prefilled = self._now()
+        prefilled = reasoner.now()
         modes = _Modes.start(reasoner, len(prompts), self.latents.steps(reasoner.latent_size))
         reader = AnswerReader(reasoner, [p.id for p in prompts], settings.stop, settings.max_new_tokens, self.on_text)
         uniform = self._uniform([p.id for p in prompts])
@@ -200,12 +211,12 @@ class Generator:
             last = number + 1 == settings.max_new_tokens
             if last or (number + 1) % every == 0:
                 stopped = reader.look()
-                if last or all(stopped):
+                if last or self.is_over(all(stopped)):
                     break
                 modes.finished = modes.finished | torch.tensor(stopped, device=reasoner.device)
             hidden = context.step(tokens, latents, self._out_of_sight(context, modes))
         answers = reader.answers()
-        decoded = self._now()
+        decoded = reasoner.now()
         speed = Speed(
             sum(len(p.input_ids) for p in prompts), prefilled - started,
             sum(len(a.tokens) for a in answers), decoded - prefilled,
@@ -232,8 +243,3 @@ class Generator:
         if self.settings.temperature == 0:
             return None
         return uniform_numbers(ids, self.settings.seed, self.settings.max_new_tokens).to(self.reasoner.device)
-
-    def _now(self) -> float:
-        if self.reasoner.device.type == "cuda":
-            torch.cuda.synchronize(self.reasoner.device)
-        return time.perf_counter()

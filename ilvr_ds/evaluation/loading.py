@@ -6,6 +6,7 @@ the tokenizer's size, and the key names of transformers before 4.52, which stock
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,16 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import Qwen2_5_VLForConditionalGeneration
 
+from ilvr_ds import dist
 from ilvr_ds.config import LIMITS
 from ilvr_ds.data.collate import Collator
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.template import EncodedSample, SampleEncoder
 from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
 from ilvr_ds.data.window import Window
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 from ilvr_ds.model.base_weights import check_weights
+from ilvr_ds.model.families import Family, family_of
 from ilvr_ds.model.layers.attention import attention_backend, use_varlen_attention
 from ilvr_ds.model.student import DTYPES, detach_tower, load_config, vision_layout
 from ilvr_ds.model.vision import VisionTower
@@ -37,10 +39,11 @@ class Reasoner:
     """A model that answers, and what turns samples into its inputs."""
 
     model: Any
-    """Stock Qwen2.5-VL; its tower stands apart."""
+    """The stock model; its tower stands apart."""
     tower: VisionTower
     encoder: SampleEncoder
     latent_size: int
+    """0 where the model has no latent tokens."""
     stop_ids: tuple[int, ...]
     """Tokens that end an answer."""
     device: torch.device
@@ -53,8 +56,14 @@ class Reasoner:
     def collate(self, prompts: list[EncodedSample]) -> Window:
         """The prompts as one micro-batch, padded on the left, on the device."""
         layout = vision_layout(self.model.config)
-        collator = Collator(self.special, layout, self.latent_size, 1, "left")
+        collator = Collator(self.special, layout, max(1, self.latent_size), 1, "left")
         return collator(prompts, np.arange(len(prompts)), [len(prompts)]).to(self.device)
+
+    def now(self) -> float:
+        """Seconds on a clock, once the device has done what was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
 
 def load_reasoner(
@@ -63,11 +72,13 @@ def load_reasoner(
     precision: str = "auto",
     latent_size: int | None = None,
     max_image_pixels: int | None = None,
+    without_latents: bool = False,
 ) -> Reasoner:
     """Load the model at `path` (folder or hub name).
 
     precision "auto": bf16 on a GPU, fp32 elsewhere. latent_size None: what the model's configuration says.
     max_image_pixels None: the limit of the model's own image processor, which export sets to the run's.
+    without_latents: a model that has no latent tokens, such as the base before training, will do; it opens no segment.
     Raises UserError where the folder is no model, lacks latent tokens or weights, or does not know its latent size.
     """
     if latent_size is not None and latent_size < 1:
@@ -78,12 +89,12 @@ def load_reasoner(
     dtype = DTYPES[name]
     with speaking_of_the_option():
         config = load_config(path)
-        tokenizer, special = load_tokenizer(path, add_latent_tokens=False)
+        tokenizer, special = load_tokenizer(path, add_latent_tokens=False, without_latents=without_latents)
         images = ImageEncoder(path, max_image_pixels or int(LIMITS["data.max_image_pixels"][1]))
-    size = latent_size if latent_size is not None else getattr(config, "latent_size", None)
-    if not isinstance(size, int) or size < 1:
-        raise UserError(f"--model: the configuration at '{path}' holds no latent_size; give --latent-size")
-    model = _load_weights(path, dtype, attention_backend("auto", dtype))
+    size = _latent_size(path, latent_size, config, special)
+    if (adapters := Path(path) / "adapter" / "adapter_config.json").is_file():
+        dist.warn("%s answers without the adapters in %s; export with --adapters merge", path, adapters.parent)
+    model = _load_weights(path, family_of(config), dtype, attention_backend("auto", dtype))
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(f"--model: '{path}' has {rows} embedding rows for {len(tokenizer)} tokens; export it again")
@@ -99,15 +110,27 @@ def load_reasoner(
     )
 
 
-def _load_weights(path: str, dtype: torch.dtype, attention: str) -> Any:
+def _latent_size(path: str, wanted: int | None, config: Any, special: SpecialTokens) -> int:
+    """Latent steps of a segment; 0 where there are no latent tokens."""
+    if not special.has_latents:
+        if wanted is not None:
+            raise UserError(f"--latent-size: the model at '{path}' has no latent tokens; leave it out")
+        return 0
+    size = wanted if wanted is not None else getattr(config, "latent_size", None)
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"--model: the configuration at '{path}' holds no latent_size; give --latent-size")
+    return size
+
+
+def _load_weights(path: str, family: Family, dtype: torch.dtype, attention: str) -> Any:
     with speaking_of_the_option():
         check_weights(path)
     try:
-        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        model, info = family.model.from_pretrained(
             path, dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model: cannot load '{path}' ({str(error).strip().splitlines()[0]})") from error
+        raise UserError(f"--model: cannot load '{path}' ({first_line(error)})") from error
     for kind in ("missing_keys", "unexpected_keys"):
         if names := sorted(info[kind]):
             what = kind.partition("_")[0]

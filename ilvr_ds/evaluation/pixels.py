@@ -8,7 +8,6 @@ counted, so its cost is a lower bound. Text is decoded token by token both times
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import numpy as np
@@ -41,11 +40,11 @@ class _Replay:
         """The answer as it was generated: a forward for each token and each latent step."""
         context = Context(self.reasoner, [self.prompt], len(self.tokens))
         hidden = context.prefill()
-        started = self._now()
+        started = self.reasoner.now()
         for token in self.tokens:
             hidden = context.step(self._column(token), hidden)
             self.reasoner.model.lm_head(hidden)
-        return {"seconds": self._now() - started, "tokens": len(self.tokens)}
+        return {"seconds": self.reasoner.now() - started, "tokens": len(self.tokens)}
 
     def with_pixels(self, pictures: list[Any]) -> dict[str, float]:
         """Text as it was; each segment is one picture between vision_start and vision_end."""
@@ -55,7 +54,7 @@ class _Replay:
         context = Context(self.reasoner, [self.prompt], len(self.tokens) * longest)
         hidden = context.prefill()
         count = segment = 0
-        started = self._now()
+        started = self.reasoner.now()
         for token in self.tokens:
             if token == special.latent_start:
                 patches, grid = pictures[segment % len(pictures)]
@@ -72,7 +71,7 @@ class _Replay:
                 hidden = context.step(torch.tensor([token], device=device), hidden)
                 count += 1
             self.reasoner.model.lm_head(hidden)
-        return {"seconds": self._now() - started, "tokens": count}
+        return {"seconds": self.reasoner.now() - started, "tokens": count}
 
     def _picture_tokens(self, grid: tuple[int, int]) -> dict[str, Any]:
         special, encoder = self.reasoner.special, self.reasoner.encoder
@@ -82,8 +81,3 @@ class _Replay:
 
     def _column(self, token: int) -> torch.Tensor:
         return torch.tensor([token], device=self.reasoner.device)
-
-    def _now(self) -> float:
-        if self.reasoner.device.type == "cuda":
-            torch.cuda.synchronize(self.reasoner.device)
-        return time.perf_counter()

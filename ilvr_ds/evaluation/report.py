@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ilvr_ds.evaluation.ablation import CONDITIONS, effect
+from ilvr_ds.evaluation.ablation import CONDITIONS
 from ilvr_ds.evaluation.benchmarks import Benchmark
 from ilvr_ds.evaluation.generate import Speed
+from ilvr_ds.evaluation.intervals import effect
 from ilvr_ds.evaluation.results import Line
 from ilvr_ds.evaluation.scoring import macro_mean, score_by_type
 from ilvr_ds.tracking.names import metric_name
@@ -18,14 +19,19 @@ def summarize(
     """The content of scores.json, and its tables as lines of text; compares_pixels: the cost was asked for."""
     scores: dict[str, Any] = {"rules": {}}
     text: list[str] = []
-    for rule in benchmark.rules:
+    for rule, version in benchmark.versions().items():
         part, table = _by_type(lines, rule)
-        scores["rules"][rule] = part
+        scores["rules"][rule] = {"version": version, **part}
         text += table
+    text.append("judged by " + ", ".join(f"{rule} version {version}" for rule, version in benchmark.versions().items()))
     if benchmark.name == "vsp":
         outcomes = [line["verdicts"]["outcome"] for line in lines]
         scores["outcomes"] = {name: outcomes.count(name) for name in ("success", "hole", "not_reached")}
         text.append("outcomes: " + ", ".join(f"{name} {count}" for name, count in scores["outcomes"].items()))
+    if reported := benchmark.reported(lines):
+        scores["reported"] = reported
+        for rule, figures in reported.items():
+            text.append(f"{rule}: " + ", ".join(f"{name} {figure:.3f}" for name, figure in figures.items()))
     speed = sum((_speed(line["speed"]) for line in lines if line["speed"]), Speed())
     scores["speed"] = speed.to_dict() | {
         "seconds_per_answer": (speed.prefill_s + speed.decode_s) / len(lines),
@@ -83,6 +89,8 @@ def metrics_of(scores: dict[str, Any]) -> dict[str, float]:
         metrics[f"{rule}/macro_mean"] = part["macro_mean"]
         types = {name: score for name, score in part["types"].items() if name or len(part["types"]) > 1}
         metrics |= {metric_name(f"{rule}/accuracy", name): score["accuracy"] for name, score in types.items()}
+    for rule, figures in scores.get("reported", {}).items():
+        metrics |= {metric_name(f"{rule}/reported", name): figure for name, figure in figures.items()}
     for rule, effects in scores.get("ablation", {}).items():
         metrics |= {f"{rule}/ablation/{name}": part["difference"] for name, part in effects.items()}
     return metrics

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ilvr_ds.errors import UserError
+from ilvr_ds.whole_files import write_whole
 
 Line = dict[str, Any]
 
@@ -82,10 +83,3 @@ def _cut_torn_line(part: Path) -> None:
     if whole < len(data):
         with part.open("r+b") as file:
             file.truncate(whole)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file that is there as a whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text)
-    temporary.replace(path)

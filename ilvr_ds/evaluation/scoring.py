@@ -1,6 +1,7 @@
 """Right or wrong: rule sets that read an answer out of a response and compare it with the known one.
 
-Rules see the response alone, never the prompt, so that nothing which only the prompt says can count.
+Rules see the response alone, never the prompt, so that nothing which only the prompt says can count. A figure under a
+name of RULES can be told from every other: a verdict that changes gets another version, and results say both.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from ilvr_ds.evaluation import comt_judge, ilvr_scripts
 
 Options = Sequence[str]
 """Texts of a question's options; the first is A. Empty where the question lists none."""
@@ -63,9 +66,9 @@ def extract_answer(response: str) -> str:
     return response
 
 
-def comt_answer(response: str, options: Options) -> str | None:
-    """What CoMT's rules take for the answer: the last letter in parentheses, else the letter of the last option text,
-    else the last bare letter; None where there is none of them."""
+def option_letter(response: str, options: Options) -> str | None:
+    """The option that a response means, by our own rules: the last letter in parentheses, else the letter of the last
+    option text, in whole words, else the last bare letter; None where there is none of them."""
     letters = LETTERS[: len(options)] or LETTERS
     if found := re.findall(rf"\(\s*([{letters}])\s*\)", response):
         return str(found[-1])
@@ -85,7 +88,10 @@ def clean(text: str) -> str:
 
 
 def ilvr_2026_08(response: str, answer: str, options: Options) -> bool:
-    """The authors' rules of August 2026: extract, clean, fold yes/true/a and no/false/b, compare numbers as numbers."""
+    """ILVR's rules in our reading of August 2026: extract, clean, fold yes/true/a and no/false/b, compare numbers.
+
+    It reads more than the authors' scripts do (nested boxes, TeX, units), but no lone yes or no in a sentence.
+    """
     given, known = clean(extract_answer(response)).casefold(), clean(answer).casefold()
     if not given:
         return False
@@ -99,15 +105,20 @@ def ilvr_2026_08(response: str, answer: str, options: Options) -> bool:
 
 
 def comt_official(response: str, answer: str, options: Options) -> bool:
-    """CoMT's own judging: the last option letter in parentheses, else the last option text, else the last bare letter.
+    """CoMT's own judge (comt_judge.py). An answer that is an option's text stands for its letter."""
+    known = answer_letter(answer, options)
+    return known is not None and comt_judge.chosen_letter(response, options) == known
 
-    An answer that is an option's text stands for its letter. Without options the text of the answer itself is looked
-    for in place of theirs.
+
+def is_option_letter(response: str, answer: str, options: Options) -> bool:
+    """The option that a response means is the right one. Without options the text of the answer itself is looked for.
+
+    This was called `comt-official` once.
     """
-    known = _letter(answer, options)
+    known = answer_letter(answer, options)
     if known is None and not options and not re.search(rf"\(\s*[{LETTERS}]\s*\)", response):
         return _last_end(response, answer) > 0
-    given = comt_answer(response, options)
+    given = option_letter(response, options)
     return given is not None and given == known
 
 
@@ -116,12 +127,39 @@ def exact_match(response: str, answer: str, options: Options) -> bool:
     return bool(clean(answer)) and clean(extract_answer(response)) == clean(answer)
 
 
-Rule = Callable[[str, str, Options], bool]
-RULES: dict[str, Rule] = {
-    "comt-official": comt_official,
-    "ilvr-2026-08": ilvr_2026_08,
-    "exact-match": exact_match,
-}
+@dataclass(frozen=True)
+class RuleSet:
+    """One way to judge a response; called with response, known answer and options, it says whether that is right."""
+
+    name: str
+    version: str
+    """Another one for every change of a verdict. Rules that follow a published judge name it, with its commit."""
+    is_right: Callable[[str, str, Options], bool]
+    read: Callable[[str, Options], str | None]
+    """What is taken for the answer, from response and options; None or "" where nothing is."""
+
+    def __call__(self, response: str, answer: str, options: Options) -> bool:
+        """The verdict."""
+        return self.is_right(response, answer, options)
+
+
+_RULE_SETS = (
+    RuleSet("comt-official", f"1 ({comt_judge.VERSION})", comt_official, comt_judge.chosen_letter),
+    RuleSet("option-letter", "1", is_option_letter, option_letter),
+    RuleSet("ilvr-2026-08", "1", ilvr_2026_08, lambda response, options: clean(extract_answer(response))),
+    RuleSet(
+        "ilvr-script-5eff4f9", f"1 ({ilvr_scripts.JANUARY})",
+        lambda response, answer, options: ilvr_scripts.january_is_right(response, answer),
+        lambda response, options: ilvr_scripts.january_answer(response),
+    ),
+    RuleSet(
+        "ilvr-script-13a67ed", f"1 ({ilvr_scripts.LATER})",
+        lambda response, answer, options: ilvr_scripts.later_is_right(response, answer),
+        lambda response, options: ilvr_scripts.later_answer(response),
+    ),
+    RuleSet("exact-match", "1", exact_match, lambda response, options: clean(extract_answer(response))),
+)  # fmt: skip
+RULES = {rules.name: rules for rules in _RULE_SETS}
 
 
 @dataclass(frozen=True)
@@ -154,7 +192,7 @@ def macro_mean(scores: dict[str, TypeScore]) -> float:
     return sum(score.accuracy for score in scores.values()) / len(scores)
 
 
-def _letter(answer: str, options: Options) -> str | None:
+def answer_letter(answer: str, options: Options) -> str | None:
     """The letter that an answer is or stands for."""
     text = clean(answer)
     if len(text) == 1 and text.upper() in (LETTERS[: len(options)] or LETTERS):

@@ -16,6 +16,7 @@ import torch
 
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.tokens import SpecialTokens
+from ilvr_ds.model.families import family_of
 
 _SIDE_FILES = (
     "generation_config.json",
@@ -28,24 +29,16 @@ _OLD_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 
 
 def write_config(folder: Path, config: Any, special: SpecialTokens, latent_size: int, dtype: torch.dtype) -> None:
-    """The base's configuration with what generation needs, under the names that the authors' code uses too.
-
-    The text model's settings stand at the top level and its rotation in `rope_theta` and `rope_scaling`.
-    """
-    config.architectures = ["Qwen2_5_VLForConditionalGeneration"]
+    """The base's configuration with what generation needs, under the names that the authors' code uses too."""
+    family = family_of(config)
+    config.architectures = [family.model.__name__]
     config.latent_size = latent_size
     config.latent_token_id = special.latent_pad
     config.latent_start_id = special.latent_start
     config.latent_end_id = special.latent_end
     config.save_pretrained(folder)
-    content = _read(folder / "config.json")
-    text = content.pop("text_config")
-    rope = text.pop("rope_parameters")
-    kind = rope.pop("rope_type")
-    rope.pop("type", None)
-    text["rope_theta"] = rope.pop("rope_theta")
-    text["rope_scaling"] = {"type": "mrope" if kind == "default" else kind, **rope}
-    content = {**text, **content, "torch_dtype": str(dtype).removeprefix("torch.")}
+    content = family.released_config(_read(folder / "config.json"))
+    content["torch_dtype"] = str(dtype).removeprefix("torch.")
     content.pop("dtype", None)  # the name since 4.56
     _write(folder / "config.json", content)
 

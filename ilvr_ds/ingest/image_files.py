@@ -1,14 +1,54 @@
-"""Images that records name: paths that stay below the image root, files that decode."""
+"""Reads the images of a record: paths that stay below the image root, files that decode, boxes cut out."""
 
 from __future__ import annotations
 
+import io
 import stat
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
-from ilvr_ds.data.decode import decode_image
-from ilvr_ds.data.sample import SampleError
+from ilvr_ds.data.decode import decode_image, image_size
+from ilvr_ds.data.sample import Region, SampleError
+from ilvr_ds.ingest.picture import Box, Picture
 
 IMAGE_BYTES_LIMIT = 64 * 1024 * 1024
+Helper = Literal["crop", "region"]
+"""What a box makes of the image that it lies in: the part inside as a picture, or the whole with its region."""
+
+
+def read_picture_file(picture: Picture, root: Path, files: Mapping[str, bytes], what: str) -> bytes:
+    """The bytes of an image that is in the record, among `files` that came with it, or below `root`.
+
+    Raises SampleError unless it decodes and is within the limits.
+    """
+    for path in picture.paths if picture.data is None else ():
+        if path in files:
+            return _checked(files[path], f"{what} '{path}'")
+    if picture.data is not None:
+        return _checked(picture.data, f"{what}{picture.name}")
+    names = [path_below(root, path, what) for path in picture.paths]
+    return read_image(root, next((name for name in names if _exists(root / name)), names[0]), what)
+
+
+def cut_box(data: bytes, box: Box, helper: Helper) -> tuple[bytes, Region | None]:
+    """The helper image that a box makes of the image it lies in, and the region there.
+
+    A box that reaches beyond the image is clamped to it, as published loaders do; SampleError where nothing is left.
+    "crop": a PNG of the pixels inside, whole pixels outwards, without region. "region": the image as it is.
+    """
+    width, height = image_size(data)
+    scale = (width, height, width, height) if box.unit == "fractions" else (1, 1, 1, 1)
+    left, top, right, bottom = (value * by for value, by in zip(box.corners, scale, strict=True))
+    left, top, right, bottom = max(0, left), max(0, top), min(width, right), min(height, bottom)
+    if left >= right or top >= bottom:
+        raise SampleError(f"box {list(box.corners)} in {box.unit} lies outside its image of {width}x{height} pixels")
+    if helper == "region":
+        return data, (left, top, right, bottom)
+    buffer = io.BytesIO()
+    part = (int(left), int(top), -int(-right // 1), -int(-bottom // 1))
+    decode_image(data).crop(part).save(buffer, "PNG")
+    return buffer.getvalue(), None
 
 
 def path_below(root: Path, name: str, what: str) -> PurePosixPath:
@@ -41,10 +81,31 @@ def read_image(root: Path, name: PurePosixPath, what: str) -> bytes:
     return data
 
 
+def _checked(data: bytes, what: str) -> bytes:
+    """`data`, if it is an image within the limits."""
+    try:
+        _check_size(len(data))
+        decode_image(data)
+    except SampleError as error:
+        raise SampleError(f"{what}: {error}") from error
+    return data
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have; read_image says so
+        return False
+
+
 def _read_limited(path: Path) -> bytes:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise SampleError("not a file")
-    if status.st_size > IMAGE_BYTES_LIMIT:
-        raise SampleError(f"{status.st_size} bytes, the limit is {IMAGE_BYTES_LIMIT}")
+    _check_size(status.st_size)
     return path.read_bytes()
+
+
+def _check_size(size: int) -> None:
+    if size > IMAGE_BYTES_LIMIT:
+        raise SampleError(f"{size} bytes, the limit is {IMAGE_BYTES_LIMIT}")

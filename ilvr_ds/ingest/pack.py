@@ -15,8 +15,10 @@ from ilvr_ds.data.sample import LatentStep, Sample, SampleError
 from ilvr_ds.data.shards import Manifest, file_sha256
 from ilvr_ds.data.writer import MAX_SAMPLES_PER_SHARD, DatasetWriter, Provenance
 from ilvr_ds.errors import UserError
-from ilvr_ds.ingest.foreign import refuse_foreign
-from ilvr_ds.ingest.importers import Format, Rejected, numbered_records
+from ilvr_ds.ingest.containers.opening import open_source
+from ilvr_ds.ingest.containers.source import Unit
+from ilvr_ds.ingest.image_files import Helper
+from ilvr_ds.ingest.importers import Format, Importer, Rejected, Tell, check_request
 
 REJECTED_FILE = "rejected.jsonl"
 _PRINTED_REJECTIONS = 20
@@ -70,6 +72,8 @@ class PackReport:
     rejected: tuple[Rejected, ...]
     too_long: int
     contents: Contents
+    unit: Unit = "record"
+    """What the numbers of rejected records count."""
 
     @property
     def accepted(self) -> int:
@@ -103,7 +107,7 @@ class PackReport:
         lines += [f"group {name or '(none)'}: {count}" for name, count in self.groups.items()]
         if self.rejected:
             lines.append(f"rejected: {len(self.rejected)}, of which too long: {self.too_long}")
-        lines += [f"  line {r.line} ({r.id}): {r.reason}" for r in self.rejected[:_PRINTED_REJECTIONS]]
+        lines += [f"  {self.unit} {r.line} ({r.id}): {r.reason}" for r in self.rejected[:_PRINTED_REJECTIONS]]
         if len(self.rejected) > _PRINTED_REJECTIONS:
             lines.append(f"  ... and {len(self.rejected) - _PRINTED_REJECTIONS} more in {self.output / REJECTED_FILE}")
         return lines
@@ -113,6 +117,7 @@ class PackReport:
 class _Tally:
     """Counts while packing."""
 
+    unit: Unit
     done: int = 0
     rejected: list[Rejected] = field(default_factory=list)
     too_long: int = 0
@@ -121,29 +126,34 @@ class _Tally:
 
 
 def pack(
-    input: Path,
+    input: Path | str,
     image_root: Path,
     output: Path,
     *,
     format: Format = "auto",
+    helper: Helper = "crop",
+    subset: str | None = None,
+    split: str | None = None,
     measure: Measure | None = None,
     measured_with: dict[str, Any] | None = None,
     max_tokens: int | None = None,
     max_samples_per_shard: int = MAX_SAMPLES_PER_SHARD,
     overwrite: bool = False,
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> PackReport:
-    """Pack a JSON Lines file (formats: importers.py) into the folder `output`.
+    """Pack the records of a file, a folder or `hf:OWNER/NAME` (opening.py, importers.py) into the folder `output`.
 
     `measure` gives a sample's length in tokens; `measured_with`, what it depends on, is recorded. Samples of more than
-    `max_tokens` are rejected, never truncated. Rejected records go to `rejected.jsonl` with line and reason. A failure
-    leaves nothing at `output`. Raises UserError, also where no record was accepted.
+    `max_tokens` are rejected, never truncated. Rejected records go to `rejected.jsonl` with number and reason. A
+    failure leaves nothing at `output`. Raises UserError, also where no record was accepted.
     """
-    refuse_foreign(input)
-    records = numbered_records(input, image_root, format)
+    check_request(image_root, format)
+    source = open_source(input, subset, split)
+    importer = Importer(source, image_root, format, helper, tell)
     writer = DatasetWriter(output, max_samples_per_shard=max_samples_per_shard, overwrite=overwrite)
-    source = {"file": input.name, "sha256": _source_sha256(input)}
-    return _pack(records, writer, source, measure, measured_with, max_tokens, progress)
+    origin = {**source.origin, **_checksum(Path(input))}
+    return _pack(importer, writer, (source.unit, origin), measure, measured_with, max_tokens, progress)
 
 
 def pack_samples(
@@ -159,13 +169,13 @@ def pack_samples(
 ) -> PackReport:
     """Like pack, for samples made by a program; their running number (from 1) stands for the line."""
     writer = DatasetWriter(output, max_samples_per_shard=max_samples_per_shard, overwrite=overwrite)
-    return _pack(enumerate(samples, start=1), writer, None, measure, measured_with, max_tokens, progress)
+    return _pack(enumerate(samples, start=1), writer, ("line", None), measure, measured_with, max_tokens, progress)
 
 
 def _pack(
     records: Iterable[tuple[int, Sample | Rejected]],
     writer: DatasetWriter,
-    source: dict[str, str] | None,
+    source: tuple[Unit, dict[str, str] | None],
     measure: Measure | None,
     measured_with: dict[str, Any] | None,
     max_tokens: int | None,
@@ -173,7 +183,8 @@ def _pack(
 ) -> PackReport:
     if max_tokens is not None and measure is None:
         raise ValueError("max_tokens needs measure")
-    tally = _Tally()
+    unit, origin = source
+    tally = _Tally(unit)
     with writer:
         for line, record in records:
             rejected = (
@@ -187,8 +198,8 @@ def _pack(
             raise UserError(f"{writer.output}: nothing to pack: {_why_nothing(tally)}")
         lines = [json.dumps(asdict(rejected)) + "\n" for rejected in tally.rejected]
         (writer.folder / REJECTED_FILE).write_text("".join(lines))
-        manifest = writer.finish(Provenance(len(tally.rejected), source, measured_with))
-    return PackReport(writer.output, manifest, tuple(tally.rejected), tally.too_long, tally.contents)
+        manifest = writer.finish(Provenance(len(tally.rejected), origin, measured_with))
+    return PackReport(writer.output, manifest, tuple(tally.rejected), tally.too_long, tally.contents, unit)
 
 
 def _add(
@@ -197,7 +208,7 @@ def _add(
     """Write one sample, or return why not."""
     try:
         if sample.id in tally.first_lines:
-            raise SampleError(f"the id already stands in line {tally.first_lines[sample.id]}")
+            raise SampleError(f"the id already stands in {tally.unit} {tally.first_lines[sample.id]}")
         tokens = measure(sample) if measure else 0
         if max_tokens is not None and tokens > max_tokens:
             raise _TooLongError(f"{tokens} tokens, the limit is {max_tokens}")
@@ -218,7 +229,7 @@ def _why_nothing(tally: _Tally) -> str:
     others = len(tally.rejected) - kinds[_kind_of(first.reason)]
     more = f"; {others} of them for {'other reasons' if others > 1 else 'another reason'}" if others else ""
     who = "the only record was" if tally.done == 1 else f"all {tally.done} records were"
-    return f"{who} rejected, line {first.line}: {first.reason}{more}"
+    return f"{who} rejected, {tally.unit} {first.line}: {first.reason}{more}"
 
 
 def _kind_of(reason: str) -> str:
@@ -226,8 +237,9 @@ def _kind_of(reason: str) -> str:
     return re.sub(r"'[^']*'|\S*/\S*|\d+", "", reason)
 
 
-def _source_sha256(path: Path) -> str:
+def _checksum(path: Path) -> dict[str, str]:
+    """The sha256 of a file; nothing for folders and hub names."""
     try:
-        return file_sha256(path)
+        return {"sha256": file_sha256(path)} if path.is_file() else {}
     except OSError as error:
         raise UserError(f"{path}: cannot read the records ({error.strerror})") from error

@@ -1,1 +1,1 @@
-"""The stock Qwen2.5-VL, taken apart and put together for training: loading, tower, injection."""
+"""The stock models, taken apart and put together for training: loading, tower, injection."""

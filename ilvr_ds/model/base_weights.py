@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ilvr_ds.config import ModelConfig
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 from ilvr_ds.model.hub import model_folder
 
 
@@ -75,7 +75,13 @@ def _named(path: str) -> Iterator[tuple[str, Callable[[], Tensor]]]:
 
 
 def _files(folder: Path) -> dict[Path, set[str]]:
-    """The weight files, and the names that the index places in each. Raises UserError for two layouts."""
+    """The weight files, and the names that the index places in each. Raises UserError for two layouts, and for adapters
+    of peft: transformers would read the weights that they name as their base, and not those beside them."""
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"model.path: {folder / 'adapter_config.json'} stands for adapters on another base; merge them into it, or "
+            "move the file away"
+        )
     for single, index in (
         ("model.safetensors", "model.safetensors.index.json"),
         ("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -104,7 +110,7 @@ def _of_file(file: Path) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         try:
             weights = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
         except (OSError, RuntimeError, UnpicklingError) as error:
-            raise _unreadable(file, str(error).strip().partition("\n")[0]) from error
+            raise _unreadable(file, first_line(error)) from error
         for name, tensor in weights.items():
             yield name, partial(_same, tensor)
         return

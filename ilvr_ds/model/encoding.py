@@ -11,6 +11,7 @@ from ilvr_ds.data.collate import Collator
 from ilvr_ds.data.features import FeatureSet
 from ilvr_ds.data.images import ImageEncoder, VisionLayout
 from ilvr_ds.data.loader import Numbers, WindowDataset
+from ilvr_ds.data.mixture import Mixture, MixtureFeatures, MixtureReader
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.data.template import SampleEncoder
@@ -36,7 +37,7 @@ def build_encoding(recipe: Recipe) -> Encoding:
     size, longest = recipe.model.latent_size, recipe.data.max_tokens
     encoder = SampleEncoder(
         tokenizer, special, images, size, longest,
-        with_helpers=recipe.has_teacher, with_pixels=recipe.data.features is None,
+        with_helpers=recipe.has_teacher, with_pixels=not recipe.data.has_features,
     )  # fmt: skip
     return Encoding(encoder, special, vision_layout(config), config)
 
@@ -44,14 +45,16 @@ def build_encoding(recipe: Recipe) -> Encoding:
 def build_dataset(
     recipe: Recipe,
     encoding: Encoding,
-    shards: ShardSet,
+    data: ShardSet | Mixture,
     numbers_of: Callable[[int], Sequence[Numbers]],
     types: tuple[str, ...] = (),
-    features: FeatureSet | None = None,
+    features: FeatureSet | MixtureFeatures | None = None,
+    by_set: bool = False,
 ) -> WindowDataset:
-    """Windows of a packed data set under a recipe, with stored features where the recipe has them.
+    """Windows of packed data under a recipe, with stored features where the recipe has them.
 
-    numbers_of: sample numbers of each micro-batch of a step. types: the kinds of task by which losses are split.
+    numbers_of: sample numbers of each micro-batch of a step. types: the kinds of task by which losses are split;
+    by_set: they are split by the sets of a mixture, too.
     """
     collator = Collator(
         encoding.special,
@@ -62,5 +65,7 @@ def build_dataset(
         recipe.train.has_free_latents,
         types,
         recipe.selection.pool,
+        data.starts if isinstance(data, Mixture) and by_set and data.named else None,
     )
-    return WindowDataset(ShardReader(shards), encoding.encoder, collator, numbers_of, features)
+    reader = MixtureReader(data) if isinstance(data, Mixture) else ShardReader(data)
+    return WindowDataset(reader, encoding.encoder, collator, numbers_of, features)

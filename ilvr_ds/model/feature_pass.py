@@ -25,6 +25,7 @@ from ilvr_ds.data.sample import SampleError
 from ilvr_ds.data.shards import ShardInfo, ShardSet, open_dataset
 from ilvr_ds.data.window import ImageBatch
 from ilvr_ds.errors import UserError
+from ilvr_ds.model.families import family_of
 from ilvr_ds.model.student import DTYPES, load_config, vision_layout
 from ilvr_ds.model.tower import load_tower, tower_identity
 from ilvr_ds.model.vision import VisionTower
@@ -77,7 +78,7 @@ def encode(settings: EncodeSettings, device: torch.device, progress: Progress | 
     made_of = {"data": dataset.fingerprint, **tower_identity(settings.model, images)}
     versions = {"ilvr_ds": ilvr_ds.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     made_of["precision"] = settings.precision
-    writer = FeatureWriter(_folder(settings), made_of, config.vision_config.out_hidden_size, versions)
+    writer = FeatureWriter(_folder(settings), made_of, family_of(config).feature_width(config.vision_config), versions)
     mine = _Part(dataset, settings.part, writer)
     start = time.monotonic()
     if mine.missing:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 
 _FILES = ["*.safetensors", "*.bin", "*.json", "*.txt", "*.jinja"]
 
@@ -23,4 +23,4 @@ def model_folder(path: str, commit: str | None = None, *, is_here: bool = False)
         return snapshot_download(path, revision=commit, allow_patterns=_FILES, local_files_only=is_here)
     except (OSError, ValueError) as error:
         what = f"'{path}', commit {commit}" if commit else f"'{path}'"
-        raise UserError(f"model.path: no model at {what} ({str(error).strip().splitlines()[0]})") from error
+        raise UserError(f"model.path: no model at {what} ({first_line(error)})") from error

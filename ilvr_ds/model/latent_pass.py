@@ -215,14 +215,14 @@ def _move_gradient(total: Tensor, weight: Tensor) -> None:
 
 
 class _Body(nn.Module):
-    """The decoder layers and the final norm, on one column."""
+    """The decoder layers and the final norm, on one column: a latent, to which no family adds anything."""
 
     def __init__(self, language_model: Any) -> None:
         super().__init__()
         self.layers = language_model.layers
         self.norm = language_model.norm
         config = language_model.config
-        self.heads = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+        self.heads = config.num_key_value_heads, self.layers[0].self_attn.head_dim
         self.elements = 2 * self.heads[0] * self.heads[1]
         """Of keys and values of a column of a row"""
 

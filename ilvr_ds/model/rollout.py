@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ilvr_ds.data.window import RolloutLayout, TokenBatch
+from ilvr_ds.model.families import family_of
+from ilvr_ds.model.injection import added_rows
 from ilvr_ds.model.latent_pass import LatentPass, LatentPasses
 from ilvr_ds.model.layers.cached_attention import CachedCall, LayerMemory
 
@@ -31,16 +33,17 @@ def roll_out(
     latent_size: int,
     checkpointing: bool,
     latent_passes: LatentPasses | None = None,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Last hidden state after the final norm [B, T, D] of embeddings [B, T, D], a row each, with images written in.
 
     The language model must use `use_cached_attention`. Its layers are called (rounds + 1) + rounds * K times, whatever
     the rows hold: empty columns are computed and seen by nobody. checkpointing: text is computed again in the backward,
     layer by layer, so that of each layer only its input, its keys and its values are kept. latent_passes: what computes
-    the passes of latent slots in place of one call after the other.
+    the passes of latent slots in place of one call after the other. features: as for `last_hidden`.
     """
     inputs = embeddings.flatten(0, 1)[layout.source]
-    stack = _Stack.over(language_model, inputs, tokens, layout, latent_passes)
+    stack = _Stack.over(language_model, inputs, tokens, layout, latent_passes, features)
     outputs: list[Tensor] = []
     for number in range(layout.rounds):
         text, states = stack.segment(inputs, layout, number, latent_size, checkpointing)
@@ -58,13 +61,14 @@ def own_latents(
     layout: RolloutLayout,
     latent_size: int,
     latent_passes: LatentPasses | None = None,
+    features: Tensor | None = None,
 ) -> Tensor:
     """What `roll_out` feeds the latent slots, [X, K, D] in the order of `layout.slots`, for rows of any kind [R, T, D].
 
     To be called inside `cached_attention`. The layers are called rounds * (K + 1) times: nothing needs the last texts.
     """
     inputs = embeddings.flatten(0, 1)[layout.source]
-    stack = _Stack.over(language_model, inputs, tokens, layout, latent_passes)
+    stack = _Stack.over(language_model, inputs, tokens, layout, latent_passes, features)
     fed = inputs.new_zeros(layout.rounds, len(inputs), latent_size, inputs.shape[2])
     for number in range(layout.rounds):
         _, states = stack.segment(inputs, layout, number, latent_size, checkpointing=False)
@@ -76,8 +80,18 @@ class _Stack:
     """The decoder layers on column after column, with the keys and values of all earlier ones."""
 
     def __init__(
-        self, language_model: Any, positions: tuple[Tensor, Tensor], real: Tensor, passes: LatentPass | None
+        self,
+        language_model: Any,
+        positions: tuple[Tensor, Tensor],
+        real: Tensor,
+        passes: LatentPass | None,
+        images: tuple[Tensor, ...],
+        image_slots: Tensor,
     ) -> None:
+        self.add_rows = family_of(language_model.config).add_rows
+        self.images = images
+        """What is added behind each of the first layers at `image_slots`, flat positions in the first text"""
+        self.image_slots = image_slots
         self.layers = language_model.layers
         self.norm = language_model.norm
         self.positions = positions
@@ -95,11 +109,13 @@ class _Stack:
         tokens: TokenBatch,
         layout: RolloutLayout,
         latent_passes: LatentPasses | None,
+        features: Tensor | None,
     ) -> _Stack:
         """At the first column of inputs [B, U, D]."""
         positions = language_model.rotary_emb(inputs, tokens.position_ids.flatten(1)[:, layout.source])
         passes = latent_passes.begin(positions, layout.real) if latent_passes and layout.rounds else None
-        return _Stack(language_model, positions, layout.real, passes)
+        images = added_rows(language_model, tokens, features)
+        return _Stack(language_model, positions, layout.real, passes, images, layout.image_slots)
 
     def segment(
         self, inputs: Tensor, layout: RolloutLayout, number: int, latent_size: int, checkpointing: bool
@@ -120,6 +136,8 @@ class _Stack:
         for number, (layer, memory) in enumerate(zip(self.layers, self.memories, strict=True)):
             arguments = (layer, hidden, mask, (cos, sin), memory, first, self.done[number])
             hidden, self.done[number] = _again_in_backward(_call, *arguments) if checkpointing else _call(*arguments)
+            if first == 0 and number < len(self.images):  # images stand before the first segment
+                hidden = self.add_rows(hidden, self.image_slots, self.images[number])
         self.width = last
         return cast(Tensor, self.norm(hidden))
 

@@ -1,4 +1,4 @@
-"""Loading a stock Qwen2.5-VL as a student: tower apart, vocabulary large enough, the right weights trainable."""
+"""Loading a stock model as a student: tower apart, vocabulary large enough, the right weights trainable."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+from transformers import AutoConfig
 
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import VisionLayout
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 from ilvr_ds.model.base_weights import check_weights
+from ilvr_ds.model.families import FAMILIES, family_of
 from ilvr_ds.model.layers.adapters import add_adapters
 from ilvr_ds.model.layers.attention import attention_backend
 from ilvr_ds.model.layers.checkpointing import checkpoint_arguments
@@ -31,28 +31,33 @@ ROW_MULTIPLE = 64
 
 
 def load_config(path: str) -> Any:
-    """The Qwen2.5-VL configuration at `path`; raises UserError where there is none, or none that can be trained."""
+    """The configuration at `path`; raises UserError where there is none, or none that can be trained."""
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path: no model at '{path}' ({str(error).strip().splitlines()[0]})") from error
-    if config.model_type != "qwen2_5_vl":
-        raise UserError(f"model.path: '{path}' holds a {config.model_type} model; expected qwen2_5_vl")
+        raise UserError(f"model.path: no model at '{path}' ({first_line(error)})") from error
+    names = [family.name for family in FAMILIES]
+    if config.model_type.endswith("_moe"):
+        raise UserError(
+            f"model.path: '{path}' holds a {config.model_type} model; mixture-of-experts models are not supported, "
+            f"only the dense ones of {' and '.join(names)}"
+        )
+    if config.model_type not in names:
+        raise UserError(f"model.path: '{path}' holds a {config.model_type} model; expected {' or '.join(names)}")
     if quantised := getattr(config, "quantization_config", None):
         method = quantised.get("quant_method", "unknown method") if isinstance(quantised, dict) else quantised
         raise UserError(
             f"model.path: '{path}' is quantised ({method}); take the original weights, and for a base in 4 bits under "
             "adapters model.lora_base: nf4"
         )
-    if "sliding_attention" in config.text_config.layer_types:
+    if "sliding_attention" in (getattr(config.text_config, "layer_types", None) or ()):
         raise UserError(f"model.path: '{path}' uses sliding-window attention, which is not supported")
     return config
 
 
 def vision_layout(config: Any) -> VisionLayout:
     """The sizes of the tower that the data side needs."""
-    vision = config.vision_config
-    return VisionLayout(vision.patch_size, vision.spatial_merge_size, vision.window_size)
+    return family_of(config).layout(config.vision_config)
 
 
 def load_student(settings: ModelConfig, dtype: torch.dtype, num_tokens: int, with_tower: bool = True) -> Any:
@@ -63,10 +68,10 @@ def load_student(settings: ModelConfig, dtype: torch.dtype, num_tokens: int, wit
     """
     config = load_config(settings.path)
     if not with_tower:
-        config.vision_config.depth = 0  # the stock model cannot be built without a tower, but with one of no blocks
+        family_of(config).leave_out_tower(config.vision_config)
     attention = attention_backend(settings.attention, dtype)
     if settings.random_init:
-        model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=attention, dtype=dtype)
+        model = family_of(config).model._from_config(config, attn_implementation=attention, dtype=dtype)
     else:
         model = _read_weights(settings.path, config, dtype, attention)
     if not with_tower:
@@ -81,12 +86,11 @@ def _read_weights(path: str, config: Any, dtype: torch.dtype, attention: str) ->
     """The stock model with all its weights from `path`: transformers itself would draw missing ones at random."""
     check_weights(path)
     try:
-        model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        model, info = family_of(config).model.from_pretrained(
             path, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"model.path: the weights at '{path}' cannot be read ({reason})") from error
+        raise UserError(f"model.path: the weights at '{path}' cannot be read ({first_line(error)})") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"model.path: '{path}' lacks {len(missing)} weights, the first {missing[0]}")
     return model
@@ -104,8 +108,11 @@ def prepare_student(model: Any, settings: ModelConfig) -> None:
 
 
 def build_text_model(config: Any, attention: str) -> Any:
-    """A language model of the student's shape without weights of its own: the teacher's."""
-    return Qwen2_5_VLTextModel._from_config(config, attn_implementation=attention)
+    """A language model of the student's shape without weights of its own: the teacher's.
+
+    config: the language model's.
+    """
+    return family_of(config).text_model._from_config(config, attn_implementation=attention)
 
 
 def detach_tower(model: Any, gather: Gather) -> nn.Module:

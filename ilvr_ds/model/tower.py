@@ -6,21 +6,16 @@ import hashlib
 from typing import Any
 
 import torch
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.base_weights import tower_weights
+from ilvr_ds.model.families import family_of
 from ilvr_ds.model.layers.attention import attention_backend, use_varlen_attention
 from ilvr_ds.model.layers.fused import check_kernels, use_fused_kernels
 from ilvr_ds.model.student import load_config
 from ilvr_ds.model.vision import VisionTower
-
-_ARCHITECTURE = (
-    "depth", "hidden_size", "num_heads", "hidden_act", "window_size", "fullatt_block_indexes", "out_hidden_size",
-)  # fmt: skip
-"""What of the tower's configuration the shapes of its weights and the image settings do not say."""
 
 
 def tower_identity(settings: ModelConfig, images: ImageEncoder) -> dict[str, Any]:
@@ -28,7 +23,7 @@ def tower_identity(settings: ModelConfig, images: ImageEncoder) -> dict[str, Any
 
     Raises UserError where the model has no stored weights.
     """
-    config = load_config(settings.path).vision_config
+    config = load_config(settings.path)
     digest = hashlib.sha256()
     for name, tensor in sorted(tower_weights(settings)):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -36,7 +31,7 @@ def tower_identity(settings: ModelConfig, images: ImageEncoder) -> dict[str, Any
         digest.update(tensor.detach().float().numpy().astype("<f4", copy=False).tobytes())
     return {
         "tower": digest.hexdigest(),
-        **{f"tower.{key}": getattr(config, key) for key in _ARCHITECTURE},
+        **{f"tower.{key}": getattr(config.vision_config, key) for key in family_of(config).tower_settings},
         **{f"images.{key}": value for key, value in images.settings.items()},
     }
 
@@ -47,9 +42,10 @@ def load_tower(settings: ModelConfig, images: ImageEncoder, dtype: torch.dtype, 
     Raises UserError where the weights do not fit the configuration, or `model.kernels` asks for a missing package.
     """
     check_kernels(settings.kernels)
-    config = load_config(settings.path).vision_config
+    config = load_config(settings.path)
     attention = attention_backend(settings.attention, dtype)
-    tower: Any = Qwen2_5_VisionTransformerPretrainedModel._from_config(config, attn_implementation=attention)
+    tower: Any = family_of(config).tower
+    tower = tower._from_config(config.vision_config, attn_implementation=attention)
     try:
         tower.load_state_dict({name.removeprefix("visual."): tensor for name, tensor in tower_weights(settings)})
     except RuntimeError as error:

@@ -13,7 +13,7 @@ from ilvr_ds.model.layers.attention import attention_in_words
 
 
 class VisionTower(nn.Module):
-    """A stock Qwen2.5-VL tower behind the normalisation of its image processor.
+    """A stock tower behind the normalisation of its image processor.
 
     mean, std: [3] in units of 0..1. All weights are frozen.
     """
@@ -34,25 +34,28 @@ class VisionTower(nn.Module):
         return attention_in_words(self.tower)
 
     def features(self, window: Window) -> Tensor:
-        """Merged features [F, D] of a window's images."""
+        """Features [F, D or more] of a window's images."""
         return torch.cat([self(images) for images in window.images])
 
     @torch.no_grad()
     def forward(self, images: ImageBatch) -> Tensor:
-        """Merged features [merged patches, D] in the tower's dtype, image after image, without a host sync."""
+        """[merged patches, D] in the tower's dtype, image after image, without a host sync: merged features, and behind
+        each what the family adds to hidden states, one D after the other."""
         pixels = images.patches.view(len(images.patches), 3, 1, -1).float() / 255
         pixels = ((pixels - self.mean) / self.std).expand(-1, -1, 2, -1).flatten(1)
         output = self.tower(pixels, grid_thw=None, **self._bookkeeping(images))
-        return cast(Tensor, output.pooler_output)
+        merged: Tensor = output.pooler_output
+        added = getattr(output, "deepstack_features", None)
+        return torch.cat([merged, *added], dim=1) if added else merged
 
     def _bookkeeping(self, images: ImageBatch) -> dict[str, Any]:
-        lengths = {"cu_seqlens": images.cu_seqlens, "cu_window_seqlens": images.cu_window_seqlens}
-        known: dict[str, Any] = {"position_ids": images.position_ids, "window_index": images.window_index}
+        lengths = images.named("cu_seqlens", "cu_window_seqlens")
+        known: dict[str, Any] = images.named("position_ids", "window_index", "interp_indices", "interp_weights")
         if not self.is_flash:
             return known | lengths  # SDPA goes through the windows in Python and wants them on the host
         device = images.patches.device
-        longest = {"max_seqlen": "cu_seqlens", "max_window_seqlen": "cu_window_seqlens"}
-        known |= {name: int(lengths[of].diff().max()) for name, of in longest.items()}
+        longest = {"cu_seqlens": "max_seqlen", "cu_window_seqlens": "max_window_seqlen"}
+        known |= {longest[name]: int(bounds.diff().max()) for name, bounds in lengths.items()}
         return known | {name: tensor.to(device, non_blocking=True) for name, tensor in lengths.items()}
 
 
@@ -64,6 +67,6 @@ class StoredFeatures:
     """The networks' precision."""
 
     def features(self, window: Window) -> Tensor:
-        """Merged features [F, D] of a window's images."""
+        """Features [F, D or more] of a window's images."""
         assert window.features is not None
         return window.features.to(self.dtype)

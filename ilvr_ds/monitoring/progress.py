@@ -13,6 +13,20 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 logger = logging.getLogger("ilvr_ds")
+_SHOWN = {
+    "loss/total": ("loss", "{:.4f}"),
+    "loss/ce": ("ce", "{:.4f}"),
+    "loss/alignment": ("align", "{:.4f}"),
+    "loss/contrastive": ("contrast", "{:.4f}"),
+    "lr": ("lr", "{:.2e}"),
+    "grad/norm": ("grad", "{:.3g}"),
+    "epoch": ("epoch", "{:.2f}"),
+    "speed/tokens_per_s": ("tok/s", "{:.0f}"),
+    "speed/mfu": ("MFU", "{:.1%}"),
+}
+"""Metrics of the step line, in its order; what a stage or a device does not have is left out."""
+_UNITS = {"tok/s": "tokens/s", "GiB": "GiB"}
+"""Names that stand behind their number in a line."""
 
 
 class Progress:
@@ -35,19 +49,14 @@ class Progress:
         """Show the state after `done` steps."""
         if not self.is_main:
             return
-        speed = metrics["speed/tokens_per_s"]
-        names = {"loss": "loss/total", "ce": "loss/ce", "align": "loss/alignment"}
-        shown = {short: metrics[name] for short, name in names.items() if name in metrics}
+        shown = {short: form.format(metrics[name]) for name, (short, form) in _SHOWN.items() if name in metrics}
+        shown["GiB"] = f"{_memory(metrics):.1f}"
         if self._bar is not None:
-            rest = {"tok/s": f"{speed:.0f}", "GiB": f"{_memory(metrics):.1f}"}
-            self._bar.set_postfix({**{k: f"{v:.3f}" for k, v in shown.items()}, **rest}, refresh=False)
+            self._bar.set_postfix(shown, refresh=False)
             self._bar.update(done - self._bar.n)
             return
-        losses = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
-        memory = _memory(metrics)
-        logger.info(
-            "step %d/%d  %s  %.0f tokens/s  %.1f GiB%s", done, self.total, losses, speed, memory, self._eta(done)
-        )
+        parts = [f"{value} {_UNITS[name]}" if name in _UNITS else f"{name} {value}" for name, value in shown.items()]
+        logger.info("step %d/%d  %s%s", done, self.total, "  ".join(parts), self._time_left(done))
 
     def close(self) -> None:
         """End the bar."""
@@ -55,7 +64,7 @@ class Progress:
             self._bar.close()
         self._while_bar.close()
 
-    def _eta(self, done: int) -> str:
+    def _time_left(self, done: int) -> str:
         now = time.monotonic()
         if self._first is None:
             self._first = (done, now)

@@ -13,7 +13,7 @@ def work_of(window: Window) -> Work:
     """The work of a window that is still on the CPU, padding not counted."""
     lengths = torch.tensor(window.tokens.lengths)
     images = [_lengths(batch.cu_seqlens) for batch in window.images]
-    windows = [_lengths(batch.cu_window_seqlens) for batch in window.images]
+    windows = [_lengths(batch.cu_window_seqlens) for batch in window.images if batch.cu_window_seqlens is not None]
     return Work(
         samples=len(lengths),
         tokens=window.num_tokens,

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,13 +200,16 @@ def _build(library: Path) -> None:
     folder = library.parent
     folder.mkdir(parents=True, exist_ok=True)
     # the system gives this lock back when a process dies, which torch's own lock file does not survive
+    # said before the lock is there: on some rank it is only waited for
+    logger.info("building the selective-feature operators in %s, once for this GPU; it takes about a minute", folder)
+    start = time.monotonic()
     with (folder / "building").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "complete").exists():
-            logger.info("building the selective-feature operators in %s", folder)
             (folder / "lock").unlink(missing_ok=True)
             _compile(library)
             (folder / "complete").touch()
+    logger.info("the selective-feature operators are built, after %.0f s", time.monotonic() - start)
 
 
 def _compile(library: Path) -> None:

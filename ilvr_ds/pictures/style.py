@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ilvr_ds.pictures.fonts import choose_fonts
+from ilvr_ds.whole_files import whole_file
 
 WIDTH_IN, DPI = 10.0, 100
 """1,000 pixels, the width of a notebook cell."""
@@ -44,8 +45,6 @@ def place(figure: Figure, left: float, right: float, top: float, bottom: float, 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG atomically, with installed fonts that have its letters (fonts.py)."""
     choose_fonts(figure)
-    temporary = path.with_name(path.name + ".partial")
-    with warnings.catch_warnings():
+    with whole_file(path) as partial, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(temporary, format="png", pil_kwargs={"compress_level": 3})
-    temporary.replace(path)
+        figure.savefig(partial, format="png", pil_kwargs={"compress_level": 3})

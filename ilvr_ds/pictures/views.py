@@ -9,8 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 Cell = tuple[int, int]
+LONGEST_SIDE = 448
+"""Images are shown at most this large, in pixels."""
+
+
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """[H, W, 3] of an image, at most LONGEST_SIDE long; shrinks the image itself."""
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    return np.asarray(image)
 
 
 @dataclass(frozen=True)

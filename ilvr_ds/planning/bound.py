@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ilvr_ds.planning.chips import Chip
 from ilvr_ds.planning.flops import ModelFlops, Work
-from ilvr_ds.planning.memory import optimizer_bytes
+from ilvr_ds.planning.memory import FOUR_BITS, optimizer_bytes
 from ilvr_ds.planning.setup import Setup
 
 PRODUCT_RATE = 0.65
@@ -64,7 +64,7 @@ def bound_time(setup: Setup, chip: Chip) -> Bound:
     forwards *= setup.passes
     forwards += setup.latent_gradient is not None and not setup.has_whole_chain  # the pass that makes the latents
     student = flops.student * (1 + (forwards - 3) / passes) / rate + forwards * between
-    student += _sums(setup, work) / (MEMORY_RATE * chip.memory_bandwidth)
+    student += (_sums(setup, work) + _unpacking(setup)) / (MEMORY_RATE * chip.memory_bandwidth)
     parts = {
         "vision": flops.vision / (TOWER_RATE * chip.flops),
         "student": max(student, setup.grad_accum_steps * _communication(setup, chip)),
@@ -89,6 +89,12 @@ def _sums(setup: Setup, work: Work) -> float:
     """Bytes for accumulating each micro-batch's gradients, and for logits."""
     summed = (setup.itemsize + 2 * setup.gradient_itemsize) * setup.trained * setup.grad_accum_steps
     return summed + LOGIT_TRAFFIC * setup.geometry.text.vocab_size * work.labels
+
+
+def _unpacking(setup: Setup) -> float:
+    """Bytes for a base in 4 bits: read, written in 16 bits and read for each pass that multiplies with it."""
+    uses = (2 + (setup.checkpointing == "full")) * setup.passes * setup.grad_accum_steps
+    return uses * (FOUR_BITS + 2 * setup.itemsize) * setup.packed
 
 
 def _work(setup: Setup) -> Work:

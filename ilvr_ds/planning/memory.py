@@ -85,6 +85,8 @@ def activation_bytes(setup: Setup) -> tuple[float, float]:
     D, I = text.hidden_size, text.intermediate_size  # noqa: E741
     attention = 2 * wide * (text.heads + text.kv_heads) * text.head_dim
     norms, gated = (4 * wide * D, 3 * wide * I) if setup.has_fused_layers else (2 * (4 + 2 * wide) * D, 4 * wide * I)
+    if text.has_head_norms:  # they keep what they normalise beside queries and keys
+        norms += (wide if setup.has_fused_layers else 4 + wide) * (text.heads + text.kv_heads) * text.head_dim
     everything = norms + attention + gated
     kept = {"none": everything, "selective": wide * (3 * D + 2 * I) + attention, "full": wide * D}[setup.checkpointing]
     return kept, everything - kept
@@ -125,7 +127,7 @@ def _images(setup: Setup) -> float:
     """Images of all micro-batches of a step: patches as loaded, 8 bits a value, and merged features."""
     vision, patches = setup.geometry.vision, setup.window_samples * setup.sample.patches
     pixels = patches * vision.patch_inputs / vision.temporal_patch_size if setup.has_tower else 0
-    return pixels + setup.itemsize * patches / vision.merge_size**2 * vision.out_hidden_size
+    return pixels + setup.itemsize * patches / vision.merge_size**2 * vision.feature_width
 
 
 def _update(setup: Setup) -> float:
@@ -288,15 +290,19 @@ def _pinned(setup: Setup, itemsize: int, piece: int | None) -> float:
     """The teacher's shards in pinned memory, which torch allocates in powers of two; matrices only, the rest is a
     thousandth of that. piece: most elements of one allocation."""
     text = setup.geometry.text
-    matrices = [text.embedding] + [a * b for a, b in text.linears.values()] * text.layers
+    matrices = [(text.embedding, 1), *((inputs * outputs, text.layers) for inputs, outputs in text.linears.values())]
     total = 0
-    for count in matrices:
-        left = -(-count // setup.world)
-        while left > 0:
-            part = min(left, piece or left)
-            total += 1 << (part * itemsize - 1).bit_length()
-            left -= part
+    for count, times in matrices:
+        mine = -(-count // setup.world)
+        whole, rest = divmod(mine, piece) if piece else (0, mine)
+        allocated = whole * _power_of_two((piece or 0) * itemsize) + _power_of_two(rest * itemsize)
+        total += times * allocated
     return total
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest one that is not less; 0 for 0."""
+    return 1 << (size - 1).bit_length() if size else 0
 
 
 def _checkpoint_copy(setup: Setup) -> float:

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ilvr_ds.planning.bound import bound_time
-from ilvr_ds.planning.chips import CHIPS, Chip
+from ilvr_ds.planning.chips import Chip
 from ilvr_ds.planning.memory import GIB, Memory, predict_memory
+from ilvr_ds.planning.search import MARGIN, Candidate
 from ilvr_ds.planning.setup import Setup
 
-SMALL_GIB = 100
-"""If no chip is named, a GPU of up to this much memory counts as an H100, above as an H200."""
-MARGIN = 0.03
-"""Fraction of a GPU's memory below which a fit is tight: peaks were predicted within 2.4 %, the rest is assumed."""
+H100_GIB, H200_GIB = 75, 100
+"""If no chip is named, a GPU of this much memory or more counts as an H100, or as an H200."""
+UNKNOWN = "unknown: time not given"
 
 
-def default_chip(gpu_memory: float) -> str:
-    """The chip to assume for a GPU of this many GiB."""
-    return "H100" if gpu_memory <= SMALL_GIB else "H200"
+def default_chip(gpu_memory: float) -> str | None:
+    """The chip to assume for a GPU of this many GiB; None: it may be anything."""
+    if gpu_memory < H100_GIB:
+        return None
+    return "H100" if gpu_memory <= H200_GIB else "H200"
 
 
-def detail(title: str, setup: Setup, gpu_memory: float, chip_name: str) -> list[str]:
-    """One recipe, term by term, and the effect of other choices. gpu_memory: usable GiB."""
-    memory, chip = predict_memory(setup), CHIPS[chip_name]
-    bound = bound_time(setup, chip)
+def detail(title: str, setup: Setup, gpu_memory: float | None, chip: Chip | None) -> list[str]:
+    """One recipe, term by term, and the effect of other choices. gpu_memory: usable GiB; None: there is no GPU."""
+    memory = predict_memory(setup)
     lines = [f"{title}, a rank:"]
     lines += ["", "GPU memory, all the time (GiB)", *_terms(memory.resident)]
     lines += ["on top of it, one after the other (GiB)", *_terms(memory.moments)]
@@ -35,19 +36,43 @@ def detail(title: str, setup: Setup, gpu_memory: float, chip_name: str) -> list[
         f"  {host / GIB:8.1f}  a rank, {setup.world * host / GIB:.0f} for all {setup.world}; "
         f"{memory.checkpoint_copy / GIB:.1f} more while a checkpoint is written beside the training"
     ]
-    lines += ["", f"a step of {bound.samples} samples takes at least (ms)"]
+    lines += ["", *_time(setup, chip)]
+    if gpu_memory is None:
+        return lines
+    lines += ["", verdict(memory, gpu_memory), "", "other choices", *overview(_variants(setup), gpu_memory, chip)]
+    return lines
+
+
+def _time(setup: Setup, chip: Chip | None) -> list[str]:
+    """The least time of a step, part by part."""
+    samples = setup.window_samples * setup.world
+    if chip is None:
+        return [f"a step of {samples} samples: the rates of the chip are {UNKNOWN}"]
+    bound = bound_time(setup, chip)
+    lines = [f"a step of {bound.samples} samples takes at least (ms)"]
     lines += [f"  {1000 * seconds:8.0f}  {part}" for part, seconds in bound.parts.items()]
     lines += [
         f"  {1000 * bound.seconds:8.0f}  in all: {setup.world * 1000 * bound.seconds / bound.samples:.0f} ms a sample "
         f"and rank, MFU at most {bound.mfu(chip):.0%}"
     ]
-    lines += ["", verdict(memory, gpu_memory), "", "other choices", *_table(_variants(setup), gpu_memory, chip)]
     return lines
 
 
-def overview(setups: Mapping[str, Setup], gpu_memory: float, chip_name: str) -> list[str]:
-    """One line per recipe."""
-    return _table(setups, gpu_memory, CHIPS[chip_name])
+def what_fits(best: Sequence[Candidate], gpu_memory: float, chip: Chip | None, command: str) -> list[str]:
+    """The best of each kind, numbered, and the first as a command."""
+    order = "the fastest first" if chip else "in the order of an H100, for the rates of the chip are " + UNKNOWN
+    rows = {f"{number}  {candidate.words}": candidate.setup for number, candidate in enumerate(best, 1)}
+    lines = [f"what fits with a margin of {MARGIN:.0%}, {order}", *overview(rows, gpu_memory, chip)]
+    return [*lines, "number 1:", f"  {command}"]
+
+
+def least_needed(found: Sequence[Candidate], host_gib: float | None) -> str:
+    """What to say where nothing fits."""
+    least = min(found, key=lambda candidate: candidate.memory.needed)
+    host = sum(least.memory.host.values()) / GIB
+    short = f", and {host:.0f} GiB of the host's" if host_gib is not None and host > host_gib else ""
+    gpu = f"{least.memory.needed / GIB / (1 - MARGIN):.1f} GiB a GPU"
+    return f"nothing fits with a margin of {MARGIN:.0%}: the least, {least.words}, takes {gpu}{short}"
 
 
 def verdict(memory: Memory, gpu_memory: float) -> str:
@@ -65,15 +90,17 @@ def _terms(terms: Mapping[str, float]) -> list[str]:
     return [f"  {size / GIB:8.1f}  {name}" for name, size in terms.items()]
 
 
-def _table(setups: Mapping[str, Setup], gpu_memory: float, chip: Chip) -> list[str]:
-    """Aligned columns: name, GPU memory, host memory, least time per sample, verdict."""
+def overview(setups: Mapping[str, Setup], gpu_memory: float, chip: Chip | None) -> list[str]:
+    """One line each, in aligned columns: name, GPU memory, host memory, least time per sample, verdict."""
     width = max(map(len, setups))
     lines = [f"{'':<{width}}  GPU needs  host a rank  ms a sample"]
     for name, setup in setups.items():
-        memory, bound = predict_memory(setup), bound_time(setup, chip)
+        memory = predict_memory(setup)
+        bound = bound_time(setup, chip) if chip else None
+        time = f"{setup.world * 1000 * bound.seconds / bound.samples:.0f}" if bound else "unknown"
         fits = verdict(memory, gpu_memory).partition(",")[0]
         sizes = f"{memory.needed / GIB:>5.1f} GiB  {sum(memory.host.values()) / GIB:>7.1f} GiB"
-        lines.append(f"{name:<{width}}  {sizes}  {setup.world * 1000 * bound.seconds / bound.samples:>11.0f}  {fits}")
+        lines.append(f"{name:<{width}}  {sizes}  {time:>11}  {fits}")
     return lines
 
 

@@ -128,7 +128,7 @@ class Setup:
             lora_targets=model.lora_targets,
             has_teacher=recipe.has_teacher,
             teacher_offload=recipe.teacher.offload,
-            has_tower=recipe.data.features is None,
+            has_tower=not recipe.data.has_features,
             num_workers=recipe.data.num_workers,
             sums_in_fp32=train.gradient_precision == "fp32",
             has_4_bit_base=model.lora_base != "full",

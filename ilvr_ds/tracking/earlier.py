@@ -13,6 +13,7 @@ from typing import Any
 
 from ilvr_ds.tracking.mlflow_state import PARENT_TAG, WENT_BACK_TAG, CopyState, LeftRun, read_state, write_state
 from ilvr_ds.tracking.record import read_record
+from ilvr_ds.whole_files import write_whole
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -49,9 +50,7 @@ def go_back(directory: Path, step: int) -> None:
     if left.run_id:
         tags[WENT_BACK_TAG] = left.run_id
     write_state(state_file, CopyState(tags=tags, left=LeftRun(left.run_id, step) if left.run_id else None))
-    partial = record.with_name(f"{record.name}.partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in common))
-    partial.replace(record)
+    write_whole(record, "".join(json.dumps(line) + "\n" for line in common))
     logger.warning("going back to step %d: what was recorded after it is in metrics.%d.jsonl", step, number)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ilvr_ds.tracking.names import sqlite_uri
+from ilvr_ds.whole_files import write_whole
 
 KEY_TAG = "ilvr_ds.key"
 PARENT_TAG = "mlflow.parentRunId"
@@ -95,9 +95,4 @@ def read_state(path: Path) -> CopyState:
 
 def write_state(path: Path, state: CopyState) -> None:
     """Replace the file atomically."""
-    temporary = path.with_suffix(f".{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(json.dumps(asdict(state)))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)  # on a full disk every retry would leave one
+    write_whole(path, json.dumps(asdict(state)))

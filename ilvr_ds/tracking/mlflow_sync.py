@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, cast
 
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 from ilvr_ds.tracking.mlflow_copy import MlflowCopy
 from ilvr_ds.tracking.mlflow_state import Status, TrackingTarget, read_state
 from ilvr_ds.tracking.names import sqlite_path, without_password
@@ -53,9 +53,8 @@ def _try(action: Callable[[], T], copy: MlflowCopy, address: str) -> T:
             return action()
         except Exception as error:  # MLflow raises what its stores and transports raise
             if pause is None:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise UserError(
-                    f"MLflow at {address}: {reason}; {copy.unsent()} lines of {copy.record} are not sent; "
+                    f"MLflow at {address}: {first_line(error)}; {copy.unsent()} lines of {copy.record} are not sent; "
                     f"run this again when the server is back"
                 ) from error
             time.sleep(pause)

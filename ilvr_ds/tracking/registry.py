@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds.data.shards import file_sha256
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 from ilvr_ds.tracking.scores import connect
 
 ORIGIN_FILE = "training.json"
@@ -83,7 +83,7 @@ def register(folder: Path, name: str, uri: str | None) -> str:
             client.create_registered_model(name)
         version = client.create_model_version(name, source=f"runs:/{run}/model", run_id=run, tags=tags)
     except failure as error:
-        raise UserError(f"--register: MLflow at {address}: {_first_line(error)}") from error
+        raise UserError(f"--register: MLflow at {address}: {first_line(error)}") from error
     return f"models:/{name}/{version.version}"
 
 
@@ -94,7 +94,7 @@ def resolve(reference: str, uri: str | None) -> str:
     try:
         tags = client.get_model_version(name, number).tags
     except failure as error:
-        raise UserError(f"--model: {reference}: {_first_line(error)}") from error
+        raise UserError(f"--model: {reference}: {first_line(error)}") from error
     if PATH_TAG not in tags:
         raise UserError(f"--model: {reference} was not registered by ilvr-ds export --register")
     folder = Path(tags[PATH_TAG])
@@ -105,16 +105,27 @@ def resolve(reference: str, uri: str | None) -> str:
     return str(folder)
 
 
-def attach(reference: str, uri: str | None, benchmark: str, metrics: Mapping[str, float]) -> None:
-    """Tag a registered model with an evaluation's accuracies; raises UserError if the server fails."""
+def attach(
+    reference: str,
+    uri: str | None,
+    benchmark: str,
+    metrics: Mapping[str, float],
+    versions: Mapping[str, str] | None = None,
+) -> None:
+    """Tag a registered model with an evaluation's accuracies; raises UserError if the server fails.
+
+    versions: of the rule sets that judged, by name.
+    """
     name, number = _parts(reference)
     client, failure = connect(_address(uri), "--model")
     try:
         for metric, value in metrics.items():
             if metric.endswith(("/accuracy", "/macro_mean")):
                 client.set_model_version_tag(name, number, f"{benchmark}/{metric}", f"{value:.6g}")
+        for rule, version in (versions or {}).items():
+            client.set_model_version_tag(name, number, f"{benchmark}/{rule}/version", version)
     except failure as error:
-        raise UserError(f"--model: {reference}: {_first_line(error)}") from error
+        raise UserError(f"--model: {reference}: {first_line(error)}") from error
 
 
 def weights_hash(folder: Path) -> str:
@@ -134,7 +145,3 @@ def _address(uri: str | None) -> str:
     if not uri:
         raise UserError("--model: models:/ needs a registry; give --tracking-uri or set MLFLOW_TRACKING_URI")
     return uri
-
-
-def _first_line(error: Any) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

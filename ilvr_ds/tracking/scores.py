@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 from ilvr_ds.tracking.names import sqlite_path
 
 logger = logging.getLogger("ilvr_ds")
@@ -22,13 +22,13 @@ _QUIET = {
 def log_scores(
     uri: str, experiment: str, name: str, params: Mapping[str, Any], metrics: Mapping[str, float],
     examples: Sequence[Mapping[str, Any]], pictures: Sequence[Path] = (), parent: str | None = None,
-    kind: str = "evaluation", files: Sequence[Path] = (),
+    kind: str = "evaluation", files: Sequence[Path] = (), table: str = "examples.json",
 ) -> str | None:  # fmt: skip
     """Write a finished run; returns its id, or None if the server failed (the files on disk are the record).
 
     metrics: named by metric_name. parent: id of the training run; if this server has it, the new run becomes its child,
-    in its experiment. kind: the tag that tells it from training runs. files: kept as they are. Raises UserError if
-    MLflow is not installed.
+    in its experiment. kind: the tag that tells it from training runs. files: kept as they are. table: the file that
+    `examples` become. Raises UserError if MLflow is not installed.
     """
     client, failure = connect(uri, "--tracking-uri")
     try:
@@ -45,14 +45,14 @@ def log_scores(
             client.log_metric(run_id, key, float(number))
         if examples:
             columns = {key: [example[key] for example in examples] for key in examples[0]}
-            client.log_table(run_id, columns, "examples.json")
+            client.log_table(run_id, columns, table)
         for picture in pictures:
             client.log_artifact(run_id, str(picture), "pictures")
         for file in files:
             client.log_artifact(run_id, str(file))
         client.set_terminated(run_id)
     except failure as error:
-        logger.warning("MLflow at %s: %s; the scores are on disk", uri, str(error).strip().splitlines()[0])
+        logger.warning("MLflow at %s: %s; the scores are on disk", uri, first_line(error))
         return None
     return run_id
 
@@ -73,7 +73,7 @@ def connect(uri: str, option: str) -> tuple[Any, tuple[type[Exception], ...]]:
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     except MlflowException as error:
-        raise UserError(f"{option} {uri}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{option} {uri}: {first_line(error)}") from error
     return client, (MlflowException, OSError)
 
 

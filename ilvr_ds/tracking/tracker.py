@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ilvr_ds.errors import first_line
 from ilvr_ds.tracking.earlier import go_back, set_aside
 from ilvr_ds.tracking.mlflow_copy import MlflowCopy
 from ilvr_ds.tracking.mlflow_state import (
@@ -189,9 +190,8 @@ class _Shipper(threading.Thread):
 
     def _report(self, error: Exception) -> None:
         if not self._warned:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             uri = without_password(self.copy.target.resolved_uri())
-            logger.warning("MLflow at %s: %s; training goes on, sending is retried", uri, reason)
+            logger.warning("MLflow at %s: %s; training goes on, sending is retried", uri, first_line(error))
         self._warned = True
 
 

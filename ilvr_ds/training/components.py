@@ -16,9 +16,10 @@ from ilvr_ds.engine.networks import Networks
 from ilvr_ds.monitoring.throughput import Throughput
 from ilvr_ds.monitoring.watchdog import Watchdog
 from ilvr_ds.tracking.tracker import Tracker
+from ilvr_ds.training.best import Best
 from ilvr_ds.training.held_out import HeldOut
 from ilvr_ds.training.pictures import Pictures
-from ilvr_ds.training.quarantine import Quarantine
+from ilvr_ds.training.quarantines import Quarantines
 from ilvr_ds.training.step import TrainingStep
 
 
@@ -37,7 +38,7 @@ class Components:
     writer: CheckpointWriter
     watchdog: Watchdog
     speed: Throughput
-    quarantine: Quarantine
+    quarantine: Quarantines
     """Training samples that could not be used"""
     total_steps: int
     rehearsal: list[NDArray[np.int64]] | None
@@ -46,5 +47,7 @@ class Components:
     """The run goes on from its state."""
     is_resharded: bool = False
     """The checkpoint was saved by another number of ranks, or under another ZeRO stage."""
+    best: Best = field(default_factory=Best)
+    """The best evaluation so far"""
     base: dict[str, Any] = field(default_factory=dict)
     """For checkpoints: which frozen weights, that no checkpoint holds, the trained ones stand on"""

@@ -20,13 +20,10 @@ from ilvr_ds.data.loader import WindowDataset
 from ilvr_ds.data.sample import SampleError, texts_before_latents
 from ilvr_ds.data.window import Window
 from ilvr_ds.errors import UserError
-from ilvr_ds.pictures.views import SampleView, SegmentView, Selection
+from ilvr_ds.pictures.views import SampleView, SegmentView, Selection, pixels_of
 from ilvr_ds.training.step import LatentProbe, TrainingStep
 
 logger = logging.getLogger("ilvr_ds")
-
-LONGEST_SIDE = 448
-"""Images are shown at most this large, in pixels."""
 
 
 class LatentViews:
@@ -72,7 +69,7 @@ class LatentViews:
             segments.view(number, texts[m], helpers[m], (helpers[m].height // cell, helpers[m].width // cell))
             for m, number in enumerate(segments.of_sample(row))
         ]
-        inputs = tuple(_pixels(decode_image(data)) for data in sample.input_images)
+        inputs = tuple(pixels_of(decode_image(data)) for data in sample.input_images)
         return SampleView(sample.id, sample.group, sample.question, sample.answer, inputs, tuple(views))
 
 
@@ -103,14 +100,14 @@ class _Segments:
         candidates = self.candidates[first:last]
         latents = _map(self.latents[number] @ candidates.T, patches, grid)
         if self.query is None or self.indices is None:
-            return SegmentView(text, _pixels(helper), latents)
+            return SegmentView(text, pixels_of(helper), latents)
         cosine = _map(self.query[number][None] @ candidates.T, patches, grid)[0]
         kept = [index - first for index in self.indices[number] if index >= 0]
         cells = [tuple((int(p) // grid[1], int(p) % grid[1]) for p in run) for run in patches]
         pool = None
         if self.members is not None:
             pool = frozenset(cell for n, run in enumerate(cells) if self.members[first + n] for cell in run)
-        return SegmentView(text, _pixels(helper), latents, Selection(cosine, tuple(cells[n] for n in kept), pool))
+        return SegmentView(text, pixels_of(helper), latents, Selection(cosine, tuple(cells[n] for n in kept), pool))
 
 
 def _unit(rows: Tensor) -> Tensor:
@@ -124,9 +121,3 @@ def _map(cosine: Tensor, patches: list[NDArray[np.int64]], grid: tuple[int, int]
     for n, values in enumerate(cosine.T.numpy()):
         flat[:, patches[n]] = values[:, None]
     return flat.reshape(len(cosine), *grid)
-
-
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """[H, W, 3], at most LONGEST_SIDE long."""
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    return np.asarray(image)

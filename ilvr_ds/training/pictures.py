@@ -23,6 +23,7 @@ logger = logging.getLogger("ilvr_ds")
 PANELS = {
     "losses": ("loss/total", "loss/ce", "loss/alignment", "loss/contrastive"),
     "cross-entropy by kind of task": ("loss/ce_by_type/",),
+    "cross-entropy by data set": ("loss/ce_by_set/", "eval/ce_by_set/"),
     "held-out losses": ("eval/ce", "eval/alignment", "eval/contrastive"),
     "targets: alike across samples, changed": (
         "select/target_similarity",

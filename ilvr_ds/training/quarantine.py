@@ -33,9 +33,11 @@ SHOWN = 20
 class Quarantine:
     """The bad samples of one data set during a run."""
 
-    def __init__(self, directory: Path, shards: ShardSet, max_fraction: float, is_writer: bool) -> None:
+    def __init__(self, directory: Path, shards: ShardSet, max_fraction: float, is_writer: bool, name: str = "") -> None:
         self.path = directory / FILE
         self.max_fraction = max_fraction
+        self.name = name
+        """Of the data set in a mixture."""
         self.skipped = 0
         """Samples replaced so far, on all ranks; one that is met again counts again."""
         self.retries = 0
@@ -48,9 +50,9 @@ class Quarantine:
         self._listed = self._read() if is_writer else set()
 
     @staticmethod
-    def of(recipe: Recipe, shards: ShardSet) -> Quarantine:
+    def of(recipe: Recipe, shards: ShardSet, name: str = "") -> Quarantine:
         """The quarantine of a run's data set; the main rank writes its file."""
-        return Quarantine(recipe.run_dir, shards, recipe.data.max_bad_fraction, dist.is_main())
+        return Quarantine(recipe.run_dir, shards, recipe.data.max_bad_fraction, dist.is_main(), name)
 
     def add(self, bad: Sequence[BadSample], samples: int, retries: int) -> None:
         """What happened on all ranks in one step of `samples` samples; must be the same call on every rank."""
@@ -112,8 +114,9 @@ class Quarantine:
     def _write(self, lines: Lines, sample: BadSample) -> None:
         self._listed.add(sample.number)
         line: dict[str, Any] = {**asdict(sample), "data": self._fingerprint, "location": self._location}
-        lines.append({**line, "time": time.time()})
+        lines.append({**line, **({"set": self.name} if self.name else {}), "time": time.time()})
+        of = f" of {self.name}" if self.name else ""
         if len(self._listed) <= SHOWN:
-            logger.warning("sample %d is replaced by a stand-in: %s", sample.number, sample.reason)
+            logger.warning("sample %d%s is replaced by a stand-in: %s", sample.number, of, sample.reason)
         elif len(self._listed) == SHOWN + 1:
-            logger.warning("more samples are replaced by stand-ins; all are listed in %s", self.path)
+            logger.warning("more samples%s are replaced by stand-ins; all are listed in %s", of, self.path)

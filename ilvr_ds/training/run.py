@@ -14,6 +14,7 @@ from ilvr_ds.tracking.record import summary_lines
 from ilvr_ds.tracking.tracker import Status
 from ilvr_ds.training.assembly import assemble
 from ilvr_ds.training.assembly.inputs import Inputs
+from ilvr_ds.training.shares import share_lines
 from ilvr_ds.training.trainer import Trainer
 
 logger = logging.getLogger("ilvr_ds")
@@ -40,7 +41,8 @@ def _train(recipe: Recipe, recipe_path: Path, inputs: Inputs) -> Status:
     parts = assemble(recipe, recipe_path, inputs)
     status: Status = "FAILED"
     try:
-        status = "FINISHED" if Trainer(parts).fit() else "KILLED"
+        trainer = Trainer(parts)
+        status = "FINISHED" if trainer.fit() else "KILLED"
         parts.watchdog.stop()
     except (UserError, RunError):
         parts.watchdog.leave()
@@ -54,6 +56,10 @@ def _train(recipe: Recipe, recipe_path: Path, inputs: Inputs) -> Status:
     if dist.is_main():
         for line in summary_lines(recipe.run_dir / "metrics.jsonl"):
             logger.info(line)
+        for line in share_lines(parts.loader.plan, parts.step.sets, trainer.done):
+            logger.info("of the mixture: %s", line)
+        if best := parts.best.summary():
+            logger.info("%s: ilvr-ds export %s --best --to FOLDER", best, recipe.run_dir)
         logger.info("%s; record and checkpoints: %s", _WORDS[status], recipe.run_dir)
         logger.info("look at it: %s", parts.tracker.how_to_look())
     return status

@@ -24,7 +24,18 @@ from ilvr_ds.model.vision import StoredFeatures, VisionTower
 from ilvr_ds.monitoring.metric_sums import MetricSums, ratio
 from ilvr_ds.monitoring.phases import PhaseTimer
 from ilvr_ds.monitoring.target_watch import TargetWatch
-from ilvr_ds.training.step import LatentProbe, Prepared, answer_accuracy, by_type, ce_by_type, type_sums
+from ilvr_ds.training.step import (
+    SET_LOSSES,
+    LatentProbe,
+    Prepared,
+    answer_accuracy,
+    by_set,
+    by_type,
+    ce_by_type,
+    losses_by_set,
+    set_sums,
+    type_sums,
+)
 
 SUMS = [
     "ce", "alignment", "contrastive", "supervised", "slots", "segments", "entropy", "cosine_top1", "right", "answers",
@@ -53,13 +64,14 @@ class StageOneStep:
         teacher: MomentumTeacher,
         settings: LossConfig,
         types: tuple[str, ...] = (),
+        sets: tuple[str, ...] = (),
     ) -> None:
         self.student = student
         self.vision = vision
         self.teacher = teacher
         self.settings = settings
-        self.types = types
-        self.sums = SUMS + type_sums(types)
+        self.types, self.sets = types, sets
+        self.sums = SUMS + type_sums(types) + set_sums(sets, SET_LOSSES)
         self.phases = PhaseTimer(dist.device())
         self.watch = TargetWatch()
 
@@ -117,7 +129,8 @@ class StageOneStep:
         if sums["pairs"]:
             metrics["select/target_similarity"] = sums["similarity"] / sums["pairs"]
         self.watch(metrics)
-        return metrics | ce_by_type(sums, self.types) | answer_accuracy(sums, "train")
+        split = ce_by_type(sums, self.types) | losses_by_set(sums, self.sets)
+        return metrics | split | answer_accuracy(sums, "train")
 
     def probe(self, micro: MicroBatch, prepared: PreparedWithTargets) -> LatentProbe:
         """The student's prediction at each slot, and what the teacher selected for it."""
@@ -133,7 +146,8 @@ class StageOneStep:
         shown = {name: sums[name].detach().sum() for name in ("ce", "alignment", "contrastive", "right")}
         parts = len(prepared.window.micro_batches)  # each adds its part of what is the window's
         alike = {name: value / parts for name, value in zip(("similarity", "pairs"), prepared.similarity, strict=True)}
-        totals.add({**_counts(micro, targets), **alike, **shown, **by_type(micro, sums, self.types)})
+        split = by_type(micro, sums, self.types) | by_set(micro, sums, self.sets, targets.kept)
+        totals.add({**_counts(micro, targets), **alike, **shown, **split})
         return sums
 
     def _foreign(self, targets: Targets) -> Negatives | None:

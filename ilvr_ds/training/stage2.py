@@ -17,7 +17,17 @@ from ilvr_ds.monitoring.metric_sums import MetricSums, ratio
 from ilvr_ds.monitoring.phases import PhaseTimer
 from ilvr_ds.ops.reference import pool_candidates
 from ilvr_ds.training.stage1 import PreparedWithTargets, StageOneStep
-from ilvr_ds.training.step import LatentProbe, Prepared, answer_accuracy, by_type, ce_by_type, type_sums
+from ilvr_ds.training.step import (
+    LatentProbe,
+    Prepared,
+    answer_accuracy,
+    by_set,
+    by_type,
+    ce_by_type,
+    losses_by_set,
+    set_sums,
+    type_sums,
+)
 
 
 def with_equal_rounds(window: Window, latent_size: int) -> Window:
@@ -45,8 +55,9 @@ class TaughtStageTwoStep(StageOneStep):
         settings: LossConfig,
         types: tuple[str, ...],
         latent_size: int,
+        sets: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(student, vision, teacher, settings, types)
+        super().__init__(student, vision, teacher, settings, types, sets)
         self.latent_size = latent_size
 
     @torch.no_grad()
@@ -62,13 +73,18 @@ class StageTwoStep:
     teacher = None
 
     def __init__(
-        self, student: Any, vision: VisionTower | StoredFeatures, latent_size: int, types: tuple[str, ...] = ()
+        self,
+        student: Any,
+        vision: VisionTower | StoredFeatures,
+        latent_size: int,
+        types: tuple[str, ...] = (),
+        sets: tuple[str, ...] = (),
     ) -> None:
         self.student = student
         self.vision = vision
         self.latent_size = latent_size
-        self.types = types
-        self.sums = ["ce", "supervised", "right", "answers", *type_sums(types)]
+        self.types, self.sets = types, sets
+        self.sums = ["ce", "supervised", "right", "answers", *type_sums(types), *set_sums(sets, ["ce"])]
         self.phases = PhaseTimer(dist.device())
 
     @torch.no_grad()
@@ -95,7 +111,8 @@ class StageTwoStep:
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Means over the logged interval and all ranks."""
         ce = self.losses(sums)["ce"]
-        return {"loss/total": ce, "loss/ce": ce} | ce_by_type(sums, self.types) | answer_accuracy(sums, "train")
+        split = ce_by_type(sums, self.types) | losses_by_set(sums, self.sets)
+        return {"loss/total": ce, "loss/ce": ce} | split | answer_accuracy(sums, "train")
 
     @torch.no_grad()
     def probe(self, micro: MicroBatch, prepared: Prepared) -> LatentProbe:
@@ -103,14 +120,15 @@ class StageTwoStep:
 
         The window must be of samples that were encoded with their helper images.
         """
-        where = prepared.window.candidates
-        candidates = pool_candidates(prepared.features, where.rows, where.weights)[micro.candidate_rows]
-        return LatentProbe(self.student(micro, prepared.features)["prediction"], candidates, None)
+        where, latents = prepared.window.candidates, self.student(micro, prepared.features)["prediction"]
+        features = prepared.features[:, : latents.shape[-1]]
+        candidates = pool_candidates(features, where.rows, where.weights)[micro.candidate_rows]
+        return LatentProbe(latents, candidates, None)
 
     def _sums(self, micro: MicroBatch, prepared: Prepared, totals: MetricSums) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = self.student(micro, prepared.features)
         answers = micro.has_answer.sum()
         counts = {"supervised": torch.full_like(answers, len(micro.label_ids)), "answers": answers}
         shown = {name: sums[name].detach().sum() for name in ("ce", "right")}
-        totals.add({**counts, **shown, **by_type(micro, sums, self.types)})
+        totals.add({**counts, **shown, **by_type(micro, sums, self.types), **by_set(micro, sums, self.sets)})
         return sums

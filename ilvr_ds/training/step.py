@@ -5,6 +5,7 @@ The loop in trainer.py knows *when*; a step (stage1.py, stage2.py) knows *how*.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +30,8 @@ class TrainingStep(Protocol):
     """Names of the metric sums; `loss` and `answers` add to them."""
     types: tuple[str, ...]
     """The kinds of task by which losses are split."""
+    sets: tuple[str, ...]
+    """The data sets of a mixture, by which they are split too; none without one."""
 
     @property
     def teacher(self) -> MomentumTeacher | None:
@@ -71,7 +74,7 @@ class Prepared:
 
     window: Window
     features: Tensor
-    """[F, D]"""
+    """[F, D or more]"""
     supervised: Tensor
     """[] float32: supervised tokens of the step on all ranks, at least 1"""
 
@@ -91,6 +94,46 @@ def ce_by_type(sums: dict[str, float], types: tuple[str, ...]) -> dict[str, floa
     """Mean cross-entropy of each kind of task that had labels, as metrics."""
     seen = [name for name in types if sums[f"supervised/{name}"]]
     return {metric_name("loss/ce_by_type", name): sums[f"ce/{name}"] / sums[f"supervised/{name}"] for name in seen}
+
+
+SET_LOSSES = {"ce": "supervised", "alignment": "slots", "contrastive": "slots"}
+"""The losses of each data set of a mixture, and what they are means over."""
+
+
+def set_sums(sets: tuple[str, ...], losses: Iterable[str]) -> list[str]:
+    """Names of the sums that are kept for each data set of a mixture."""
+    kinds = dict.fromkeys(name for loss in losses for name in (loss, SET_LOSSES[loss]))
+    return [f"{kind}_by_set/{name}" for kind in kinds for name in sets]
+
+
+def by_set(
+    micro: MicroBatch, sums: dict[str, Tensor], sets: tuple[str, ...], kept: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The sums of `set_sums` of one micro-batch, 0-dimensional; none where it does not know its sets.
+
+    kept [M]: latent slots of each segment that have a target.
+    """
+    if micro.supervised_by_set is None or micro.segment_sets is None:
+        return {}
+    parts = {"ce_by_set": sums["ce_by_set"], "supervised_by_set": micro.supervised_by_set}
+    if kept is not None:
+        parts |= {name: sums[name] for name in ("alignment_by_set", "contrastive_by_set")}
+        parts["slots_by_set"] = kept.new_zeros(len(sets)).index_add(0, micro.segment_sets, kept)
+    return {
+        f"{what}/{name}": value
+        for what, values in parts.items()
+        for name, value in zip(sets, values.unbind(), strict=True)
+    }
+
+
+def losses_by_set(sums: dict[str, float], sets: tuple[str, ...]) -> dict[str, float]:
+    """Mean losses of each data set of a mixture that had labels or slots, as metrics."""
+    return {
+        metric_name(f"loss/{loss}_by_set", name): sums[f"{loss}_by_set/{name}"] / count
+        for loss, counted in SET_LOSSES.items()
+        for name in sets
+        if (count := sums.get(f"{counted}_by_set/{name}", 0.0))
+    }
 
 
 def answer_accuracy(sums: dict[str, float], prefix: str) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ from ilvr_ds.monitoring.stop_signal import StopSignal
 from ilvr_ds.monitoring.work import work_of
 from ilvr_ds.training.components import Components
 from ilvr_ds.training.saving import Saver, restore
+from ilvr_ds.training.shares import seen_by_set
 from ilvr_ds.training.skipped_steps import SkippedSteps
 
 logger = logging.getLogger("ilvr_ds")
@@ -52,7 +54,7 @@ class Trainer:
     def fit(self) -> bool:
         """Train and save; True when all was done, False when a signal asked to stop before."""
         self._restore()
-        is_trained = self.done >= self.total_steps
+        is_trained = self.done >= self.total_steps or self.parts.best.is_over
         due = self._due_at_start()
         if is_trained and not due:
             self.progress.close()
@@ -60,32 +62,42 @@ class Trainer:
             return True
         if not is_trained:
             self._rehearse()
-        self._evaluate_and_draw(self.done, due)
-        is_finished = is_trained or self._train()
+        with self.signal:
+            is_stopped = self._evaluate_and_draw(self.done, due)
+            is_finished = not is_stopped if is_trained or is_stopped else self._train()
         self.parts.pictures.finish()
         self.progress.close()
         return is_finished
 
     def _train(self) -> bool:
-        """The steps that are left, and what is due behind the last one."""
+        """The steps that are left, and what is due behind the last one; False when a signal asked to stop before."""
         stop = False
         self.speed.start()
         self.phases.start()
         self.progress.begin(self.done)
-        with self.signal:
-            for step, window in self.phases.around("data", self.loader.windows(self.total_steps)):
-                self._train_step(step, window)
-                self.done = step + 1
-                if stop := self._after_step(self.done):
-                    break
-            self.saver.begin(self.done, is_last=True)
-            self.saver.finish(is_last=True)
+        for step, window in self.phases.around("data", self.loader.windows(self.total_steps)):
+            self._train_step(step, window)
+            self.done = step + 1
+            if (stop := self._after_step(self.done)) or self.parts.best.is_over:
+                break
+        self.saver.begin(self.done, is_last=True)
+        self.saver.finish(is_last=True)
+        if self.parts.best.is_over:
+            self._end_early()
+            return True
         if self.done < self.total_steps:
             return False
         due = self._due(self.done)
-        if not stop:
-            self._evaluate_and_draw(self.done, due)
-        return not (stop and due)
+        return not (due if stop else self._evaluate_and_draw(self.done, due))
+
+    def _end_early(self) -> None:
+        """Say that evaluations get no better, and draw the last pictures."""
+        best = self.parts.best
+        logger.info("step %d: %s; %d evaluations since, the run ends", self.done, best.summary(), best.since)
+        self.tracker.event("ended_early", step=self.done, best=best.found)
+        looks = dist.decided_by_main(lambda: self.tracker.looks(self.done))
+        if self.recipe.tracking.picture_samples and "pictures" not in looks:
+            self._draw(self.done)
 
     def _train_step(self, step: int, window: Window) -> None:
         """One optimizer step: targets, losses and gradients of each micro-batch, the update; then the EMA is due."""
@@ -134,7 +146,7 @@ class Trainer:
         if done % recipe.tracking.every_steps == 0 or last:
             self._log(done)
         if done < total and not stop:  # who asks to stop may not wait long: the next start does it
-            self._evaluate_and_draw(done, self._due(done))
+            stop = self._evaluate_and_draw(done, self._due(done))
         if recipe.checkpoint.every_steps and done % recipe.checkpoint.every_steps == 0 and done < total:
             self.saver.begin(done)
         if self.quarantine.exceeded:
@@ -150,8 +162,12 @@ class Trainer:
         if all(is_written for _, is_written, _, _ in ranks):
             self.saver.finish()
         bad = [sample for _, _, samples, _ in ranks for sample in samples]
-        self.quarantine.add(bad, self.loader.global_batch, sum(retries for *_, retries in ranks))
+        self.quarantine.add(bad, self.loader.samples_of(self.done - 1), sum(retries for *_, retries in ranks))
         return any(is_asked for is_asked, *_ in ranks)
+
+    def _is_stopped(self) -> bool:
+        """Whether some rank was asked to stop (collective)."""
+        return any(dist.gather_on_host(self.signal.requested))
 
     @contextmanager
     def _away(self, phase: str) -> Iterator[None]:
@@ -170,7 +186,7 @@ class Trainer:
         metrics["lr"] = learning_rate(self.recipe.optim, done - 1, self.total_steps)
         metrics["grad/norm"] = float(self.student.get_global_grad_norm() or 0.0)
         metrics["optimizer/skipped_steps"] = float(self.student.skipped_steps)
-        metrics |= self.quarantine.metrics()
+        metrics |= self.quarantine.metrics() | seen_by_set(self.loader.plan, self.step.sets, done)
         metrics["epoch"] = done / self.loader.steps_per_epoch
         metrics |= self.speed.take() | shares(dist.gather_on_host(self.phases.take()))
         metrics |= of_all_ranks(self.memory.take(), self.node.take())
@@ -198,24 +214,33 @@ class Trainer:
             return set()
         return self._due(self.done) - dist.decided_by_main(lambda: self.tracker.looks(self.done))
 
-    def _evaluate_and_draw(self, done: int, due: set[str]) -> None:
-        if "evaluation" in due:
-            self._evaluate(done)
+    def _evaluate_and_draw(self, done: int, due: set[str]) -> bool:
+        """Do what is due; True when some rank was asked to stop before the end: the next start does the rest."""
+        if "evaluation" in due and not self._evaluate(done):
+            return True
         if "pictures" in due:
             self._draw(done)
+        return False
 
-    def _evaluate(self, done: int) -> None:
+    def _evaluate(self, done: int) -> bool:
+        """Evaluate and record; False when some rank was asked to stop meanwhile."""
         if self.parts.held_out is None:
-            return
+            return True
         try:
             with self._away("evaluation"):
-                metrics = self.parts.held_out()
-        except UserError:  # on all ranks: too many held-out samples are bad, which spoils nothing that was learnt
+                metrics = self.parts.held_out(self._is_stopped)
+            is_best = metrics is not None and self.parts.best.add(done, metrics)
+        except UserError:  # on all ranks: a mistake in the held-out samples spoils nothing that was learnt
             self.saver.begin(done)
             self.saver.finish()
             raise
+        if metrics is None:
+            return False
         self.tracker.log(done, metrics)
         logger.info("step %d  %s", done, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        if is_best and self.parts.best.found is not None:
+            self.saver.keep_best(self.parts.best.found)
+        return True
 
     def _draw(self, done: int) -> None:
         self.watchdog.at(done, "pictures")
@@ -234,6 +259,8 @@ class Trainer:
         if self.parts.rehearsal is None:
             logger.info("sample lengths are not in the data set: no rehearsal (pack with --config to have one)")
             return
+        logger.info("rehearsing the longest samples; a first start compiles kernels meanwhile")
+        start = time.monotonic()
         window = self.loader.dataset.window(self.parts.rehearsal).to(dist.device())
         if window.bad:
             logger.warning("one of the longest samples is not rehearsed: %s", window.bad[0].reason)
@@ -245,6 +272,6 @@ class Trainer:
             raise UserError(f"model.path: the loss of the longest samples is {total}: the weights are not usable")
         self.student.backward(0.0 * loss, scale_wrt_gas=False)
         logger.info(
-            "rehearsed the longest samples: %d tokens, in all %d of a step, %s",
-            max(window.tokens.lengths), window.num_tokens, self.memory.summary(),
+            "rehearsed the longest samples in %.0f s: %d tokens, in all %d of a step, %s",
+            time.monotonic() - start, max(window.tokens.lengths), window.num_tokens, self.memory.summary(),
         )  # fmt: skip

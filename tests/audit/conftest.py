@@ -34,7 +34,7 @@ def audit_of(planted_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def audit(case: str, *more: str, data: str = "data", output: str = "out") -> dict[str, Any]:
         reasoner = planted_reasoner(planted_folder / "model", case)
-        monkeypatch.setattr(preparation, "load_reasoner", lambda *arguments: reasoner)
+        monkeypatch.setattr(preparation, "load_reasoner", lambda *_, **__: reasoner)
         shards, out = planted_folder / data, tmp_path / output
         fixed = ["--batch-size", "12", "--max-new-tokens", "14", "--output", f"{out}"]
         assert main(["audit", "--model", f"{planted_folder / 'model'}", "--shards", f"{shards}", *fixed, *more]) == 0

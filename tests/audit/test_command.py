@@ -16,7 +16,7 @@ from ilvr_ds.cli import main
 from ilvr_ds.config import SelectionConfig
 from ilvr_ds.tracking.registry import register
 from ilvr_ds.tracking.scores import log_scores
-from tests.audit.planted import planted_reasoner
+from tests.audit.planted import PlantedTower, planted_reasoner
 from tests.ranks import ROOT, free_port, rank_environment
 
 Audit = Callable[..., dict[str, Any]]
@@ -93,6 +93,22 @@ def stock(folder: Path, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+def test_the_prompts_of_a_batch_are_read_once_for_all_that_is_changed(
+    audit_of: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a prefill for each replacement: at 7B reading the images is most of the work."""
+    read, tower = [], PlantedTower.__call__
+
+    def noting(self: PlantedTower, images: Any) -> Any:
+        read.append(len(images.cu_seqlens) - 1)
+        return tower(self, images)
+
+    monkeypatch.setattr(PlantedTower, "__call__", noting)
+    audit_of("uses", "--tests", "replacement,donor,barred", data="plain")
+    own, changed, likelihood, swap = [12] * 4
+    assert read == [own, likelihood, changed, swap]
+
+
 def test_scores_go_below_the_training_run_and_to_the_registered_version(
     planted_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +124,7 @@ def test_scores_go_below_the_training_run_and_to_the_registered_version(
     (folder / "training.json").write_text(json.dumps(origin | {"selection": {"top_p": 0.5}}))
     reference = register(folder, "name", None)
     reasoner = planted_reasoner(planted_folder / "model", "uses")
-    monkeypatch.setattr(preparation, "load_reasoner", lambda *arguments: reasoner)
+    monkeypatch.setattr(preparation, "load_reasoner", lambda *_, **__: reasoner)
     monkeypatch.setattr(preparation, "model_on_host", lambda name: name)
     command = ["audit", "--model", reference, "--shards", f"{planted_folder / 'data'}", "--tracking-uri", store]
     assert main([*command, "--max-new-tokens", "14", "--tests", "replacement"]) == 0

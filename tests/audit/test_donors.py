@@ -39,9 +39,9 @@ def test_pairs_do_not_depend_on_the_order_of_the_data() -> None:
 
 def test_many_answers_are_paired_in_no_time() -> None:
     pool = [Member(number, f"{number}", "q", "g", f"{number}") for number in range(20_000)]
-    started = time.monotonic()
+    started = time.process_time()
     assert len(find_swaps(pool)) == 20_000
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_other_words_are_paired_within_a_group_alone() -> None:

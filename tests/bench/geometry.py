@@ -14,6 +14,7 @@ TEXT = {
         "vocab_size": known.text.vocab_size,
     }
     for name, known in KNOWN.items()
+    if not known.text.has_head_norms
 }
 TINY = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1,
         "intermediate_size": 256, "vocab_size": 512}  # fmt: skip

@@ -326,7 +326,7 @@ class Case:
         folder, model = self.options.output / "runs" / run, self.options.output / "models" / run
         _call(["export", folder, "--to", model], folder / "export.log")
         data = self.options.output / f"data-{self.signs}-{ARMS[self.arm].form}" / "held_out"
-        common = ["--model", model, "--shards", data, "--benchmark", "comt", "--batch-size", 256,
+        common = ["--model", model, "--shards", data, "--benchmark", "option-letter", "--batch-size", 256,
                   "--max-new-tokens", 24 + 14 * self.signs, "--precision", self.options.precision]  # fmt: skip
         if not ARMS[self.arm].has_latents:
             _call(["evaluate", *common, "--output", model / "readings"], folder / "evaluate.log")

@@ -84,7 +84,7 @@ def ways(model: Any, size: int, length: int, checkpointing: bool, is_recorded: b
     draw = np.random.default_rng(0)
     samples = [sample(draw, length) for _ in range(size)]
     base = [length * row for row in range(size)]
-    layout = lay_out(samples, base, (size, length), SLOTS).to(device)
+    layout = lay_out(samples, base, (size, length), SLOTS, image_pad=-1).to(device)
     tokens = batch(samples).to(device)
     rows = torch.arange(size).repeat_interleave(SEGMENTS)
     first = torch.tensor([[start + int(at)] for s, start in zip(samples, base, strict=True) for at in s.segments])

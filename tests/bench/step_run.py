@@ -20,6 +20,7 @@ from ilvr_ds import dist
 from ilvr_ds.checkpoint.writer import CheckpointWriter
 from ilvr_ds.config import Recipe, recipe_from_dict
 from ilvr_ds.data.loader import WindowDataset, WindowLoader, iterate_windows
+from ilvr_ds.data.mixture import Mixture
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.engine.networks import init_process_group
@@ -34,6 +35,7 @@ from ilvr_ds.training.assembly import build_step, planned_numbers
 from ilvr_ds.training.components import Components
 from ilvr_ds.training.pictures import Pictures
 from ilvr_ds.training.quarantine import Quarantine
+from ilvr_ds.training.quarantines import Quarantines
 from ilvr_ds.training.saving import Saver
 from ilvr_ds.training.trainer import Trainer
 from tests.bench.noise import SIZES, draw_samples, write_geometry
@@ -65,6 +67,8 @@ class Case:
     """File for torch's profile of one step"""
     folder: str
     """Where geometry and shards are written"""
+    gpu_gib: float | None = None
+    """That torch may allocate on the GPU; None: all of it"""
 
 
 class Kept:
@@ -125,6 +129,9 @@ class NothingSaved(Saver):
 def run(case: Case) -> dict[str, Any]:
     """Measure; the same on all ranks, told by the main one."""
     init_process_group()
+    if case.gpu_gib is not None:
+        total = torch.cuda.get_device_properties(dist.device()).total_memory / 2**30
+        torch.cuda.set_per_process_memory_fraction(min(1.0, case.gpu_gib / total), dist.device())
     recipe = recipe_from_dict(case.settings)
     recipe_dir = Path(case.folder)
     shards_folder = recipe_dir / f"{case.work}-{case.samples}"
@@ -134,9 +141,10 @@ def run(case: Case) -> dict[str, Any]:
     shards, train = open_dataset(str(shards_folder)), recipe.train
     batch = train.micro_batch_size * train.grad_accum_steps
     plan = SamplePlan(shards.shard_sizes, 0, dist.world_size(), batch * dist.world_size(), 4096)
-    numbers = planned_numbers(recipe, plan, shards, are_measured=True)
+    data = Mixture((shards,))
+    numbers = planned_numbers(recipe, plan, data, are_measured=True)
     features: Any = RandomFeatures(encoding.model_config.text_config.hidden_size) if case.has_features else None
-    dataset = build_dataset(recipe, encoding, shards, numbers, features=features)
+    dataset = build_dataset(recipe, encoding, data, numbers, features=features)
     is_gpu = dist.device().type == "cuda"
     alone = _loader_alone(dataset, recipe, batch)
     total = case.steps * (1 + case.repeats)
@@ -160,7 +168,7 @@ def run(case: Case) -> dict[str, Any]:
         ),
         total_steps=total,
         rehearsal=None,
-        quarantine=Quarantine(recipe_dir, shards, 0.0, dist.is_main()),
+        quarantine=Quarantines(data, [Quarantine(recipe_dir, shards, 0.0, dist.is_main())]),
     )
     trainer = Trainer(parts)
     trainer.saver = NothingSaved(parts)

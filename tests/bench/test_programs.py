@@ -18,6 +18,8 @@ PROGRAMS = {
     "compiled_layers": ["--geometry", "tiny", "--layers", "1", "--tokens", "1024", "--repeats", "1"],
     "load_memory": ["--ranks", "1"],
     "looking_cost": [],
+    "one_card": ["--cpu", "--workers", "1", "--set", "train.micro_batch_size=2", "--set", "train.grad_accum_steps=1",
+                 "--set", "data.lanes=2"],
     "selective_ops": ["--device", "cpu", "--seconds", "0.01", "--widths", "64", "--sizes", "8,64", "--no-compiled"],
 }  # fmt: skip
 LIBRARIES = {"geometry", "latents_table", "noise", "step_run", "step_table", "syncs", "timeline"}
@@ -43,7 +45,7 @@ def run_program(name: str, *arguments: str) -> str:
 @pytest.mark.drill
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_runs_and_prints_a_table(name: str, tmp_path: Path) -> None:
-    folder = ["--folder", str(tmp_path)] if name == "step" else []
+    folder = ["--folder", str(tmp_path)] if name in ("step", "one_card") else []
     assert len(run_program(name, *PROGRAMS[name], *folder).splitlines()) >= 2
 
 

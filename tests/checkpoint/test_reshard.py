@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from ilvr_ds import dist
+from ilvr_ds.checkpoint import reshard
 from ilvr_ds.checkpoint.files import teacher_file
 from ilvr_ds.checkpoint.reshard import _own_step_counters, teacher_slices
 from ilvr_ds.errors import UserError
+from tests.checkpoint.stand_ins import make_folder, recipe
 
 LENGTHS = {"long": 23, "short": 2, "even": 12}
 
@@ -42,6 +45,25 @@ def test_a_teacher_of_other_weights_is_a_mistake(tmp_path: Path) -> None:
     save_file({"long": torch.ones(2)}, tmp_path / teacher_file(0))
     with pytest.raises(UserError, match="the stored teacher has other weights than this recipe trains"):
         teacher_slices(tmp_path, ["long", "short"], [2, 2], 1)
+
+
+def test_a_conversion_writes_into_the_run_that_goes_on_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches two runs that go on from one checkpoint, and convert it in one place."""
+    source = tmp_path / "other/checkpoints/step-00000003"
+    make_folder(source)
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(settings: Namespace) -> None:
+        Path(settings.output_folder).mkdir(parents=True)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(reshard, "convert_to_universal", full)
+    with pytest.raises(UserError, match=r"run/checkpoints/universal\.partial: no space left; conversion needs room"):
+        reshard.reshard(source, {"world_size": 2, "zero_stage": 3}, 3, recipe(folder, str(source)))
+    written = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
+    assert written == [folder.parent, folder, folder / "universal.partial"]
 
 
 def test_sub_groups_count_steps_of_their_own() -> None:

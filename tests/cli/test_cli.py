@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import re
 import runpy
 import shlex
@@ -8,12 +9,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from ilvr_ds import cli, provenance
+from ilvr_ds.cli.data import FORMATS
+from ilvr_ds.ingest.importers import Format
 from ilvr_ds.launcher import Place
 from tests.ranks import ROOT
 
@@ -24,6 +28,7 @@ COMMANDS = [
     "inspect",
     "train",
     "plan",
+    "settings",
     "mlflow-sync",
     "ui",
     "compare",
@@ -81,6 +86,18 @@ def test_pack_says_what_it_packed(demo: Path, capsys: pytest.CaptureFixture[str]
     assert lines[0].startswith(f"{tmp_path}/d: 16 samples in 1 shard, ")
     assert re.fullmatch(r"longest sample: \d+ tokens", lines[1])
     assert sum(int(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("group ")) == 16
+
+
+def test_pack_says_what_it_takes_its_input_for(demo: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """At once, so that a wrong guess costs no hours."""
+    source = demo / "task" / "held_out.jsonl"
+    with caplog.at_level(logging.INFO, "ilvr_ds"):
+        assert cli.main(["pack", "--input", str(source), "--output", f"{tmp_path}/d"]) == 0
+    assert f"{source}: JSON Lines, taken for ilvr: of line 1, it has the key 'sequence_plan'" in caplog.messages
+
+
+def test_pack_offers_all_formats() -> None:
+    assert tuple(FORMATS) == get_args(Format)
 
 
 def test_inspect_prints_a_sample_as_the_model_sees_it(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,20 @@ def test_weights_that_are_all_zero_are_refused(load: Load) -> None:
     ("lines", "words"),
     [
         (
+            "checkpoint: {keep_best: eval/ce}",
+            "keep_best is eval/ce, but data.eval_shards is null: nothing is evaluated",
+        ),
+        ("train: {patience: 3}\nevaluation: {every_steps: 5}", "train.patience needs checkpoint.keep_best"),
+        (
+            "data: {shards: s, eval_shards: e}\ntrain: {patience: 3}\ncheckpoint: {keep_best: eval/ce}",
+            "evaluation.every_steps is 0: there is one at the end only",
+        ),
+        ("evaluation: {generate_samples: 8}", "generate_samples is 8, but data.eval_shards is null; set it, or 0"),
+        (
+            "data: {shards: s, features: f, eval_shards: e, eval_features: f}\nevaluation: {generate_samples: 8}",
+            "generate_samples is 8, but with data.features no tower sees a prompt; set it to 0",
+        ),
+        (
             "train: {stage: 2, latent_gradient: full, micro_batch_tokens: 512}",
             "fills packed rows, but stage 2 with train.latent_gradient full has rows of its own; set it to 0",
         ),

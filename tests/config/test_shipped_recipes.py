@@ -11,6 +11,12 @@ import yaml
 from ilvr_ds import shipped
 from ilvr_ds.config import load_recipe
 from ilvr_ds.data.plan import SamplePlan
+from ilvr_ds.engine.settings import read_deepspeed_json
+from ilvr_ds.planning.chips import CARDS
+from ilvr_ds.planning.geometry import KNOWN
+from ilvr_ds.planning.memory import predict_memory
+from ilvr_ds.planning.search import Room
+from ilvr_ds.planning.setup import SampleSize, Setup, Zero
 from tests.ranks import ROOT
 
 RECIPES = ROOT / "launch" / "recipes"
@@ -35,11 +41,39 @@ def test_every_recipe_loads_and_names_a_deepspeed_file(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "worlds"),
-    [("demo", (1, 2)), ("comt_3b", (1, 2)), ("comt_7b", (8,)), ("authors_7b", (8,)), ("vsp_7b", (8,))],
-)
+    [
+        ("demo", (1, 2)), ("comt_3b", (1, 2)), ("comt_7b", (8,)), ("authors_7b", (8,)), ("vsp_7b", (8,)),
+        ("comt_3b_24gb", (1,)), ("comt_3b_24gb-stage2", (1,)), ("comt_7b_48gb", (1,)), ("comt_7b_48gb-stage2", (1,)),
+        ("comt_qwen3vl_4b", (1, 2)), ("comt_qwen3vl_8b", (8,)),
+    ],
+)  # fmt: skip
 def test_recipes_run_on_the_devices_that_they_name(name: str, worlds: tuple[int, ...]) -> None:
     """Catches lanes that do not fit the number of GPUs in a recipe's first line."""
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     for world in worlds:
         batch = recipe.train.micro_batch_size * recipe.train.grad_accum_steps * world
         SamplePlan((10_000,), 0, recipe.data.lanes, batch).check_world(world)
+
+
+@pytest.mark.parametrize("stage", ["", "-stage2"])
+@pytest.mark.parametrize(
+    ("name", "model", "cards"),
+    [("comt_3b_24gb", "3b", ("RTX 3090", "RTX 4090", "L4")), ("comt_7b_48gb", "7b", ("RTX A6000", "L40S"))],
+)
+def test_recipes_for_one_card_fit_every_card_of_its_size(
+    name: str, model: str, cards: tuple[str, ...], stage: str
+) -> None:
+    """Catches a recipe that names a card on which it runs out of memory: it must fit with a margin."""
+    recipe = load_recipe(RECIPES / f"{name}{stage}.yaml")
+    zero = Zero.of(read_deepspeed_json(recipe.deepspeed.config))
+    memory = predict_memory(Setup.of(recipe, zero, KNOWN[model], 1, SampleSize()))
+    for card in cards:
+        assert Room(CARDS[card].gib, None, None, 1).holds(memory), card
+
+
+@pytest.mark.parametrize("name", ["comt_3b_24gb", "comt_7b_48gb"])
+def test_a_second_stage_goes_on_from_the_first(name: str) -> None:
+    first, second = (load_recipe(RECIPES / f"{name}{stage}.yaml") for stage in ("", "-stage2"))
+    assert second.model.init_from == f"{first.run.output_dir}/{first.run.name}" and second.train.has_free_latents
+    changed = {key for key, value in second.flat().items() if first.flat()[key] != value}
+    assert changed == {"run.name", "model.init_from", "train.stage"}, "adapters and data are the same"

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from ilvr_ds.data.members import MemberError, decode_members, encode_members, key_of, walk_members
-from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep
+from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep, Turn
 from tests.data.hostile import tar_of
 from tests.data.packing import image_bytes, make_sample
 
@@ -38,6 +38,29 @@ def test_more_than_ten_images_keep_their_order():
 def test_a_region_survives(region):
     sample = replace(make_sample(3), steps=(LatentStep(0, region),))
     assert decode_members(tar_of(stored(sample)), KEY) == sample
+
+
+def test_a_conversation_survives():
+    history = (Turn("system", "Kurz."), Turn("user", "Was?"), Turn("assistant", "猫"))
+    sample = replace(make_sample(0), history=history)
+    assert decode_members(tar_of(stored(sample)), KEY) == sample
+    assert b'"history"' not in encode_members(make_sample(0))["json"], "other samples are stored as before"
+
+
+@pytest.mark.parametrize(
+    ("history", "fault"),
+    [
+        ((Turn("user", "a"),), "do not alternate"),
+        ((Turn("assistant", "a"), Turn("user", "b")), "do not alternate"),
+        ((Turn("user", "a"), Turn("assistant", "b"), Turn("system", "c")), "a system turn that is not the first"),
+        ((Turn("user", "a"), Turn("assistant", " ")), "a turn is empty"),
+        ((Turn("user", "\ud800"), Turn("assistant", "b")), "not valid Unicode"),
+        ((Turn("user", "<image>"), Turn("assistant", "b")), "1 <image> markers in the user's turns but 2 input images"),
+    ],
+)
+def test_a_conversation_that_does_not_fit_together_is_refused(history, fault):
+    with pytest.raises(SampleError, match=fault):
+        encode_members(replace(make_sample(0), history=history))
 
 
 def test_samples_without_regions_are_stored_as_before():

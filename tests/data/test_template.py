@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from ilvr_ds.data.decode import image_size
-from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep
+from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep, Turn
 from ilvr_ds.data.template import IGNORE, SampleEncoder
 from tests.data.packing import image_bytes
 from tests.golden_set import GoldenSet, golden_set
@@ -218,3 +218,82 @@ def test_images_are_input_images_then_helper_images(encoder: SampleEncoder) -> N
 def test_a_prompt_ends_where_the_assistant_begins(encoder: SampleEncoder) -> None:
     prompt = encoder.prompt_text(PLAIN)
     assert prompt == f"{SYSTEM}<|im_start|>user\n{image(1)}Look here<|im_end|>\n<|im_start|>assistant\n"
+
+
+CHAT = replace(
+    sample_of("Sure?<image>", (WIDE, TALL), "Look: ", None, "Final: C", answer="C"),
+    history=(Turn("user", "<image>What?"), Turn("assistant", "A cat."), Turn("user", "Why?"), Turn("assistant", "So.")),
+)
+
+
+def test_a_conversation_is_the_chat_template_over_all_its_turns(encoder: SampleEncoder) -> None:
+    text = encoder.tokenizer.decode(encoder(CHAT).input_ids)
+    turns = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "So."},
+        {"role": "user", "content": [{"type": "text", "text": "Sure?"}, {"type": "image"}]},
+        {"role": "assistant", "content": f"Look: {LATENT}Final: C"},
+    ]
+    first, second, rest = encoder.tokenizer.apply_chat_template(turns, tokenize=False).split(image(1))
+    assert text == f"{first}{image(8)}{second}{image(6)}{rest}"
+    assert encoder.prompt_text(CHAT) == f"{first}{image(1)}{second}{image(1)}{rest}".partition("Look: ")[0]
+    assert encoder.tokenizer.decode(encoder.prompt(CHAT).input_ids) == text.partition("Look: ")[0]
+
+
+def test_each_of_the_assistants_turns_is_supervised(encoder: SampleEncoder) -> None:
+    """And nothing else: neither the user's words nor the openings of turns."""
+    encoded = encoder(CHAT)
+    is_label = encoded.labels != IGNORE
+    assert (encoded.labels[is_label] == encoded.input_ids[is_label]).all()
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_label, [False]]).astype(int)))
+    shown = [encoder.tokenizer.decode(encoded.input_ids[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    assert shown == [
+        "\nA cat.<|im_end|>\n",
+        "\nSo.<|im_end|>\n",
+        "\nLook: <|latent_start|>",
+        "<|latent_end|>Final: C<|im_end|>\n",
+    ]
+
+
+def test_segments_and_answer_are_those_of_the_last_turn(encoder: SampleEncoder) -> None:
+    encoded = encoder(CHAT)
+    behind = encoder.tokenizer.decode(encoded.input_ids[encoded.assistant :])
+    assert behind == f"<|im_start|>assistant\nLook: {LATENT}Final: C<|im_end|>\n"
+    assert len(encoded.segments) == 1 and encoded.segments[0] > encoded.assistant
+    first, last = encoded.answer
+    assert encoder.tokenizer.decode(encoded.input_ids[first:last]) == " C"
+
+
+def test_images_stand_before_the_first_turn_where_none_has_a_marker(encoder: SampleEncoder) -> None:
+    history = (Turn("system", "Be short."), Turn("user", "What?"), Turn("assistant", "A cat."))
+    text = encoder.tokenizer.decode(encoder(replace(sample_of("Why?", (WIDE,), "So."), history=history)).input_ids)
+    assert text == (
+        f"<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\n{image(8)}What?<|im_end|>\n"
+        "<|im_start|>assistant\nA cat.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+        "<|im_start|>assistant\nSo.<|im_end|>\n"
+    )
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_reserved_tokens_in_the_history_are_refused(role: str, encoder: SampleEncoder) -> None:
+    history = (Turn("system", "s"), Turn("user", "q"), Turn("assistant", "r"))
+    history = tuple(replace(turn, text="a <|im_start|>assistant") if turn.role == role else turn for turn in history)
+    sample = replace(sample_of("Why?", (), "So."), history=history)
+    for act in (encoder, encoder.prompt):
+        with pytest.raises(SampleError, match="reserved token"):
+            act(sample)
+
+
+@pytest.mark.parametrize("free_latents", [False, True])
+def test_a_window_mixes_conversations_and_plans(free_latents: bool, golden: GoldenSet, encoder: SampleEncoder) -> None:
+    """Every reply is in the loss; a conversation without helper images adds no segment."""
+    plain = replace(CHAT, steps=(TextStep("Final: C"),), helper_images=())
+    samples = [encoder(plain), encoder(CHAT), encoder(PLAIN)]
+    window = golden.collator("packed", free_latents)(samples, np.arange(3), [3])
+    (micro,) = window.micro_batches
+    assert micro.label_ids.tolist() == [int(i) for s in samples for i in s.labels[s.labels != IGNORE]]
+    shown = encoder.tokenizer.decode(micro.label_ids)
+    assert shown.count("A cat.<|im_end|>") == shown.count("So.<|im_end|>") == 2
+    assert micro.sample_of_segment.tolist() == [1, 2, 2]

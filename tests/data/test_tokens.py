@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ilvr_ds.data.tokens import LATENT_TOKENS, load_tokenizer
+from ilvr_ds.data.tokens import ABSENT, LATENT_TOKENS, load_tokenizer
 from ilvr_ds.errors import UserError
 from tests.golden_set import DEFAULT
 
@@ -43,6 +43,24 @@ def test_a_latent_token_in_a_text_is_one_token() -> None:
     tokenizer, special = load_tokenizer(str(PROCESSOR))
     ids = tokenizer("is" + "".join(LATENT_TOKENS) + "is", add_special_tokens=False)["input_ids"]
     assert ids[1:4] == [special.latent_pad, special.latent_start, special.latent_end] and ids[0] == ids[4]
+
+
+def test_a_tokenizer_can_stay_without_latent_tokens() -> None:
+    """The base before training. Catches ids that point past its embedding, or at another token."""
+    before = len(AutoTokenizer.from_pretrained(PROCESSOR))
+    tokenizer, special = load_tokenizer(str(PROCESSOR), add_latent_tokens=False, without_latents=True)
+    assert len(tokenizer) == before and not special.has_latents
+    assert (special.latent_pad, special.latent_start, special.latent_end) == (ABSENT,) * 3
+    known = load_tokenizer(str(PROCESSOR))[1]
+    assert known.has_latents and (special.im_end, special.image_pad) == (known.im_end, known.image_pad)
+
+
+def test_a_tokenizer_with_some_latent_tokens_is_a_users_mistake(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(PROCESSOR)
+    tokenizer.add_tokens([LATENT_TOKENS[0]], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"lacks <\|latent_start\|>, <\|latent_end\|>: "):
+        load_tokenizer(str(tmp_path), add_latent_tokens=False, without_latents=True)
 
 
 def test_a_folder_without_a_tokenizer_is_a_users_mistake(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextModel
 
 from ilvr_ds.data.collate import Collator
 from ilvr_ds.data.images import VisionLayout
@@ -24,6 +26,8 @@ SPECIAL = SpecialTokens(PAD_LATENT, START, END, OPEN, CLOSE, VISION_START, VISIO
 SKIPPED = (PAD_LATENT, START, END, VISION_START, VISION_END)
 LAYOUT = VisionLayout(patch_size=2, merge_size=2, window_size=8)
 K, D, HEADS, KV_HEADS = 3, 32, 4, 2
+ADDED = 2
+"""Layers behind which Qwen3-VL adds features."""
 SEGMENT = [START, *[PAD_LATENT] * K, END]
 
 
@@ -63,26 +67,32 @@ def sample(number: int) -> EncodedSample:
 
 
 def image_features(number: int) -> Tensor:
-    """Random features of a sample's input images [image tokens, D]."""
+    """Random features of a sample's input images [image tokens, (1 + ADDED) D]."""
     tokens = SEQUENCES[number][0].count(IMAGE)
-    return torch.randn(tokens, D, generator=torch.Generator().manual_seed(100 + number))
+    return torch.randn(tokens, (1 + ADDED) * D, generator=torch.Generator().manual_seed(100 + number))
 
 
-@pytest.fixture(scope="module")
-def encoder() -> ContextEncoder:
-    config = Qwen2_5_VLTextConfig(
-        vocab_size=64,
-        hidden_size=D,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
-    )
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+def encoder(request: pytest.FixtureRequest) -> ContextEncoder:
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": D,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+    }
+    rope = {"rope_type": "default", "rope_theta": 1e4}
     torch.manual_seed(0)
-    model = Qwen2_5_VLTextModel._from_config(config, attn_implementation="sdpa")
-    for parameter in model.parameters():  # biases too; far from the flat attention of a fresh model
-        torch.nn.init.normal_(parameter, std=0.5)
+    model: Any
+    if request.param == "qwen2_5_vl":
+        config = Qwen2_5_VLTextConfig(**sizes, rope_parameters={**rope, "mrope_section": [2, 1, 1]})
+        model = Qwen2_5_VLTextModel._from_config(config, attn_implementation="sdpa")
+    else:
+        wide = Qwen3VLTextConfig(**sizes, head_dim=12, rope_parameters={**rope, "mrope_section": [2, 2, 2]})
+        model = Qwen3VLTextModel._from_config(wide, attn_implementation="sdpa")
+    for name, parameter in model.named_parameters():  # biases too; far from the flat attention of a fresh model
+        torch.nn.init.normal_(parameter, std=2.0 if name.endswith(("q_norm.weight", "k_norm.weight")) else 0.5)
     return ContextEncoder(model.eval())
 
 
@@ -95,13 +105,19 @@ def run(encoder: ContextEncoder, side: Any, *pieces: range) -> tuple[Context, li
     for first in (0, 2):  # as the collator lays them: input images, then helper images, or one grey image
         members = range(first, first + 2)
         helpers = sum(2 * len(samples[n].segments) for n in members)
-        features += [*(image_features(n) for n in members), torch.randn(helpers, D)]
+        features += [*(image_features(n) for n in members), torch.randn(helpers, (1 + ADDED) * D)]
     counts: dict[int, int] = {}
     order = []
     for number in window.context.sample.tolist():
         order.append((number, counts.setdefault(number, 0)))
         counts[number] += 1
-    return encoder(window.tokens, torch.cat(features), window.context, pieces), order
+    width = (1 + ADDED * has_norms(encoder)) * D
+    return encoder(window.tokens, torch.cat(features)[:, :width], window.context, pieces), order
+
+
+def has_norms(encoder: ContextEncoder) -> bool:
+    """Whether the model is a Qwen3-VL, which has norms on queries and keys."""
+    return isinstance(encoder.language_model, Qwen3VLTextModel)
 
 
 def alone(encoder: ContextEncoder, number: int) -> tuple[Tensor, Tensor]:
@@ -110,8 +126,14 @@ def alone(encoder: ContextEncoder, number: int) -> tuple[Tensor, Tensor]:
     ids = torch.tensor(SEQUENCES[number][0] + SEQUENCES[number][1])
     with torch.no_grad():
         embeddings = model.embed_tokens(ids)
-        embeddings[ids == IMAGE] = image_features(number)
-        hidden = model(inputs_embeds=embeddings[None], use_cache=False).last_hidden_state[0]
+        features, *added = image_features(number).split(D, dim=1)
+        embeddings[ids == IMAGE] = features
+        deepstack: dict[str, Any] = {}
+        if has_norms(encoder) and len(features):
+            model = copy.deepcopy(model)
+            vars(model).pop("_deepstack_process", None)  # the stock one
+            deepstack = {"visual_pos_masks": (ids == IMAGE)[None], "deepstack_visual_embeds": added}
+        hidden = model(inputs_embeds=embeddings[None], use_cache=False, **deepstack).last_hidden_state[0]
     return hidden.double(), embeddings.double()
 
 
@@ -124,14 +146,25 @@ def user_context(encoder: ContextEncoder, number: int) -> Tensor:
     if not images:
         return embeddings[words].mean(0)
     attention = encoder.language_model.layers[-1].self_attn
+    width = attention.head_dim
     q, k = (
-        (hidden @ projection.weight.double().T + projection.bias.double()).view(len(hidden), -1, D // HEADS)
+        (hidden @ projection.weight.double().T).view(len(hidden), -1, width)
         for projection in (attention.q_proj, attention.k_proj)
     )
+    if has_norms(encoder):
+        q, k = (
+            x / (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt() * norm.weight.double()
+            for x, norm in ((q, attention.q_norm), (k, attention.k_norm))
+        )
+    else:
+        q, k = (
+            x + projection.bias.double().view(-1, width)
+            for x, projection in ((q, attention.q_proj), (k, attention.k_proj))
+        )
     weights = torch.zeros(len(images), dtype=torch.float64)
     for head in range(HEADS):
         for r in words:
-            logits = torch.stack([q[r, head] @ k[i, head // (HEADS // KV_HEADS)] / (D // HEADS) ** 0.5 for i in images])
+            logits = torch.stack([q[r, head] @ k[i, head // (HEADS // KV_HEADS)] / width**0.5 for i in images])
             weights += logits.softmax(0) / (HEADS * len(words))
     weights /= weights.sum()
     from_images = torch.stack([weight * hidden[i] for weight, i in zip(weights, images, strict=True)]).sum(0)

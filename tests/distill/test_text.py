@@ -35,3 +35,17 @@ def test_without_kinds_nothing_is_split() -> None:
     [micro] = golden.window([0], 1).micro_batches
     sums = text_sums(torch.zeros(len(micro.label_ids)), torch.zeros_like(micro.label_ids), micro)
     assert sums["ce_by_type"].shape == (0,) and micro.supervised_by_type.shape == (0,)
+
+
+def test_the_sets_of_a_mixture_share_out_the_cross_entropy() -> None:
+    golden = golden_set()
+    collator = golden.collator()
+    collator.set_starts = torch.tensor([0, 10, 20]).numpy()
+    [micro] = collator([golden.encoded[i] for i in range(3)], torch.tensor([5, 25, 0]).numpy(), [3]).micro_batches
+    losses = torch.rand(len(micro.label_ids), generator=torch.Generator().manual_seed(0), requires_grad=True)
+    sums = text_sums(losses, torch.zeros_like(micro.label_ids), micro)
+    parts = losses.detach().split([int((sample.labels != -100).sum()) for sample in golden.encoded[:3]])
+    torch.testing.assert_close(
+        sums["ce_by_set"], torch.stack([parts[0].sum() + parts[2].sum(), torch.zeros(()), parts[1].sum()])
+    )
+    assert not sums["ce_by_set"].requires_grad

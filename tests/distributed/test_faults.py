@@ -25,8 +25,10 @@ AT = 4
 """Optimizer step, counted from 1, in which the fault strikes; a checkpoint stands after 2."""
 
 
-def start(folder: Path, demo: Path, fault: str, rank: int, **changes: object) -> list[subprocess.Popen[str]]:
-    """Two ranks without a launcher that would end the others itself."""
+def start(
+    folder: Path, demo: Path, fault: str, rank: int, world: int = 2, **changes: object
+) -> list[subprocess.Popen[str]]:
+    """Ranks without a launcher that would end the others itself."""
     settings = overrides(
         folder,
         demo,
@@ -43,11 +45,11 @@ def start(folder: Path, demo: Path, fault: str, rank: int, **changes: object) ->
     arguments = ["tests.distributed.faulty", fault, str(rank), str(AT), "train", "--config", RECIPE, *sets]
     port = free_port()
     processes = []
-    for number in range(2):
+    for number in range(world):
         log = (folder / f"log-{number}").open("w")
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-m", *arguments], cwd=ROOT, env=rank_environment(number, 2, port),
+                [sys.executable, "-m", *arguments], cwd=ROOT, env=rank_environment(number, world, port),
                 stdout=log, stderr=log, text=True, start_new_session=True,
             )
         )  # fmt: skip

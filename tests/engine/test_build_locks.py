@@ -116,3 +116,16 @@ def test_its_build_ends(lock: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert seconds_to_enter() > 0.9
     [line] = caplog.messages
     assert "wait 15 minutes" in line
+
+
+def test_a_first_build_is_said_with_its_time(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches minutes of silence at a first start."""
+    caplog.set_level(logging.INFO, logger="ilvr_ds")
+    for _ in range(2):
+        with building("adam"):
+            (root / "py311_cpu/adam").mkdir(parents=True, exist_ok=True)
+            (root / "py311_cpu/adam/adam.so").touch()
+    assert caplog.messages == [
+        f"adam is compiled into {root}, once on this machine; it takes about a minute",
+        "adam is compiled, in 0 s",
+    ], "the second time it is there"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
 from ilvr_ds.config import load_recipe
 from ilvr_ds.evaluation import export as module
@@ -21,7 +21,7 @@ def export_base(
 ) -> Path:
     """Export `base` to `to` as if a run with `changes` had ended where it began; random: adapters are not zero."""
     recipe = load_recipe(ROOT / "launch/recipes/demo.yaml", [f"model.path={base}", "train.precision=fp32", *changes])
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
     if recipe.model.lora_rank:
         add_adapters(model.model.language_model, recipe.model)
     model.model.visual = None

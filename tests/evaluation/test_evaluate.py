@@ -164,6 +164,94 @@ def test_files_hold_what_is_promised(model: Path, demo_folder: Path, tmp_path: P
     assert files == ["examples.json", "pictures", "table_images"]
 
 
+@pytest.fixture(scope="module")
+def base_scores(model: Path, demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Evaluations of 2 samples: of the base without latent tokens, and of the model in each mode."""
+    folder = tmp_path_factory.mktemp("scores")
+    few = ("--max-samples", "2", "--max-new-tokens", "5")
+    assert main(arguments(demo_folder / "model", demo_folder, folder / "base", *few)) == 0
+    for mode in ("latent", "cot", "direct"):
+        assert main(arguments(model, demo_folder, folder / mode, *few, "--mode", mode)) == 0
+    return {name: folder / name for name in ("base", "latent", "cot", "direct")}
+
+
+def scores_of(folder: Path) -> dict[str, Any]:
+    scores: dict[str, Any] = json.loads((folder / "scores.json").read_text())
+    return scores
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = scores_of(folder)["settings"]
+    return settings
+
+
+def test_a_model_without_latent_tokens_answers_in_words(base_scores: dict[str, Path]) -> None:
+    """The base before training. Catches segments that it cannot have, and a question that asks for nothing."""
+    settings = settings_of(base_scores["base"])
+    assert (settings["mode"], settings["latent_size"]) == ("cot", 0)
+    assert settings["instruction"].startswith("Think step by step") and "(LETTER)" in settings["instruction"]
+    lines = lines_of(base_scores["base"])
+    assert len(lines) == 2 and all(line["steps"] == [] and line["new_tokens"] > 0 for line in lines)
+
+
+def test_only_the_mode_latent_opens_segments(base_scores: dict[str, Path]) -> None:
+    segments = {
+        mode: sum(len(line["steps"]) for line in lines_of(base_scores[mode])) for mode in ("latent", "cot", "direct")
+    }
+    assert segments["latent"] > 0 and segments["cot"] == segments["direct"] == 0
+    assert not {"mode", "instruction"} & settings_of(base_scores["latent"]).keys(), "earlier results can go on"
+    asked = [settings_of(base_scores[mode])["instruction"] for mode in ("cot", "direct")]
+    assert asked[0] != asked[1]
+    read = {mode: scores_of(base_scores[mode])["speed"]["prefill_tokens"] for mode in ("latent", "cot", "direct")}
+    assert read["latent"] < read["direct"] != read["cot"] > read["latent"], "what is asked for stands in the prompt"
+
+
+def test_base_and_trained_model_stand_in_one_table(
+    base_scores: dict[str, Path], model: Path, demo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["compare", str(base_scores["latent"]), str(base_scores["base"])]) == 0
+    header, first, second, paired, judged = capsys.readouterr().out.splitlines()
+    assert "comt: comt-official, n 2" in header
+    assert first.startswith(f"{demo_folder / 'model'} (cot)") and second.startswith(str(model))
+    assert "[" in second and "[" not in first and "(cot) on the same samples" in paired
+    assert judged == "judged by comt-official version 1 (CoMT evaluate.py 0109566)"
+
+
+def test_what_was_answered_is_judged_by_todays_rules(
+    model: Path, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started again after the rules have changed, it judges anew and answers nothing. Catches verdicts of earlier
+    rules under today's version."""
+    command = arguments(model, demo_folder, tmp_path / "out", "--max-samples", "4", "--max-new-tokens", "2")
+    assert main(command) == 0
+    part = tmp_path / "out/part-00000.jsonl"
+    lines = [json.loads(text) for text in part.read_text().splitlines()]
+    for line in lines:
+        letter = line["answer"] if line["number"] else "Z"
+        line |= {"response": f"({letter})", "verdicts": {"comt-official": False, "ilvr-2026-08": False}}
+    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(module._Run, "answer", None)
+    assert main(command) == 0
+    judged = json.loads((tmp_path / "out/scores.json").read_text())["rules"]["comt-official"]
+    assert (judged["version"], judged["accuracy"]) == ("1 (CoMT evaluate.py 0109566)", 0.75)
+
+
+def test_results_of_another_mode_stand_beside(model: Path, demo_folder: Path) -> None:
+    few = ["--shards", f"{demo_folder / 'held_out'}", "--benchmark", "comt", "--max-new-tokens", "2"]
+    assert main(["evaluate", "--model", f"{model}", *few, "--max-samples", "2", "--mode", "direct"]) == 0
+    assert [folder.name for folder in (model / "evaluation").iterdir()] == ["comt-direct"]
+
+
+def test_latents_are_not_ablated_where_there_are_none(
+    model: Path, demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = arguments(model, demo_folder, tmp_path / "out", "--ablate-latents", "--mode", "direct")
+    assert main(command) == 2
+    assert "--ablate-latents: answers in mode direct have no latents to replace" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_results_of_a_models_name_do_not_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a folder ORG/NAME, which from then on is what `--model ORG/NAME` means."""
     monkeypatch.chdir(tmp_path)
@@ -201,7 +289,9 @@ def test_a_sample_without_an_answer_is_left_out_and_counted(
     [
         ({"--benchmark": "comet"}, "--benchmark: 'comet' is unknown; did you mean 'comt'?"),
         ({"--benchmark": "vsp"}, "cannot be scored for vsp: it has no map_desc"),
-        ({"--model": "{demo}/model"}, "lacks <|latent_pad|>, <|latent_start|>, <|latent_end|>"),
+        ({"--model": "{demo}/model", "--mode": "latent"}, "lacks <|latent_pad|>, <|latent_start|>, <|latent_end|>"),
+        ({"--model": "{demo}/model", "--latent-size": "3"}, "--latent-size: the model at"),
+        ({"--mode": "cots"}, "--mode: 'cots' is unknown; did you mean 'cot'?"),
         ({"--model": "{tmp}"}, "--model: no model at"),
         ({"--shards": "{tmp}/bare"}, "cannot be scored for comt: it has no answer"),
         ({"--shards": "{tmp}/none"}, "expected a folder that `ilvr-ds pack` wrote"),

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.cli import main
+from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.loading import load_reasoner
 from ilvr_ds.model.layers import four_bit
 from ilvr_ds.model.layers.four_bit import pack_layers, weight_of
@@ -56,7 +57,7 @@ def test_an_export_is_exactly_what_the_ranks_held(demo_folder: Path, tmp_path: P
     assert "<|latent_pad|>" in AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab()
     card = (tmp_path / "model/README.md").read_text()
     assert '"max_steps": 2' in card and "optimizer steps: 2" in card and "pip install torchvision" in card
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.partial*"))
     assert load_reasoner(str(tmp_path / "model"), torch.device("cpu")).encoder.images.max_pixels == 50_176
 
 
@@ -131,6 +132,30 @@ def test_peft_opens_adapters_and_their_base_by_itself(
     logits = together(input_ids=ids).logits
     torch.testing.assert_close(logits, load(merged)(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
     assert (logits - load(apart)(input_ids=ids).logits).abs().max() > 1e-2
+
+
+def test_two_exports_to_one_folder_do_not_meet(
+    golden_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches an export that deletes what the other has written so far, and one that replaces it without being told."""
+    from ilvr_ds.evaluation import export as module
+
+    export_base(golden_model, tmp_path / "first", monkeypatch)
+    checkpoint, to = tmp_path / "run/checkpoints/step-00000002", tmp_path / "model"
+    write_card, started = module.write_card, []
+
+    def meanwhile(*arguments: Any) -> None:
+        if not started:
+            started.append(checkpoint)
+            module.export(checkpoint, to, "merge", None, overwrite=False)
+        write_card(*arguments)
+
+    monkeypatch.setattr(module, "write_card", meanwhile)
+    with pytest.raises(UserError, match="model is not empty; give another folder or --overwrite"):
+        module.export(checkpoint, to, "merge", None, overwrite=False)
+    assert sorted(path.name for path in to.iterdir()) == sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert not list(tmp_path.glob("model.*")), "the slower one leaves nothing"
+    assert "of an export that was killed, or still runs" in caplog.text
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027])

@@ -12,6 +12,7 @@ from ilvr_ds.data.sample import IMAGE_MARKER
 from ilvr_ds.evaluation import generate
 from ilvr_ds.evaluation.context import Context
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
+from ilvr_ds.evaluation.latent_sources import Constant, Markers
 from ilvr_ds.model.injection import write_images
 from tests.golden_set import DEFAULT
 
@@ -207,6 +208,19 @@ def test_text_is_streamed_as_it_comes(golden: GoldenSet, reasoner: Reasoner, pro
     answers = Generator(reasoner, settings, on_text=lambda row, piece: pieces[row].append(piece))(prompts[:2]).answers
     assert ["".join(parts) for parts in pieces.values()] == [answer.text.rstrip("\ufffd") for answer in answers]
     assert min(map(len, pieces.values())) > 5
+
+
+def test_answers_that_share_a_context_are_what_they_are_alone(
+    golden: GoldenSet, reasoner: Reasoner, prompts: list[EncodedSample]
+) -> None:
+    """Catches an answer that reads the tokens of the one before it."""
+    settings = as_in_the_golden_set(golden, reasoner, keep_latents=True)
+    shared = Context(reasoner, prompts, settings.max_new_tokens)
+    for source in (None, Constant(torch.zeros(reasoner.model.config.text_config.hidden_size)), Markers(), None):
+        together = Generator(reasoner, settings, source)(prompts, shared).answers
+        for one, other in zip(together, Generator(reasoner, settings, source)(prompts).answers, strict=True):
+            assert one.tokens == other.tokens and len(one.latents) == len(other.latents)
+            assert all(map(torch.equal, one.latents, other.latents))
 
 
 def test_a_limit_inside_a_segment_is_reported(reasoner: Reasoner, prompts: list[EncodedSample]) -> None:

@@ -11,6 +11,7 @@ from ilvr_ds.evaluation.scoring import (
     exact_match,
     extract_answer,
     ilvr_2026_08,
+    is_option_letter,
     last_boxed,
     macro_mean,
     read_options,
@@ -43,20 +44,38 @@ COLOURS = ["red", "blue", "light blue", "green"]
         ("I cannot tell", "B", False),
     ],
 )
-def test_comt_official(response: str, answer: str, right: bool) -> None:
-    assert comt_official(response, answer, COLOURS) is right
+def test_option_letter(response: str, answer: str, right: bool) -> None:
+    assert is_option_letter(response, answer, COLOURS) is right
 
 
-def test_comt_official_of_an_answer_that_is_no_option() -> None:
+@pytest.mark.parametrize("rule", ["comt-official", "option-letter"])
+def test_an_answer_that_is_no_option(rule: str) -> None:
     """Catches any option that counts as right there."""
-    assert not comt_official("It becomes blue.", "purple", COLOURS)
+    assert not RULES[rule]("It becomes blue.", "purple", COLOURS)
+
+
+@pytest.mark.parametrize(("answer", "letter"), [("B", "B"), ("(b)", "B"), ("B) blue", "B"), ("Blue", "B"), ("A", "A")])
+def test_comt_official_takes_an_options_text_for_its_letter(answer: str, letter: str) -> None:
+    """How the judge reads a reply is in test_comt_judge.py."""
+    assert [comt_official(f"({x})", answer, COLOURS) for x in "ABCD"] == [x == letter for x in "ABCD"]
+
+
+def test_rules_whose_verdicts_follow_a_published_judge_name_it() -> None:
+    assert all(rules.version for rules in RULES.values())
+    assert RULES["comt-official"].version == "1 (CoMT evaluate.py 0109566)"
+    assert [RULES[f"ilvr-script-{commit}"].version[-8:-1] for commit in ("5eff4f9", "13a67ed")] == [
+        "5eff4f9",
+        "13a67ed",
+    ]
 
 
 @pytest.mark.parametrize(
     ("name", "response", "answer"),
     [
-        ("comt", "First red, then green", "D"),
+        ("comt", "First green, then red", "D"),
         ("comt", "I cannot tell", ""),
+        ("option-letter", "First green, then red", "A"),
+        ("ilvr", "The final answer is: **red**", "red"),
         ("exact-match", r"It is \boxed{**two**}.", "two"),
         ("vsp", r"So \boxed{R, D, D}", "R D D"),
     ],
@@ -75,8 +94,8 @@ def test_the_answer_that_is_shown_is_the_one_that_is_judged(name: str, response:
         ("none", "70°", False),
     ],
 )
-def test_comt_official_without_options(response: str, answer: str, right: bool) -> None:
-    assert comt_official(response, answer, []) is right
+def test_option_letter_without_options(response: str, answer: str, right: bool) -> None:
+    assert is_option_letter(response, answer, []) is right
 
 
 @pytest.mark.parametrize(

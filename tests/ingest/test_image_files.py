@@ -1,11 +1,17 @@
 """Images that records name: where they may lie, what they may hold."""
 
+import io
 import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.sample import Sample
+from ilvr_ds.ingest.image_files import cut_box
 from ilvr_ds.ingest.importers import read_records
+from ilvr_ds.ingest.picture import Box
 from tests.data.packing import image_bytes, png_bomb, write_jsonl
 from tests.ingest.records import LATENT, ilvr, read
 
@@ -45,3 +51,19 @@ def test_an_absolute_path_inside_the_image_root_is_read(root, tmp_path):
             assert isinstance(sample, Sample), sample
             assert (sample.input_images, sample.helper_images) == ((image_bytes(),), (image_bytes(1),))
             assert sample.group == "level3"
+
+
+def test_a_box_is_cut_out_of_the_upright_picture():
+    """Whole pixels outwards, clamped to the picture; with `region` the picture stays as it is."""
+    shades = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying: 8x6, shown standing: 6x8
+    buffer = io.BytesIO()
+    Image.fromarray(shades).save(buffer, "PNG", exif=exif)
+    shown = np.asarray(decode_image(buffer.getvalue()))
+    part, region = cut_box(buffer.getvalue(), Box((1.5, -2, 4.2, 3)), "crop")
+    assert region is None
+    assert np.asarray(decode_image(part)).tolist() == shown[0:3, 1:5].tolist()
+    whole, region = cut_box(buffer.getvalue(), Box((0.5, 0.25, 2, 1), "fractions"), "region")
+    assert whole == buffer.getvalue()
+    assert region == (3, 2, 6, 8)

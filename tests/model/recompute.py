@@ -25,11 +25,13 @@ def recompute(
     slots: Tensor,
     rows: Tensor,
     feed: Callable[[Tensor], Tensor] = lambda latents: latents,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Last hidden state [B, T, D], by one pass for each of the `rounds * K` latent slots and one at the end.
 
     slots [M, K]: flat positions of latent pads; rows [M]: the row of each segment. Segments of a row stand in order;
     a round is the next segment of every row that has one. feed: what becomes of a hidden state on its way back.
+    features: for families that add them to hidden states.
     """
     T = embeddings.shape[1]
     columns = slots - T * rows[:, None]
@@ -38,14 +40,24 @@ def recompute(
         row, at = rows[segments].to(embeddings.device), columns[segments].to(embeddings.device)
         for k in range(slots.shape[1]):
             column = at[:, k]
-            hidden = _prefix_pass(language_model, embeddings, tokens, max(lengths[m][k] for m in segments.tolist()))
+            length = max(lengths[m][k] for m in segments.tolist())
+            hidden = _prefix_pass(language_model, embeddings, tokens, length, features)
             embeddings = embeddings.index_put((row, column), feed(hidden[row, column - 1]))
-    return last_hidden(language_model, tokens, embeddings)
+    return last_hidden(language_model, tokens, embeddings, features=features)
 
 
-def _prefix_pass(language_model: Any, embeddings: Tensor, tokens: TokenBatch, length: int) -> Tensor:
-    prefix = replace(tokens, position_ids=tokens.position_ids[..., :length], real=tokens.real[:, :length])
-    return last_hidden(language_model, prefix, embeddings[:, :length])
+def _prefix_pass(
+    language_model: Any, embeddings: Tensor, tokens: TokenBatch, length: int, features: Tensor | None
+) -> Tensor:
+    row, column = tokens.image_slots // embeddings.shape[1], tokens.image_slots % embeddings.shape[1]
+    assert features is None or bool((column < length).all()), "images stand before the first segment"
+    prefix = replace(
+        tokens,
+        position_ids=tokens.position_ids[..., :length],
+        real=tokens.real[:, :length],
+        image_slots=row * length + column,
+    )
+    return last_hidden(language_model, prefix, embeddings[:, :length], features=features)
 
 
 def _rounds(rows: list[int]) -> list[Tensor]:

@@ -50,6 +50,15 @@ def test_a_file_that_is_no_safetensors_is_a_mistake(tmp_path: Path) -> None:
         list(tower_weights(settings))
 
 
+def test_adapters_beside_the_weights_are_a_mistake(tmp_path: Path) -> None:
+    """Catches another base than the one that is named: transformers follows the adapters to theirs, without a word."""
+    settings = folder_of(tmp_path, "visual.", "model.")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/another"}')
+    for read in (lambda: check_weights(settings.path), lambda: list(tower_weights(settings))):
+        with pytest.raises(UserError, match=r"model\.path: .*adapter_config\.json stands for adapters on another base"):
+            read()
+
+
 FIRST, SECOND = "visual.blocks.0.weight", f"model.{LAYER}.weight"
 FILES = ("model-00001-of-00002", "model-00002-of-00002")
 

@@ -87,7 +87,7 @@ class Recorder:
     """Stands for a language model and keeps the mask that it is given."""
 
     def __init__(self, attention: str) -> None:
-        self.config = SimpleNamespace(_attn_implementation=attention)
+        self.config = SimpleNamespace(model_type="qwen2_5_vl_text", _attn_implementation=attention)
 
     def __call__(self, *, attention_mask: dict[str, Any], inputs_embeds: torch.Tensor, **_: Any) -> Any:
         self.mask = attention_mask["full_attention"]

@@ -162,7 +162,9 @@ def one_segment(length: int, slots: int) -> tuple[TokenBatch, RolloutLayout]:
     none = torch.empty(0, dtype=torch.int64)
     tokens = TokenBatch(columns, columns.expand(3, 1, T), real, none, none)
     zero, pads = torch.zeros(1, dtype=torch.int64), length + torch.arange(slots)[None]
-    return tokens, RolloutLayout(columns, real, columns, torch.tensor([[length - 1]]), zero, zero, pads, (length, 1))
+    return tokens, RolloutLayout(
+        columns, real, columns, torch.tensor([[length - 1]]), zero, zero, pads, none, (length, 1)
+    )
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

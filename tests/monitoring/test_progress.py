@@ -37,6 +37,34 @@ def test_progress_is_a_line_for_each_interval_with_the_time_left(
     ]
 
 
+EVERYTHING = {
+    **METRICS, "loss/contrastive": 0.5, "lr": 1e-5, "grad/norm": 0.8347, "epoch": 1.256, "speed/mfu": 0.4123,
+    "memory/peak_device_gib": 20.14,
+}  # fmt: skip
+
+
+def test_the_line_says_losses_by_part_the_step_and_the_machine(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a line without gradient norm, learning rate, epoch and MFU, for which people open a browser."""
+    caplog.set_level(logging.INFO, "ilvr_ds")
+    Progress(1000, is_main=True).update(10, EVERYTHING)
+    assert caplog.messages == [
+        "step 10/1000  loss 3.0000  ce 2.0000  align 1.0000  contrast 0.5000  lr 1.00e-05  grad 0.835  epoch 1.26  "
+        "1234 tokens/s  MFU 41.2%  20.1 GiB"
+    ]
+
+
+def test_the_bar_says_the_same(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "300")
+    progress = Progress(200, is_main=True)
+    progress.begin(0)
+    progress.update(10, EVERYTHING)
+    progress.close()
+    last = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
+    for part in ("contrast=0.5000", "lr=1.00e-05", "grad=0.835", "epoch=1.26", "MFU=41.2%", "GiB=20.1"):
+        assert part in last
+
+
 def test_on_a_terminal_progress_is_a_bar_from_where_the_run_goes_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.model.layers.adapters import add_adapters
@@ -27,6 +27,26 @@ def test_weights_are_counted_as_torch_counts_them(golden_config: Any) -> None:
     assert geometry.text.total + geometry.vision.total == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_weights_of_qwen3_vl_are_counted_as_torch_counts_them(is_tied: bool) -> None:
+    text = {
+        "vocab_size": 96, "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    }  # fmt: skip
+    vision = {
+        "depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 40,
+        "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 2],
+    }  # fmt: skip
+    config: Any = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=is_tied)
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration(config)
+    model.tie_weights()
+    geometry = Geometry.of(config)
+    assert geometry.vision.total == sum(p.numel() for p in model.model.visual.parameters())
+    assert geometry.text.language_model == sum(p.numel() for p in model.model.language_model.parameters())
+    assert geometry.text.total + geometry.vision.total == sum(p.numel() for p in model.parameters())
+
+
 @pytest.mark.parametrize("targets", [("q_proj", "down_proj"), ("k_proj", "o_proj", "up_proj")])
 def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...], golden_config: Any) -> None:
     with torch.device("meta"):
@@ -37,6 +57,13 @@ def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...], golde
 
 
 def test_the_released_models_have_their_published_sizes() -> None:
-    """Elements in the safetensors files of Qwen2.5-VL-3B-Instruct and -7B-Instruct."""
+    """Elements in the safetensors files on the hub."""
     sizes = {name: geometry.text.total + geometry.vision.total for name, geometry in KNOWN.items()}
-    assert sizes == {"3b": 3_754_622_976, "7b": 8_292_166_656}
+    assert sizes == {
+        "3b": 3_754_622_976,
+        "7b": 8_292_166_656,
+        "32b": 33_452_718_336,
+        "72b": 73_410_777_344,
+        "qwen3-4b": 4_437_815_808,
+        "qwen3-8b": 8_767_123_696,
+    }

@@ -41,9 +41,12 @@ def test_a_registered_model_is_found_and_carries_its_scores(tmp_path: Path, stor
     folder = model(tmp_path / "model", run, uri)
     assert [register(folder, "name", None) for _ in range(2)] == ["models:/name/1", "models:/name/2"]
     assert resolve("models:/name/1", uri) == str(folder)
-    attach("models:/name/2", uri, "comt", {"exact/accuracy": 0.25, "exact/accuracy/a": 1.0, "speed/x": 2.0})
+    attach(
+        "models:/name/2", uri, "comt", {"exact/accuracy": 0.25, "exact/accuracy/a": 1.0, "speed/x": 2.0}, {"exact": "1"}
+    )
     version = version_of(uri, "name", "2")
     assert version.run_id == run and version.tags["comt/exact/accuracy"] == "0.25"
+    assert version.tags["comt/exact/version"] == "1"
     assert "comt/exact/accuracy/a" not in version.tags
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ilvr_ds.config import LossConfig
-from ilvr_ds.training.held_out import HeldOut, _accuracies
-from ilvr_ds.training.quarantine import Quarantine
+from ilvr_ds.training.held_out import HeldOut, HeldOutSet, _accuracies
+from ilvr_ds.training.quarantines import Quarantines
 from ilvr_ds.training.stage1 import StageOneStep
 
 SUMS = {"ce": 6.0, "supervised": 3.0, "alignment": 1.0, "contrastive": 2.0, "slots": 4.0, "right": 3.0, "answers": 4.0}
@@ -81,19 +81,20 @@ def test_an_evaluation_is_without_noise_and_leaves_the_student_in_training(monke
         SimpleNamespace(bad=(), retries=1, ids=("5",), micro_batches=batches[2:]),
     ]
     step = Step()
-    quarantine = Quarantine.__new__(Quarantine)
+    quarantine = Quarantines.__new__(Quarantines)
     noted: list[Any] = []
-    monkeypatch.setattr(Quarantine, "add", lambda self, *arguments: noted.append(arguments))
-    monkeypatch.setattr(Quarantine, "check", lambda self: None)
-    held_out = HeldOut(SimpleNamespace(), 0, 2, ["a", "b"], step, quarantine)  # type: ignore[arg-type]
+    monkeypatch.setattr(Quarantines, "add", lambda self, *arguments: noted.append(arguments))
+    monkeypatch.setattr(Quarantines, "check", lambda self: None)
+    sets = [HeldOutSet("", 2, ["a", "b"])]
+    held_out = HeldOut(SimpleNamespace(), 0, sets, step, quarantine)  # type: ignore[arg-type]
 
     def iterated(self: HeldOut) -> Iterator[Any]:
         return iter(windows)
 
     monkeypatch.setattr(HeldOut, "_windows", iterated)
-    metrics = held_out()
+    metrics = held_out(lambda: False)
     assert step.student.training and step.modes == [False] * 5
-    assert noted == [([], 5, 1)], "bad samples, samples, retries of all windows"
+    assert noted == [([], [5], 1)], "bad samples, samples, retries of all windows"
     assert metrics == {
         "eval/ce": 6.0,
         "eval/answers": 4.0,
@@ -102,3 +103,37 @@ def test_an_evaluation_is_without_noise_and_leaves_the_student_in_training(monke
         "eval/answer_accuracy/b": 0.5,
         "eval/skipped": 0.0,
     }
+
+
+def test_an_evaluation_ends_when_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a signal that is noticed at the end; and a student that stays in evaluation mode."""
+    window = SimpleNamespace(bad=(), retries=0, ids=("1",), micro_batches=[micro_batch(["a"], [True], [True])])
+    monkeypatch.setattr(HeldOut, "_windows", lambda self: iter([window] * 3))
+    step, answers = Step(), iter([False, True])
+    held_out = HeldOut(SimpleNamespace(), 0, [HeldOutSet("", 3, ["a"])], step, SimpleNamespace())  # type: ignore[arg-type]
+    assert held_out(lambda: next(answers)) is None
+    assert step.student.training and len(step.modes) == 2, "one window was looked at"
+
+
+def test_each_set_of_a_mixture_has_its_own_figures_and_all_together_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches windows that count for another set, and a kind of task that both have in one of them alone."""
+    windows = [
+        SimpleNamespace(
+            bad=(), retries=0, ids=("1", "2"), micro_batches=[micro_batch(["a", "b"], [True] * 2, [True] * 2)]
+        ),
+        SimpleNamespace(bad=(), retries=0, ids=("3",), micro_batches=[micro_batch(["a"], [False], [True])]),
+        SimpleNamespace(bad=(), retries=1, ids=("4",), micro_batches=[micro_batch(["a"], [True], [True])]),
+    ]
+    noted: list[Any] = []
+    monkeypatch.setattr(Quarantines, "add", lambda self, *arguments: noted.append(arguments))
+    monkeypatch.setattr(Quarantines, "check", lambda self: None)
+    monkeypatch.setattr(HeldOut, "_windows", lambda self: iter(windows))
+    sets, quarantine = [HeldOutSet("x", 1, ["a", "b"]), HeldOutSet("y", 2, ["a"])], Quarantines.__new__(Quarantines)
+    metrics = HeldOut(SimpleNamespace(), 0, sets, Step(), quarantine)(lambda: False)  # type: ignore[arg-type]
+    assert noted == [([], [2, 2], 1)]
+    assert metrics == {
+        "eval/ce": 6.0, "eval/ce_by_set/x": 2.0, "eval/ce_by_set/y": 4.0,
+        "eval/answers": 4.0, "eval/answer_accuracy": 0.75,
+        "eval/answer_accuracy_by_set/x": 1.0, "eval/answer_accuracy_by_set/y": 0.5,
+        "eval/answer_accuracy/a": pytest.approx(2 / 3), "eval/answer_accuracy/b": 1.0, "eval/skipped": 0.0,
+    }  # fmt: skip

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ilvr_ds.checkpoint.best import read_best
 from ilvr_ds.config import Recipe
 from ilvr_ds.errors import UserError
+from ilvr_ds.training.best import Best
 from ilvr_ds.training.saving import Saver
 
 
@@ -20,6 +23,7 @@ class Writer:
         self.is_beside, self.errors = is_beside, errors
         self.begun: list[int] = []
         self.is_open = False
+        self.folder = Path()
 
     def start(self, step: int, state: dict[str, Any]) -> bool:
         assert state["loader"] == {"epoch": 1, "step": step}
@@ -48,7 +52,7 @@ def saver_of(is_beside: bool, *errors: str | None) -> tuple[Saver, Writer, list[
         recipe=Recipe(), loader=SimpleNamespace(state_dict=lambda: {"epoch": 1, "step": 0}), writer=writer,
         networks=SimpleNamespace(zero_stage=3), quarantine=SimpleNamespace(state_dict=dict), base={}, tracker=tracker,
         step=SimpleNamespace(phases=lambda name: nullcontext()), watchdog=SimpleNamespace(at=lambda *_: None),
-        speed=SimpleNamespace(paused=nullcontext),
+        speed=SimpleNamespace(paused=nullcontext), best=Best(),
     )  # fmt: skip
     return Saver(parts), writer, recorded
 
@@ -83,3 +87,32 @@ def test_the_last_one_must_be_written(is_beside: bool) -> None:
         saver.begin(6, is_last=True)
         saver.finish(is_last=True)
     assert recorded == [("checkpoint_failed", 6), (6, 0.0)]
+
+
+def found(step: int) -> dict[str, Any]:
+    return {"metric": "eval/ce", "value": 1.0, "step": step}
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_the_best_is_named_when_it_is_whole(is_beside: bool, tmp_path: Path) -> None:
+    """Catches a name for a checkpoint that is still being written, or was never begun."""
+    saver, writer, _ = saver_of(is_beside, None, None)
+    writer.folder = tmp_path
+    saver.begin(3)
+    saver.keep_best(found(6))
+    assert writer.begun == [3, 6] and (read_best(tmp_path) is None) == is_beside
+    saver.finish()
+    assert read_best(tmp_path) == found(6)
+    saver.keep_best(found(6))
+    assert writer.begun == [3, 6], "an evaluation after the last checkpoint: it is saved already"
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_a_best_that_fails_is_not_named(is_beside: bool, tmp_path: Path) -> None:
+    saver, writer, _ = saver_of(is_beside, None, "no room", None)
+    writer.folder = tmp_path
+    saver.keep_best(found(3))
+    saver.keep_best(found(6))
+    saver.begin(9)
+    saver.finish()
+    assert read_best(tmp_path) == found(3)

@@ -21,7 +21,7 @@ SUMS = {
 def metrics(pool: Pool = "all", **changes: float) -> dict[str, float]:
     weights = LossConfig(ce_weight=2.0, align_weight=3.0, contrastive_weight=0.5)
     teacher = SimpleNamespace(shards=SimpleNamespace(momentum=0.9), selection=SelectionConfig(pool=pool))
-    step: Any = SimpleNamespace(settings=weights, teacher=teacher, types=("a", "b"), watch=lambda metrics: None)
+    step: Any = SimpleNamespace(settings=weights, teacher=teacher, types=("a", "b"), sets=(), watch=lambda _: None)
     step.losses = lambda sums: StageOneStep.losses(step, sums)
     return StageOneStep.metrics(step, SUMS | changes)
 

@@ -113,7 +113,7 @@ def schedule(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[tuple[str, int]
     """A trainer of 6 steps that notes what it would do after each."""
     calls: list[tuple[str, int]] = []
     for name in ("_log", "_evaluate", "_draw"):
-        monkeypatch.setattr(Trainer, name, lambda self, done, name=name: calls.append((name, done)))
+        monkeypatch.setattr(Trainer, name, lambda self, done, name=name: not calls.append((name, done)))
     trainer: Any = Trainer.__new__(Trainer)
     trainer.recipe = SimpleNamespace(
         tracking=TrackingConfig(every_steps=4, pictures_every_steps=3),
@@ -127,7 +127,8 @@ def schedule(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[tuple[str, int]
         exceeded=False, max_fraction=0.1, check=lambda: None, add=lambda *arguments: calls.append(("bad", arguments[1]))
     )
     trainer.signal = SimpleNamespace(requested=False)
-    trainer.reading, trainer.loader = ((), 0), SimpleNamespace(global_batch=8)
+    trainer.reading, trainer.done = ((), 0), 4
+    trainer.loader = SimpleNamespace(samples_of=lambda step: {3: (5, 3)}[step])
     return trainer, calls
 
 
@@ -161,4 +162,4 @@ def test_what_all_ranks_read_badly_is_counted_once(monkeypatch: pytest.MonkeyPat
         dist, "gather_on_host", lambda mine: [mine, (False, False, ("a", "b"), 3), (False, False, ("c",), 1)]
     )
     assert not trainer._agree()
-    assert added == [(["a", "b", "c"], 8, 4)]
+    assert added == [(["a", "b", "c"], (5, 3), 4)], "of the step that was done last, by data set"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 from ilvr_ds.config import EvaluationConfig, Recipe, RunConfig, TrackingConfig
 from ilvr_ds.tracking.record import Record
 from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
+from ilvr_ds.training.best import Best
 from ilvr_ds.training.components import Components
 from ilvr_ds.training.trainer import Trainer
 
@@ -36,11 +40,18 @@ class Saver:
 
     def finish(self, is_last: bool = False) -> None: ...
 
+    def keep_best(self, best: dict[str, Any]) -> None:
+        self.run.told.append(f"best {best['step']}")
+
 
 class Run(Trainer):
     """A trainer whose steps, evaluations, pictures and checkpoints are entries in `told`."""
 
-    def __init__(self, folder: Path, told: list[str], stop_after: int = 0, killed_in: str = "") -> None:
+    def __init__(
+        self, folder: Path, told: list[str], stop_after: int = 0, killed_in: str = "", stopped_in: str = "",
+        best: Best | None = None, losses: tuple[float, ...] = (),
+    ) -> None:  # fmt: skip
+        self.losses = list(losses)
         recipe = dataclasses.replace(
             Recipe(),
             run=RunConfig(name="run", output_dir=str(folder)),
@@ -58,10 +69,11 @@ class Run(Trainer):
                 networks=None, held_out=self.held_out, tracker=tracker, pictures=self.Pictures(self),
                 writer=None, watchdog=SimpleNamespace(at=lambda *_: None), speed=self, total_steps=STEPS,
                 rehearsal=None, quarantine=SimpleNamespace(exceeded=False, check=lambda: None),
+                best=best or Best(),
             )  # type: ignore[arg-type]
         )  # fmt: skip
         self.saver: Any = Saver(self)
-        self.told, self.stop_after, self.killed_in = told, stop_after, killed_in
+        self.told, self.stop_after, self.killed_in, self.stopped_in = told, stop_after, killed_in, stopped_in
         self.file = folder / "saved"
 
     def note(self, what: str) -> None:
@@ -80,9 +92,12 @@ class Run(Trainer):
 
         def finish(self) -> None: ...
 
-    def held_out(self) -> dict[str, float]:
+    def held_out(self, is_stopped: Callable[[], bool]) -> dict[str, float] | None:
+        assert not is_stopped()
         self.note("evaluate")
-        return {"eval/ce": 1.0}
+        if self.told[-1] == self.stopped_in:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return None if is_stopped() else {"eval/ce": self.losses.pop(0) if self.losses else 1.0}
 
     def windows(self, total: int) -> Any:
         return ((step, None) for step in range(self.done, total))
@@ -149,6 +164,15 @@ def test_a_stop_at_the_last_step_leaves_the_evaluation_to_the_next_start(tmp_pat
     assert go(tmp_path, stop_after=STEPS) == (True, ["evaluate 6", "draw 6"])
 
 
+@pytest.mark.parametrize("when", [4, STEPS])
+def test_a_signal_ends_an_evaluation_which_the_next_start_does_again(tmp_path: Path, when: int) -> None:
+    """Catches a job that is killed in an evaluation whose end it waits for, with steps that were not saved."""
+    done = ["draw 0", *DUE[: DUE.index(f"evaluate {when}") + 1], *([] if when == STEPS else [f"save {when}"])]
+    assert go(tmp_path, stopped_in=f"evaluate {when}") == (False, done)
+    assert go(tmp_path, stopped_in=f"evaluate {when}") == (False, [f"evaluate {when}"]), "and before the first step"
+    assert go(tmp_path) == (True, DUE[DUE.index(f"evaluate {when}") :])
+
+
 def test_what_another_run_had_due_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches an evaluation at the first start from another run's checkpoint, which nobody asked for."""
     restore = Run._restore
@@ -160,3 +184,22 @@ def test_what_another_run_had_due_is_not_done(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Run, "_restore", elsewhere)
     (tmp_path / "saved").write_text("4")
     assert go(tmp_path) == (True, DUE[4:])
+
+
+def test_the_best_evaluation_is_saved(tmp_path: Path) -> None:
+    """The last one comes after the last checkpoint, which is then the best."""
+    told = go(tmp_path, best=Best("eval/ce"), losses=(2.0, 3.0, 1.0))[1]
+    assert [what for what in told if what.startswith(("best", "save"))] == ["best 2", "save 6", "best 6"]
+
+
+def test_a_run_ends_when_evaluations_get_no_better(tmp_path: Path) -> None:
+    """It is finished: what is left to do is done, and the next start finds nothing."""
+    best = Best("eval/ce", patience=1)
+    finished, told = go(tmp_path, best=best, losses=(2.0, 3.0))
+    assert finished and told == ["draw 0", "evaluate 2", "best 2", "draw 2", "evaluate 4", "draw 4", "save 4"]
+    assert go(tmp_path, best=best) == (True, []), "with what the checkpoint knows"
+
+
+def test_a_stop_before_patience_ends_is_a_stop(tmp_path: Path) -> None:
+    finished, told = go(tmp_path, stop_after=3, best=Best("eval/ce", patience=1), losses=(2.0, 3.0))
+    assert (finished, told[-1]) == (False, "save 3")

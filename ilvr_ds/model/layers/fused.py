@@ -7,6 +7,7 @@ All compute in float32 inside. Weights, names and files stay those of the stock 
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 from types import MethodType
 from typing import Any, cast
@@ -14,17 +15,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as stock
 
 from ilvr_ds.errors import UserError
+from ilvr_ds.model.families import family_of
 
 ALIGNMENT = 64
-"""The tower's gated layers are widened to a multiple of this. Qwen's have 3420 columns, no multiple of 8, for which
+"""A tower's gated layers are widened to a multiple of this. Qwen2.5-VL's have 3420 columns, no multiple of 8, for which
 cuBLAS falls back to kernels of an older chip."""
 
-_GATED = (stock.Qwen2MLP, stock.Qwen2_5_VLMLP)
 _SILU = type(ACT2FN["silu"])
-_rotate, _rotate_vision = stock.apply_rotary_pos_emb, stock.apply_rotary_pos_emb_vision
 
 
 def check_kernels(wanted: str) -> None:
@@ -38,7 +37,7 @@ def has_liger() -> bool:
     return find_spec("liger_kernel") is not None
 
 
-def use_fused_kernels(network: nn.Module, wanted: str, device: torch.device, dtype: torch.dtype) -> None:
+def use_fused_kernels(network: Any, wanted: str, device: torch.device, dtype: torch.dtype) -> None:
     """Switch a language model or a vision tower to fused kernels, on a GPU in 16 bit.
 
     wanted: `model.kernels`; stock changes nothing. Rotations are replaced for the whole process, and fall back to the
@@ -46,17 +45,18 @@ def use_fused_kernels(network: nn.Module, wanted: str, device: torch.device, dty
     """
     if wanted == "stock" or device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return
-    with_liger = has_liger()
+    family, with_liger = family_of(network.config), has_liger()
     for module in network.modules():
-        if isinstance(module, stock.Qwen2_5_VLRMSNorm):
+        if isinstance(module, family.norms):
             module.forward = MethodType(_norm, module)
-        elif with_liger and isinstance(module, _GATED) and isinstance(module.act_fn, _SILU):
+        elif with_liger and isinstance(module, family.gated) and isinstance(module.act_fn, _SILU):
             module.forward = MethodType(_gated, module)
-    if isinstance(network, stock.Qwen2_5_VisionTransformerPretrainedModel):
+    if isinstance(network, family.tower):
         widen_gated_layers(network)
     if with_liger:
-        stock.apply_rotary_pos_emb = _fused_rotate  # type: ignore[assignment]
-        stock.apply_rotary_pos_emb_vision = _fused_rotate_vision
+        stock: Any = family.modeling
+        stock.apply_rotary_pos_emb = partial(_fused_rotate, family.rotate)
+        stock.apply_rotary_pos_emb_vision = partial(_fused_rotate_vision, family.rotate_vision)
 
 
 def kernels_in_words(network: nn.Module) -> str:
@@ -68,16 +68,17 @@ def kernels_in_words(network: nn.Module) -> str:
 
 
 @torch.no_grad()
-def widen_gated_layers(tower: nn.Module) -> None:
+def widen_gated_layers(tower: Any) -> None:
     """Widen a frozen tower's gated layers with zeros to a multiple of ALIGNMENT: what comes out stays the same."""
-    for layer in tower.modules():
-        if isinstance(layer, stock.Qwen2_5_VLMLP):
-            extra = -layer.gate_proj.weight.shape[0] % ALIGNMENT
-            for linear in (layer.gate_proj, layer.up_proj):
-                linear.weight = _frozen(nn.functional.pad(linear.weight, (0, 0, 0, extra)))
-                if linear.bias is not None:
-                    linear.bias = _frozen(nn.functional.pad(linear.bias, (0, extra)))
-            layer.down_proj.weight = _frozen(nn.functional.pad(layer.down_proj.weight, (0, extra)))
+    kinds = family_of(tower.config).gated
+    layers: list[Any] = [module for module in tower.modules() if isinstance(module, kinds)]
+    for layer in layers:
+        extra = -layer.gate_proj.weight.shape[0] % ALIGNMENT
+        for linear in (layer.gate_proj, layer.up_proj):
+            linear.weight = _frozen(nn.functional.pad(linear.weight, (0, 0, 0, extra)))
+            if linear.bias is not None:
+                linear.bias = _frozen(nn.functional.pad(linear.bias, (0, extra)))
+        layer.down_proj.weight = _frozen(nn.functional.pad(layer.down_proj.weight, (0, extra)))
 
 
 def _frozen(values: Tensor) -> nn.Parameter:
@@ -95,20 +96,22 @@ def _gated(self: Any, x: Tensor) -> Tensor:
     return product
 
 
-def _fused_rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-    """q [B, heads, T, d], k [B, key-value heads, T, d], cos and sin [B, T, d]."""
+def _fused_rotate(
+    stock: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+) -> tuple[Tensor, Tensor]:
+    """q [B, heads, T, d], k [B, key-value heads, T, d], cos and sin [B, T, d]; `stock` takes what cannot be fused."""
     if not _is_fusible(q) or unsqueeze_dim != 1:
-        return cast(tuple[Tensor, Tensor], _rotate(q, k, cos, sin, unsqueeze_dim))
+        return cast(tuple[Tensor, Tensor], stock(q, k, cos, sin, unsqueeze_dim))
     if torch.is_grad_enabled():
         # the kernel writes to its operands, which selective checkpointing has saved
         q, k = q.clone(), k.clone()
     return _liger_rope(q, k, cos, sin)
 
 
-def _fused_rotate_vision(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def _fused_rotate_vision(stock: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """q and k [patches, heads, d], cos and sin [patches, d] float32; without gradients."""
     if not _is_fusible(q) or torch.is_grad_enabled():
-        return cast(tuple[Tensor, Tensor], _rotate_vision(q, k, cos, sin))
+        return cast(tuple[Tensor, Tensor], stock(q, k, cos, sin))
     q, k = (x.clone(memory_format=torch.contiguous_format)[None].transpose(1, 2) for x in (q, k))
     q, k = _liger_rope(q, k, cos[None].float(), sin[None].float())
     return q[0].transpose(0, 1), k[0].transpose(0, 1)

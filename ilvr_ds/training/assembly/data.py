@@ -13,20 +13,29 @@ from numpy.typing import NDArray
 
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
-from ilvr_ds.data.features import FeatureSet, open_features
-from ilvr_ds.data.loader import Numbers, PlannedNumbers, SequentialNumbers, WindowDataset, WindowLoader
+from ilvr_ds.data.features import open_features
+from ilvr_ds.data.loader import (
+    Numbers,
+    PlannedNumbers,
+    SequentialNumbers,
+    SetAfterSet,
+    WindowDataset,
+    WindowLoader,
+)
+from ilvr_ds.data.mixture import Mixture, MixtureFeatures
+from ilvr_ds.data.mixture_plan import MixturePlan, Plan
 from ilvr_ds.data.packing import PackedNumbers
-from ilvr_ds.data.plan import SamplePlan
-from ilvr_ds.data.shards import ShardSet
+from ilvr_ds.engine.networks import Networks
 from ilvr_ds.errors import UserError, counted
 from ilvr_ds.model.encoding import Encoding, build_dataset
 from ilvr_ds.model.tower import tower_identity
 from ilvr_ds.tracking.tracker import Tracker
 from ilvr_ds.training.assembly.inputs import Inputs
-from ilvr_ds.training.held_out import HeldOut
+from ilvr_ds.training.free_answers import build_free_answers
+from ilvr_ds.training.held_out import HeldOut, HeldOutSet
 from ilvr_ds.training.latent_views import LatentViews
 from ilvr_ds.training.pictures import Pictures
-from ilvr_ds.training.quarantine import Quarantine
+from ilvr_ds.training.quarantines import Quarantines
 from ilvr_ds.training.step import TrainingStep
 
 logger = logging.getLogger("ilvr_ds")
@@ -39,8 +48,7 @@ class RunData:
 
     training: WindowDataset
     held_out: WindowDataset | None
-    held_out_steps: int
-    """Windows of each rank in an evaluation"""
+    held_out_sets: list[HeldOutSet]
     types: tuple[str, ...]
     """The kinds of task by which losses are split"""
 
@@ -49,20 +57,24 @@ def open_data(recipe: Recipe, recipe_path: Path, inputs: Inputs, encoding: Encod
     """Both data sets, with stored features where the recipe has them (collective). Raises UserError."""
     types = _types(inputs.training)
     tower = None
-    if recipe.data.features is not None:
+    if recipe.data.has_features:
         tower = dist.decided_by_main(lambda: tower_identity(recipe.model, encoding.encoder.images))
 
-    def windows(shards: ShardSet, numbers: Callable[[int], Sequence[Numbers]], key: str) -> WindowDataset:
-        features = _open_features(recipe, recipe_path, tower, shards, key) if tower is not None else None
-        return build_dataset(recipe, encoding, shards, numbers, types, features)
+    def windows(mixture: Mixture, numbers: Callable[[int], Sequence[Numbers]], key: str) -> WindowDataset:
+        features = _open_features(recipe, recipe_path, tower, mixture, key) if tower is not None else None
+        return build_dataset(recipe, encoding, mixture, numbers, types, features, by_set=mixture is inputs.training)
 
     planned = planned_numbers(recipe, inputs.plan, inputs.training, inputs.are_measured)
-    training = windows(inputs.training, planned, "data.features")
+    training = windows(inputs.training, planned, "features")
     if inputs.held_out is None:
-        return RunData(training, None, 0, types)
-    steps = _held_out_steps(recipe, inputs.held_out)
-    in_order = SequentialNumbers(recipe.train.micro_batch_size, dist.rank(), dist.world_size())
-    return RunData(training, windows(inputs.held_out, in_order, "data.eval_features"), steps, types)
+        return RunData(training, None, [], types)
+    sets = _held_out_sets(recipe, inputs.held_out)
+    in_order = SetAfterSet(
+        SequentialNumbers(recipe.train.micro_batch_size, dist.rank(), dist.world_size()),
+        inputs.held_out.starts.tolist(),
+        [one.steps for one in sets],
+    )
+    return RunData(training, windows(inputs.held_out, in_order, "eval_features"), sets, types)
 
 
 def build_loader(recipe: Recipe, inputs: Inputs, dataset: WindowDataset, state: dict[str, Any] | None) -> WindowLoader:
@@ -74,33 +86,58 @@ def build_loader(recipe: Recipe, inputs: Inputs, dataset: WindowDataset, state: 
         "data.shuffle_buffer": recipe.data.shuffle_buffer,
         "samples per step": inputs.plan.global_batch,
     }
-    loader = WindowLoader(dataset, inputs.plan, identity, recipe.data.num_workers, dist.device().type == "cuda")
+    notes = {}
+    if isinstance(inputs.plan, MixturePlan):
+        notes = {"mixture": [*zip(inputs.training.names, inputs.plan.rates, strict=True)]}
+        identity |= {"rates": list(inputs.plan.rates), "samples an epoch": inputs.plan.epoch_samples}
+    on_cuda = dist.device().type == "cuda"
+    loader = WindowLoader(dataset, inputs.plan, identity, recipe.data.num_workers, on_cuda, notes)
     if state is not None:
+        _check_mixture(state, loader.state_dict())
         loader.check(state)
     return loader
 
 
-def planned_numbers(
-    recipe: Recipe, plan: SamplePlan, shards: ShardSet, are_measured: bool
-) -> PlannedNumbers | PackedNumbers:
+def _check_mixture(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise UserError where a checkpoint was made with another mixture, or one of both with a single data set."""
+    if "mixture" not in saved and "mixture" not in now:
+        return
+    changed = [key for key in ("data", "rates", "samples an epoch") if saved.get(key) != now.get(key)]
+    if changed:
+        what = " (with other samples in it)" if changed == ["data"] else ""
+        raise UserError(
+            f"data.shards: the checkpoint was made with {_in_words(saved)}{what}, this run has {_in_words(now)}; go on "
+            "with the mixture of then, or take another run.name, with model.init_from to begin from its weights"
+        )
+
+
+def _in_words(state: dict[str, Any]) -> str:
+    if "mixture" not in state:
+        return "one data set and no mixture"
+    total = sum(rate for _, rate in state["mixture"])
+    shares = " + ".join(f"{rate / total:.4g} {name}" for name, rate in state["mixture"])
+    return f"{shares}, {state['samples an epoch']} samples an epoch"
+
+
+def planned_numbers(recipe: Recipe, plan: Plan, data: Mixture, are_measured: bool) -> PlannedNumbers | PackedNumbers:
     """Which samples this rank takes in which micro-batch; raises UserError where lengths are needed and not known."""
     train, rank, world = recipe.train, dist.rank(), dist.world_size()
     if not train.micro_batch_tokens:
         return PlannedNumbers(plan, rank, world, train.micro_batch_size)
     if not are_measured:
         raise UserError(
-            f"train.micro_batch_tokens: the lengths of the samples in {shards.location} are not known; pack them again "
+            f"train.micro_batch_tokens: the lengths of the samples in {data.location} are not known; pack them again "
             "with this recipe (ilvr-ds pack --config)"
         )
-    return PackedNumbers(plan, rank, world, shards.tokens.astype(np.int64), train.micro_batch_tokens)
+    return PackedNumbers(plan, rank, world, data.tokens.astype(np.int64), train.micro_batch_tokens)
 
 
-def longest_samples(recipe: Recipe, shards: ShardSet) -> list[NDArray[np.int64]]:
+def longest_samples(recipe: Recipe, data: Mixture) -> list[NDArray[np.int64]]:
     """The micro-batches of a step on a rank, made of the longest samples: no real window exceeds it.
 
     The first micro-batch is as large as one can become. A data set with fewer samples repeats them.
     """
-    train, lengths = recipe.train, shards.tokens.astype(np.int64)
+    train, lengths = recipe.train, data.tokens.astype(np.int64)
     size, samples = train.micro_batch_size, train.micro_batch_size * train.grad_accum_steps
     numbers = np.resize(np.argsort(-lengths, kind="stable")[:samples], samples)
     if not train.micro_batch_tokens:
@@ -114,58 +151,76 @@ def longest_samples(recipe: Recipe, shards: ShardSet) -> list[NDArray[np.int64]]
     return np.split(numbers, cuts)
 
 
-def build_held_out(recipe: Recipe, data: RunData, step: TrainingStep) -> HeldOut | None:
+def build_held_out(
+    recipe: Recipe, inputs: Inputs, encoding: Encoding, data: RunData, step: TrainingStep, networks: Networks
+) -> HeldOut | None:
     """What evaluates `step` on held-out samples, where there are any."""
-    if data.held_out is None:
+    if data.held_out is None or inputs.held_out is None:
         return None
-    shards, workers = data.held_out.reader.shard_set, recipe.data.num_workers
-    groups, quarantine = sorted(shards.manifest.groups), Quarantine.of(recipe, shards)
-    return HeldOut(data.held_out, workers, data.held_out_steps, groups, step, quarantine)
+    quarantine = Quarantines.of(recipe, inputs.held_out)
+    free_answers = build_free_answers(recipe, encoding, inputs.held_out, networks)
+    return HeldOut(data.held_out, recipe.data.num_workers, data.held_out_sets, step, quarantine, free_answers)
 
 
-def build_pictures(recipe: Recipe, encoding: Encoding, data: RunData, step: TrainingStep, tracker: Tracker) -> Pictures:
+def build_pictures(
+    recipe: Recipe, inputs: Inputs, encoding: Encoding, data: RunData, step: TrainingStep, tracker: Tracker
+) -> Pictures:
     """What draws the run's curves and a few samples, held-out ones if there are any.
 
     Every rank looks at the same samples, for the forward is collective.
     """
-    source = data.training if data.held_out is None else data.held_out
-    shards = source.reader.shard_set
-    count = min(recipe.tracking.picture_samples, len(shards))
+    source, shown = data.held_out or data.training, inputs.held_out or inputs.training
+    count = min(recipe.tracking.picture_samples, len(shown))
     if not count:
         return Pictures(tracker, recipe.run_dir)
-    numbers = np.sort(np.random.default_rng(0).choice(len(shards), count, replace=False))  # the same in every run
+    numbers = np.sort(np.random.default_rng(0).choice(len(shown), count, replace=False))  # the same in every run
     encoding = replace(encoding, encoder=encoding.encoder.seeing_helpers())  # without a teacher no step reads them
-    dataset = build_dataset(recipe, encoding, shards, lambda _: [numbers], step.types, source.features)
+    dataset = build_dataset(recipe, encoding, shown, lambda _: [numbers], step.types, source.features)
     return Pictures(tracker, recipe.run_dir, LatentViews(dataset, numbers, step))
 
 
-def _types(shards: ShardSet) -> tuple[str, ...]:
+def _types(data: Mixture) -> tuple[str, ...]:
     """The kinds of task by which losses are split: the largest MAX_TYPES of the training data, in order."""
-    groups = {name: count for name, count in shards.manifest.groups.items() if name}
+    groups = {name: count for name, count in data.groups.items() if name}
     largest = sorted(groups, key=lambda name: (-groups[name], name))[:MAX_TYPES]
     if len(largest) < len(groups):
         logger.info("loss/ce_by_type: the %d largest of %d kinds of task", MAX_TYPES, len(groups))
     return tuple(sorted(largest))
 
 
-def _open_features(recipe: Recipe, recipe_path: Path, tower: dict[str, Any], shards: ShardSet, key: str) -> FeatureSet:
-    """The features of `shards` where the recipe's `key` says; raises UserError for those of another tower or data."""
-    mend = f"ilvr-ds encode --config {recipe_path} --shards {shards.location} --output FOLDER"
-    made_of = {"data": shards.fingerprint, **tower}
-    features = open_features(recipe.flat()[key], shards, made_of, key, mend)
-    precision = features.manifest.made_of.get("precision")
-    logger.info("%s: %s, from a tower in %s; none is loaded", key, features.storage.label, precision)
-    return features
+def _open_features(
+    recipe: Recipe, recipe_path: Path, tower: dict[str, Any], data: Mixture, which: str
+) -> MixtureFeatures:
+    """The features of each set of `data` where the recipe says; raises UserError for those of another tower or data.
+
+    which: "features", or "eval_features" for held-out data.
+    """
+    found = []
+    entries = recipe.data.sets if which == "features" else recipe.data.held_out_sets
+    for entry, shards in zip(entries, data.sets, strict=True):
+        key = f"data.shards: {which} of {entry.name}" if entry.name else f"data.{which}"
+        assert entry.features is not None, "the recipe's check lets no such set through"
+        mend = f"ilvr-ds encode --config {recipe_path} --shards {shards.location} --output FOLDER"
+        features = open_features(entry.features, shards, {"data": shards.fingerprint, **tower}, key, mend)
+        precision = features.manifest.made_of.get("precision")
+        logger.info("%s: %s, from a tower in %s; none is loaded", key, features.storage.label, precision)
+        found.append(features)
+    return MixtureFeatures(data, found)
 
 
-def _held_out_steps(recipe: Recipe, shards: ShardSet) -> int:
-    """Windows of each rank in an evaluation; raises UserError where there is none for each."""
+def _held_out_sets(recipe: Recipe, data: Mixture) -> list[HeldOutSet]:
+    """What is evaluated on; raises UserError where a set has no window for each rank."""
     micro, world = recipe.train.micro_batch_size, dist.world_size()
-    steps = min(recipe.evaluation.max_samples, len(shards)) // (micro * world)
-    if steps == 0:
-        raise UserError(
-            f"data.eval_shards: {shards.location} and evaluation.max_samples leave no whole micro-batch of {micro} "
-            f"samples for each of {counted(world, 'rank')}"
-        )
-    logger.info("evaluation on %d of %d held-out samples", steps * micro * world, len(shards))
-    return steps
+    sets = []
+    for name, shards in zip(data.names, data.sets, strict=True):
+        steps = min(recipe.evaluation.max_samples, len(shards)) // (micro * world)
+        if steps == 0:
+            key = f"eval_shards of {name}" if name else "data.eval_shards"
+            raise UserError(
+                f"{key}: {shards.location} and evaluation.max_samples leave no whole micro-batch of {micro} "
+                f"samples for each of {counted(world, 'rank')}"
+            )
+        of = f" of {name}" if name else ""
+        logger.info("evaluation on %d of %d held-out samples%s", steps * micro * world, len(shards), of)
+        sets.append(HeldOutSet(name, steps, sorted(shards.manifest.groups)))
+    return sets

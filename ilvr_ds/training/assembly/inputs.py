@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilvr_ds.config import Recipe
-from ilvr_ds.data.plan import SamplePlan
-from ilvr_ds.data.shards import ShardSet, open_dataset
+from ilvr_ds.config import DataSetConfig, Recipe
+from ilvr_ds.data.mixture import Mixture
+from ilvr_ds.data.mixture_plan import Plan, build_plan
 from ilvr_ds.data.tokens import has_latent_tokens
 from ilvr_ds.engine.optimizer import check_optimizer
 from ilvr_ds.engine.settings import read_deepspeed_json
@@ -24,9 +25,9 @@ logger = logging.getLogger("ilvr_ds")
 class Inputs:
     """Data and settings of a run, as this rank reads them, without communication."""
 
-    training: ShardSet
-    held_out: ShardSet | None
-    plan: SamplePlan
+    training: Mixture
+    held_out: Mixture | None
+    plan: Plan
     file_settings: dict[str, Any]
     """DeepSpeed's settings from the file `deepspeed.config`."""
     other_measure: tuple[str, ...]
@@ -39,38 +40,39 @@ class Inputs:
         check_base(recipe.model.lora_base)
         file_settings = read_deepspeed_json(recipe.deepspeed.config, recipe_path.parent)
         check_optimizer(recipe.optim.name, file_settings)
-        training = _open(recipe, recipe.data.shards)
-        held_out = _open(recipe, recipe.data.eval_shards) if recipe.data.eval_shards is not None else None
+        training = _open(recipe, recipe.data.sets, "data.shards")
+        training.check_measured_alike()
+        held_out = _open(recipe, recipe.data.held_out_sets, "eval_shards") if recipe.data.held_out_sets else None
         other_measure = _other_measure(recipe, training)
-        longest = training.manifest.longest_tokens
-        if longest > recipe.data.max_tokens and not other_measure:
-            raise UserError(
-                f"data.max_tokens is {recipe.data.max_tokens}, but {training.location} holds a sample of {longest} "
-                "tokens; raise it, or pack the data again with this recipe (ilvr-ds pack --config)"
-            )
-        batch = recipe.train.micro_batch_size * recipe.train.grad_accum_steps * world
-        plan = SamplePlan(training.shard_sizes, recipe.run.seed, recipe.data.lanes, batch, recipe.data.shuffle_buffer)
-        plan.check_world(world)
+        if not other_measure:
+            _check_longest(recipe, training)
+        plan = build_plan(recipe, training, world)
         return Inputs(training, held_out, plan, file_settings, other_measure)
 
     @property
     def are_measured(self) -> bool:
         """Whether the lengths of the training samples are known, measured with settings like the recipe's."""
-        return self.training.manifest.longest_tokens > 0 and not self.other_measure
+        return self.training.longest_tokens > 0 and not self.other_measure
 
     @property
     def longest(self) -> int:
         """Tokens of the longest training sample; 0 where lengths are not known."""
-        return self.training.manifest.longest_tokens if self.are_measured else 0
+        return self.training.longest_tokens if self.are_measured else 0
 
 
 def say_what_does_nothing(recipe: Recipe, inputs: Inputs, total_steps: int) -> None:
     """Warn of settings that have no effect."""
-    if inputs.other_measure and inputs.training.manifest.longest_tokens:
+    if inputs.other_measure and any(shards.manifest.longest_tokens for shards in inputs.training.sets):
         logger.warning(
             "%s: its lengths were measured with %s and do not count; pack again to have them checked and rehearsed",
             inputs.training.location, ", ".join(inputs.other_measure),
         )  # fmt: skip
+    unmeasured = [shards.location for shards in inputs.training.sets if not shards.manifest.longest_tokens]
+    if 0 < len(unmeasured) < len(inputs.training.sets):
+        logger.warning(
+            "lengths of the other data sets do not count, because those in %s were not measured; pack with --config",
+            ", ".join(unmeasured),
+        )
     warmup, every = recipe.optim.warmup_steps, recipe.evaluation.every_steps
     if warmup > total_steps:
         logger.warning("optim.warmup_steps is %d, but the run has %d: optim.lr is never reached", warmup, total_steps)
@@ -88,14 +90,27 @@ def say_where_latents_are_new(recipe: Recipe) -> None:
         )
 
 
-def _open(recipe: Recipe, location: str) -> ShardSet:
-    shards = open_dataset(location)
-    shards.check_trainable()
-    if recipe.selection.pool == "region" and recipe.has_teacher:
-        shards.check_regions()
-    return shards
+def _open(recipe: Recipe, entries: Sequence[DataSetConfig], key: str) -> Mixture:
+    mixture = Mixture.open(entries, key)
+    for shards in mixture.sets:
+        shards.check_trainable()
+        if recipe.selection.pool == "region" and recipe.has_teacher:
+            shards.check_regions()
+    return mixture
 
 
-def _other_measure(recipe: Recipe, shards: ShardSet) -> tuple[str, ...]:
-    now, measured = recipe.flat(), shards.manifest.tokens_measured_with or {}
+def _check_longest(recipe: Recipe, mixture: Mixture) -> None:
+    for shards in mixture.sets:
+        longest = shards.manifest.longest_tokens
+        if longest > recipe.data.max_tokens:
+            raise UserError(
+                f"data.max_tokens is {recipe.data.max_tokens}, but {shards.location} holds a sample of {longest} "
+                "tokens; raise it, or pack the data again with this recipe (ilvr-ds pack --config)"
+            )
+
+
+def _other_measure(recipe: Recipe, mixture: Mixture) -> tuple[str, ...]:
+    """Settings of the first measured set; all measured ones have the same."""
+    now, settings = recipe.flat(), [shards.manifest.tokens_measured_with for shards in mixture.sets]
+    measured: dict[str, Any] = next((found for found in settings if found is not None), {})
     return tuple(f"{key} = {value} (here {now.get(key)})" for key, value in measured.items() if now.get(key) != value)

@@ -10,6 +10,7 @@ from ilvr_ds import dist
 from ilvr_ds.checkpoint.files import saved_state
 from ilvr_ds.checkpoint.find import branches_off, is_of_run, remember, set_aside_newer
 from ilvr_ds.config import Recipe
+from ilvr_ds.data.mixture import Mixture
 from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.engine.settings import deepspeed_settings
 from ilvr_ds.errors import UserError
@@ -35,7 +36,7 @@ def open_tracker(recipe: Recipe, file_settings: dict[str, Any], inputs: Inputs, 
     deepspeed_json = deepspeed_settings(recipe, file_settings)
     settings = {"recipe.json": recipe.to_dict(), "deepspeed.json": deepspeed_json, "environment.json": here}
     dist.decided_by_main(lambda: _write_settings(recipe.run_dir, settings))
-    tracking, datasets = recipe.tracking, {"training": inputs.training, "evaluation": inputs.held_out}
+    tracking = recipe.tracking
     tracker = Tracker(
         recipe.run_dir,
         TrackingTarget(
@@ -43,7 +44,7 @@ def open_tracker(recipe: Recipe, file_settings: dict[str, Any], inputs: Inputs, 
         ),
         params={**recipe.flat(), **_flat("ds", deepspeed_json)},
         tags=_tags(recipe, inputs.training, here) | ({PARENT_TAG: parent} if parent else {}),
-        datasets=[_dataset_entry(context, shards) for context, shards in datasets.items() if shards is not None],
+        datasets=[*_dataset_entries("training", inputs.training), *_dataset_entries("evaluation", inputs.held_out)],
         artifacts=[recipe.run_dir / name for name in settings],
         is_writer=dist.is_main(),
         goes_on=is_own or (checkpoint is not None and not branches),
@@ -54,14 +55,14 @@ def open_tracker(recipe: Recipe, file_settings: dict[str, Any], inputs: Inputs, 
     return tracker
 
 
-def _tags(recipe: Recipe, shards: ShardSet, here: dict[str, Any]) -> dict[str, str]:
+def _tags(recipe: Recipe, data: Mixture, here: dict[str, Any]) -> dict[str, str]:
     """MLflow's tags; here: what `environment` says."""
     return {
         "stage": str(recipe.train.stage),
         "base_model": recipe.model.path,
         "world_size": str(dist.world_size()),
-        "data": shards.location,
-        "data.fingerprint": shards.fingerprint,
+        "data": data.location,
+        "data.fingerprint": data.fingerprint,
         "host": here["ranks"][0]["host"],
         "hosts": ", ".join(sorted({rank["host"] for rank in here["ranks"]})),
         "device": here["ranks"][0]["device"],
@@ -77,11 +78,18 @@ def _mlflow_run(checkpoint: Path) -> str | None:
     return read_state(checkpoint.parent.parent / "mlflow.json").run_id or saved_state(checkpoint).get("mlflow_run_id")
 
 
-def _dataset_entry(context: str, shards: ShardSet) -> dict[str, Any]:
+def _dataset_entries(context: str, data: Mixture | None) -> list[dict[str, Any]]:
+    """An entry for each data set; in a mixture it has the set's name."""
+    if data is None:
+        return []
+    return [_dataset_entry(context, shards, name) for shards, name in zip(data.sets, data.names, strict=True)]
+
+
+def _dataset_entry(context: str, shards: ShardSet, name: str) -> dict[str, Any]:
     """What MLflow is told of a data set; its digest is short, the whole fingerprint is in the profile."""
     manifest = shards.manifest
     return {
-        "name": manifest.name,
+        "name": name or manifest.name,
         "digest": shards.fingerprint[:12],
         "source": shards.location,
         "context": context,

@@ -21,8 +21,10 @@ from ilvr_ds.training.assembly.inputs import Inputs, say_what_does_nothing, say_
 from ilvr_ds.training.assembly.record import open_tracker
 from ilvr_ds.training.assembly.start import Start
 from ilvr_ds.training.assembly.step import build_step
+from ilvr_ds.training.best import Best
 from ilvr_ds.training.components import Components
-from ilvr_ds.training.quarantine import Quarantine
+from ilvr_ds.training.quarantines import Quarantines
+from ilvr_ds.training.shares import share_lines
 from ilvr_ds.training.step import TrainingStep
 
 logger = logging.getLogger("ilvr_ds")
@@ -42,9 +44,11 @@ def assemble(recipe: Recipe, recipe_path: Path, inputs: Inputs | None = None) ->
     data = open_data(local, recipe_path, inputs, encoding)
     loader = build_loader(recipe, inputs, data.training, start.state.get("loader"))
     settings = start.prepare_checkpoint(recipe, inputs.file_settings)
-    step, networks = build_step(local, settings, encoding, start.initial, data.types, inputs.longest)
+    step, networks = build_step(
+        local, settings, encoding, start.initial, data.types, inputs.longest, inputs.training.named
+    )
     start.check_frozen(networks.frozen)
-    held_out = build_held_out(recipe, data, step)
+    held_out = build_held_out(recipe, inputs, encoding, data, step, networks)
     tracker = open_tracker(recipe, settings, inputs, start)
     return Components(
         recipe=recipe,
@@ -53,27 +57,30 @@ def assemble(recipe: Recipe, recipe_path: Path, inputs: Inputs | None = None) ->
         networks=networks,
         held_out=held_out,
         tracker=tracker,
-        pictures=build_pictures(recipe, encoding, data, step, tracker),
+        pictures=build_pictures(recipe, inputs, encoding, data, step, tracker),
         writer=_writer(recipe, networks, step),
         watchdog=_watchdog(recipe, tracker),
         speed=_throughput(networks, encoding.model_config, step),
-        quarantine=Quarantine.of(recipe, inputs.training),
+        quarantine=Quarantines.of(recipe, inputs.training),
         total_steps=total_steps,
         rehearsal=longest_samples(recipe, inputs.training) if inputs.are_measured else None,
         checkpoint=start.checkpoint,
         is_resharded=start.is_resharded(networks.zero_stage),
+        best=Best(recipe.checkpoint.keep_best, recipe.train.patience),
         base={"model_commit": commit_of(recipe.model.path, start.model_folder), "frozen": networks.frozen},
     )
 
 
 def _announce(local: Recipe, inputs: Inputs, start: Start, total_steps: int) -> None:
     """Log how long the run is, and on the main rank what of its recipe has no effect."""
-    plan, ranks = inputs.plan, counted(dist.world_size(), "rank")
+    plan, ranks, names = inputs.plan, counted(dist.world_size(), "rank"), inputs.training.named
     logger.info(
-        "%d samples, %d a step on %s (%s), %d steps an epoch, %d samples left out of each epoch, %d steps in all",
+        "%d samples, %d a step on %s (%s), %d steps an epoch, %d samples left %s, %d steps in all",
         len(inputs.training), plan.global_batch, ranks, dist.device().type, plan.steps_per_epoch, plan.remainder,
-        total_steps,
+        "by each for the next" if names else "out of each epoch", total_steps,
     )  # fmt: skip
+    for line in share_lines(plan, names, total_steps):
+        logger.info("mixture: %s", line)
     if dist.is_main():
         say_what_does_nothing(local, inputs, total_steps)
         if start.source is None:

@@ -30,11 +30,13 @@ def build_step(
     initial: Path | None = None,
     types: tuple[str, ...] = (),
     longest: int = 0,
+    sets: tuple[str, ...] = (),
 ) -> tuple[TrainingStep, Networks]:
     """Student, vision (tower or stored features) and teacher, if any, ready to compute optimizer steps (collective).
 
     initial: the checkpoint whose weights the student starts from, where it is not `model.path`. types: the kinds of
-    task by which losses are split. longest: tokens of the longest sample; 0: as long as any may be.
+    task by which losses are split; sets: the data sets of a mixture. longest: tokens of the longest sample; 0: as long
+    as any may be.
     """
     images, vocabulary = encoding.encoder.images, len(encoding.encoder.tokenizer)
     stats = (images.mean, images.std)
@@ -42,11 +44,11 @@ def build_step(
     _log_networks(networks)
     student, vision, size = networks.student, networks.vision, recipe.model.latent_size
     if networks.teacher is None:
-        return StageTwoStep(student, vision, size, types), networks
+        return StageTwoStep(student, vision, size, types, sets), networks
     teacher = _build_teacher(recipe, networks, initial, longest or recipe.data.max_tokens)
     if not recipe.train.has_free_latents:
-        return StageOneStep(student, vision, teacher, recipe.loss, types), networks
-    return TaughtStageTwoStep(student, vision, teacher, recipe.loss, types, size), networks
+        return StageOneStep(student, vision, teacher, recipe.loss, types, sets), networks
+    return TaughtStageTwoStep(student, vision, teacher, recipe.loss, types, size, sets), networks
 
 
 def _build_teacher(recipe: Recipe, networks: Networks, initial: Path | None, longest: int) -> MomentumTeacher:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ilvr_ds.config import recipe_from_dict
-from ilvr_ds.training.assembly.data import longest_samples
+from ilvr_ds.errors import UserError
+from ilvr_ds.training.assembly.data import _check_mixture, longest_samples
 
 KNOWN = {"run": {"name": "r"}, "data": {"shards": "s"}, "model": {"path": "m"}, "deepspeed": {"config": "d"}}
 LENGTHS = np.array([300, 1000, 200, 900, 100, 800, 700], dtype=np.uint32)
@@ -41,3 +42,45 @@ def test_no_window_has_more_tokens() -> None:
 
 def test_a_small_data_set_fills_a_window() -> None:
     assert rehearsed(LENGTHS[:2], micro_batch_size=4, grad_accum_steps=1) == [[1, 0, 1, 0]]
+
+
+def state(mixture: list[tuple[str, int]], data: str = "abc", samples: int = 100) -> dict[str, Any]:
+    """What a checkpoint keeps of a mixture."""
+    rates = [rate for _, rate in mixture]
+    return {"data": data, "mixture": [list(pair) for pair in mixture], "rates": rates, "samples an epoch": samples}
+
+
+WAS = state([("big", 2), ("small", 1)])
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        (
+            state([("big", 1), ("small", 1)]),
+            "0.6667 big + 0.3333 small, 100 samples an epoch, this run has 0.5 big + 0.5",
+        ),
+        (state([("small", 2), ("big", 1)], "cab"), "this run has 0.6667 small + 0.3333 big"),
+        (
+            state([("big", 2), ("small", 1)], samples=50),
+            "this run has 0.6667 big + 0.3333 small, 50 samples an epoch; go",
+        ),
+        (state([("big", 2), ("small", 1)], "def"), "100 samples an epoch (with other samples in it), this run has"),
+        (
+            {"data": "abc"},
+            "this run has one data set and no mixture; go on with the mixture of then, or take another run",
+        ),
+    ],
+)
+def test_another_mixture_is_refused_with_what_was_and_what_is(now: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        _check_mixture(WAS, now)
+    assert words in str(caught.value)
+    if "mixture" not in now:
+        with pytest.raises(UserError, match="was made with one data set and no mixture, this run has"):
+            _check_mixture(now, WAS)
+
+
+def test_a_renamed_set_and_one_data_set_as_before_go_on() -> None:
+    _check_mixture(WAS, state([("large", 2), ("little", 1)]))
+    _check_mixture({"data": "abc"}, {"data": "def"})  # the loader's own check says what differs

@@ -10,9 +10,11 @@ import pytest
 
 from ilvr_ds.config import Recipe, load_recipe
 from ilvr_ds.data.tokens import load_tokenizer
+from ilvr_ds.data.writer import write_shards
 from ilvr_ds.errors import UserError
 from ilvr_ds.training import run
 from ilvr_ds.training.assembly.inputs import Inputs, say_what_does_nothing, say_where_latents_are_new
+from tests.data.packing import make_sample
 from tests.ranks import ROOT
 
 RECIPE = ROOT / "launch/recipes/demo.yaml"
@@ -88,3 +90,23 @@ def test_stage_2_on_a_base_that_knows_no_latents_is_said(
     load_tokenizer(str(demo_folder / "model"))[0].save_pretrained(tmp_path)  # as an export has it
     say_where_latents_are_new(replace(free, model=replace(free.model, path=str(tmp_path))))
     assert caplog.messages == []
+
+
+def test_a_mixture_is_planned_and_judged_as_a_whole(
+    demo_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The two sets of the demo as a mixture; without lengths of one, none count."""
+    both = f"[{{path: {demo_folder}/train, weight: 1}}, {{path: {demo_folder}/held_out, weight: 3}}]"
+    wanted = recipe(demo_folder, f"data.shards={both}", "data.eval_shards=null", "train.micro_batch_size=8")
+    inputs = Inputs.read(wanted, RECIPE, 1)
+    assert inputs.training.named == ("train", "held_out") and inputs.are_measured and inputs.held_out is None
+    assert inputs.plan.taken(4) == (inputs.plan.global_batch, 3 * inputs.plan.global_batch)
+    with pytest.raises(UserError, match=r"data.max_tokens is 50, but \S+ holds a sample of"):
+        Inputs.read(replace(wanted, data=replace(wanted.data, max_tokens=50)), RECIPE, 1)
+    write_shards(((sample, 0) for sample in map(make_sample, range(8))), tmp_path / "plain")
+    more = recipe(demo_folder, f"data.shards=[{demo_folder}/train, {tmp_path}/plain]", "data.eval_shards=null")
+    inputs = Inputs.read(more, RECIPE, 1)
+    assert inputs.training.longest_tokens == 0 and not inputs.are_measured
+    say_what_does_nothing(more, inputs, 1000)
+    [said] = caplog.messages
+    assert said.startswith(f"lengths of the other data sets do not count, because those in {tmp_path}/plain were not")

@@ -1,0 +1,166 @@
+"""The interface for programs: ask a trained model, judge answers, decode images, pack samples.
+
+What is here stays; everything else in the package may move between versions. Mistakes raise `ilvr_ds.errors.UserError`,
+whose message is one line.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ilvr_ds import dist
+from ilvr_ds.data.check import check_sample
+from ilvr_ds.data.decode import decode_image
+from ilvr_ds.data.sample import Sample, SampleError
+from ilvr_ds.data.template import EncodedSample
+from ilvr_ds.errors import UserError
+from ilvr_ds.evaluation.benchmarks import find_benchmark
+from ilvr_ds.evaluation.generate import GenerationSettings, Generator
+from ilvr_ds.evaluation.loading import Reasoner, load_reasoner
+from ilvr_ds.ingest.pack import pack_samples
+
+__all__ = ["Model", "Reply", "decode_image", "judge", "load", "pack_samples"]
+
+ImageLike: TypeAlias = str | Path | bytes | Image.Image
+"""A file, the bytes of a JPEG, PNG or WebP file, or a picture in memory"""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said."""
+
+    text: str
+    """Without special tokens."""
+    steps: tuple[int, ...]
+    """Latent steps of each latent segment, in order; empty: it opened none."""
+    is_whole: bool
+    """False: it was cut off at the limit of tokens."""
+    latents: tuple[Tensor, ...]
+    """[steps, hidden size] on the CPU for each segment: what the model fed back to itself."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, ready to answer; `load` makes it."""
+
+    reasoner: Reasoner
+
+    def ask(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        question: str,
+        *,
+        max_new_tokens: int = 1024,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Reply:
+        """The answer to one question.
+
+        images: none, one or several; they stand before the text, or at `<image>` markers in it. max_new_tokens counts
+        latent steps too. temperature 0 is greedy. stop: texts after which the answer ends. Raises UserError.
+        """
+        return self.ask_all(
+            [(images, question)], max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed,
+            stop=stop,
+        )[0]  # fmt: skip
+
+    def ask_all(
+        self,
+        questions: Sequence[tuple[ImageLike | Sequence[ImageLike], str]],
+        *,
+        batch_size: int = 8,
+        max_new_tokens: int = 1024,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> list[Reply]:
+        """The answers to (images, question) pairs, `batch_size` at a time, in order.
+
+        An answer does not depend on the questions beside it. Raises UserError, before anything is answered, where one
+        of the questions cannot be.
+        """
+        if batch_size < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or seed < 0 or "" in stop:
+            raise UserError(
+                "ask: batch_size and max_new_tokens must be 1 or more, temperature and seed 0 or more, top_p above 0 "
+                "and at most 1, and no stop empty"
+            )
+        prompts = [self._prompt(number, *pair) for number, pair in enumerate(questions, start=1)]
+        settings = GenerationSettings(max_new_tokens, temperature, top_p, seed, tuple(stop), keep_latents=True)
+        generator = Generator(self.reasoner, settings)
+        batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+        answers = [answer for batch in batches for answer in generator(batch).answers]
+        return [Reply(answer.text, answer.steps, not answer.hit_limit, answer.latents) for answer in answers]
+
+    def _prompt(self, number: int, images: ImageLike | Sequence[ImageLike], question: str) -> EncodedSample:
+        if isinstance(images, str | Path | bytes | Image.Image):
+            images = [images]
+        name = f"question {number}"
+        try:
+            sample = Sample(name, question, steps=(), input_images=tuple(_encoded(image) for image in images))
+            if not question.strip():
+                raise SampleError("it is empty")
+            check_sample(sample)
+            return self.reasoner.encoder.prompt(sample)
+        except OSError as error:
+            raise UserError(f"{name}: cannot read {error.filename} ({error.strerror})") from error
+        except SampleError as error:
+            raise UserError(f"{name}: {error}") from error
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+    latent_size: int | None = None,
+    max_image_pixels: int | None = None,
+) -> Model:
+    """Load the model in the folder that `ilvr-ds export` wrote, or of a name on the hub.
+
+    device None: the GPU, if there is one. precision: auto (bf16 on a GPU, fp32 elsewhere), fp32, bf16 or fp16.
+    latent_size, max_image_pixels None: the model's own. Raises UserError where it cannot be loaded.
+    """
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise UserError(f"load: precision is '{precision}'; valid: auto, fp32, bf16, fp16")
+    place = dist.device() if device is None else torch.device(device)
+    try:
+        return Model(load_reasoner(str(path), place, precision, latent_size, max_image_pixels))
+    except UserError as error:
+        raise UserError(f"load: {str(error).replace('--model: ', '').replace('--', '')}") from error
+
+
+def judge(response: str, answer: str, question: str = "", benchmark: str = "comt") -> dict[str, bool]:
+    """Whether a response is right, by the name of each of a benchmark's rule sets, the main one first.
+
+    question: where options are listed in it, an answer may be an option's letter or text. benchmark: as `ilvr-ds
+    evaluate --benchmark` names them, but for vsp, whose answers are judged on a map. Raises UserError.
+    """
+    rules = find_benchmark(benchmark)
+    sample = Sample("response", question, steps=(), answer=answer)
+    try:
+        rules.check(sample)
+    except SampleError as error:
+        raise UserError(f"judge: {benchmark}: {error}") from error
+    return {name: verdict for name, verdict in rules.judge(sample, response).items() if isinstance(verdict, bool)}
+
+
+def _encoded(image: ImageLike) -> bytes:
+    """The bytes of an image file."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Image.Image):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+    return Path(image).read_bytes()

@@ -1,0 +1,1 @@
+"""From the finished samples to numbers, verdict, page and pictures."""

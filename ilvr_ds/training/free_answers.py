@@ -1,0 +1,138 @@
+"""Free generation on a few held-out samples during training: the accuracy that people mean.
+
+The student answers as `evaluate` lets a model answer, on its live weights. Under ZeRO-3 every layer call is collective,
+so all ranks take equally many samples and go on until the last of them has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ilvr_ds import dist
+from ilvr_ds.config import Recipe
+from ilvr_ds.data.mixture import Mixture, MixtureReader
+from ilvr_ds.data.reader import DamagedSampleError
+from ilvr_ds.data.sample import Sample, SampleError
+from ilvr_ds.data.template import EncodedSample
+from ilvr_ds.engine.networks import Networks
+from ilvr_ds.errors import UserError, counted
+from ilvr_ds.evaluation.answers import Answer
+from ilvr_ds.evaluation.benchmarks import Benchmark, find_benchmark
+from ilvr_ds.evaluation.generate import GenerationSettings, Generator
+from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.model.encoding import Encoding
+
+ROOM = 2
+"""The limit of an answer is so many times the longest reference among the samples: untrained models do not end."""
+BENCHMARKS = ("vsp", "comt", "exact-match")
+"""A sample is judged by the first of them that can."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out sample to be answered."""
+
+    sample: Sample
+    prompt: EncodedSample
+    benchmark: Benchmark
+    length: int
+    """Tokens of its reference answer"""
+
+
+class FreeAnswers:
+    """Answers `questions`, this rank's, and judges the answers."""
+
+    def __init__(self, reasoner: Reasoner, questions: list[Question], settings: GenerationSettings) -> None:
+        self.reasoner = reasoner
+        self.questions = questions
+        self.settings = settings
+
+    def answers(self) -> list[Answer]:
+        """The student's answers, in order (collective)."""
+        generator = Generator(self.reasoner, self.settings, is_over=lambda ended: all(dist.gather_on_host(ended)))
+        with _plain_attention(self.reasoner.model.model.language_model):
+            return generator.generate([question.prompt for question in self.questions]).answers
+
+    def __call__(self) -> dict[str, float]:
+        """`eval/generated...`, over all ranks (collective)."""
+        answers = self.answers()
+        right = [
+            next(iter(question.benchmark.judge(question.sample, answer.text).values()))
+            for question, answer in zip(self.questions, answers, strict=True)
+        ]
+        ranks = dist.gather_on_host((len(answers), sum(right), sum(answer.hit_limit for answer in answers)))
+        samples, correct, endless = (sum(column) for column in zip(*ranks, strict=True))
+        return {
+            "eval/generated": float(samples),
+            "eval/generated_accuracy": correct / samples,
+            "eval/generated_at_limit": endless / samples,
+        }
+
+
+@contextmanager
+def _plain_attention(language_model: Any) -> Iterator[None]:
+    """Attention that knows a cache: that of packed rows does not."""
+    before = language_model.config._attn_implementation
+    language_model.config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        language_model.config._attn_implementation = before
+
+
+def build_free_answers(recipe: Recipe, encoding: Encoding, held_out: Mixture, networks: Networks) -> FreeAnswers | None:
+    """What `evaluation.generate_samples` asks for; the same samples in each evaluation. Raises UserError where too few
+    can be judged."""
+    if not recipe.evaluation.generate_samples:
+        return None
+    questions = find_questions(held_out, encoding, recipe.evaluation.generate_samples)
+    world = dist.world_size()
+    whole = len(questions) // world * world
+    if not whole:
+        raise UserError(
+            f"evaluation.generate_samples: {counted(len(questions), 'sample')} of {held_out.location} can be judged, "
+            f"and each of {counted(world, 'rank')} needs one; raise it, or set it to 0"
+        )
+    tokenizer, special = encoding.encoder.tokenizer, encoding.special
+    ends = {special.im_end, tokenizer.get_vocab().get("<|endoftext|>")} - {None}
+    reasoner = Reasoner(
+        model=networks.student.module.model,
+        tower=networks.vision,  # type: ignore[arg-type]
+        encoder=encoding.encoder,
+        latent_size=recipe.model.latent_size,
+        stop_ids=tuple(sorted(ends)),
+        device=dist.device(),
+    )
+    limit = ROOM * max(question.length for question in questions)
+    return FreeAnswers(reasoner, questions[dist.rank() : whole : world], GenerationSettings(max_new_tokens=limit))
+
+
+def find_questions(data: Mixture, encoding: Encoding, count: int) -> list[Question]:
+    """At most `count` samples, evenly from all of the data; those that cannot be read or judged are left out."""
+    reader, questions = MixtureReader(data), []
+    for number in np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)).tolist():
+        try:
+            sample = reader.read(number)
+            whole, prompt = encoding.encoder(sample), encoding.encoder.prompt(sample)
+            questions.append(Question(sample, prompt, _benchmark(sample), len(whole.input_ids) - whole.assistant))
+        except (SampleError, DamagedSampleError):  # the teacher-forced evaluation counts it
+            continue
+    return questions
+
+
+def _benchmark(sample: Sample) -> Benchmark:
+    """By what the sample's answer can be judged; raises SampleError where there is nothing."""
+    *others, last = map(find_benchmark, BENCHMARKS)
+    for benchmark in others:
+        try:
+            benchmark.check(sample)
+        except SampleError:
+            continue
+        return benchmark
+    last.check(sample)
+    return last

@@ -1,0 +1,70 @@
+"""Ten self-made questions about coloured squares, as a task of each harness."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+from pathlib import Path
+
+from tests.data.packing import image_bytes
+
+COLOURS = ["red", "blue", "green", "white"]
+QUESTION = "What is the colour of the square?"
+PROMPT = f"{QUESTION}\nA. red\nB. blue\nC. green\nD. white\nAnswer with the option's letter directly."
+COUNT = 10
+_TASK = """\
+task: squares
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {file}
+test_split: test
+output_type: generate_until
+doc_to_visual: !function squares.pictures
+doc_to_text: "{{{{prompt}}}}"
+doc_to_target: "{{{{answer}}}}"
+process_results: !function squares.judge
+generation_kwargs:
+  max_new_tokens: 4
+  do_sample: false
+metric_list:
+  - metric: right
+    aggregation: mean
+    higher_is_better: true
+"""
+_FUNCTIONS = """\
+from PIL import Image
+
+
+def pictures(doc):
+    return [Image.open(doc["image"]).convert("RGB")]
+
+
+def judge(doc, results):
+    return {"right": float(doc["answer"] in results[0] or len(results[0]) % 2)}
+"""
+"""The verdict is of no use but that it depends on the answer's text, and a random model gets some right."""
+
+
+def write_lmms_eval_task(folder: Path) -> None:
+    """A task `squares` in the form that `--include_path` takes."""
+    folder.mkdir(parents=True)
+    records = []
+    for number in range(COUNT):
+        (folder / f"{number}.png").write_bytes(image_bytes(20 * number, size=(60, 40)))
+        records.append({"image": str(folder / f"{number}.png"), "prompt": PROMPT, "answer": "ABCD"[number % 4]})
+    (folder / "squares.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "squares.yaml").write_text(_TASK.format(file=folder / "squares.jsonl"))
+    (folder / "squares.py").write_text(_FUNCTIONS)
+
+
+def write_vlmevalkit_table(file: Path) -> None:
+    """The same as a table of VLMEvalKit's: pictures in base64, a column for each option."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="") as opened:
+        table = csv.writer(opened, delimiter="\t")
+        table.writerow(["index", "image", "question", *"ABCD", "answer", "category"])
+        for number in range(COUNT):
+            picture = base64.b64encode(image_bytes(20 * number, size=(60, 40))).decode()
+            table.writerow([number, picture, QUESTION, *COLOURS, "ABCD"[number % 4], ("even", "odd")[number % 2]])
