@@ -24,6 +24,7 @@ COMMANDS = [
     "inspect",
     "train",
     "plan",
+    "settings",
     "mlflow-sync",
     "ui",
     "compare",
