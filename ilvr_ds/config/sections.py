@@ -189,6 +189,9 @@ class SelectionConfig:
     by: Literal["query", "change"] = "query"
     """What ranks the pool. query: cosine to the teacher's query, as published; change (needs pool changed): how much
     the candidate differs from the picture before."""
+    order: Literal["score", "place"] = "score"
+    """Which of the selected comes first. score: the highest, as published; place: the first patch of the picture. What
+    scores about the same comes in an order that cannot be foreseen, so that the student foresees a mean of both."""
 
     def pool_limit(self, latent_size: int) -> int:
         """The largest number of candidates in a pool of changed ones."""

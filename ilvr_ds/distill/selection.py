@@ -27,7 +27,7 @@ class Targets:
     offsets: Tensor
     """[M + 1] int64: candidates of segment m are rows offsets[m] to offsets[m + 1]"""
     indices: Tensor
-    """[M, K] int64 rows of candidates in descending order of probability; -1 where not kept"""
+    """[M, K] int64 rows of candidates, by `selection.order`; -1 where not kept, behind all others"""
     kept: Tensor
     """[M] int32"""
     entropy: Tensor
@@ -90,11 +90,19 @@ def select_targets(
         top, kept[now], entropy[now] = selective_topk(
             queries[now], here, bounds, k, settings.top_p, settings.temperature, members, score
         )
+        if settings.order == "place":
+            top = _by_place(top, last - first)
         is_kept = top >= 0
         indices[now] = torch.where(is_kept, top + first, -1)
         picked = here[top.clamp(min=0)].float()
         selected_mean[now] = torch.einsum("mkd,mk->md", picked, is_kept.float()) / kept[now, None].clamp(min=1)
     return Targets(candidates, offsets, indices, kept, entropy, queries, pool)
+
+
+def _by_place(rows: Tensor, count: int) -> Tensor:
+    """Rows [m, K] of `count` in ascending order, -1 behind them."""
+    ordered = torch.where(rows >= 0, rows, count).sort(dim=1).values
+    return torch.where(ordered < count, ordered, -1)
 
 
 def _change_or_cosine(

@@ -46,7 +46,7 @@ from tests.bench.latents_table import read_results, table
 
 CHUNK, LATENTS = 256, 2
 FILLER = " ." * LATENTS
-CHANGED = {"pool": "changed", "by": "change", "top_p": 1.0}
+CHANGED = {"pool": "changed", "by": "change", "order": "place", "top_p": 1.0}
 
 
 @dataclass(frozen=True)

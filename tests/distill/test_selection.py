@@ -113,6 +113,18 @@ def test_rounds_select_what_a_loop_over_samples_selects(seed: int, top_p: float,
         torch.testing.assert_close(targets.query[number].double(), query, rtol=1e-5, atol=1e-6)
 
 
+def test_by_place_the_same_stand_in_the_order_of_the_picture() -> None:
+    """Catches empty slots before full ones, and queries that depend on the order."""
+    case = Case.draw(0)
+    by_score = case.select(SelectionConfig(top_p=0.5, temperature=0.3), 6)
+    by_place = case.select(SelectionConfig(top_p=0.5, temperature=0.3, order="place"), 6)
+    assert (by_score.kept < 6).any() and (by_score.kept > 1).any()
+    for scored, placed, kept in zip(by_score.indices.tolist(), by_place.indices.tolist(), by_score.kept, strict=True):
+        assert placed == sorted(scored[:kept]) + [-1] * (6 - kept)
+    assert by_place.indices.tolist() != by_score.indices.tolist()
+    torch.testing.assert_close(by_place.query, by_score.query)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("by", ["query", "change"])
 @pytest.mark.parametrize(("top_p", "temperature", "k"), [(0.9, 1.0, 4), (0.7, 0.1, 3)])
