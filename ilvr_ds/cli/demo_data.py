@@ -26,26 +26,17 @@ def add_demo_data(commands: Commands) -> None:
     command.add_argument(
         "--family", choices=["qwen2_5_vl", "qwen3_vl"], default="qwen2_5_vl", help="of the model (default qwen2_5_vl)"
     )
-    command.add_argument(
-        "--trained", action="store_true",
-        help="the trained model that comes with the package, and the trails of 3 signs that it follows; --grid, "
-        "--operations, --signs, --size and --family have no effect",
-    )  # fmt: skip
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--workers", type=int, default=1, help="processes that draw (default 1)")
     command.set_defaults(run=_demo_data)
 
 
 def _demo_data(options: argparse.Namespace) -> int:
-    from ilvr_ds.demo.material import write_demo, write_trained_demo
+    from ilvr_ds.demo.material import write_demo
 
-    common = (options.seed, options.workers)
-    if options.trained:
-        lines = write_trained_demo(options.output, options.train, options.held_out, *common)
-    else:
-        lines = write_demo(
-            options.output, options.train, options.held_out, options.grid, options.size, *common, options.operations,
-            options.signs, options.family,
-        )  # fmt: skip
-    print("\n".join(lines))
+    for line in write_demo(
+        options.output, options.train, options.held_out, options.grid, options.size, options.seed, options.workers,
+        options.operations, options.signs, options.family,
+    ):  # fmt: skip
+        print(line)
     return 0
