@@ -39,11 +39,11 @@ def with_and_without_tower(recipe: str, overrides: list[str], features: list[str
         results["tower"] = {**_step(tower), "built": built[0] - results["stored"]["built"]}
     for dataset, rows in ((tower.loader.dataset, stored.loader.dataset), (_held_out(tower), _held_out(stored))):
         dataset.numbers_of = _Noting(dataset.numbers_of)
-        tower.step.vision = _Rows(rows.features, dataset.numbers_of, not tower.recipe.has_teacher)
+        tower.step.vision = _Rows(rows.features.features[0], dataset.numbers_of, not tower.recipe.has_teacher)
         if rows is stored.loader.dataset:
             results["rows"] = _losses(tower)
         else:
-            results["rows"]["eval"] = tower.held_out()
+            results["rows"]["eval"] = tower.held_out(lambda: False)
     return results
 
 
@@ -82,7 +82,7 @@ def _held_out(parts: Components) -> Any:
 def _step(parts: Components) -> dict[str, Any]:
     results = _losses(parts)
     assert parts.held_out is not None
-    return {**results, "eval": parts.held_out()}
+    return {**results, "eval": parts.held_out(lambda: False)}
 
 
 def _losses(parts: Components) -> dict[str, Any]:

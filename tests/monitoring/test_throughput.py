@@ -73,6 +73,7 @@ def test_a_cpu_has_no_mfu_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
 def test_weights_count_whole_where_they_are_sharded() -> None:
     """ZeRO-3 leaves empty tensors behind; their whole size is an attribute."""
     config: Any = SimpleNamespace(
+        model_type="qwen2_5_vl",
         text_config=SimpleNamespace(
             hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, intermediate_size=8,
             vocab_size=16,
