@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from ilvr_ds.config.data_sections import DataConfig
 from ilvr_ds.config.recipe import Recipe
-from ilvr_ds.config.sections import DataConfig, ModelConfig
+from ilvr_ds.config.sections import ModelConfig
 from ilvr_ds.errors import UserError, nearest
 
 LIMITS: dict[str, tuple[float, float]] = {

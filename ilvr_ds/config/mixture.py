@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ilvr_ds.config.sections import DataSetConfig
+from ilvr_ds.config.data_sections import DataSetConfig
 from ilvr_ds.errors import UserError, nearest
 
 LARGEST = 1e6

@@ -8,15 +8,15 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from ilvr_ds.config.data_sections import REQUIRED, DataSetConfig
 from ilvr_ds.config.limits import LIMITS
 from ilvr_ds.config.recipe import Recipe
-from ilvr_ds.config.sections import REQUIRED, DataSetConfig
 
 _HEAD = """# Settings
 
 Every key of a recipe, `section.key` for `--set`. `ilvr-ds settings > docs/settings.md` writes this page from
-`ilvr_ds/config/sections.py`, and a test holds it to that. ZeRO, offload and communication stand in the DeepSpeed
-JSON, and only there.
+`ilvr_ds/config/sections.py` and `data_sections.py`, and a test holds it to that. ZeRO, offload and communication stand
+in the DeepSpeed JSON, and only there.
 """
 _KINDS: dict[Any, str] = {
     DataSetConfig: "entry",

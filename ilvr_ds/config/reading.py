@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from ilvr_ds.config.data_sections import REQUIRED
 from ilvr_ds.config.limits import check_combinations
 from ilvr_ds.config.recipe import Recipe
-from ilvr_ds.config.sections import REQUIRED
 from ilvr_ds.config.values import Written, convert
 from ilvr_ds.errors import UserError, first_line, nearest
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ilvr_ds.config.data_sections import DataConfig
 from ilvr_ds.config.sections import (
     CheckpointConfig,
-    DataConfig,
     DeepSpeedConfig,
     EvaluationConfig,
     LossConfig,

@@ -7,9 +7,9 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ilvr_ds.config.data_sections import DataSetConfig
 from ilvr_ds.config.limits import LIMITS
 from ilvr_ds.config.mixture import read_entries
-from ilvr_ds.config.sections import DataSetConfig
 from ilvr_ds.errors import UserError, nearest
 
 

@@ -2,11 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from ilvr_ds.data.template import EncodedSample
-from ilvr_ds.data.window import RolloutLayout
+from ilvr_ds.data.tensor_tree import TensorTree
+
+
+@dataclass(frozen=True)
+class RolloutLayout(TensorTree):
+    """A micro-batch with its samples aligned by segment, for latents that the student makes itself (stage 2).
+
+    The U columns are chunk 0, K latent slots, chunk 1, K latent slots, ..., the last chunk. Chunk m of a row holds its
+    tokens from the end of its segment m-1 up to and including the latent_start of its segment m, or up to its end; a
+    row without segment m has empty columns there, behind the tokens of its chunk. X counts all segments, whether helper
+    images are read or not.
+    """
+
+    source: torch.Tensor
+    """[B, U] int64 flat position of the token in each column; 0 in empty columns"""
+    real: torch.Tensor
+    """[B, U] bool: False in empty columns"""
+    place: torch.Tensor
+    """[R, T] int64 column of each token; 0 on padding"""
+    openings: torch.Tensor
+    """[rounds, B] int64 place of latent_start within chunk m; 0 for rows without segment m"""
+    turns: torch.Tensor
+    """[X] int64 number of each segment in its sample"""
+    rows: torch.Tensor
+    """[X] int64 its row of the layout"""
+    slots: torch.Tensor
+    """[X, K] int64 flat positions of its latent pads"""
+    image_slots: torch.Tensor
+    """[image tokens] int64 flat positions of image tokens in chunk 0, [B, chunks[0]], where all images stand"""
+    chunks: tuple[int, ...] = ()
+    """Columns of each chunk: one more than there are rounds of latents."""
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of latent slots: the largest number of segments of a row, or more."""
+        return len(self.chunks) - 1
+
+    def with_rounds(self, rounds: int, latent_size: int) -> RolloutLayout:
+        """The layout with empty rounds appended, so that ranks with other samples make the same number of calls."""
+        more = rounds - self.rounds
+        columns = more * (latent_size + 1)
+        return replace(
+            self,
+            source=pad(self.source, (0, columns)),
+            real=pad(self.real, (0, columns)),
+            openings=pad(self.openings, (0, 0, 0, more)),
+            chunks=self.chunks + (1,) * more,
+        )
 
 
 def lay_out(

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ilvr_ds.config import LossConfig
-from ilvr_ds.data.window import MicroBatch, RolloutLayout
+from ilvr_ds.data.rollout import RolloutLayout
+from ilvr_ds.data.window import MicroBatch
 from ilvr_ds.distill.selection import Targets
 from ilvr_ds.distill.stage1 import Negatives, Student
 from ilvr_ds.model.injection import last_hidden, write_latents

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ilvr_ds.data.window import RolloutLayout, TokenBatch
+from ilvr_ds.data.rollout import RolloutLayout
+from ilvr_ds.data.window import TokenBatch
 from ilvr_ds.model.families import family_of
 from ilvr_ds.model.injection import added_rows
 from ilvr_ds.model.latent_pass import LatentPass, LatentPasses

@@ -5,7 +5,7 @@ import dataclasses
 import typing
 from pathlib import Path
 
-from ilvr_ds.config import Recipe, sections
+from ilvr_ds.config import Recipe, data_sections, sections
 
 SECTIONS = typing.get_type_hints(Recipe)
 KEYS = [f"{section}.{field.name}" for section, cls in SECTIONS.items() for field in dataclasses.fields(cls)]
@@ -13,7 +13,8 @@ KEYS = [f"{section}.{field.name}" for section, cls in SECTIONS.items() for field
 
 def test_every_key_has_a_docstring_under_it() -> None:
     documented = set()
-    for node in ast.parse(Path(sections.__file__).read_text()).body:
+    files = [Path(module.__file__) for module in (sections, data_sections)]
+    for node in [node for file in files for node in ast.parse(file.read_text()).body]:
         if not isinstance(node, ast.ClassDef):
             continue
         section = next((s for s, cls in SECTIONS.items() if cls.__name__ == node.name), None)

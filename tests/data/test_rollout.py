@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ilvr_ds.data.window import RolloutLayout
+from ilvr_ds.data.rollout import RolloutLayout
 from tests.golden_set import golden_set
 
 

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ilvr_ds.config import LossConfig
-from ilvr_ds.data.window import MicroBatch, RolloutLayout, TokenBatch
+from ilvr_ds.data.rollout import RolloutLayout
+from ilvr_ds.data.window import MicroBatch, TokenBatch
 from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.model.injection import write_images
 from ilvr_ds.model.layers.cached_attention import use_cached_attention
