@@ -38,7 +38,7 @@ test-browser: .venv/ready
 	$(BIN)/python -m pytest -m browser -rs tests/browser
 
 drill: .venv/ready
-	$(BIN)/python -m pytest -m drill
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m drill -n $(WORKERS) --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .
