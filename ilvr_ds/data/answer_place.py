@@ -25,6 +25,17 @@ def find_answer(text: str, answer: str) -> int:
     return places[-1] if places else -1
 
 
+def last_boxed(text: str) -> str | None:
+    r"""What stands in the last whole `\boxed{...}`, braces inside it balanced."""
+    for start in reversed([match.end() for match in re.finditer(r"\\boxed\s*\{", text)]):
+        depth = 1
+        for position in range(start, len(text)):
+            depth += (text[position] == "{") - (text[position] == "}")
+            if depth == 0:
+                return text[start:position]
+    return None
+
+
 def _whole_words(text: str, answer: str) -> Iterator[int]:
     start = text.find(answer)
     while start >= 0:

@@ -6,8 +6,9 @@ import json
 import re
 from typing import Literal
 
+from ilvr_ds.data.answer_place import last_boxed
 from ilvr_ds.data.sample import SampleError
-from ilvr_ds.evaluation.scoring import clean, last_boxed
+from ilvr_ds.evaluation.scoring import clean
 
 Outcome = Literal["success", "hole", "not_reached"]
 Map = list[list[int]]

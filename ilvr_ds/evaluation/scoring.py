@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ilvr_ds.data.answer_place import last_boxed
 from ilvr_ds.evaluation import comt_judge, ilvr_scripts
 
 Options = Sequence[str]
@@ -43,17 +44,6 @@ def read_options(question: str) -> list[str]:
     ends = [start for start, _ in best[1:]] + [len(question)] * bool(best)
     texts = [question[start:end].split("\n\n")[0] for (_, start), end in zip(best, ends, strict=True)]
     return [text.strip(" \t\n,;([") for text in texts]
-
-
-def last_boxed(text: str) -> str | None:
-    r"""What stands in the last whole `\boxed{...}`, braces inside it balanced."""
-    for start in reversed([match.end() for match in re.finditer(r"\\boxed\s*\{", text)]):
-        depth = 1
-        for position in range(start, len(text)):
-            depth += (text[position] == "{") - (text[position] == "}")
-            if depth == 0:
-                return text[start:position]
-    return None
 
 
 def extract_answer(response: str) -> str:

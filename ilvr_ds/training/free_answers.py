@@ -90,14 +90,17 @@ def build_free_answers(recipe: Recipe, encoding: Encoding, held_out: Mixture, ne
     can be judged."""
     if not recipe.evaluation.generate_samples:
         return None
-    questions = find_questions(held_out, encoding, recipe.evaluation.generate_samples)
+    count, reader = recipe.evaluation.generate_samples, MixtureReader(held_out)
+    # chosen once: a read that fails on one rank must not leave it with other samples or another limit than the rest
+    lengths = dist.decided_by_main(lambda: _usable(reader, encoding, count))
     world = dist.world_size()
-    whole = len(questions) // world * world
+    whole = len(lengths) // world * world
     if not whole:
         raise UserError(
-            f"evaluation.generate_samples: {counted(len(questions), 'sample')} of {held_out.location} can be judged, "
+            f"evaluation.generate_samples: {counted(len(lengths), 'sample')} of {held_out.location} can be judged, "
             f"and each of {counted(world, 'rank')} needs one; raise it, or set it to 0"
         )
+    questions = [_read_question(reader, encoding, number) for number in list(lengths)[dist.rank() : whole : world]]
     tokenizer, special = encoding.encoder.tokenizer, encoding.special
     ends = {special.im_end, tokenizer.get_vocab().get("<|endoftext|>")} - {None}
     reasoner = Reasoner(
@@ -108,21 +111,27 @@ def build_free_answers(recipe: Recipe, encoding: Encoding, held_out: Mixture, ne
         stop_ids=tuple(sorted(ends)),
         device=dist.device(),
     )
-    limit = ROOM * max(question.length for question in questions)
-    return FreeAnswers(reasoner, questions[dist.rank() : whole : world], GenerationSettings(max_new_tokens=limit))
+    limit = ROOM * max(lengths.values())
+    return FreeAnswers(reasoner, questions, GenerationSettings(max_new_tokens=limit))
 
 
-def find_questions(data: Mixture, encoding: Encoding, count: int) -> list[Question]:
-    """At most `count` samples, evenly from all of the data; those that cannot be read or judged are left out."""
-    reader, questions = MixtureReader(data), []
-    for number in np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)).tolist():
+def _usable(reader: MixtureReader, encoding: Encoding, count: int) -> dict[int, int]:
+    """Numbers of at most `count` samples, evenly from all of the data, and the lengths of their references; those that
+    cannot be read or judged are left out."""
+    lengths = {}
+    for number in np.unique(np.linspace(0, len(reader) - 1, min(count, len(reader))).astype(int)).tolist():
         try:
-            sample = reader.read(number)
-            whole, prompt = encoding.encoder(sample), encoding.encoder.prompt(sample)
-            questions.append(Question(sample, prompt, _benchmark(sample), len(whole.input_ids) - whole.assistant))
+            lengths[number] = _read_question(reader, encoding, number).length
         except (SampleError, DamagedSampleError):  # the teacher-forced evaluation counts it
             continue
-    return questions
+    return lengths
+
+
+def _read_question(reader: MixtureReader, encoding: Encoding, number: int) -> Question:
+    """A sample as a question. Raises SampleError where it cannot be used or judged, UserError where not be read."""
+    sample = reader.read(number)
+    whole, prompt = encoding.encoder(sample), encoding.encoder.prompt(sample)
+    return Question(sample, prompt, _benchmark(sample), len(whole.input_ids) - whole.assistant)
 
 
 def _benchmark(sample: Sample) -> Benchmark:

@@ -118,6 +118,20 @@ def test_a_failing_rank_ends_the_job_with_its_reason(tmp_path: Path, demo_folder
     assert re.search(says, last_line(tmp_path, 1)), last_line(tmp_path, 1)
 
 
+def assert_same_states(one: Path, other: Path) -> None:
+    """Two checkpoints hold bitwise the same weights, moments and teachers."""
+    states = sorted(path.relative_to(one) for path in one.rglob("*optim_states.pt"))
+    teachers = sorted(path.name for path in one.glob("teacher-rank-*.safetensors"))
+    assert states and teachers
+    for file in states:
+        stored = [torch.load(folder / file, weights_only=False)["optimizer_state_dict"] for folder in (one, other)]
+        assert torch.equal(*(state["fp32_flat_groups"][0] for state in stored))
+        moments = [state["optimizer_state_dict"]["state"][0] for state in stored]
+        assert all(torch.equal(moments[0][key], moments[1][key]) for key in ("exp_avg", "exp_avg_sq", "step"))
+    for name in teachers:
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
 @pytest.mark.drill
 @pytest.mark.timeout(600)
 def test_a_run_killed_inside_a_window_ends_as_one_that_was_not(tmp_path: Path, demo_folder: Path) -> None:
@@ -129,15 +143,7 @@ def test_a_run_killed_inside_a_window_ends_as_one_that_was_not(tmp_path: Path, d
     finish(start(tmp_path / "killed", demo_folder, "killed_late", 0, **changes), [1])
     assert finish(start(tmp_path / "killed", demo_folder, "killed", 9, **changes), [0, 1]) == [0, 0]
     assert "going on from " in (tmp_path / "killed/log-0").read_text()
-    folders = [tmp_path / name / "demo/checkpoints/step-00000006" for name in ("whole", "killed")]
-    for file in sorted(path.relative_to(folders[0]) for path in folders[0].rglob("*optim_states.pt")):
-        stored = [torch.load(folder / file, weights_only=False)["optimizer_state_dict"] for folder in folders]
-        assert torch.equal(*(state["fp32_flat_groups"][0] for state in stored))
-        moments = [state["optimizer_state_dict"]["state"][0] for state in stored]
-        assert all(torch.equal(moments[0][key], moments[1][key]) for key in ("exp_avg", "exp_avg_sq", "step"))
-    for rank in range(2):
-        name = f"teacher-rank-{rank:05d}.safetensors"
-        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    assert_same_states(*(tmp_path / name / "demo/checkpoints/step-00000006" for name in ("whole", "killed")))
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.distributed.test_faults import finish, start
+from tests.distributed.test_faults import assert_same_states, finish, start
 from tests.distributed.test_runs import RECIPE, losses, overrides
 from tests.mixtures import SIZES, pack_sets, shards
 from tests.ranks import run_ranks
@@ -56,15 +55,7 @@ def test_a_mixture_that_was_killed_ends_as_one_that_was_not(
     finish(start(tmp_path / "killed", demo_folder, "killed", world - 1, **changes), ranks[-1:])
     assert finish(start(tmp_path / "killed", demo_folder, "killed", 9, **changes), ranks) == done
     assert "going on from " in (tmp_path / "killed/log-0").read_text()
-    folders = [tmp_path / name / "demo/checkpoints/step-00000006" for name in ("whole", "killed")]
-    for file in sorted(path.relative_to(folders[0]) for path in folders[0].rglob("*optim_states.pt")):
-        stored = [torch.load(folder / file, weights_only=False)["optimizer_state_dict"] for folder in folders]
-        assert torch.equal(*(state["fp32_flat_groups"][0] for state in stored))
-        moments = [state["optimizer_state_dict"]["state"][0] for state in stored]
-        assert all(torch.equal(moments[0][key], moments[1][key]) for key in ("exp_avg", "exp_avg_sq", "step"))
-    for rank in ranks:
-        name = f"teacher-rank-{rank:05d}.safetensors"
-        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    assert_same_states(*(tmp_path / name / "demo/checkpoints/step-00000006" for name in ("whole", "killed")))
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
     whole, killed = metrics(tmp_path / "whole"), metrics(tmp_path / "killed")
     for step in range(1, 7):

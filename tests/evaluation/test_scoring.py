@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from ilvr_ds.data.answer_place import last_boxed
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.evaluation.benchmarks import find_benchmark
 from ilvr_ds.evaluation.scoring import (
@@ -12,7 +13,6 @@ from ilvr_ds.evaluation.scoring import (
     extract_answer,
     ilvr_2026_08,
     is_option_letter,
-    last_boxed,
     macro_mean,
     read_options,
     score_by_type,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from ilvr_ds.data.answer_place import last_boxed
 from ilvr_ds.data.sample import LatentStep, Step, TextStep
 
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -21,14 +22,8 @@ def plan_of(pieces: list[str]) -> list[Step]:
 
 
 def boxed(output: str) -> str:
-    r"""The content of the last `\boxed{...}`, braces inside it balanced; "" without one."""
-    _, found, rest = output.rpartition(r"\boxed{")
-    depth = 1
-    for position, letter in enumerate(rest if found else ""):
-        depth += (letter == "{") - (letter == "}")
-        if depth == 0:
-            return rest[:position].strip()
-    return ""
+    r"""The content of the last whole `\boxed{...}`; "" without one."""
+    return (last_boxed(output) or "").strip()
 
 
 def stated_answer(reply: str) -> str:
