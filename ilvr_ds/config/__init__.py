@@ -12,6 +12,7 @@ from ilvr_ds.config.reading import load_recipe, recipe_from_dict
 from ilvr_ds.config.recipe import Recipe
 from ilvr_ds.config.sections import (
     CheckpointConfig,
+    Compare,
     DeepSpeedConfig,
     EvaluationConfig,
     LossConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "LIMITS",
     "REQUIRED",
     "CheckpointConfig",
+    "Compare",
     "DataConfig",
     "DataSetConfig",
     "DeepSpeedConfig",

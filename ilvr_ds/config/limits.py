@@ -121,6 +121,8 @@ def _check_selection(recipe: Recipe) -> Iterator[str]:
     selection, latents = recipe.selection, recipe.model.latent_size
     if selection.by == "change" and selection.pool != "changed":
         yield f"selection.by is change, but selection.pool is {selection.pool}; set it to changed"
+    if selection.compare == "nearest" and selection.pool != "changed":
+        yield f"selection.compare is nearest, but selection.pool is {selection.pool}; set it to changed"
     if 0 < selection.pool_size < latents:
         yield (
             f"selection.pool_size is {selection.pool_size}, less than model.latent_size {latents}; 0 takes "

@@ -8,6 +8,7 @@ from typing import Literal
 from ilvr_ds.config.data_sections import REQUIRED
 
 Pool = Literal["all", "changed", "region"]
+Compare = Literal["place", "nearest"]
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,11 @@ class SelectionConfig:
     """Divides the cosines before the softmax. At 1.0 it is almost flat: latent_size candidates are always kept."""
     pool: Pool = "all"
     """Which candidates may be selected. all: every one of the helper image, as published; changed: those that differ
-    most from the picture before (the previous helper image; for the first, the input images with the same grid; if
-    grids differ, the nearest patch of all earlier pictures); region: those in the box that the data give for a step."""
+    most from what was shown before; region: those in the box that the data give for a step."""
+    compare: Compare = "place"
+    """With pool changed: what a candidate is compared with. place: its place in the picture before (the previous helper
+    image; for the first, the input images with the same grid; if grids differ, as with nearest); nearest: the most
+    similar patch of all earlier pictures, so that what is shown again, or elsewhere, has not changed."""
     pool_size: int = 0
     """With pool changed: at most this many candidates per helper image; 0: twice `model.latent_size`."""
     pool_min: int = 0

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ilvr_ds.config import Pool
+from ilvr_ds.config import Compare, Pool
 from ilvr_ds.data.images import Grid
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import Before, Candidates, Search
@@ -32,6 +32,7 @@ class CandidateLayout:
     merge_size: int
     group_size: int
     pool: Pool = "all"
+    compare: Compare = "place"
 
     def __call__(self, samples: list[EncodedSample], order: Order, starts: Starts) -> tuple[Int64, Candidates]:
         """The segments' offsets [M + 1], and the Candidates that hold them too."""
@@ -69,7 +70,8 @@ class CandidateLayout:
             sample, mine = samples[i], of_helper[i, m]
             shown = [(sample.grids[j], of_input[i, j]) for j in range(sample.num_input_images)]
             done = [(_helper(sample, n), of_helper[i, n]) for n in range(m)]
-            same = [rows for grid, rows in done[-1:] or shown if grid == _helper(sample, m)]
+            at_place = done[-1:] or shown if self.compare == "place" else []
+            same = [rows for grid, rows in at_place if grid == _helper(sample, m)]
             if not same and (pictures := [rows for _, rows in shown + done]):
                 first = searches[-1].stop if searches else 0
                 stop = first + sum(map(len, pictures))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ilvr_ds.config import Pool
+from ilvr_ds.config import Compare, Pool
 from ilvr_ds.data.candidates import CandidateLayout
 from ilvr_ds.data.images import Grid, VisionLayout, attention_bookkeeping
 from ilvr_ds.data.rollout import lay_out
@@ -46,6 +46,7 @@ class Collator:
         free_latents: bool = False,
         types: tuple[str, ...] = (),
         pool: Pool = "all",
+        compare: Compare = "place",
         set_starts: Int64 | None = None,
     ) -> None:
         self.special = special
@@ -56,7 +57,7 @@ class Collator:
         self.set_starts = set_starts
         self.types = {name: number for number, name in enumerate(types)}
         self.merge_unit = layout.merge_size**2
-        self.candidates = CandidateLayout(layout.merge_size, group_size, pool)
+        self.candidates = CandidateLayout(layout.merge_size, group_size, pool, compare)
 
     def __call__(self, samples: list[EncodedSample], numbers: Int64, sizes: Sequence[int]) -> Window:
         """The window of `samples`.

@@ -101,8 +101,9 @@ class TokenBatch(TensorTree):
 
 
 class Search(NamedTuple):
-    """Candidates [first, last) whose picture has another grid than the one before: they are compared with the rows
-    `Before.earlier[start:stop]`, those of all earlier pictures of the sample."""
+    """Candidates [first, last) that are not compared place by place, because the picture before has another grid or
+    because of `selection.compare: nearest`, but with the rows `Before.earlier[start:stop]`: all earlier pictures of
+    the sample."""
 
     first: int
     last: int

@@ -65,6 +65,7 @@ def build_dataset(
         recipe.train.has_free_latents,
         types,
         recipe.selection.pool,
+        recipe.selection.compare,
         data.starts if isinstance(data, Mixture) and by_set and data.named else None,
     )
     reader = MixtureReader(data) if isinstance(data, Mixture) else ShardReader(data)

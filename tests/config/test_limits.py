@@ -95,6 +95,7 @@ def test_a_base_in_4_bits_needs_adapters(load: Load) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["selection.compare=nearest"], "selection.compare is nearest, but selection.pool is all; set it to changed"),
         (["selection.by=change"], "selection.by is change, but selection.pool is all; set it to changed"),
         (["selection.by=change", "selection.pool=region"], "selection.by is change, but selection.pool is region"),
         (

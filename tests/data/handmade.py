@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ilvr_ds.config import Pool
+from ilvr_ds.config import Compare, Pool
 from ilvr_ds.data.collate import Collator, Rows
 from ilvr_ds.data.images import Grid, VisionLayout
 from ilvr_ds.data.template import IGNORE, EncodedSample
@@ -85,11 +85,17 @@ def _patches(image: int, grid: Grid) -> np.ndarray:
 
 
 def window_of(
-    samples: list[EncodedSample], micro: int, rows: Rows = "right", group_size: int = 4, pool: Pool = "all"
+    samples: list[EncodedSample],
+    micro: int,
+    rows: Rows = "right",
+    group_size: int = 4,
+    pool: Pool = "all",
+    compare: Compare = "place",
 ) -> Window:
     """The window; sample i has number 50 + i in the data set."""
     sizes = [micro] * (len(samples) // micro)
-    return Collator(SPECIAL, LAYOUT, K, group_size, rows, pool=pool)(samples, 50 + np.arange(len(samples)), sizes)
+    collator = Collator(SPECIAL, LAYOUT, K, group_size, rows, pool=pool, compare=compare)
+    return collator(samples, 50 + np.arange(len(samples)), sizes)
 
 
 class Pairs:

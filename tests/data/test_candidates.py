@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ilvr_ds.config import Compare
 from ilvr_ds.data.images import Grid
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import Window
@@ -47,32 +48,33 @@ def earlier_table(window: Window) -> list[Name]:
     ]
 
 
-def wanted(i: int, m: int) -> tuple[list[set[Name]], set[Name]]:
+def wanted(i: int, m: int, compare: Compare) -> tuple[list[set[Name]], set[Name]]:
     """For each candidate what stands at its place before; and all that is searched, where nothing can."""
     sample = SAMPLES[i]
     images = [(groups(10 * i + j, grid), grid) for j, grid in enumerate(sample.grids)]
     shown, done = images[: sample.num_input_images], images[sample.num_input_images :][:m]
     mine, grid = images[sample.num_input_images + m]
-    same = [names for names, other in (done[-1:] or shown) if other == grid]
+    same = [names for names, other in (done[-1:] or shown) if other == grid and compare == "place"]
     if same:
         return [set(places) for places in zip(*same, strict=True)], set()
     return [{name} for name in mine], {name for names, _ in shown + done for name in names}
 
 
+@pytest.mark.parametrize(("compare", "count"), [("place", 4), ("nearest", 10)])
 @pytest.mark.parametrize("rows", ["packed", "right", "left"])
 @pytest.mark.parametrize("micro", [1, 2, 6])
-def test_the_pictures_before_are_found_in_any_layout(rows: str, micro: int) -> None:
-    window = window_of(SAMPLES, micro, rows, pool="changed")
+def test_the_pictures_before_are_found_in_any_layout(rows: str, micro: int, compare: Compare, count: int) -> None:
+    window = window_of(SAMPLES, micro, rows, pool="changed", compare=compare)
     before, offsets = window.candidates.before, window.candidates.offsets.tolist()
     assert before is not None
     table = earlier_table(window)
     searched = {(s.first, s.last): before.earlier[s.start : s.stop].tolist() for s in before.searches}
     for (i, m), first, last in zip(ORDER, offsets[:-1], offsets[1:], strict=True):
-        places, pictures = wanted(i, m)
+        places, pictures = wanted(i, m, compare)
         assert [{table[row] for row in row_set} for row_set in before.place[first:last].tolist()] == places, (i, m)
         found = searched.get((first, last), [])
         assert {table[row] for row in found} == pictures and len(found) == len(pictures), (i, m)
-    assert len(before.searches) == 4
+    assert len(before.searches) == count
 
 
 def test_a_first_picture_without_an_image_has_nothing_before_it() -> None:

@@ -60,6 +60,7 @@ class TargetChooser:
             selection.group_size,
             "right",
             pool=selection.pool,
+            compare=selection.compare,
         )
         self.teacher = ContextEncoder(reasoner.model.model.language_model)
 
