@@ -165,7 +165,7 @@ def definitions() -> frozenset[str]:
     return frozenset(names)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md", "docs/design.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md", "docs/design.md", "docs/differences.md"])
 def test_every_function_exists(name: str) -> None:
     """On these pages `name()` is a function or method of this package, and in architecture.md `Name` a class."""
     text = (ROOT / name).read_text()

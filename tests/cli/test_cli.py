@@ -224,7 +224,13 @@ def test_no_text_speaks_of_a_command_that_does_not_exist() -> None:
     assert len(named) > 5
 
 
-@pytest.mark.parametrize("line", re.findall(r"^ilvr-ds .*", (ROOT / "README.md").read_text(), re.MULTILINE))
+TYPED = [ROOT / "README.md", ROOT / "docs/install.md", ROOT / "docs/tracking.md"]
+"""Pages whose commands can be typed as they stand."""
+
+
+@pytest.mark.parametrize(
+    "line", [line for page in TYPED for line in re.findall(r"^ilvr-ds .*", page.read_text(), re.MULTILINE)]
+)
 def test_the_readmes_commands_have_the_options_that_they_use(line: str) -> None:
     assert cli._parser().parse_args(shlex.split(line, comments=True)[1:])
 

@@ -23,8 +23,8 @@ RECIPES = ROOT / "launch" / "recipes"
 
 
 @pytest.mark.parametrize("name", ["comt_3b", "comt_7b", "authors_7b"])
-def test_a_stage_1_recipe_becomes_one_of_stage_2_as_the_readme_says(name: str) -> None:
-    text = (ROOT / "README.md").read_text().split("## Stage 2")[1].split("\n## ")[0]
+def test_a_stage_1_recipe_becomes_one_of_stage_2_as_the_page_says(name: str) -> None:
+    text = (ROOT / "docs/recipes.md").read_text().split("## Stage 2")[1].split("\n## ")[0]
     ours, published = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
     for settings in (ours, ours | published):
         changes = [f"{section}.{key}={value}" for section, keys in settings.items() for key, value in keys.items()]
