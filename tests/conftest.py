@@ -15,6 +15,7 @@ from ilvr_ds.cli import main
 from tests.ranks import ROOT
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
+LATENT_QUESTION = "How many remain? A) 1 B) 2"
 LAUNCHER_VARIABLES = tuple(launcher.Place(0, 0, 1, "", 0).variables())
 
 
@@ -56,3 +57,11 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = f"model.path={folder / 'model'}"
         assert main(["pack", "--input", source, "--output", output, "--config", RECIPE, "--set", model]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def latent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model whose answer to LATENT_QUESTION about a picture begins with a segment."""
+    from tests.evaluation.latent_model import build_latent_model
+
+    return build_latent_model(tmp_path_factory.mktemp("latent-model"), LATENT_QUESTION)
