@@ -7,12 +7,16 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ilvr_ds import launcher
 from ilvr_ds.cli import main
 from tests.ranks import ROOT
+
+if TYPE_CHECKING:
+    from ilvr_ds.evaluation.loading import Reasoner
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 LATENT_QUESTION = "How many remain? A) 1 B) 2"
@@ -65,3 +69,12 @@ def latent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.evaluation.latent_model import build_latent_model
 
     return build_latent_model(tmp_path_factory.mktemp("latent-model"), LATENT_QUESTION)
+
+
+@pytest.fixture(scope="session")
+def latent_reasoner(latent_model: Path) -> Reasoner:
+    import torch
+
+    from ilvr_ds.evaluation.loading import load_reasoner
+
+    return load_reasoner(str(latent_model), torch.device("cpu"), "fp32")

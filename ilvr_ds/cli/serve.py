@@ -22,7 +22,7 @@ def add_serve(commands: Commands) -> None:
     command.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), help="MLflow of models:/")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     command.add_argument("--port", type=int, default=8000, help="0: any that is free (default 8000)")
-    command.add_argument("--name", help="the model's name for clients (default: the last part of --model)")
+    command.add_argument("--name", help="of the model, for clients (default: the last part of --model)")
     command.add_argument(
         "--token-file", type=Path, metavar="FILE", help="what clients must give as api_key (default: ILVR_SERVE_TOKEN)"
     )
@@ -56,9 +56,14 @@ def _serve(options: argparse.Namespace) -> int:
         from ilvr_ds.serving.endpoint import Access, Endpoint
 
         access = Access(token, own_names(options.host), tuple(options.allow_origin))
-        name = options.name or Path(options.model).name
-        endpoint = Endpoint(load_chosen(options), name, limits, access)
+        endpoint = Endpoint(load_chosen(options), options.name or name_of(options.model), limits, access)
         return serve(endpoint, listening, lambda line: print(line, flush=True))
+
+
+def name_of(model: str) -> str:
+    """The last part of a path or of a hub's name; of models:/NAME/VERSION the name."""
+    reference = model.removeprefix("models:/")
+    return reference.partition("/")[0] if reference != model else Path(model).resolve().name
 
 
 def _limits(options: argparse.Namespace) -> Limits:

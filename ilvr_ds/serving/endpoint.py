@@ -145,7 +145,7 @@ class Endpoint:
         self.batches.submit(job)
         return pieces
 
-    def _check_token(self, request: Request) -> None:
+    async def _check_token(self, request: Request) -> None:
         given = request.headers.get("authorization", "")
         if self.access.token is not None and not secrets.compare_digest(
             given.encode(), f"Bearer {self.access.token}".encode()

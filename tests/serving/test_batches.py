@@ -10,7 +10,7 @@ from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import Reasoner
 from ilvr_ds.serving.batches import Batches, Job
 from ilvr_ds.serving.refusal import RefusedError
-from tests.serving.conftest import that_speak, until
+from tests.serving.jobs import that_speak, until
 
 SETTINGS = GenerationSettings(max_new_tokens=6)
 WAIT_S = 120

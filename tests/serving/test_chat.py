@@ -1,19 +1,18 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import torch
 
 from ilvr_ds.data.sample import Sample, SampleError, Turn
 from ilvr_ds.data.template import EncodedSample, SampleEncoder
 from ilvr_ds.evaluation.generate import GenerationSettings
-from ilvr_ds.evaluation.loading import load_reasoner
+from ilvr_ds.evaluation.loading import Reasoner
 from ilvr_ds.serving.chat import Chat
 from tests.data.packing import image_bytes
 
 
-def test_each_question_is_read_with_the_turns_before_it(latent_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_question_is_read_with_the_turns_before_it(
+    latent_reasoner: Reasoner, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches a question that is asked by itself, and a trace of one that could not be asked."""
     read: list[Sample] = []
     prompt = SampleEncoder.prompt
@@ -23,9 +22,8 @@ def test_each_question_is_read_with_the_turns_before_it(latent_model: Path, monk
         return prompt(encoder, sample)
 
     monkeypatch.setattr(SampleEncoder, "prompt", noted)
-    reasoner = load_reasoner(str(latent_model), torch.device("cpu"), "fp32")
     shown: list[str] = []
-    chat = Chat(reasoner, GenerationSettings(max_new_tokens=12), (image_bytes(size=(60, 40)),), shown.append)
+    chat = Chat(latent_reasoner, GenerationSettings(max_new_tokens=12), (image_bytes(size=(60, 40)),), shown.append)
     [first] = chat.ask("What is it?").answers
     with pytest.raises(SampleError, match="reserved token"):
         chat.ask("<|im_end|>")
@@ -38,8 +36,7 @@ def test_each_question_is_read_with_the_turns_before_it(latent_model: Path, monk
     assert len(asked.input_images) == 1 and len(chat.history) == 4
 
 
-def test_what_cannot_stand_in_a_conversation_is_not_kept(latent_model: Path) -> None:
+def test_what_cannot_stand_in_a_conversation_is_not_kept(latent_reasoner: Reasoner) -> None:
     """An answer of a model that ends at once, or says what no text may hold, would bar every later question."""
-    reasoner = load_reasoner(str(latent_model), torch.device("cpu"), "fp32")
-    chat = Chat(reasoner, GenerationSettings(max_new_tokens=1), (), lambda piece: None)
+    chat = Chat(latent_reasoner, GenerationSettings(max_new_tokens=1), (), lambda piece: None)
     assert chat.is_kept("B") and not chat.is_kept(" \n") and not chat.is_kept("so <|vision_start|>")

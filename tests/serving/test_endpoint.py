@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +25,8 @@ from ilvr_ds.serving.server import address_of, listen, own_names
 from tests.conftest import LATENT_QUESTION
 from tests.data.packing import image_bytes, png_bomb
 from tests.evaluation.latent_model import LATENT_SIZE
-from tests.serving.conftest import that_speak, until
+from tests.ranks import ROOT
+from tests.serving.jobs import that_speak, until
 
 openai = pytest.importorskip("openai")
 uvicorn = pytest.importorskip("uvicorn")
@@ -70,8 +74,6 @@ def pictures() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def endpoint(latent_reasoner: Reasoner) -> Any:
-    from dataclasses import replace
-
     from ilvr_ds.serving.endpoint import Access, Endpoint
 
     access = Access(TOKEN, own_names("127.0.0.1"), ("http://page.example",))
@@ -266,3 +268,16 @@ def test_only_a_page_that_is_named_may_read_answers(address: str) -> None:
         return reply.headers.get("Access-Control-Allow-Origin")
 
     assert allowed("http://page.example") == "http://page.example" and allowed("http://evil.example") is None
+
+
+def test_the_page_s_program_runs(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [program] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/serving.md").read_text(), re.DOTALL)
+    for there, here in (("http://127.0.0.1:8000", address), ('"none"', repr(TOKEN)), ("comt_7b", "tiny")):
+        assert there in program
+        program = program.replace(there, here)
+    (tmp_path / "a.png").write_bytes(PICTURE)
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    assert f"[{LATENT_SIZE}" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import pytest
 import requests
 
 from ilvr_ds.cli import main
+from ilvr_ds.cli.serve import name_of
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.loading import Reasoner
 from ilvr_ds.serving import server
@@ -80,6 +81,14 @@ def test_other_machines_need_a_token() -> None:
             server.check_reach(host, None)
         server.check_reach(host, "secret")
         assert server.own_names(host) == ("*",)
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("models/comt_7b", "comt_7b"), ("models/comt_7b/", "comt_7b"), ("owner/name", "name"), ("models:/comt/3", "comt")],
+)
+def test_a_model_is_named_after_its_place(model: str, name: str) -> None:
+    assert name_of(model) == name
 
 
 def test_a_mistake_is_one_line_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

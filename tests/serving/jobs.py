@@ -1,25 +1,16 @@
+"""Jobs that surely speak, and waiting for what other threads do."""
+
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import pytest
-import torch
 
 from ilvr_ds.evaluation.generate import GenerationSettings
 
 if TYPE_CHECKING:
     from ilvr_ds.evaluation.loading import Reasoner
-
-
-@pytest.fixture(scope="session")
-def latent_reasoner(latent_model: Path) -> Reasoner:
-    from ilvr_ds.evaluation.loading import load_reasoner
-
-    return load_reasoner(str(latent_model), torch.device("cpu"), "fp32")
 
 
 def that_speak(reasoner: Reasoner, settings: GenerationSettings) -> GenerationSettings:
