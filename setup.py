@@ -65,6 +65,7 @@ setup(
     extras_require={
         "cuda": ["flash-attn>=2.7", "bitsandbytes>=0.50", "liger-kernel>=0.8", "nvidia-ml-py"],
         "ui": ["mlflow>=3.17"],
+        "serve": ["fastapi>=0.165", "uvicorn>=0.54"],
         "formats": ["pyarrow>=24", "datasets>=4.4", "zstandard>=0.23"],
         "dev": [
             "pytest",
@@ -80,6 +81,9 @@ setup(
             "pyarrow>=24",
             "datasets>=4.4",
             "zstandard>=0.23",
+            "fastapi>=0.165",
+            "uvicorn>=0.54",
+            "openai>=3.57",
         ],
     },
     entry_points={

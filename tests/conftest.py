@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,7 +15,11 @@ from ilvr_ds import launcher
 from ilvr_ds.cli import main
 from tests.ranks import ROOT
 
+if TYPE_CHECKING:
+    from ilvr_ds.evaluation.loading import Reasoner
+
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
+LATENT_QUESTION = "How many remain? A) 1 B) 2"
 LAUNCHER_VARIABLES = tuple(launcher.Place(0, 0, 1, "", 0).variables())
 
 
@@ -56,3 +61,20 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = f"model.path={folder / 'model'}"
         assert main(["pack", "--input", source, "--output", output, "--config", RECIPE, "--set", model]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def latent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model whose answer to LATENT_QUESTION about a picture begins with a segment."""
+    from tests.evaluation.latent_model import build_latent_model
+
+    return build_latent_model(tmp_path_factory.mktemp("latent-model"), LATENT_QUESTION)
+
+
+@pytest.fixture(scope="session")
+def latent_reasoner(latent_model: Path) -> Reasoner:
+    import torch
+
+    from ilvr_ds.evaluation.loading import load_reasoner
+
+    return load_reasoner(str(latent_model), torch.device("cpu"), "fp32")

@@ -26,6 +26,7 @@ from ilvr_ds.cli.evaluate import add_evaluate
 from ilvr_ds.cli.export import add_export
 from ilvr_ds.cli.generate import add_generate
 from ilvr_ds.cli.plan import add_plan
+from ilvr_ds.cli.serve import add_serve
 from ilvr_ds.cli.settings import add_settings
 from ilvr_ds.cli.tracking import add_compare, add_mlflow_sync, add_ui
 from ilvr_ds.cli.train import add_train
@@ -47,6 +48,7 @@ _COMMANDS = (
     add_ui,
     add_compare,
     add_generate,
+    add_serve,
     add_evaluate,
     add_audit,
     add_export,

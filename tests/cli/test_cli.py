@@ -33,6 +33,7 @@ COMMANDS = [
     "ui",
     "compare",
     "generate",
+    "serve",
     "evaluate",
     "audit",
     "export",
