@@ -19,20 +19,21 @@ HEIGHT = 224
 
 def marked_text(reasoner: Reasoner, answer: Answer) -> str:
     """The answer with `[segment 1: 8 latents]` where the latents were."""
+    first, *others = texts_around_latents(reasoner, answer)
+    marks = [f" [segment {m}: {steps} latents] " for m, steps in enumerate(answer.steps, start=1)]
+    return "".join([first, *(part for pair in zip(marks, others, strict=True) for part in pair)]).strip()
+
+
+def texts_around_latents(reasoner: Reasoner, answer: Answer) -> list[str]:
+    """The text before each latent segment, and behind the last; without special tokens."""
     special, tokenizer = reasoner.special, reasoner.encoder.tokenizer
-    pieces: list[str] = []
-    text: list[int] = []
-    segments = 0
-    for token in [*answer.tokens, special.latent_start]:  # the one at the end closes the last text
+    pieces: list[list[int]] = [[]]
+    for token in answer.tokens:
         if token == special.latent_start:
-            pieces.append(str(tokenizer.decode(text, skip_special_tokens=True)))
-            text = []
-            if segments < len(answer.steps):
-                pieces.append(f" [segment {segments + 1}: {answer.steps[segments]} latents] ")
-            segments += 1
+            pieces.append([])
         elif token not in (special.latent_pad, special.latent_end):
-            text.append(token)
-    return "".join(pieces).strip()
+            pieces[-1].append(token)
+    return [str(tokenizer.decode(piece, skip_special_tokens=True)) for piece in pieces]
 
 
 def example(line: Line, sample: Sample, benchmark: Benchmark) -> dict[str, Any]:

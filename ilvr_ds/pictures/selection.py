@@ -82,7 +82,7 @@ def draw_latents(view: SampleView, step: int | None, path: Path) -> None:
         page.words(EDGE, top, f"Text before segment {number + 1} of {len(view.segments)}:")
         page.words(EDGE, top + TITLE, wrapped(segment.text.strip(), 31, (height - TITLE - GAP) // LINE))
         cells = _cells_of_slots(segment)[:slots]
-        page.words(270, top, f"helper image {number + 1}")
+        page.words(270, top, segment.name or f"helper image {number + 1}")
         page.image(270, top + TITLE, helper)
         _outline(page, 270, top + TITLE, helper, segment.latents.shape[1:], _numbered(cells))
         for slot, values in enumerate(segment.latents[:slots]):

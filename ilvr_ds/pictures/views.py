@@ -46,6 +46,8 @@ class SegmentView:
     """[K, R, C] cosine of the student's latent at each slot to each candidate; NaN where there is none"""
     selection: Selection | None = None
     """None without a teacher."""
+    name: str = ""
+    """What `helper` is where it is no helper image."""
 
 
 @dataclass(frozen=True)

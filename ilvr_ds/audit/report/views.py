@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -21,15 +22,25 @@ from ilvr_ds.pictures.views import SampleView, SegmentView, pixels_of
 
 def view_of(sample: Sample, latents: Sequence[Tensor], chosen: Chosen, images: ImageEncoder) -> SampleView:
     """A sample with candidates, as far as its answer has segments; `latents` [K, D] of each."""
-    segments = []
     texts = texts_before_latents(sample)
-    for text, helper, own, candidates in zip(texts, sample.helper_images, latents, chosen.candidates, strict=False):
-        seen = images.seen(helper)
-        cosines = normalize(own.float(), dim=-1) @ normalize(candidates.float().cpu(), dim=-1).T
-        grid = seen.height // images.cell, seen.width // images.cell
-        segments.append(SegmentView(text, pixels_of(seen), _map(cosines.numpy(), grid)))
+    segments = [
+        segment_view(text, images.seen(helper), own, candidates, images.cell)
+        for text, helper, own, candidates in zip(texts, sample.helper_images, latents, chosen.candidates, strict=False)
+    ]
     inputs = tuple(pixels_of(decode_image(data)) for data in sample.input_images)
     return SampleView(sample.id, sample.group, sample.question, sample.answer, inputs, tuple(segments))
+
+
+def segment_view(
+    text: str, seen: Image.Image, latents: Tensor, candidates: Tensor, cell: int, name: str = ""
+) -> SegmentView:
+    """Cosines of `latents` [K, D] to `candidates` [P, D] of a picture as the tower sees it, in cells of so many pixels.
+
+    text: what stands before the segment. name: what the picture is, if not a helper image.
+    """
+    grid = seen.height // cell, seen.width // cell
+    cosines = normalize(latents.float(), dim=-1) @ normalize(candidates.float().cpu(), dim=-1).T
+    return SegmentView(text, pixels_of(seen), _map(cosines.numpy(), grid), name=name)
 
 
 def _map(cosines: NDArray[np.float32], grid: tuple[int, int]) -> NDArray[np.float32]:
