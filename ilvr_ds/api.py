@@ -123,7 +123,7 @@ class Model:
             missing = "the reply has no latents" if sample.input_images else "there is no image to look at"
             raise UserError(f"draw_latents: {missing}; nothing to draw")
         answer = Answer(sample.id, reply.text, list(reply.tokens), reply.steps, not reply.is_whole, reply.latents)
-        view = answer_view(self.reasoner, replace(sample, id=Path(path).stem), prompt, answer, "")
+        view = answer_view(self.reasoner, replace(sample, id=Path(path).stem), prompt, answer, "a reply")
         try:
             draw_latents(view, None, Path(path))
         except OSError as error:
