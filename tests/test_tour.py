@@ -48,7 +48,7 @@ def test_its_first_code_is_what_a_reader_sets() -> None:
 
 def test_what_is_seen_is_told_from_what_it_means() -> None:
     """Each part that shows results says both."""
-    shown = [text for text in texts("markdown") if "**You see**" in text]
+    shown = [text for text in (" ".join(text.split()) for text in texts("markdown")) if "**You see**" in text]
     assert len(shown) >= 6 and all("**It does not mean**" in text for text in shown)
 
 
@@ -67,7 +67,7 @@ def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert "step 10/10" in everything and "finished; record and checkpoints" in everything
     assert sum(text.count("<image/png>") for text in said) == 3, "the task, the selection, the latents"
     assert "Follow the sign." in _after(said, "ilvr-ds export"), "it learns the form of the task in ten steps"
-    assert re.search(r"latent steps of each segment: \(2, ", _after(said, "ilvr-ds export"))
+    assert "latent steps of each segment: (2,)" in _after(said, "ilvr-ds export")
     assert re.search(r"\*\*\w+\*\*: ", _after(said, "ilvr-ds audit"))
     assert "after ten steps" in said[-1] and "random" in said[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tour-files"], "nothing beside its own folder"
