@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,15 +17,18 @@ from PIL import Image
 from torch import Tensor
 
 from ilvr_ds import dist
+from ilvr_ds.audit.report.answer import answer_view
 from ilvr_ds.data.check import check_sample
 from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import UserError
+from ilvr_ds.evaluation.answers import Answer
 from ilvr_ds.evaluation.benchmarks import find_benchmark
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import Reasoner, load_reasoner
 from ilvr_ds.ingest.pack import pack_samples
+from ilvr_ds.pictures.selection import draw_latents
 
 __all__ = ["Model", "Reply", "decode_image", "judge", "load", "pack_samples"]
 
@@ -45,6 +48,8 @@ class Reply:
     """False: it was cut off at the limit of tokens."""
     latents: tuple[Tensor, ...]
     """[steps, hidden size] on the CPU for each segment: what the model fed back to itself."""
+    tokens: tuple[int, ...]
+    """All emitted ids, latent ones and the one that ends the answer included."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +100,38 @@ class Model:
                 "ask: batch_size and max_new_tokens must be 1 or more, temperature and seed 0 or more, top_p above 0 "
                 "and at most 1, and no stop empty"
             )
-        prompts = [self._prompt(number, *pair) for number, pair in enumerate(questions, start=1)]
+        prompts = [self._prompt(number, *pair)[1] for number, pair in enumerate(questions, start=1)]
         settings = GenerationSettings(max_new_tokens, temperature, top_p, seed, tuple(stop), keep_latents=True)
         generator = Generator(self.reasoner, settings)
         batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
         answers = [answer for batch in batches for answer in generator(batch).answers]
-        return [Reply(answer.text, answer.steps, not answer.hit_limit, answer.latents) for answer in answers]
+        return [
+            Reply(answer.text, answer.steps, not answer.hit_limit, answer.latents, tuple(answer.tokens))
+            for answer in answers
+        ]
 
-    def _prompt(self, number: int, images: ImageLike | Sequence[ImageLike], question: str) -> EncodedSample:
+    def draw_latents(
+        self, images: ImageLike | Sequence[ImageLike], question: str, reply: Reply, path: str | Path
+    ) -> None:
+        """Write a PNG file: the cosine of each latent of a reply to every patch of the images that were asked about.
+
+        The nearest patch of each latent is outlined. Raises UserError where the reply has no latents, there is no image
+        or the file cannot be written.
+        """
+        sample, prompt = self._prompt(1, images, question)
+        if not sample.input_images or not any(map(len, reply.latents)):
+            missing = "the reply has no latents" if sample.input_images else "there is no image to look at"
+            raise UserError(f"draw_latents: {missing}; nothing to draw")
+        answer = Answer(sample.id, reply.text, list(reply.tokens), reply.steps, not reply.is_whole, reply.latents)
+        view = answer_view(self.reasoner, replace(sample, id=Path(path).stem), prompt, answer, "a reply")
+        try:
+            draw_latents(view, None, Path(path))
+        except OSError as error:
+            raise UserError(f"draw_latents: cannot write {path} ({error.strerror})") from error
+
+    def _prompt(
+        self, number: int, images: ImageLike | Sequence[ImageLike], question: str
+    ) -> tuple[Sample, EncodedSample]:
         if isinstance(images, str | Path | bytes | Image.Image):
             images = [images]
         name = f"question {number}"
@@ -111,7 +140,7 @@ class Model:
             if not question.strip():
                 raise SampleError("it is empty")
             check_sample(sample)
-            return self.reasoner.encoder.prompt(sample)
+            return sample, self.reasoner.encoder.prompt(sample)
         except OSError as error:
             raise UserError(f"{name}: cannot read {error.filename} ({error.strerror})") from error
         except SampleError as error:
@@ -125,17 +154,19 @@ def load(
     precision: str = "auto",
     latent_size: int | None = None,
     max_image_pixels: int | None = None,
+    without_latents: bool = False,
 ) -> Model:
     """Load the model in the folder that `ilvr-ds export` wrote, or of a name on the hub.
 
     device None: the GPU, if there is one. precision: auto (bf16 on a GPU, fp32 elsewhere), fp32, bf16 or fp16.
-    latent_size, max_image_pixels None: the model's own. Raises UserError where it cannot be loaded.
+    latent_size, max_image_pixels None: the model's own. without_latents: a base without latent tokens will do, which
+    answers in text alone. Raises UserError where it cannot be loaded.
     """
     if precision not in ("auto", "fp32", "bf16", "fp16"):
         raise UserError(f"load: precision is '{precision}'; valid: auto, fp32, bf16, fp16")
     place = dist.device() if device is None else torch.device(device)
     try:
-        return Model(load_reasoner(str(path), place, precision, latent_size, max_image_pixels))
+        return Model(load_reasoner(str(path), place, precision, latent_size, max_image_pixels, without_latents))
     except UserError as error:
         raise UserError(f"load: {str(error).replace('--model: ', '').replace('--', '')}") from error
 

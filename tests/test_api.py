@@ -13,8 +13,11 @@ from PIL import Image
 
 import ilvr_ds
 from ilvr_ds.data.sample import SampleError
+from ilvr_ds.demo.tiny import build_tiny_model
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
+from tests.data.packing import image_bytes
+from tests.evaluation.latent_model import LATENT_SIZE, build_latent_model
 from tests.golden_set import golden_set
 from tests.ranks import ROOT
 
@@ -79,6 +82,32 @@ def test_what_cannot_be_loaded_is_said_without_options(tmp_path: Path) -> None:
         ilvr_ds.load(tmp_path, device="cpu")
     with pytest.raises(UserError, match="load: precision is 'int8'; valid: auto, fp32, bf16, fp16"):
         ilvr_ds.load(tmp_path, precision="int8")
+
+
+def test_where_latents_look_is_drawn(tmp_path: Path) -> None:
+    """And nothing is, where there is nothing to draw."""
+    model = ilvr_ds.load(build_latent_model(tmp_path / "model", "How many?"), device="cpu")
+    image, picture = image_bytes(size=(60, 40)), tmp_path / "latents.png"
+    reply = model.ask(image, "How many?", max_new_tokens=6)
+    assert reply.steps[0] == LATENT_SIZE and reply.tokens[0] == model.reasoner.special.latent_start
+    model.draw_latents(image, "How many?", reply, picture)
+    assert len(Image.open(picture).convert("RGB").getcolors(1 << 20) or []) > 20, "maps, not an empty page"
+    for images, said, path, words in (
+        (image, model.ask(image, "How many?", max_new_tokens=1), picture, "the reply has no latents"),
+        ([], reply, picture, "there is no image"),
+        (image, reply, tmp_path / "gone/a.png", "cannot write .*gone/a.png"),
+    ):
+        with pytest.raises(UserError, match=f"draw_latents: {words}"):
+            model.draw_latents(images, "How many?", said, path)  # type: ignore[arg-type]
+
+
+def test_a_base_answers_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Catches a comparison with the model before training that cannot be made."""
+    build_tiny_model(tmp_path, texts=["How many?"])
+    with pytest.raises(UserError, match=r"lacks <\|latent_pad"):
+        ilvr_ds.load(tmp_path, device="cpu")
+    reply = ilvr_ds.load(tmp_path, device="cpu", without_latents=True).ask([], "How many?", max_new_tokens=4)
+    assert reply.steps == () and len(reply.tokens) == 4
 
 
 def test_answers_are_judged() -> None:

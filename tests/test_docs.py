@@ -195,6 +195,13 @@ def test_every_link_resolves(page: Path) -> None:
     assert [target for target in targets if "://" not in target and leads_nowhere(target, page)] == []
 
 
+def test_the_index_has_every_page() -> None:
+    """Catches a page that nobody finds."""
+    listed = re.findall(r"^- \[[^]]+\]\(([^)]+)\): ", (ROOT / "docs/README.md").read_text(), re.M)
+    pages = {path.name for path in (ROOT / "docs").iterdir() if path.suffix in {".md", ".ipynb"}} - {"README.md"}
+    assert pages == {target for target in listed if "/" not in target} and len(listed) == len(set(listed))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_lines_are_wrapped(page: Path) -> None:
     """But for tables and code."""

@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "planning": BASE | {"planning", "config"},
     "provenance": BASE,
     "pictures": BASE | {"pictures", "whole_files"},
-    "api": BASE | {"evaluation", "ingest", "data", "dist"},
+    "api": BASE | {"evaluation", "audit", "pictures", "ingest", "data", "dist"},
     "doctor": BASE | {"ops", "data", "provenance"},
     "cluster": BASE | {"doctor", "dist", "ops", "data", "provenance"},
     "demo": BASE | {"demo", "data", "model", "file_modes"},

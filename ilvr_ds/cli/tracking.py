@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,14 +35,19 @@ def add_ui(commands: Commands) -> None:
         help="folder of the runs, or of one run (default outputs)",
     )  # fmt: skip
     command.add_argument("--experiment", help="whose charts (default: that of the newest run)")
-    command.add_argument("--port", type=int, default=5000, help="on 127.0.0.1 (default 5000)")
+    command.add_argument("--port", type=int, default=5000, help="port of the server (default 5000)")
+    command.add_argument(
+        "--host", default="127.0.0.1",
+        help="address that it listens on (default 127.0.0.1: this machine alone; 0.0.0.0: a network, without a login)",
+    )  # fmt: skip
     command.set_defaults(run=_ui)
 
 
 def _ui(options: argparse.Namespace) -> int:
     from ilvr_ds.tracking.ui import show
 
-    return show(options.directory, options.experiment, options.port, lambda line: print(line, flush=True))
+    say = partial(print, flush=True)
+    return show(options.directory, options.experiment, options.port, say, options.host)
 
 
 def add_compare(commands: Commands) -> None:

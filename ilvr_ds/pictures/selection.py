@@ -41,7 +41,8 @@ def draw_selection(view: SampleView, step: int, path: Path) -> None:
         text += f" [segment {number + 1}] "
         page.words(columns[1], top, "helper image, selected patches")
         in_pool = segment.selection.pool
-        page.words(columns[2], top, "cosine to the teacher's query" + (", pale: not in the pool" if in_pool else ""))
+        title = "cosine to the query, pale: not in the pool" if in_pool else "cosine to the teacher's query"
+        page.words(columns[2], top, title)
         low, high = limits(segment.selection.cosine)
         heat = _enlarged(_faded(coloured(segment.selection.cosine, low, high), in_pool), helper)
         marks = _numbered(segment.selection.cells)

@@ -1,10 +1,9 @@
-"""MLflow's pages on this machine: starts a small server and prints the address of the charts."""
+"""MLflow's pages from this machine: starts a small server and prints the address of the charts."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,39 +17,43 @@ from ilvr_ds.errors import UserError, nearest
 from ilvr_ds.tracking.mlflow_state import CopyState, read_state
 from ilvr_ds.tracking.names import without_password
 from ilvr_ds.tracking.tracker import charts_page
+from ilvr_ds.tracking.ui_address import LOOPBACK, UiAddress
 
 START_S = 120.0
-HOST = "127.0.0.1"
 _SETTINGS = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # otherwise fifteen processes and half a minute to start
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
 
-def show(root: Path, experiment: str | None, port: int, say: Callable[[str], None]) -> int:
-    """Serve the store of the runs below `root` on loopback until Ctrl-C or SIGTERM, then return 0.
+def show(root: Path, experiment: str | None, port: int, say: Callable[[str], None], host: str = LOOPBACK) -> int:
+    """Serve the store of the runs below `root` on `host` until Ctrl-C or SIGTERM, then return 0.
 
-    Prints the address of the charts of `experiment` (None: the newest run's) once the server answers. Raises UserError
-    if full MLflow is not installed, there is nothing to show or the port is taken.
+    Prints the address of the charts of `experiment` (None: the newest run's) once the server answers, and how it is
+    reached over ssh, or a warning where others reach it. Raises UserError if full MLflow is not installed, there is
+    nothing to show, `host` is not this machine's or the port is taken.
     """
     state = newest(root, experiment)
     if state.uri.startswith(("http://", "https://")):
         say(f"this experiment's server: {charts_page(state.uri, state.experiment_id)}")
         return 0
     _check_installed()
-    _check_free(port)
+    address = UiAddress(host, port)
+    address.check()
     command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", state.uri, "--host", HOST,
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", state.uri, "--host", host,
         "--port", str(port), "--workers", "1",
     ]  # fmt: skip
     server = subprocess.Popen(
-        command, env={**os.environ, **_SETTINGS}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        command, env={**address.settings(), **os.environ, **_SETTINGS}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _wait(server, port)
-        say(f"charts of experiment '{state.experiment}': {charts_page(f'http://{HOST}:{port}', state.experiment_id)}")
+        _wait(server, address)
+        say(f"charts of experiment '{state.experiment}': {charts_page(address.shown, state.experiment_id)}")
+        if hint := address.hint(os.environ):
+            say(hint)
         say("Ctrl-C ends the server")
         server.communicate()  # drains its output, which would fill the pipe
         raise UserError(f"the MLflow server ended by itself with code {server.returncode}")
@@ -85,18 +88,7 @@ def _check_installed() -> None:
         raise UserError("MLflow's pages are not installed; pip install '.[ui]'") from error
 
 
-def _check_free(port: int) -> None:
-    if not 1 <= port <= 65535:
-        raise UserError(f"--port: {port} is not a port; give 1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise UserError(f"--port: {port} is taken ({error.strerror}); give another") from error
-
-
-def _wait(server: subprocess.Popen[str], port: int) -> None:
+def _wait(server: subprocess.Popen[str], address: UiAddress) -> None:
     """Wait until it answers; raises UserError if it ends or takes too long."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
@@ -105,7 +97,7 @@ def _wait(server: subprocess.Popen[str], port: int) -> None:
             last = (said.strip().splitlines() or ["it said nothing"])[-1]
             raise UserError(f"the MLflow server did not start: {without_password(last)}")
         try:
-            with urlopen(f"http://{HOST}:{port}/health", timeout=5):
+            with urlopen(f"{address.local}/health", timeout=5):
                 return
         except (URLError, OSError):
             time.sleep(0.2)

@@ -92,6 +92,7 @@ def test_the_map_is_pale_where_a_patch_was_not_in_the_pool(tmp_path: Path) -> No
         (tmp_path / f"{number}").mkdir()
         draw_selection(sample(drawn), 0, tmp_path / f"{number}" / "a.png")
         pixels.append(np.asarray(opened(tmp_path / f"{number}" / "a.png")).astype(int))
+    assert all((page[:, WIDTH - 4 :] == 255).all() for page in pixels), "no words that the edge cuts"
     cold = coloured(np.zeros((1, 1), dtype=np.float32), 0, 1)[0, 0]
     right = slice(int(WIDTH * 0.68), WIDTH - 60)
     everywhere, there = (np.nonzero((page == cold).all(2)[:, right]) for page in pixels)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -56,3 +58,38 @@ def test_a_run_on_a_server_has_its_page_there(tmp_path: Path) -> None:
     said: list[str] = []
     assert ui.show(tmp_path, None, 1, said.append) == 0
     assert "http://store:5000/#/experiments/7/runs?compareRunsMode=CHART" in said[0]
+
+
+def test_a_server_on_a_network_waits_locally_and_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a host that does not reach the server, and a network that MLflow turns away."""
+    write(tmp_path / "a", "first", "7")
+    seen: dict[str, object] = {}
+
+    def start(command: list[str], env: dict[str, str], **options: object) -> subprocess.Popen[str]:
+        seen.update(command=command, env=env)
+        return cast("subprocess.Popen[str]", FinishedServer())
+
+    monkeypatch.setattr(ui.subprocess, "Popen", start)
+    monkeypatch.setattr(ui, "_wait", lambda server, address: seen.update(asked=address.local))
+    monkeypatch.setattr(ui, "_end", lambda server: None)
+    said: list[str] = []
+    port = free_port()
+    assert ui.show(tmp_path, None, port, said.append, "0.0.0.0") == 0
+    command, env = cast("list[str]", seen["command"]), cast("dict[str, str]", seen["env"])
+    assert command[command.index("--host") + 1] == "0.0.0.0" and seen["asked"] == f"http://127.0.0.1:{port}"
+    assert f"http://{socket.gethostname()}:{port}/#/experiments/7" in said[0]
+    assert said[1].startswith("warning: MLflow has no login") and len(said) == 3
+    assert f"{socket.gethostname()}:{port}" in env["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+
+
+class FinishedServer:
+    """A server that Ctrl-C ends at once."""
+
+    def communicate(self) -> None:
+        raise KeyboardInterrupt
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
