@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from ilvr_ds.cli.answering import add_answering, run_answering
 from ilvr_ds.cli.generate import add_generation, generation_settings
 from ilvr_ds.cli.options import Commands
 
@@ -28,7 +29,8 @@ def add_audit(commands: Commands) -> None:
     )  # fmt: skip
     command.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), help="MLflow for the scores")
     command.add_argument("--experiment", help="MLflow experiment (default: below the training run, else evaluation)")
-    command.set_defaults(run=_audit, by_ranks=True)
+    add_answering(command)
+    command.set_defaults(run=_audit)
 
 
 def _audit(options: argparse.Namespace) -> int:
@@ -52,7 +54,4 @@ def _audit(options: argparse.Namespace) -> int:
         tracking_uri=options.tracking_uri,
         experiment=options.experiment,
     )
-    lines = audit(AuditSettings(evaluation, tests, tuple(options.set)))
-    if os.environ.get("RANK", "0") == "0":
-        print("\n".join(lines))
-    return 0
+    return run_answering(options, lambda: audit(AuditSettings(evaluation, tests, tuple(options.set))))

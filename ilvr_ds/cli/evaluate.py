@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from ilvr_ds.cli.answering import add_answering, run_answering
 from ilvr_ds.cli.generate import add_generation, generation_settings
 from ilvr_ds.cli.options import Commands
 
@@ -32,7 +33,8 @@ def add_evaluate(commands: Commands) -> None:
     )
     command.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), help="MLflow for the scores")
     command.add_argument("--experiment", help="MLflow experiment (default: below the training run, else evaluation)")
-    command.set_defaults(run=_evaluate, by_ranks=True)
+    add_answering(command)
+    command.set_defaults(run=_evaluate)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -58,7 +60,4 @@ def _evaluate(options: argparse.Namespace) -> int:
         tracking_uri=options.tracking_uri,
         experiment=options.experiment,
     )
-    lines = evaluate(settings)
-    if os.environ.get("RANK", "0") == "0":
-        print("\n".join(lines))
-    return 0
+    return run_answering(options, lambda: evaluate(settings))

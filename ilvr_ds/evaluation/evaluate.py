@@ -18,15 +18,17 @@ from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.ablation import CONDITIONS, latent_source
 from ilvr_ds.evaluation.answers import Answer
+from ilvr_ds.evaluation.batches import answer_batches
 from ilvr_ds.evaluation.benchmarks import find_benchmark
 from ilvr_ds.evaluation.card import add_scores
 from ilvr_ds.evaluation.charts import draw_scores
 from ilvr_ds.evaluation.examples import example, marked_text
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.pixels import replay_cost
-from ilvr_ds.evaluation.preparation import EvaluationSettings, Prepared, answer_batches, prepare
+from ilvr_ds.evaluation.preparation import EvaluationSettings, Prepared, prepare
 from ilvr_ds.evaluation.report import left_out_lines, metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results
+from ilvr_ds.monitoring.stop_signal import StopSignal
 from ilvr_ds.tracking.registry import attach, read_origin
 from ilvr_ds.tracking.scores import log_scores
 
@@ -37,7 +39,7 @@ EXAMPLES = 50
 def evaluate(settings: EvaluationSettings) -> list[str]:
     """Evaluate on this rank (collective over the launcher's ranks); returns lines that say the scores.
 
-    Raises UserError for everything that a person can mend, before anything is written.
+    Raises UserError for everything that a person can mend, before anything is written; Stopped where a signal came.
     """
     find_benchmark(settings.benchmark)
     _check_settings(settings)
@@ -46,8 +48,10 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
     results = Results(ready.settings.output or Path())
     identity = ready.identity() | {"ablate_latents": settings.ablate_latents, "compare_pixels": settings.compare_pixels}
     dist.decided_by_main(lambda: results.open(identity))
-    answer_batches(results, ready.numbers, settings.batch_size, _Run(ready).answer, ready.reader.location)
-    lines = dist.decided_by_main(lambda: _finish(ready, results, identity))
+    with StopSignal() as signal:
+        run = _Run(ready)
+        answer_batches(results, ready.numbers, settings.batch_size, run.answer, ready.reader.location, signal)
+        lines = dist.decided_by_main(lambda: _finish(ready, results, identity))
     dist.close()
     return lines
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -60,6 +61,31 @@ def test_a_killed_audit_goes_on_where_it_was(audit_of: Audit, tmp_path: Path, mo
     assert [batch for kind, batch in seen if kind is ChangedPass] == [first, second, first, second]
     assert audit_of("uses", *tests, output="killed") == whole
     assert len(seen) == 7, "a finished audit answers nothing again"
+
+
+@pytest.mark.parametrize("kind", [OwnPass, ChangedPass])
+def test_a_signal_in_either_pass_keeps_what_is_done(
+    kind: type[OwnPass] | type[ChangedPass],
+    audit_of: Audit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = audit_of("uses", "--tests", "donor", output="whole")
+    answer = kind.answer
+
+    def hearing(self: Any, batch: range) -> Any:
+        if batch.start:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+        return answer(self, batch)
+
+    monkeypatch.setattr(kind, "answer", hearing)
+    assert audit_of("uses", "--tests", "donor", "--stop-exit-code", "85", output="stopped", code=85) == {}
+    latents = "own latents" if kind is OwnPass else "other latents"
+    assert f"{latents}: 12 of 24 samples are done and kept in {tmp_path / 'stopped'}" in capsys.readouterr().err
+    monkeypatch.setattr(kind, "answer", answer)
+    assert audit_of("uses", "--tests", "donor", output="stopped") == whole
 
 
 @pytest.mark.drill
