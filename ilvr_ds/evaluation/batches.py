@@ -51,13 +51,19 @@ def answer_batches(
                 break
             append(file, [line for line in lines if line["number"] not in done])
             logger.info("batch %d of %d", number, len(mine))
-    dist.barrier(lambda: signal.requested and dist.tell_all_to_stop())
+    dist.barrier(partial(_pass_on, signal))
     kept = dist.decided_by_main(lambda: len(_done(results)))
     if kept < len(numbers):
         raise Stopped(
             f"stopped by a signal; {what}: {kept} of {len(numbers)} samples are done and kept in {results.folder}; "
             "start the same command again to go on"
         )
+
+
+def _pass_on(signal: StopSignal) -> None:
+    """A rank that has no batch left tells the others that it was asked."""
+    if signal.requested:
+        dist.tell_all_to_stop()
 
 
 def _done(results: Results) -> set[int]:
