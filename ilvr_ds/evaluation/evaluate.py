@@ -22,6 +22,7 @@ from ilvr_ds.evaluation.batches import answer_batches
 from ilvr_ds.evaluation.benchmarks import find_benchmark
 from ilvr_ds.evaluation.card import add_scores
 from ilvr_ds.evaluation.charts import draw_scores
+from ilvr_ds.evaluation.context import Context
 from ilvr_ds.evaluation.examples import example, marked_text
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.pixels import replay_cost
@@ -98,9 +99,10 @@ class _Run:
         self, samples: list[Sample], prompts: list[EncodedSample], own: Sequence[Answer], lines: list[Line]
     ) -> None:
         generation = self.ready.settings.generation
+        read = Context(self.ready.reasoner, prompts, generation.max_new_tokens)
         for condition in CONDITIONS:
             source = latent_source(condition, self.ready.reasoner, own, generation.seed)
-            answers = Generator(self.ready.reasoner, generation, source)(prompts).answers
+            answers = Generator(self.ready.reasoner, generation, source)(prompts, read).answers
             donors = getattr(source, "has_donor", [True] * len(samples))
             for answer, line, has_donor in zip(answers, lines, donors, strict=True):
                 line.setdefault("ablation", {})[condition] = {"response": answer.text, "has_donor": has_donor}
@@ -109,8 +111,6 @@ class _Run:
 def _check_settings(settings: EvaluationSettings) -> None:
     if settings.compare_pixels < 0:
         raise UserError(f"--compare-pixels {settings.compare_pixels}: must be 0 or more")
-    if settings.max_samples is not None and settings.max_samples < 1:
-        raise UserError(f"--max-samples {settings.max_samples}: must be 1 or more")
     if settings.batch_size == 1 and settings.ablate_latents:
         raise UserError("--batch-size: --ablate-latents takes latents from other samples of a batch; give 2 or more")
 

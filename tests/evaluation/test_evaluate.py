@@ -20,6 +20,7 @@ from ilvr_ds.evaluation import evaluate as module
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import load_reasoner
 from ilvr_ds.evaluation.preparation import default_output
+from ilvr_ds.model.vision import VisionTower
 from ilvr_ds.tracking.registry import register
 from ilvr_ds.tracking.scores import log_scores
 from tests.ranks import ROOT, free_port, rank_environment
@@ -268,6 +269,22 @@ def test_results_of_another_mode_stand_beside(model: Path, demo_folder: Path) ->
     few = ["--shards", f"{demo_folder / 'held_out'}", "--benchmark", "comt", "--max-new-tokens", "2"]
     assert main(["evaluate", "--model", f"{model}", *few, "--max-samples", "2", "--mode", "direct"]) == 0
     assert [folder.name for folder in (model / "evaluation").iterdir()] == ["comt-direct"]
+
+
+def test_the_prompts_of_a_batch_are_read_once_for_all_ablations(
+    model: Path, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a prefill for each condition: at 7B reading the images is most of the work."""
+    read, tower = [], VisionTower.forward
+
+    def noting(self: VisionTower, images: Any) -> Any:
+        read.append(len(images.cu_seqlens) - 1)
+        return tower(self, images)
+
+    monkeypatch.setattr(VisionTower, "forward", noting)
+    few = ("--ablate-latents", "--max-samples", "2", "--max-new-tokens", "3")
+    assert main(arguments(model, demo_folder, tmp_path / "out", *few)) == 0
+    assert read == [2, 2], "own latents, and all others"
 
 
 def test_latents_are_not_ablated_where_there_are_none(
