@@ -13,7 +13,6 @@ from ilvr_ds.audit.readings.retrieval import OTHERS, Retrieval
 from ilvr_ds.audit.readings.targets import Chosen, TargetChooser
 from ilvr_ds.audit.settings import REPLACEMENTS, AuditSettings, selection_of
 from ilvr_ds.audit.store import LatentStore
-from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.batches import answer_batches, cut_batches
 from ilvr_ds.evaluation.preparation import Prepared, prepare
 from ilvr_ds.evaluation.report import left_out_lines
@@ -27,8 +26,6 @@ def audit(settings: AuditSettings) -> list[str]:
 
     Raises UserError for everything that a person can mend, before anything is written; Stopped where a signal came.
     """
-    if settings.evaluation.max_samples is not None and settings.evaluation.max_samples < 1:
-        raise UserError(f"--samples {settings.evaluation.max_samples}: must be 1 or more")
     ready = prepare(settings.evaluation, f"audit-{settings.evaluation.benchmark}")
     selection, source = selection_of(str(ready.folder), ready.reasoner.latent_size, settings.overrides)
     members = dist.decided_by_main(lambda: _members(ready))

@@ -36,7 +36,7 @@ def audit_of(planted_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         reasoner = planted_reasoner(planted_folder / "model", case)
         monkeypatch.setattr(preparation, "load_reasoner", lambda *_, **__: reasoner)
         shards, out = planted_folder / data, tmp_path / output
-        fixed = ["--batch-size", "12", "--max-new-tokens", "14", "--output", f"{out}"]
+        fixed = ["--batch-size", "12", "--max-new-tokens", "14", "--output", f"{out}", "--benchmark", "comt"]
         command = ["audit", "--model", f"{planted_folder / 'model'}", "--shards", f"{shards}", *fixed, *more]
         assert main(command) == code
         file = out / "audit.json"
