@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from ilvr_ds.evaluation.preparation import EvaluationSettings
 
 logger = logging.getLogger("ilvr_ds")
+_COMMON = (
+    "model", "shards", "benchmark", "data", "output", "batch_size", "max_samples", "latent_size", "precision",
+    "max_image_pixels", "tracking_uri", "experiment",
+)  # fmt: skip
+"""Fields of EvaluationSettings that have the names of their options."""
 
 
 def add_answering(command: argparse.ArgumentParser, folder: str, limit: str) -> None:
@@ -60,9 +65,7 @@ def evaluation_settings(options: argparse.Namespace, **more: Any) -> EvaluationS
     least, most = LIMITS["run.stop_exit_code"]
     if not least <= options.stop_exit_code <= most:
         raise UserError(f"--stop-exit-code {options.stop_exit_code}: must be from {least} to {most}")
-    names = ("model", "shards", "benchmark", "data", "output", "batch_size", "max_samples", "latent_size", "precision")
-    names += ("max_image_pixels", "tracking_uri", "experiment")
-    common = {name: getattr(options, name) for name in names}
+    common = {name: getattr(options, name) for name in _COMMON}
     return EvaluationSettings(**common, generation=generation_settings(options), **more)
 
 
