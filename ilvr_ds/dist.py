@@ -22,6 +22,7 @@ from ilvr_ds.errors import UserError
 
 logger = logging.getLogger("ilvr_ds")
 T = TypeVar("T")
+POLL_S = 0.05
 
 
 def rank() -> int:
@@ -214,10 +215,26 @@ def warn(message: str, *arguments: object) -> None:
         logger.warning(message, *arguments)
 
 
-def barrier() -> None:
-    """Block the host until every rank is here."""
+def barrier(meanwhile: Callable[[], object] | None = None) -> None:
+    """Block the host until every rank is here. With `meanwhile`, called again and again, it hears signals, too."""
     if world_size() > 1:
-        torch_dist.barrier(group=_host_group())
+        work = torch_dist.barrier(group=_host_group(), async_op=meanwhile is not None)
+        while work is not None and meanwhile is not None and not work.is_completed():
+            meanwhile()
+            time.sleep(POLL_S)
+        if work is not None:
+            work.wait()
+
+
+def tell_all_to_stop() -> None:
+    """Let every rank see it by `is_told_to_stop`, as long as the job's group lives; nobody waits."""
+    if world_size() > 1:
+        _store().set(_STOP, "1")
+
+
+def is_told_to_stop() -> bool:
+    """Whether some rank has told all to stop; a question to the main rank's host, not a collective."""
+    return world_size() > 1 and bool(_store().check([_STOP]))
 
 
 def close() -> None:
@@ -229,6 +246,12 @@ def close() -> None:
 
 
 _gloo: Any = None
+_STOP = "ilvr_ds/stop"
+
+
+def _store() -> Any:
+    """Through which the ranks found each other: keys and values, on the main rank's host."""
+    return torch_dist.group.WORLD.get_group_store()  # type: ignore[union-attr]
 
 
 def _host_group() -> Any:

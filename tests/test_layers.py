@@ -46,10 +46,10 @@ MAY_IMPORT = {
     }
     | {"base_model", "provenance", "pictures", "planning", "evaluation"},
     "evaluation": BASE
-    | {"evaluation", "checkpoint", "tracking", "model", "ops", "data", "config", "dist", "base_model"}
+    | {"evaluation", "checkpoint", "tracking", "monitoring", "model", "ops", "data", "config", "dist", "base_model"}
     | {"provenance", "pictures", "file_modes", "whole_files"},
     "audit": BASE
-    | {"audit", "evaluation", "distill", "tracking", "model", "ops", "data", "config", "dist", "pictures"}
+    | {"audit", "evaluation", "distill", "tracking", "monitoring", "model", "ops", "data", "config", "dist", "pictures"}
     | {"whole_files"},
     "serving": BASE | {"serving", "evaluation", "ingest", "data", "whole_files"},
     "planning": BASE | {"planning", "config"},

@@ -13,20 +13,19 @@ from ilvr_ds.audit.readings.retrieval import OTHERS, Retrieval
 from ilvr_ds.audit.readings.targets import Chosen, TargetChooser
 from ilvr_ds.audit.settings import REPLACEMENTS, AuditSettings, selection_of
 from ilvr_ds.audit.store import LatentStore
-from ilvr_ds.errors import UserError
-from ilvr_ds.evaluation.preparation import Prepared, answer_batches, cut_batches, prepare
+from ilvr_ds.evaluation.batches import answer_batches, cut_batches
+from ilvr_ds.evaluation.preparation import Prepared, prepare
 from ilvr_ds.evaluation.report import left_out_lines
 from ilvr_ds.evaluation.results import Results
 from ilvr_ds.evaluation.scoring import clean
+from ilvr_ds.monitoring.stop_signal import StopSignal
 
 
 def audit(settings: AuditSettings) -> list[str]:
     """Audit on this rank (collective over the launcher's ranks); returns audit.md as lines.
 
-    Raises UserError for everything that a person can mend, before anything is written.
+    Raises UserError for everything that a person can mend, before anything is written; Stopped where a signal came.
     """
-    if settings.evaluation.max_samples is not None and settings.evaluation.max_samples < 1:
-        raise UserError(f"--samples {settings.evaluation.max_samples}: must be 1 or more")
     ready = prepare(settings.evaluation, f"audit-{settings.evaluation.benchmark}")
     selection, source = selection_of(str(ready.folder), ready.reasoner.latent_size, settings.overrides)
     members = dist.decided_by_main(lambda: _members(ready))
@@ -43,22 +42,23 @@ def audit(settings: AuditSettings) -> list[str]:
     dist.decided_by_main(lambda: own_results.open(identity))
     size, numbers = ready.settings.batch_size, ready.numbers
     store = LatentStore(output, [numbers[batch.start : batch.stop] for batch in cut_batches(len(numbers), size)])
-    first = OwnPass(
-        ready,
-        store,
-        chooser,
-        Retrieval(_retrieval_pool(ready, chooser)) if chooser and "inside" in tests else None,
-        frozenset(spread(numbers, SAMPLES)) if "inside" in tests else frozenset(),
-    )
-    answer_batches(own_results, numbers, size, first.answer, f"{ready.reader.location}: own latents")
-    own_lines = {line["number"]: line for line in dist.decided_by_main(own_results.lines)}
-    plan = _plan(tests, members)
-    if plan.replacements or plan.swaps is not None or plan.is_barred:
-        second = ChangedPass(ready, store, own_lines, plan)
-        answer_batches(results, numbers, size, second.answer, f"{ready.reader.location}: other latents")
-    about = {"selection": selection.__dict__, "selection_from": source, "left_out": left_out}
-    finish = Finish(ready, own_lines, store, plan, "inside" in tests, chooser)
-    lines = dist.decided_by_main(lambda: finish(results, about))
+    with StopSignal() as signal:
+        first = OwnPass(
+            ready,
+            store,
+            chooser,
+            Retrieval(_retrieval_pool(ready, chooser)) if chooser and "inside" in tests else None,
+            frozenset(spread(numbers, SAMPLES)) if "inside" in tests else frozenset(),
+        )
+        answer_batches(own_results, numbers, size, first.answer, f"{ready.reader.location}: own latents", signal)
+        own_lines = {line["number"]: line for line in dist.decided_by_main(own_results.lines)}
+        plan = _plan(tests, members)
+        if plan.replacements or plan.swaps is not None or plan.is_barred:
+            second = ChangedPass(ready, store, own_lines, plan)
+            answer_batches(results, numbers, size, second.answer, f"{ready.reader.location}: other latents", signal)
+        about = {"selection": selection.__dict__, "selection_from": source, "left_out": left_out}
+        finish = Finish(ready, own_lines, store, plan, "inside" in tests, chooser)
+        lines = dist.decided_by_main(lambda: finish(results, about))
     dist.close()
     return lines
 

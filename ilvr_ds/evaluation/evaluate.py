@@ -18,15 +18,18 @@ from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.ablation import CONDITIONS, latent_source
 from ilvr_ds.evaluation.answers import Answer
+from ilvr_ds.evaluation.batches import answer_batches
 from ilvr_ds.evaluation.benchmarks import find_benchmark
 from ilvr_ds.evaluation.card import add_scores
 from ilvr_ds.evaluation.charts import draw_scores
+from ilvr_ds.evaluation.context import Context
 from ilvr_ds.evaluation.examples import example, marked_text
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.pixels import replay_cost
-from ilvr_ds.evaluation.preparation import EvaluationSettings, Prepared, answer_batches, prepare
+from ilvr_ds.evaluation.preparation import EvaluationSettings, Prepared, prepare
 from ilvr_ds.evaluation.report import left_out_lines, metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results
+from ilvr_ds.monitoring.stop_signal import StopSignal
 from ilvr_ds.tracking.registry import attach, read_origin
 from ilvr_ds.tracking.scores import log_scores
 
@@ -37,7 +40,7 @@ EXAMPLES = 50
 def evaluate(settings: EvaluationSettings) -> list[str]:
     """Evaluate on this rank (collective over the launcher's ranks); returns lines that say the scores.
 
-    Raises UserError for everything that a person can mend, before anything is written.
+    Raises UserError for everything that a person can mend, before anything is written; Stopped where a signal came.
     """
     find_benchmark(settings.benchmark)
     _check_settings(settings)
@@ -46,8 +49,10 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
     results = Results(ready.settings.output or Path())
     identity = ready.identity() | {"ablate_latents": settings.ablate_latents, "compare_pixels": settings.compare_pixels}
     dist.decided_by_main(lambda: results.open(identity))
-    answer_batches(results, ready.numbers, settings.batch_size, _Run(ready).answer, ready.reader.location)
-    lines = dist.decided_by_main(lambda: _finish(ready, results, identity))
+    with StopSignal() as signal:
+        run = _Run(ready)
+        answer_batches(results, ready.numbers, settings.batch_size, run.answer, ready.reader.location, signal)
+        lines = dist.decided_by_main(lambda: _finish(ready, results, identity))
     dist.close()
     return lines
 
@@ -94,9 +99,10 @@ class _Run:
         self, samples: list[Sample], prompts: list[EncodedSample], own: Sequence[Answer], lines: list[Line]
     ) -> None:
         generation = self.ready.settings.generation
+        read = Context(self.ready.reasoner, prompts, generation.max_new_tokens)
         for condition in CONDITIONS:
             source = latent_source(condition, self.ready.reasoner, own, generation.seed)
-            answers = Generator(self.ready.reasoner, generation, source)(prompts).answers
+            answers = Generator(self.ready.reasoner, generation, source)(prompts, read).answers
             donors = getattr(source, "has_donor", [True] * len(samples))
             for answer, line, has_donor in zip(answers, lines, donors, strict=True):
                 line.setdefault("ablation", {})[condition] = {"response": answer.text, "has_donor": has_donor}
@@ -105,8 +111,6 @@ class _Run:
 def _check_settings(settings: EvaluationSettings) -> None:
     if settings.compare_pixels < 0:
         raise UserError(f"--compare-pixels {settings.compare_pixels}: must be 0 or more")
-    if settings.max_samples is not None and settings.max_samples < 1:
-        raise UserError(f"--max-samples {settings.max_samples}: must be 1 or more")
     if settings.batch_size == 1 and settings.ablate_latents:
         raise UserError("--batch-size: --ablate-latents takes latents from other samples of a batch; give 2 or more")
 

@@ -7,9 +7,7 @@ family's releases.
 
 from __future__ import annotations
 
-import glob
 import json
-import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,6 +29,7 @@ from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.card import write_card
 from ilvr_ds.evaluation.stock_files import copy_side_files, write_config, write_image_processor, write_tokenizer
+from ilvr_ds.evaluation.unfinished import finish, unfinished_folder
 from ilvr_ds.file_modes import follow_umask
 from ilvr_ds.model.base_weights import linear_weights, tower_weights
 from ilvr_ds.model.families import Family, family_of
@@ -39,9 +38,7 @@ from ilvr_ds.model.hub import model_folder
 from ilvr_ds.model.layers.four_bit import check_base, round_trip
 from ilvr_ds.model.student import DTYPES, load_config
 from ilvr_ds.tracking.registry import is_exported, write_origin
-from ilvr_ds.whole_files import partial_name
 
-logger = logging.getLogger("ilvr_ds")
 SHARD_BYTES = 4 * 1024**3
 """Tensors that wait to be written hold at most this much, plus the last one."""
 Named = tuple[str, Tensor]
@@ -68,32 +65,27 @@ def export(
     dtype = DTYPES[precision or recipe["train"]["precision"]]
     config = load_config(settings.path)
     tokenizer, special = load_tokenizer(settings.path)
-    for other in sorted(to.parent.glob(f"{glob.escape(to.name)}.partial-*")):
-        logger.warning("%s: of an export that was killed, or still runs; delete it if none does", other)
-    partial = partial_name(to)
     try:
-        partial.mkdir(parents=True)
-        student = _Student(read_student_weights(checkpoint), settings, DTYPES[recipe["train"]["precision"]])
-        config.text_config.vocab_size = student.rows
-        written = _write_weights(partial, _all_weights(student, settings, config, adapters == "merge"), dtype)
-        if settings.lora_rank and adapters == "apart":
-            student.write_adapter(partial / "adapter", dtype, to.resolve(), family_of(config))
-        write_config(partial, config, special, settings.latent_size, dtype)
-        write_tokenizer(partial, tokenizer)
-        write_image_processor(partial, ImageEncoder(settings.path, recipe["data"]["max_image_pixels"]))
-        copy_side_files(settings.path, partial)
-        write_card(partial, state, checkpoint, dtype, family_of(config))
-        write_origin(partial, state, checkpoint)
-        for file in [path for path in partial.rglob("*") if path.is_file()]:
-            follow_umask(file)
-        _check_target(to, checkpoint, overwrite)  # another export may have ended meanwhile
-        if to.exists():
-            shutil.rmtree(to)
-        partial.rename(to)
+        with unfinished_folder(to) as partial:
+            student = _Student(read_student_weights(checkpoint), settings, DTYPES[recipe["train"]["precision"]])
+            config.text_config.vocab_size = student.rows
+            written = _write_weights(partial, _all_weights(student, settings, config, adapters == "merge"), dtype)
+            if settings.lora_rank and adapters == "apart":
+                student.write_adapter(partial / "adapter", dtype, to.resolve(), family_of(config))
+            write_config(partial, config, special, settings.latent_size, dtype)
+            write_tokenizer(partial, tokenizer)
+            write_image_processor(partial, ImageEncoder(settings.path, recipe["data"]["max_image_pixels"]))
+            copy_side_files(settings.path, partial)
+            write_card(partial, state, checkpoint, dtype, family_of(config))
+            write_origin(partial, state, checkpoint)
+            for file in [path for path in partial.rglob("*") if path.is_file()]:
+                follow_umask(file)
+            _check_target(to, checkpoint, overwrite)  # another export may have ended meanwhile
+            if to.exists():
+                shutil.rmtree(to)
+            finish(partial, to)
     except (OSError, SafetensorError) as error:
         raise UserError(f"--to: cannot write {to} ({error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return [f"{to}: step {state['step']} of {checkpoint.parent.parent.name}, {written / 1e9:.3g} GB, {dtype}"]
 
 

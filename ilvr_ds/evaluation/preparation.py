@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +18,6 @@ from ilvr_ds.evaluation.generate import GenerationSettings
 from ilvr_ds.evaluation.loading import Reasoner, load_reasoner, speaking_of_the_option
 from ilvr_ds.evaluation.modes import AUTO, Mode, check_mode, choose_mode, instruction_of
 from ilvr_ds.evaluation.report import left_out_lines
-from ilvr_ds.evaluation.results import Line, Results, append
 from ilvr_ds.evaluation.samples import Samples, open_samples
 from ilvr_ds.tracking.registry import is_reference, resolve
 from ilvr_ds.tracking.scores import check_address
@@ -178,32 +176,6 @@ def default_output(model: str, benchmark: str) -> Path:
     if Path(model).is_dir():
         return Path(model) / "evaluation" / benchmark
     return Path("evaluation") / model.replace("/", "--") / benchmark
-
-
-def cut_batches(count: int, size: int) -> list[range]:
-    """Places 0..count-1 in runs of `size`; a single sample at the end joins the run before it."""
-    starts = list(range(0, count, size))
-    if len(starts) > 1 and size > 1 and count - starts[-1] == 1:
-        starts.pop()
-    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], count], strict=True)]
-
-
-def answer_batches(
-    results: Results, numbers: list[int], size: int, answer: Callable[[range], list[Line]], what: str
-) -> None:
-    """Write down what `answer` makes of each batch of places in `numbers` that is not done yet (collective).
-
-    Rank r takes batches r, r + world, ... `what` names the work in the log.
-    """
-    done = dist.decided_by_main(lambda: {line["number"] for line in results.lines()})
-    batches = cut_batches(len(numbers), size)[dist.rank() :: dist.world_size()]
-    mine = [batch for batch in batches if not done.issuperset(numbers[batch.start : batch.stop])]
-    logger.info("%s: %d samples, %d of them done", what, len(numbers), len(done))
-    with results.part(dist.rank()) as file:
-        for number, batch in enumerate(mine, start=1):
-            append(file, [line for line in answer(batch) if line["number"] not in done])
-            logger.info("batch %d of %d", number, len(mine))
-    dist.barrier()
 
 
 def _left_out(reader: Samples, count: int, benchmark: Benchmark) -> dict[int, str]:

@@ -46,6 +46,10 @@ class Owner:
     """How often Slurm has started this job again."""
     token: str = field(default_factory=lambda: secrets.token_hex(8))
 
+    def to_text(self) -> str:
+        """What `read_owner` reads."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
     def is_dead_for(self, other: Owner) -> bool:
         """Whether `other` can know that this one is gone: it sees its processes, or is a later start of its job."""
         if self.job is not None and self.job == other.job and self.start < other.start:
@@ -72,7 +76,7 @@ def run_lock(directory: Path) -> Iterator[None]:
     finally:
         ended.set()
         with suppress(OSError):  # then it goes stale
-            if _read(directory / FILE) == mine:
+            if read_owner(directory / FILE) == mine:
                 (directory / FILE).unlink()
             for folder in made:
                 folder.rmdir()  # refused where it is not empty
@@ -85,13 +89,13 @@ def _take(directory: Path) -> Owner:
         directory.mkdir(parents=True, exist_ok=True)
         if _make(path, mine):
             return mine
-        other, silent_s = _read(path), _silent_s(path)
+        other, silent_s = read_owner(path), _silent_s(path)
         if not (other and other.is_dead_for(mine)) and silent_s < STALE_S:
             raise UserError(_refusal(directory, other, mine, silent_s))
-        logger.warning("took over the lock of %s, which is gone", _named(other))
+        logger.warning("took over the lock of %s, which is gone", named(other))
         _replace(path, mine)
         time.sleep(SETTLE_S)
-        if (winner := _read(path)) != mine:
+        if (winner := read_owner(path)) != mine:
             raise UserError(_refusal(directory, winner, mine, 0.0))
     except OSError as error:
         raise UserError(f"run.output_dir: cannot write to {directory} ({error.strerror})") from error
@@ -102,7 +106,7 @@ def _make(path: Path, mine: Owner) -> bool:
     """False where there is a lock."""
     try:
         with path.open("x") as file:
-            file.write(_text(mine))
+            file.write(mine.to_text())
     except FileExistsError:
         return False
     except OSError:
@@ -113,7 +117,7 @@ def _make(path: Path, mine: Owner) -> bool:
 
 def _replace(path: Path, mine: Owner) -> None:
     temporary = path.with_name(f"{path.name}.{mine.token}")
-    temporary.write_text(_text(mine))
+    temporary.write_text(mine.to_text())
     temporary.replace(path)
 
 
@@ -121,8 +125,8 @@ def _keep(path: Path, mine: Owner, ended: threading.Event) -> None:
     """The thread: touch the lock; end the process where another has taken it, or both would write one record."""
     while not ended.wait(BEAT_S):
         try:
-            if (owner := _read(path)) is not None and owner != mine:
-                logger.error("%s: %s has taken this run over; this process ends", path, _named(owner))
+            if (owner := read_owner(path)) is not None and owner != mine:
+                logger.error("%s: %s has taken this run over; this process ends", path, named(owner))
                 os._exit(1)
             os.utime(path)
         except OSError as error:
@@ -142,16 +146,13 @@ def _silent_s(path: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> Owner | None:
-    """None where there is no lock, or one that names nobody: its owner was killed while it wrote, or still writes."""
+def read_owner(path: Path) -> Owner | None:
+    """Whom a file names; None where there is no file, or one that names nobody: its owner was killed while it wrote, or
+    still writes."""
     try:
         return Owner(**json.loads(path.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-
-
-def _text(owner: Owner) -> str:
-    return json.dumps(asdict(owner), indent=1) + "\n"
 
 
 def _refusal(directory: Path, other: Owner | None, mine: Owner, silent_s: float) -> str:
@@ -159,13 +160,16 @@ def _refusal(directory: Path, other: Owner | None, mine: Owner, silent_s: float)
     if other is None or other.machine != mine.machine:
         left = max(1.0, STALE_S - silent_s)
         advice += f"; if it is gone, start again in {left:.0f} s, or delete {directory / FILE}"
-    return f"run.name: {directory} is being trained by {_named(other)}; {advice}"
+    return f"run.name: {directory} is being trained by {named(other)}; {advice}"
 
 
-def _named(owner: Owner | None) -> str:
-    if owner is None:
-        return "a process that has not said its name"
-    return f"process {owner.process} on {owner.host}, since {owner.since}"
+def named(owner: Owner | None) -> str:
+    """An owner, for messages."""
+    return (
+        "a process that has not said its name"
+        if owner is None
+        else f"process {owner.process} on {owner.host}, since {owner.since}"
+    )
 
 
 def _machine() -> str:

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 
 from ilvr_ds.pictures.style import COLOURS, LINES, NORMAL, SMALL, new_figure, place, save
 
-Floats = NDArray[np.float64]
 Series = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 """Steps and values by name."""
 
@@ -41,32 +39,25 @@ def draw_curves(panels: Mapping[str, Series], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Bar:
-    """A group's accuracy, its number of samples, and the accuracy of guessing, if known."""
+    """A group's accuracy with its 95 % interval, its number of samples, and the accuracy of guessing, if known."""
 
     name: str
     accuracy: float
+    low: float
+    high: float
     samples: int
     chance: float | None
 
 
-def wilson(share: Floats, count: Floats) -> tuple[Floats, Floats]:
-    """The 95 % interval of a share observed `count` times; unlike the normal one it is not empty at 0 and 1."""
-    z = 1.96
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return middle - half, middle + half
-
-
 def draw_accuracy(title: str, bars: Sequence[Bar], path: Path) -> None:
-    """Accuracy of each kind of task with a 95 % interval (Wilson, 1927), chance as a line across its bar."""
+    """Accuracy of each kind of task with its 95 % interval, chance as a line across its bar."""
     is_crowded = len(bars) > 8
     figure = new_figure(4.4 if is_crowded else 3.6)
     axes = figure.subplots()
     place(figure, 0.7, 0.15, 0.35, 1.4 if is_crowded else 0.6, 0, 0)
     places = np.arange(len(bars))
     accuracy = np.array([bar.accuracy for bar in bars])
-    low, high = wilson(accuracy, np.array([max(1, bar.samples) for bar in bars]))
-    spread = np.stack([accuracy - low, high - accuracy]).clip(min=0)
+    spread = np.abs(np.array([[bar.low for bar in bars], [bar.high for bar in bars]]) - accuracy)
     axes.bar(places, accuracy, 0.6, color=COLOURS[5], yerr=spread, capsize=4, ecolor="#444444", label="accuracy")
     known = [(x, bar.chance) for x, bar in zip(places, bars, strict=True) if bar.chance is not None]
     for number, (x, chance) in enumerate(known):

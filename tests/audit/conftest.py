@@ -28,17 +28,19 @@ def planted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def audit_of(planted_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """Audits a planted case with more options; returns audit.json."""
+    """Audits a planted case with more options; returns audit.json, {} where there is none, after that exit code."""
     from ilvr_ds.evaluation import preparation
     from tests.audit.planted import planted_reasoner
 
-    def audit(case: str, *more: str, data: str = "data", output: str = "out") -> dict[str, Any]:
+    def audit(case: str, *more: str, data: str = "data", output: str = "out", code: int = 0) -> dict[str, Any]:
         reasoner = planted_reasoner(planted_folder / "model", case)
         monkeypatch.setattr(preparation, "load_reasoner", lambda *_, **__: reasoner)
         shards, out = planted_folder / data, tmp_path / output
-        fixed = ["--batch-size", "12", "--max-new-tokens", "14", "--output", f"{out}"]
-        assert main(["audit", "--model", f"{planted_folder / 'model'}", "--shards", f"{shards}", *fixed, *more]) == 0
-        report: dict[str, Any] = json.loads((out / "audit.json").read_text())
+        fixed = ["--batch-size", "12", "--max-new-tokens", "14", "--output", f"{out}", "--benchmark", "comt"]
+        command = ["audit", "--model", f"{planted_folder / 'model'}", "--shards", f"{shards}", *fixed, *more]
+        assert main(command) == code
+        file = out / "audit.json"
+        report: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         return report
 
     return audit

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from ilvr_ds.config import SelectionConfig
 from ilvr_ds.tracking.registry import register
 from ilvr_ds.tracking.scores import log_scores
 from tests.audit.planted import PlantedTower, planted_reasoner
+from tests.evaluation.published import copies
 from tests.ranks import ROOT, free_port, rank_environment
 
 Audit = Callable[..., dict[str, Any]]
@@ -62,6 +64,56 @@ def test_a_killed_audit_goes_on_where_it_was(audit_of: Audit, tmp_path: Path, mo
     assert len(seen) == 7, "a finished audit answers nothing again"
 
 
+@pytest.mark.parametrize("kind", [OwnPass, ChangedPass])
+def test_a_signal_in_either_pass_keeps_what_is_done(
+    kind: type[OwnPass] | type[ChangedPass],
+    audit_of: Audit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = audit_of("uses", "--tests", "donor", output="whole")
+    answer = kind.answer
+
+    def hearing(self: Any, batch: range) -> Any:
+        if batch.start:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+        return answer(self, batch)
+
+    monkeypatch.setattr(kind, "answer", hearing)
+    assert audit_of("uses", "--tests", "donor", "--stop-exit-code", "85", output="stopped", code=85) == {}
+    latents = "own latents" if kind is OwnPass else "other latents"
+    assert f"{latents}: 12 of 24 samples are done and kept in {tmp_path / 'stopped'}" in capsys.readouterr().err
+    monkeypatch.setattr(kind, "answer", answer)
+    assert audit_of("uses", "--tests", "donor", output="stopped") == whole
+
+
+def test_a_published_benchmark_is_audited_without_helper_images(
+    planted_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own data set and rule, as `evaluate` has them; the page says which tests were left out."""
+    from ilvr_ds.evaluation import preparation
+
+    reasoner = planted_reasoner(planted_folder / "model", "uses")
+    monkeypatch.setattr(preparation, "load_reasoner", lambda *_, **__: reasoner)
+    command = ["audit", "--model", f"{planted_folder / 'model'}", "--benchmark", "vstar", "--max-new-tokens", "14"]
+    data = ["--data", f"{copies.vstar(tmp_path / 'data')}", "--output", f"{tmp_path / 'out'}"]
+    assert main([*command, *data]) == 0
+    report = numbers_of(tmp_path / "out")
+    assert (report["benchmark"], report["rule"], report["samples"]) == ("vstar", "vstar-lmms-eval-0.7.3", copies.COUNT)
+    assert {"replacement", "donor", "barred", "inside"} <= report.keys() and "true" not in report["replacement"]
+    assert report["left_out"] == dict.fromkeys(("true", "retrieval and targets"), "no sample has helper images")
+    assert "retrieval and targets" in (tmp_path / "out/audit.md").read_text()
+
+
+def test_no_benchmark_is_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a default that misreads other data's answers in silence; said before anything is loaded."""
+    for command in ("audit", "evaluate"):
+        assert main([command, "--model", f"{tmp_path}", "--shards", f"{tmp_path}"]) == 2
+        assert "--benchmark: is missing" in (said := capsys.readouterr().err) and "--benchmark option-letter" in said
+
+
 @pytest.mark.drill
 def test_two_ranks_say_what_one_says_also_after_a_kill(planted_folder: Path, tmp_path: Path) -> None:
     """A stock model: ranks are processes of their own."""
@@ -89,7 +141,7 @@ def stock(folder: Path, output: Path, *more: str) -> list[str]:
     fixed = ["--batch-size", "8", "--max-new-tokens", "8", "--latent-size", "2", "--samples", "16"]
     return [
         "audit", "--model", f"{folder / 'model'}", "--shards", f"{folder / 'data'}", "--output", f"{output}",
-        *fixed, *more,
+        "--benchmark", "comt", *fixed, *more,
     ]  # fmt: skip
 
 
@@ -127,7 +179,7 @@ def test_scores_go_below_the_training_run_and_to_the_registered_version(
     monkeypatch.setattr(preparation, "load_reasoner", lambda *_, **__: reasoner)
     monkeypatch.setattr(preparation, "model_on_host", lambda name: name)
     command = ["audit", "--model", reference, "--shards", f"{planted_folder / 'data'}", "--tracking-uri", store]
-    assert main([*command, "--max-new-tokens", "14", "--tests", "replacement"]) == 0
+    assert main([*command, "--benchmark", "comt", "--max-new-tokens", "14", "--tests", "replacement"]) == 0
     report = numbers_of(folder / "evaluation/audit-comt")
     assert report["selection"]["top_p"] == 0.5 and report["selection_from"] == "the model's training run"
     client = MlflowClient(tracking_uri=store)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,19 @@ from transformers import AutoModelForImageTextToText
 from ilvr_ds.config import load_recipe
 from ilvr_ds.evaluation import export as module
 from ilvr_ds.model.layers.adapters import add_adapters
+from ilvr_ds.monitoring.run_lock import Owner
 from tests.ranks import ROOT
+
+
+def abandoned(folder: Path) -> Path:
+    """What a killed export leaves: half of a model, and the name of its process."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    folder.mkdir()
+    (folder / "part-0").write_bytes(bytes(100))
+    owner = {"host": "here", "process": child.pid, "started": 1, "job": None, "machine": Owner().machine}
+    (folder / "writer.json").write_text(json.dumps(owner))
+    return folder
 
 
 def export_base(

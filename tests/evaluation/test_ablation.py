@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ilvr_ds.evaluation.ablation import CONDITIONS, latent_source
+from ilvr_ds.evaluation.context import Context
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator, Place
 from ilvr_ds.evaluation.latent_sources import OtherSample
 
@@ -20,8 +21,11 @@ def test_each_condition_feeds_what_its_name_says(golden: GoldenSet, reasoner: Re
     own = Generator(reasoner, settings)(prompts).answers
     K, pad = reasoner.latent_size, reasoner.model.get_input_embeddings().weight[reasoner.special.latent_pad]
     fed = {}
+    read = Context(reasoner, prompts, settings.max_new_tokens)
     for condition in CONDITIONS:
         answers = Generator(reasoner, settings, latent_source(condition, reasoner, own, seed=1))(prompts).answers
+        again = Generator(reasoner, settings, latent_source(condition, reasoner, own, seed=1))(prompts, read).answers
+        assert [answer.tokens for answer in again] == [answer.tokens for answer in answers], "prompts read once"
         fed[condition] = answers
     for row, answer in enumerate(own):
         assert torch.count_nonzero(fed["zeros"][row].latents[0]) == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.evaluation import evaluate as module
 from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import load_reasoner
-from ilvr_ds.evaluation.preparation import cut_batches, default_output
+from ilvr_ds.evaluation.preparation import default_output
+from ilvr_ds.model.vision import VisionTower
 from ilvr_ds.tracking.registry import register
 from ilvr_ds.tracking.scores import log_scores
 from tests.ranks import ROOT, free_port, rank_environment
@@ -120,6 +122,32 @@ def test_two_ranks_answer_what_one_answers_also_after_a_kill(model: Path, demo_f
     assert part.read_bytes().count(b"\n") >= 5
     assert [rank.wait(200) for rank in start()] == [0, 0]
     assert lines_of(tmp_path / "two") == lines_of(tmp_path / "one")
+
+
+def test_a_signal_drops_the_batch_in_hand_and_keeps_the_rest(
+    model: Path, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C in the second batch. Catches a traceback, an answer that is lost, and a batch of an hour that is awaited
+    for as long as schedulers wait."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert main(arguments(model, demo_folder, whole)) == 0
+    answer = module._Run.answer
+
+    def hearing(self: Any, batch: range) -> Any:
+        if batch.start == 5:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+        return answer(self, batch)
+
+    monkeypatch.setattr(module._Run, "answer", hearing)
+    capsys.readouterr()
+    assert main(arguments(model, demo_folder, stopped, "--stop-exit-code", "85")) == 85
+    said = [line for line in capsys.readouterr().err.splitlines() if "stopped" in line]
+    assert "5 of 16 samples" in said[0] and str(stopped) in said[0] and "start the same command again" in said[0]
+    assert (stopped / "part-00000.jsonl").read_text().count("\n") == 5 and not (stopped / "scores.json").exists()
+    monkeypatch.setattr(module._Run, "answer", answer)
+    assert main(arguments(model, demo_folder, stopped)) == 0
+    assert lines_of(stopped) == lines_of(whole)
 
 
 def test_an_evaluation_goes_on_inside_a_batch(model: Path, demo_folder: Path, tmp_path: Path) -> None:
@@ -243,6 +271,22 @@ def test_results_of_another_mode_stand_beside(model: Path, demo_folder: Path) ->
     assert [folder.name for folder in (model / "evaluation").iterdir()] == ["comt-direct"]
 
 
+def test_the_prompts_of_a_batch_are_read_once_for_all_ablations(
+    model: Path, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a prefill for each condition: at 7B reading the images is most of the work."""
+    read, tower = [], VisionTower.forward
+
+    def noting(self: VisionTower, images: Any) -> Any:
+        read.append(len(images.cu_seqlens) - 1)
+        return tower(self, images)
+
+    monkeypatch.setattr(VisionTower, "forward", noting)
+    few = ("--ablate-latents", "--max-samples", "2", "--max-new-tokens", "3")
+    assert main(arguments(model, demo_folder, tmp_path / "out", *few)) == 0
+    assert read == [2, 2], "own latents, and all others"
+
+
 def test_latents_are_not_ablated_where_there_are_none(
     model: Path, demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -258,12 +302,6 @@ def test_results_of_a_models_name_do_not_take_its_place(tmp_path: Path, monkeypa
     assert default_output("org/name", "comt") == Path("evaluation/org--name/comt")
     (tmp_path / "org/name").mkdir(parents=True)
     assert default_output("org/name", "comt") == Path("org/name/evaluation/comt")
-
-
-def test_batches_are_fixed_and_none_has_one_sample() -> None:
-    assert cut_batches(16, 5) == [range(0, 5), range(5, 10), range(10, 16)]
-    assert cut_batches(1, 5) == [range(0, 1)]
-    assert cut_batches(3, 1) == [range(0, 1), range(1, 2), range(2, 3)]
 
 
 def test_a_sample_without_an_answer_is_left_out_and_counted(

@@ -14,7 +14,7 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.loading import load_reasoner
 from ilvr_ds.model.layers import four_bit
 from ilvr_ds.model.layers.four_bit import pack_layers, weight_of
-from tests.evaluation.exporting import export_base
+from tests.evaluation.exporting import abandoned, export_base
 from tests.ranks import ROOT, run_ranks
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
@@ -137,12 +137,14 @@ def test_peft_opens_adapters_and_their_base_by_itself(
 def test_two_exports_to_one_folder_do_not_meet(
     golden_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Catches an export that deletes what the other has written so far, and one that replaces it without being told."""
+    """Catches an export that deletes what the other has written so far, one that replaces it without being told, and
+    what a killed one leaves for ever."""
     from ilvr_ds.evaluation import export as module
 
     export_base(golden_model, tmp_path / "first", monkeypatch)
     checkpoint, to = tmp_path / "run/checkpoints/step-00000002", tmp_path / "model"
     write_card, started = module.write_card, []
+    killed = abandoned(tmp_path / "model.partial-0123abcd")
 
     def meanwhile(*arguments: Any) -> None:
         if not started:
@@ -155,7 +157,8 @@ def test_two_exports_to_one_folder_do_not_meet(
         module.export(checkpoint, to, "merge", None, overwrite=False)
     assert sorted(path.name for path in to.iterdir()) == sorted(path.name for path in (tmp_path / "first").iterdir())
     assert not list(tmp_path.glob("model.*")), "the slower one leaves nothing"
-    assert "of an export that was killed, or still runs" in caplog.text
+    assert "which was killed or still runs; if it does not: rm -r" in caplog.text
+    assert f"{killed}: removed; process " in caplog.text
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027])

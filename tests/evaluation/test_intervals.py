@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ilvr_ds.evaluation.intervals import effect
+from ilvr_ds.evaluation.intervals import effect, share_interval
 
 
 def test_the_interval_is_that_of_a_plain_paired_bootstrap() -> None:
@@ -27,3 +27,11 @@ def test_the_interval_is_newcombes() -> None:
     """His example of 50 pairs: 36 right both times, 12 the first time alone, 2 the second; method 10 of his table."""
     result = effect([True] * 36 + [False] * 12 + [True] * 2, [True] * 36 + [True] * 12 + [False] * 2)
     assert [result.low, result.high] == pytest.approx([0.0569, 0.3404], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "low", "high"), [(0, 4, 0, 0.4899), (50, 100, 0.4038, 0.5962), (4, 4, 0.5101, 1)]
+)
+def test_the_interval_of_a_share(hits: int, count: int, low: float, high: float) -> None:
+    """Against Wilson's formula by hand: 0 of 4 is not certain, half of 100 is what the normal one says."""
+    assert share_interval(hits, count) == pytest.approx((low, high), abs=1e-4)

@@ -54,3 +54,24 @@ with StopSignal() as stop:
         child.kill()
         child.wait()
         child.stdout.close()
+
+
+@pytest.mark.parametrize("number", StopSignal.SIGNALS)
+def test_what_can_be_dropped_is_left_at_once(number: signal.Signals) -> None:
+    """Catches a handler that `except Exception` holds up, and one that ends what may not be dropped."""
+
+    def work() -> str:
+        try:
+            signal.raise_signal(number)
+            time.sleep(60)
+        except Exception:  # noqa: BLE001
+            time.sleep(60)
+        return "done"
+
+    with StopSignal() as stop:
+        assert stop.unless_asked(lambda: "done") == "done"
+        assert stop.unless_asked(work) is None and stop.requested
+        assert stop.unless_asked(lambda: "done") is None, "asked before it began"
+    with StopSignal() as stop:
+        signal.raise_signal(number)
+        assert stop.requested, "outside of it nothing is raised"

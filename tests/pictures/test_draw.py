@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ilvr_ds.pictures.charts import AblationBar, Bar, draw_ablation, draw_accuracy, draw_curves, wilson
+from ilvr_ds.pictures.charts import AblationBar, Bar, draw_ablation, draw_accuracy, draw_curves
 from ilvr_ds.pictures.page import coloured
 from ilvr_ds.pictures.selection import draw_latents, draw_selection
 from ilvr_ds.pictures.style import COLOURS, DPI, WIDTH_IN
@@ -16,12 +16,6 @@ from ilvr_ds.pictures.views import SampleView, SegmentView, Selection
 HELPER = (10, 200, 90)
 WIDTH = int(WIDTH_IN * DPI)
 VERMILION = tuple(int(COLOURS[3][start : start + 2], 16) for start in (1, 3, 5))
-
-
-def test_the_interval_of_a_share() -> None:
-    """Against Wilson's formula by hand: 0 of 4 is not certain, half of 100 is what the normal one says."""
-    low, high = wilson(np.array([0.0, 0.5, 1.0]), np.array([4, 100, 4]))
-    assert low == pytest.approx([0, 0.4038, 0.5101], abs=1e-4) and high == pytest.approx([0.4899, 0.5962, 1], abs=1e-4)
 
 
 def segment(rows: int, columns: int, slots: int, selected: list[int] | None) -> SegmentView:
@@ -125,7 +119,9 @@ def test_latents_that_are_not_finite_are_drawn(tmp_path: Path) -> None:
 def test_charts_are_drawn(tmp_path: Path) -> None:
     drawings = {
         "curves": lambda path: draw_curves({"a": {"x": ([1, 2], [0.5, 0.25])}, "b": {"y": ([1], [2.0])}}, path),
-        "accuracy": lambda path: draw_accuracy("t", [Bar("a", 0.5, 4, 0.25), Bar("b", 1.0, 1, None)], path),
+        "accuracy": lambda path: draw_accuracy(
+            "t", [Bar("a", 0.5, 0.2, 0.8, 4, 0.25), Bar("b", 1.0, 0.2, 1.0, 1, None)], path
+        ),
         "ablation": lambda path: draw_ablation("t", 0.5, [AblationBar("zeros", 0.25, -0.5, 0.1)], path),
     }
     for name, draw in drawings.items():

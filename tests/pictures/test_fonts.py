@@ -90,7 +90,7 @@ def test_a_letter_is_drawn_with_a_font_that_has_it_on_pages(han: None, tmp_path:
 def test_a_letter_is_drawn_with_a_font_that_has_it_in_charts(han: None, tmp_path: Path) -> None:
     """In the title and in the names at the axis, which are no texts before they are drawn."""
     for number, (title, name) in enumerate([(HAN, "a"), ("a", HAN)]):
-        draw_accuracy(title, [Bar(name, 0.0, 4, None)], tmp_path / f"{number}.png")
+        draw_accuracy(title, [Bar(name, 0.0, 0.0, 0.5, 4, None)], tmp_path / f"{number}.png")
         assert longest_black_row(tmp_path / f"{number}.png") >= 9, (title, name)
 
 
@@ -100,7 +100,7 @@ def test_a_letter_that_no_font_has_is_said_once(no_han: None, tmp_path: Path, ca
             page = Page(40)
             page.words(5, 5, f"{HAN}{OTHER} Grün: 3°\tB")
             page.save(tmp_path / "page.png")
-        draw_accuracy(HAN, [Bar("a", 0.5, 4, None)], tmp_path / "chart.png")
+        draw_accuracy(HAN, [Bar("a", 0.5, 0.2, 0.8, 4, None)], tmp_path / "chart.png")
     assert [record.getMessage() for record in caplog.records] == [
         f"pictures: no installed font has '{HAN}', shown as a box; "
         "install one (for Chinese, Japanese and Korean fonts-noto-cjk)"

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ilvr_ds.pictures.charts import AblationBar, Bar, draw_ablation, draw_accuracy
+from ilvr_ds.evaluation.charts import share_bar
+from ilvr_ds.pictures.charts import AblationBar, draw_ablation, draw_accuracy
 from ilvr_ds.pictures.selection import draw_latents
 from ilvr_ds.pictures.views import SampleView
 
@@ -27,7 +28,9 @@ def draw_audit(report: dict[str, Any], views: Sequence[SampleView], folder: Path
     retrieval = report.get("inside", {}).get("retrieval", {})
     if retrieval.get("latents"):
         bars_of_hits = [
-            Bar(f"top {k}, {words}", retrieval[name][f"top_{k}"], retrieval["samples"], retrieval[name][f"chance_{k}"])
+            share_bar(
+                f"top {k}, {words}", retrieval[name][f"top_{k}"], retrieval["samples"], retrieval[name][f"chance_{k}"]
+            )
             for name, words in (("image", "own helper image"), ("others", "other samples"))
             for k in (1, 5)
         ]
