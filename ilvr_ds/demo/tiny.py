@@ -12,6 +12,9 @@ pixels:
 - The last layer is whitened, on pictures of the task or else on random coloured blobs. Without that the cosine of two
   shapes of one colour is up to 0.97: nearly all of a feature is its colour. Whitened on blobs alone, the cells of
   shaded pictures are too much alike (0.92 to the nearest other one): a latent that is nearly right names another cell.
+- On pictures of a task the merger is made nearly linear (its GELU sees small values) and the whitening is mild, so that
+  what is added to a cell is added to its feature: a mark's own direction is then the same wherever it stands (cosine
+  0.95 of a marked cell to the same cell and the mean mark; 0.47 without), and a student can learn to draw it.
 - Token embeddings and features get one scale, RMS 1. They stand side by side in the sequence, and so does the last
   hidden state, RMS 1 after the final norm, that generation feeds back as a latent. What deepstack adds has half of
   it.
@@ -88,7 +91,8 @@ _ROW_MULTIPLE = 64
 _HEAD_ROOM = 3  # rows for the latent tokens, which the trainer adds
 _FLAT_DAMPING = 0.2
 _BLOBS_SIDE = 32
-_FLOOR = 1e-3  # of the largest variance: directions below it are noise
+_FLOOR, _MILD_FLOOR = 1e-3, 0.1  # of the largest variance: what lies below counts as little
+_LINEAR = 0.1  # GELU is linear within a few per cent where its inputs have been scaled by this
 _DEEPSTACK_RMS = 0.5
 _TONES, _QWEN3_TONES = ([1.93, 2.07, 2.15], 3.8), ([1.0, 1.0, 1.0], 2.0)
 _QWEN3_IMAGES: dict[str, Any] = {
@@ -254,21 +258,30 @@ def _build_model(config: Any, tones: tuple[list[float], float], seed: int, seen:
         filters = tower.patch_embed.proj.weight  # [hidden, channels, frames, height, width]
         filters.sub_((1 - _FLAT_DAMPING) * filters.mean(dim=(2, 3, 4), keepdim=True))
         if seen is None:
-            _whiten(tower, *_blobs(tower.patch_size, *tones))
+            _whiten(tower, *_blobs(tower.patch_size, *tones), _FLOOR)
         else:
-            _whiten(tower, seen["pixel_values"], seen["image_grid_thw"])
+            first = _merger_layers(tower)[0]
+            first.weight.mul_(_LINEAR)
+            first.bias.mul_(_LINEAR)
+            _whiten(tower, seen["pixel_values"], seen["image_grid_thw"], _MILD_FLOOR)
     return model
 
 
-def _whiten(tower: Any, pixels: torch.Tensor, grids: torch.Tensor) -> None:
+def _merger_layers(tower: Any) -> tuple[Any, Any]:
+    """The two linear layers that give the features."""
+    merger = tower.merger
+    return (merger.mlp[0], merger.mlp[-1]) if hasattr(merger, "mlp") else (merger.linear_fc1, merger.linear_fc2)
+
+
+def _whiten(tower: Any, pixels: torch.Tensor, grids: torch.Tensor, floor: float) -> None:
     """Compose the tower's last layer with the whitening of its features of these pictures, and scale them to RMS 1."""
     output = tower(pixels, grid_thw=grids)
     features = output.pooler_output
     mean = features.mean(0)
     values, vectors = torch.linalg.eigh((features - mean).T @ (features - mean) / len(features))
-    whitening = vectors @ (values + _FLOOR * values[-1]).rsqrt().diag() @ vectors.T
+    whitening = vectors @ (values + floor * values[-1]).rsqrt().diag() @ vectors.T
     whitening /= _rms((features - mean) @ whitening)
-    last = tower.merger.mlp[-1] if hasattr(tower.merger, "mlp") else tower.merger.linear_fc2
+    last = _merger_layers(tower)[1]
     last.weight.copy_(whitening @ last.weight)
     last.bias.copy_(whitening @ (last.bias - mean))
     for number, added in enumerate(getattr(output, "deepstack_features", None) or []):
