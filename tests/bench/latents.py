@@ -11,7 +11,8 @@ OUTPUT/results.jsonl; the table at the end is made of that file, and so is a lat
 
 Arms: text (steps that say nothing), named (steps that name the figure), pads (the same words and filler tokens),
 single (one segment, of the last picture), random (latents of random patches), published (`selection.pool: all`), query
-(the published query among what changed), changed (what changed most), region (the marked cell, told by the data).
+(the published query among what changed), changed (what changed most from the picture before), nearest (what is least
+like any patch of the earlier pictures), region (the marked cell, told by the data).
 Behind an @ the steps of the first stage, where they are not --steps; behind a plus the second stages: detached (own
 latents, targets kept), through (the same, gradient through the whole chain) or full (cross-entropy alone through the
 whole chain, as published). What OUTPUT holds already is not done again.
@@ -44,8 +45,7 @@ from ilvr_ds.demo.task.generate import Split
 from ilvr_ds.ingest.pack import pack_samples
 from tests.bench.latents_table import read_results, table
 
-CHUNK, LATENTS = 256, 2
-FILLER = " ." * LATENTS
+CHUNK, FILLER = 256, " . ."
 CHANGED = {"pool": "changed", "by": "change", "order": "place", "top_p": 1.0}
 
 
@@ -72,6 +72,7 @@ ARMS = {
     "published": Arm("latent", {"pool": "all", "temperature": 0.1}),
     "query": Arm("latent", {"pool": "changed", "by": "query", "top_p": 1.0}),
     "changed": Arm("latent", CHANGED),
+    "nearest": Arm("latent", CHANGED | {"compare": "nearest"}),
     "region": Arm("latent", {"pool": "region", "top_p": 1.0}),
 }
 SECOND = ("detached", "through", "full")
@@ -109,6 +110,7 @@ def _options() -> Any:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--second-lr", type=float, default=1.6e-4)
+    parser.add_argument("--latents", type=int, default=2, help="of a segment (default 2)")
     parser.add_argument("--size", choices=SIZES, default="medium")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--together", type=int, default=5, help="arms that train at the same time (default 5)")
@@ -300,7 +302,7 @@ class Case:
                 "features": str(data / "train/features"), "eval_features": str(data / "held_out/features"),
                 "num_workers": options.workers, "max_image_pixels": (4 * CELL) ** 2,
             },
-            "model": {"path": str(output / f"model-{self.signs}"), "latent_size": LATENTS},
+            "model": {"path": str(output / f"model-{self.signs}"), "latent_size": options.latents},
             "teacher": {"momentum": 0.99, "offload": "none"},
             "selection": ARMS[self.arm].selection,
             "loss": {"align_weight": 0.0 if is_published else 1.0, "contrastive_weight": 0.0 if is_published else 0.1,
