@@ -3,9 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 DEMO := outputs/demo-data
-RECIPE := launch/recipes/demo.yaml
 WORKERS := 2
-SCORED := --shards $(DEMO)/held_out --benchmark option-letter --max-new-tokens 256
 
 .PHONY: demo test test-cluster test-browser drill lint bench clean
 
@@ -17,16 +15,14 @@ SCORED := --shards $(DEMO)/held_out --benchmark option-letter --max-new-tokens 2
 	touch $@
 
 demo: .venv/ready
-	rm -rf $(DEMO) outputs/demo outputs/demo-stage2
-	ilvr-ds demo-data --output $(DEMO)
-	ilvr-ds pack --input $(DEMO)/task/train.jsonl --output $(DEMO)/train --config $(RECIPE)
-	ilvr-ds pack --input $(DEMO)/task/held_out.jsonl --output $(DEMO)/held_out --config $(RECIPE)
-	DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.sh --config $(RECIPE)
-	DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.sh --config launch/recipes/demo-stage2.yaml
-	ilvr-ds export outputs/demo-stage2 --to outputs/demo-stage2/model
-	ilvr-ds evaluate --model $(DEMO)/model $(SCORED)
-	ilvr-ds evaluate --model outputs/demo-stage2/model $(SCORED) --ablate-latents
-	ilvr-ds compare $(DEMO)/model outputs/demo-stage2/model
+	rm -rf $(DEMO) outputs/trail outputs/trail-stage2
+	ilvr-ds demo-data --trained --output $(DEMO) --held-out 256
+	ilvr-ds pack --input $(DEMO)/task/train.jsonl --output $(DEMO)/train --config trail
+	ilvr-ds pack --input $(DEMO)/task/held_out.jsonl --output $(DEMO)/held_out --config trail
+	DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.sh --config trail
+	DS_ACCELERATOR=cpu deepspeed --num_gpus 2 launch/train.sh --config trail-stage2
+	ilvr-ds export outputs/trail-stage2 --to outputs/trail-stage2/model
+	ilvr-ds audit --model outputs/trail-stage2/model --shards $(DEMO)/held_out --benchmark option-letter --batch-size 128
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -33,7 +33,7 @@ setup(
     packages=[*find_packages(include=["ilvr_ds", "ilvr_ds.*"]), *inside],
     package_dir=inside,
     package_data={
-        "ilvr_ds": ["py.typed"],
+        "ilvr_ds": ["py.typed", "demo/trained/*"],
         "ilvr_ds.csrc": ["*.cpp", "*/*.cpp", "*/*.h", "*/*.cu", "*/*.cuh"],
         "ilvr_ds.recipes": ["*.yaml"],
         "ilvr_ds.ds_configs": ["*.json"],

@@ -6,6 +6,10 @@ import argparse
 from pathlib import Path
 
 from ilvr_ds.cli.options import Commands
+from ilvr_ds.errors import UserError
+
+DRAWN = ("grid", "operations", "signs", "size", "family")
+"""Options of which the trained model leaves no choice."""
 
 
 def add_demo_data(commands: Commands) -> None:
@@ -26,17 +30,29 @@ def add_demo_data(commands: Commands) -> None:
     command.add_argument(
         "--family", choices=["qwen2_5_vl", "qwen3_vl"], default="qwen2_5_vl", help="of the model (default qwen2_5_vl)"
     )
+    command.add_argument(
+        "--trained", action="store_true",
+        help="the trained model that comes with the package, and trails of 3 signs, which it follows (not with --grid, "
+        "--operations, --signs, --size or --family)",
+    )  # fmt: skip
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--workers", type=int, default=1, help="processes that draw (default 1)")
-    command.set_defaults(run=_demo_data)
+    command.set_defaults(run=_demo_data, defaults={name: command.get_default(name) for name in DRAWN})
 
 
 def _demo_data(options: argparse.Namespace) -> int:
-    from ilvr_ds.demo.material import write_demo
+    from ilvr_ds.demo.material import write_demo, write_trained_demo
 
-    for line in write_demo(
-        options.output, options.train, options.held_out, options.grid, options.size, options.seed, options.workers,
-        options.operations, options.signs, options.family,
-    ):  # fmt: skip
-        print(line)
+    common = (options.seed, options.workers)
+    if options.trained:
+        for name in DRAWN:
+            if getattr(options, name) != options.defaults[name]:
+                raise UserError(f"--{name}: not with --trained, whose model follows trails of 3 signs; leave one out")
+        lines = write_trained_demo(options.output, options.train, options.held_out, *common)
+    else:
+        lines = write_demo(
+            options.output, options.train, options.held_out, options.grid, options.size, *common, options.operations,
+            options.signs, options.family,
+        )  # fmt: skip
+    print("\n".join(lines))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,9 @@ from ilvr_ds.errors import UserError
 
 TOKENIZER_SAMPLES = 400
 WHITENING_SAMPLES = 50
+TRAINED = Path(__file__).parent / "trained"
+"""A model of size mini after stage 1 on trails; its README says how it was made."""
+TRAINED_ON = TaskSpec(operations=("trail",), signs=3, shuffled_options=False)
 SIZES = {"tiny": TINY, "mini": MINI, "medium": MEDIUM, "small": SMALL}
 
 
@@ -37,7 +41,19 @@ def write_demo(
     spec = _task_spec(grid, tuple(operations), signs)
     write_task(output / "task", spec, seed, train, held_out, workers)
     write_demo_model(output / "model", spec, size, seed, family)
-    return [f"{output / 'task'}: {train} training and {held_out} held-out samples", f"{output / 'model'}: {size} model"]
+    return _written(output, train, held_out, f"random, {size}")
+
+
+def write_trained_demo(output: Path, train: int, held_out: int, seed: int = 0, workers: int = 1) -> list[str]:
+    """The same with the model that comes with the package, and trails like those that it was trained on."""
+    write_task(output / "task", TRAINED_ON, seed, train, held_out, workers)
+    shutil.copytree(TRAINED, output / "model")
+    return _written(output, train, held_out, "trained on trails of 3 signs")
+
+
+def _written(output: Path, train: int, held_out: int, model: str) -> list[str]:
+    samples = f"{output / 'task'}: {train} training and {held_out} held-out samples"
+    return [samples, f"{output / 'model'}: a model, {model}"]
 
 
 def _task_spec(grid: int, operations: tuple[str, ...], signs: int | None) -> TaskSpec:

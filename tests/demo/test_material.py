@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import ilvr_ds
 from ilvr_ds.cli import main
+from ilvr_ds.demo.material import TRAINED
 
 ARGUMENTS = ["demo-data", "--train", "5", "--held-out", "2", "--output"]
 
@@ -35,6 +37,7 @@ def test_the_operations_that_are_asked_for(tmp_path: Path, more: list[str], grou
         (["--operations", "trial"], "operations: 'trial' is unknown; did you mean 'trail'?"),
         (["--operations", "trail", "--signs", "15"], "signs: 15; choose 1 to 14 on a grid of 4"),
         (["--signs", "3"], "signs: 3, but only a trail has signs; add --operations trail"),
+        (["--trained", "--size", "mini"], "--size: not with --trained, whose model follows trails of 3 signs"),
     ],
 )
 def test_mistakes_write_nothing(
@@ -43,3 +46,26 @@ def test_mistakes_write_nothing(
     assert main([*ARGUMENTS, str(tmp_path / "demo"), *more]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
+
+
+def test_the_trained_model_lives_on_its_latents(tmp_path: Path) -> None:
+    """Catches a model that the code has left behind: its free answers are right."""
+    held_out, benchmark = 32, "option-letter"
+    arguments = ["demo-data", "--trained", "--train", "2", "--held-out", str(held_out), "--output", str(tmp_path)]
+    assert main(arguments) == 0
+    model = ilvr_ds.load(str(tmp_path / "model"), device="cpu", precision="fp32")
+    records = [json.loads(line) for line in (tmp_path / "task/held_out.jsonl").read_text().splitlines()]
+    pairs = [(tmp_path / "task" / record["image_input"][0], record["text_input"]) for record in records]
+    replies = model.ask_all(pairs, batch_size=held_out, max_new_tokens=60)
+    right = [
+        ilvr_ds.judge(reply.text, record["original_final_answer"], record["text_input"], "option-letter")[
+            "option-letter"
+        ]
+        for reply, record in zip(replies, records, strict=True)
+    ]
+    assert sum(right) >= held_out - 1
+    assert all(reply.steps == (1, 1, 1) for reply in replies)
+
+
+def test_the_trained_model_is_small() -> None:
+    assert sum(file.stat().st_size for file in TRAINED.iterdir()) < 3e6
