@@ -58,9 +58,7 @@ def test_the_trained_model_lives_on_its_latents(tmp_path: Path) -> None:
     pairs = [(tmp_path / "task" / record["image_input"][0], record["text_input"]) for record in records]
     replies = model.ask_all(pairs, batch_size=held_out, max_new_tokens=60)
     right = [
-        ilvr_ds.judge(reply.text, record["original_final_answer"], record["text_input"], "option-letter")[
-            "option-letter"
-        ]
+        ilvr_ds.judge(reply.text, record["original_final_answer"], record["text_input"], benchmark)[benchmark]
         for reply, record in zip(replies, records, strict=True)
     ]
     assert sum(right) >= held_out - 1
