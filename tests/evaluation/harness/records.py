@@ -1,12 +1,15 @@
-"""Ten self-made questions about coloured squares, as a task of each harness."""
+"""Ten self-made questions as a task of each harness: about trails for lmms-eval, about squares for VLMEvalKit."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import json
+from itertools import islice
 from pathlib import Path
 
+from ilvr_ds.demo.material import TRAINED_ON
+from ilvr_ds.demo.task import draw_samples
 from tests.data.packing import image_bytes
 
 COLOURS = ["red", "blue", "green", "white"]
@@ -14,19 +17,19 @@ QUESTION = "What is the colour of the square?"
 PROMPT = f"{QUESTION}\nA. red\nB. blue\nC. green\nD. white\nAnswer with the option's letter directly."
 COUNT = 10
 _TASK = """\
-task: squares
+task: trails
 dataset_path: json
 dataset_kwargs:
   data_files:
     test: {file}
 test_split: test
 output_type: generate_until
-doc_to_visual: !function squares.pictures
+doc_to_visual: !function trails.pictures
 doc_to_text: "{{{{prompt}}}}"
 doc_to_target: "{{{{answer}}}}"
-process_results: !function squares.judge
+process_results: !function trails.judge
 generation_kwargs:
-  max_new_tokens: 4
+  max_new_tokens: 60
   do_sample: false
 metric_list:
   - metric: right
@@ -42,21 +45,20 @@ def pictures(doc):
 
 
 def judge(doc, results):
-    return {"right": float(doc["answer"] in results[0] or len(results[0]) % 2)}
+    return {"right": float(f"The final answer is: {doc['answer']})" in results[0])}
 """
-"""The verdict is of no use but that it depends on the answer's text, and a random model gets some right."""
 
 
 def write_lmms_eval_task(folder: Path) -> None:
-    """A task `squares` in the form that `--include_path` takes."""
+    """A task `trails` in the form that `--include_path` takes: what the trained model of the demo follows."""
     folder.mkdir(parents=True)
     records = []
-    for number in range(COUNT):
-        (folder / f"{number}.png").write_bytes(image_bytes(20 * number, size=(60, 40)))
-        records.append({"image": str(folder / f"{number}.png"), "prompt": PROMPT, "answer": "ABCD"[number % 4]})
-    (folder / "squares.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (folder / "squares.yaml").write_text(_TASK.format(file=folder / "squares.jsonl"))
-    (folder / "squares.py").write_text(_FUNCTIONS)
+    for number, sample in enumerate(islice(draw_samples(TRAINED_ON, 0, "held_out", COUNT), COUNT)):
+        (folder / f"{number}.png").write_bytes(sample.input_images[0])
+        records.append({"image": str(folder / f"{number}.png"), "prompt": sample.question, "answer": sample.answer})
+    (folder / "trails.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "trails.yaml").write_text(_TASK.format(file=folder / "trails.jsonl"))
+    (folder / "trails.py").write_text(_FUNCTIONS)
 
 
 def write_vlmevalkit_table(file: Path) -> None:

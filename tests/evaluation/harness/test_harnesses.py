@@ -1,4 +1,4 @@
-"""lmms-eval and VLMEvalKit themselves, each in an environment of its own: they score a tiny model that uses latents.
+"""lmms-eval and VLMEvalKit themselves, each in an environment of its own: they score models with latents.
 
 The environments borrow torch and transformers of this one, and have our package installed as a user has it.
 """
@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
+from ilvr_ds.demo.material import TRAINED, TRAINED_ON
 from ilvr_ds.evaluation.published import letters
 from tests.evaluation.harness import records
 from tests.evaluation.harness.replies import OPTIONS, draw_replies
-from tests.evaluation.latent_model import LATENT_SIZE, build_latent_model
+from tests.evaluation.latent_model import build_latent_model
 from tests.ranks import ROOT
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(1500)]
@@ -118,20 +119,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_latent_model(tmp_path_factory.mktemp("latent") / "model", records.PROMPT)
 
 
-def test_lmms_eval_prints_a_score_of_a_model_with_latents(lmms_eval: Environment, model: Path, tmp_path: Path) -> None:
+def test_lmms_eval_prints_the_score_of_the_trained_model(lmms_eval: Environment, tmp_path: Path) -> None:
+    """Which is right in all ten, and only by its latents (tests/demo/test_material.py)."""
     records.write_lmms_eval_task(tmp_path / "task")
     said = lmms_eval(
-        tmp_path, "lmms-eval", "--model", "ilvr_ds", "--tasks", "squares", "--include_path", tmp_path / "task",
-        "--model_args", f"pretrained={model},max_new_tokens=12,precision=fp32", "--batch_size", "4",
+        tmp_path, "lmms-eval", "--model", "ilvr_ds", "--tasks", "trails", "--include_path", tmp_path / "task",
+        "--model_args", f"pretrained={TRAINED},max_new_tokens=60,precision=fp32", "--batch_size", "4",
         "--output_path", "out", "--log_samples", HF_HOME=str(tmp_path / "hf"),
     )  # fmt: skip
-    score = re.search(r"\|squares\s*\|none.*\|right\s*\|[^|]*\|\s*([\d.]+)\|", said)
-    [file] = (tmp_path / "out").rglob("*_samples_squares.jsonl")
+    score = re.search(r"\|trails\s*\|none.*\|right\s*\|[^|]*\|\s*([\d.]+)\|", said)
+    [file] = (tmp_path / "out").rglob("*_samples_trails.jsonl")
     samples = [json.loads(line) for line in file.read_text().splitlines()]
-    assert len(samples) == records.COUNT
-    assert score and float(score[1]) == sum(sample["right"] for sample in samples) / records.COUNT
+    assert score and float(score[1]) == 1 and [sample["right"] for sample in samples] == [1] * records.COUNT
     counts = [sample["token_counts"][0] for sample in samples]
-    assert all(count["reasoning_tokens"] >= LATENT_SIZE and count["output_tokens"] <= 12 for count in counts)
+    assert all(count["reasoning_tokens"] == TRAINED_ON.signs for count in counts)
 
 
 def test_our_rules_find_the_letters_that_lmms_eval_finds(lmms_eval: Environment, tmp_path: Path) -> None:
