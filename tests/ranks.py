@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakSet
 
 import torch
 
@@ -29,7 +30,8 @@ def run_ranks(
 ) -> list[Any]:
     """Call `function` ("tests.distributed.workers:name") with `arguments` on `world` ranks; returns their results.
 
-    A rank that fails, or no end after `timeout_s`, fails the test with the last output of every rank.
+    is_fresh: ranks that no test used before, and that none uses after. A rank that fails, or no end after `timeout_s`,
+    fails the test with the last output of every rank.
     """
     if is_fresh and world in _teams:  # an engine of a test before leaves DeepSpeed's ZeRO-3 linear in torch
         _teams.pop(world).stop()
@@ -38,10 +40,13 @@ def run_ranks(
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"function": function, "arguments": arguments}, folder / "call.pt")
     try:
-        return _teams[world].call(folder, timeout_s)
+        results = _teams[world].call(folder, timeout_s)
     except BaseException:
         _teams.pop(world).stop()
         raise
+    if is_fresh:
+        _teams.pop(world).stop()
+    return results
 
 
 @dataclass
@@ -93,6 +98,8 @@ class _Team:
 
 
 _teams: dict[int, _Team] = {}
+_destroyed: WeakSet[Any] = WeakSet()
+"""Engines of this rank's earlier calls, of which something may still hold the rest"""
 
 
 @atexit.register
@@ -140,7 +147,9 @@ def _destroy_engines() -> None:
     if "deepspeed" in sys.modules:
         engine = sys.modules["deepspeed"].DeepSpeedEngine
         for one in [thing for thing in gc.get_objects() if isinstance(thing, engine)]:
-            one.destroy()
+            if one not in _destroyed:
+                one.destroy()
+                _destroyed.add(one)
     gc.collect()
 
 

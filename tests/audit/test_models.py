@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ilvr_ds.cli import audit as command
+from ilvr_ds.cli import answering as command
 from ilvr_ds.cli import main
 from ilvr_ds.data.tokens import load_tokenizer
 from tests.audit.test_command import numbers_of, stock

@@ -87,7 +87,7 @@ def test_change_is_what_a_loop_over_pictures_says() -> None:
         return torch.stack([feature(*name).double() for name in names]).mean(0).bfloat16()
 
     for i, m in ORDER:
-        places, pictures = wanted(i, m)
+        places, pictures = wanted(i, m, "place")
         mine = groups(10 * i + SAMPLES[i].num_input_images + m, SAMPLES[i].grids[SAMPLES[i].num_input_images + m])
         expected = [
             1 - max(loops.cosine(mean(name), mean(other)) for other in (pictures or place))

@@ -10,7 +10,7 @@ from tests.ranks import run_ranks
 def test_all_ranks_stop_where_one_is_asked_to(asked: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Catches a rank that answers all of its batches, or waits, while the other has left."""
     folder = tmp_path_factory.mktemp("stopped")
-    found = run_ranks("tests.evaluation.workers:stopped_work", 2, folder, output=folder, asked=asked)
+    found = run_ranks("tests.evaluation.workers:stopped_work", 2, folder, is_fresh=True, output=folder, asked=asked)
     assert found[0]["said"] == found[1]["said"] and "start the same command again" in found[0]["said"]
     mine, other = found[1]["answered"], found[0]["answered"]
     assert mine == ([1] if asked == "while it answers" else []), "the batch in hand is dropped"
