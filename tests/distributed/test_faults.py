@@ -19,7 +19,7 @@ from tests.ranks import ROOT, free_port, rank_environment
 
 ALIVE_S = 6
 """`run.rank_timeout_s` of these runs."""
-LIMIT_S = 280
+LIMIT_S = 400
 """Start of two ranks on two busy cores with nothing cached, six steps, and the time to find out."""
 AT = 4
 """Optimizer step, counted from 1, in which the fault strikes; a checkpoint stands after 2."""
