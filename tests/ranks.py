@@ -74,6 +74,8 @@ class _Team:
 
     def call(self, folder: Path, timeout_s: float) -> list[Any]:
         results = [folder / f"result-{rank}.pt" for rank in range(len(self.ranks))]
+        for result in results:
+            result.unlink(missing_ok=True)  # of an earlier call with the same folder
         for process in self.ranks:
             assert process.stdin is not None
             process.stdin.write(f"{folder}\n")
