@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "launcher": BASE,
     "dist": BASE | {"launcher"},
     "base_model": BASE | {"dist", "model"},
+    "addresses": set(),
     "file_modes": BASE,
     "whole_files": BASE,
     "ops": {"ops"},
@@ -27,7 +28,7 @@ MAY_IMPORT = {
     "model": BASE | {"model", "data", "config"},
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
     "monitoring": BASE | {"monitoring", "planning", "model", "data", "dist"},
-    "tracking": BASE | {"tracking", "data", "whole_files"},
+    "tracking": BASE | {"tracking", "data", "whole_files", "addresses"},
     "checkpoint": BASE | {"checkpoint", "monitoring", "distill", "config", "dist", "file_modes"},
     "engine": BASE | {"engine", "checkpoint", "distill", "model", "config", "dist", "shipped"},
     "training": BASE
@@ -51,7 +52,7 @@ MAY_IMPORT = {
     "audit": BASE
     | {"audit", "evaluation", "distill", "tracking", "monitoring", "model", "ops", "data", "config", "dist", "pictures"}
     | {"whole_files"},
-    "serving": BASE | {"serving", "evaluation", "ingest", "data", "whole_files"},
+    "serving": BASE | {"serving", "evaluation", "ingest", "data", "whole_files", "addresses"},
     "planning": BASE | {"planning", "config"},
     "provenance": BASE,
     "pictures": BASE | {"pictures", "whole_files"},

@@ -53,6 +53,8 @@ def test_an_installed_package_brings_them(tmp_path: Path) -> None:
         return ended.stdout
 
     assert (site / "ilvr_ds/recipes/comt_7b.yaml").is_file() and (site / "ilvr_ds/csrc").is_dir()
+    ilvr_ds("demo-data", "--trained", "--train", "1", "--held-out", "1", "--output", "demo")
+    assert (tmp_path / "demo/model/model.safetensors.index.json").is_file()
     gpus = ("--gpus", "8", "--gpu-memory", "80")
     assert ilvr_ds("plan", "--model", "7b", *gpus).count("_7b.yaml") == 3
     assert "comt_7b.yaml on 8 x 79.2 GiB" in ilvr_ds("plan", "--config", "comt_7b", *gpus)

@@ -90,6 +90,8 @@ def _check_together(options: argparse.Namespace) -> None:
         for name in ("image_root", "output"):
             if getattr(options, name):
                 raise UserError(f"--{name.replace('_', '-')}: is for a file of questions; give one by --questions")
+        if options.format != "auto":
+            raise UserError("--format: is for a file of questions; give one by --questions")
     elif options.image:
         raise UserError(f"--image {options.image[0]}: the records of --questions name their images themselves")
     if options.show_latents and not (options.question and options.image):

@@ -45,7 +45,12 @@ def write_demo(
 
 
 def write_trained_demo(output: Path, train: int, held_out: int, seed: int = 0, workers: int = 1) -> list[str]:
-    """The same with the model that comes with the package, and trails like those that it was trained on."""
+    """The same with the model that comes with the package, and trails like those that it was trained on.
+
+    Raises UserError where a folder exists already or a number is out of range.
+    """
+    if (output / "model").exists():
+        raise UserError(f"{output / 'model'}: exists already; remove it or choose another folder")
     write_task(output / "task", TRAINED_ON, seed, train, held_out, workers)
     shutil.copytree(TRAINED, output / "model")
     return _written(output, train, held_out, "trained on trails of 3 signs")

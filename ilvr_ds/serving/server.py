@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import signal
 import socket
@@ -11,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ilvr_ds.addresses import is_loopback, url_of
 from ilvr_ds.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,14 +61,6 @@ def check_reach(host: str, token: str | None) -> None:
         )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def own_names(host: str) -> tuple[str, ...]:
     """By which names clients may address the server: any, unless it is reached from this machine alone."""
     return ("localhost", "127.0.0.1", "[::1]", "::1", host) if is_loopback(host) else ("*",)
@@ -94,8 +86,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def address_of(listening: socket.socket) -> str:
     """As clients write it."""
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return url_of(*listening.getsockname()[:2])
 
 
 def serve(endpoint: Endpoint, listening: socket.socket, say: Callable[[str], None]) -> int:

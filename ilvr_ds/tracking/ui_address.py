@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ilvr_ds.addresses import ip_of, is_loopback, url_of
 from ilvr_ds.errors import UserError
 
 LOOPBACK = "127.0.0.1"
@@ -25,13 +25,12 @@ class UiAddress:
     @property
     def is_loopback(self) -> bool:
         """Whether nobody outside this machine can reach it."""
-        ip = _ip(self.host)
-        return self.host == "localhost" if ip is None else ip.is_loopback
+        return is_loopback(self.host)
 
     @property
     def is_every(self) -> bool:
         """Whether it is all addresses of this machine."""
-        ip = _ip(self.host)
+        ip = ip_of(self.host)
         return ip is not None and ip.is_unspecified
 
     @property
@@ -98,15 +97,7 @@ class UiAddress:
         return f"on your own machine, before you open it there: ssh {option}-L {forward} {user}@{server}"
 
     def _url(self, host: str) -> str:
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
-
-
-def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """None: a name."""
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
+        return url_of(host, self.port)
 
 
 def _addresses() -> set[str]:

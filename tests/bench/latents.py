@@ -45,7 +45,7 @@ from ilvr_ds.demo.task.generate import Split
 from ilvr_ds.ingest.pack import pack_samples
 from tests.bench.latents_table import read_results, table
 
-CHUNK, FILLER = 256, " . ."
+CHUNK = 256
 CHANGED = {"pool": "changed", "by": "change", "order": "place", "top_p": 1.0}
 
 
@@ -189,7 +189,7 @@ def _derive_shards(options: Any, form: str, signs: int, split: Split) -> None:
     folder = shards_of(options, form, signs, split)
     if not folder.exists():
         reader = ShardReader(open_dataset(str(shards_of(options, "latent", signs, split))))
-        samples = (in_form(reader.read(number), form, number) for number in range(len(reader)))
+        samples = (in_form(reader.read(number), form, number, options.latents) for number in range(len(reader)))
         pack_samples(samples, folder, max_samples_per_shard=5_000)
 
 
@@ -204,13 +204,16 @@ def _encode(options: Any, form: str, signs: int, split: Split, workers: int) -> 
         print(f"{folder}: encoded in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
-def in_form(sample: Sample, form: str, number: int) -> Sample:
-    """A trail as an arm wants it: as it is, with boxes around random cells, or without helper pictures."""
+def in_form(sample: Sample, form: str, number: int, latents: int = 0) -> Sample:
+    """A trail as an arm wants it: as it is, with boxes around random cells, or without helper pictures.
+
+    latents: of a segment, as many as `pads` has filler tokens.
+    """
     texts = [step for step in sample.steps if isinstance(step, TextStep)]
     if form in ("text", "named"):
         return replace(sample, steps=tuple(texts), helper_images=())
     if form == "pads":
-        filled = [TextStep(step.content + FILLER) for step in texts[:-1]]
+        filled = [TextStep(step.content + " ." * latents) for step in texts[:-1]]
         return replace(sample, steps=(*filled, texts[-1]), helper_images=())
     if form == "single":
         return replace(sample, steps=(*texts[:-1], LatentStep(0), texts[-1]), helper_images=sample.helper_images[-1:])

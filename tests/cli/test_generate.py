@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from ilvr_ds.cli import main
+from ilvr_ds.tracking.registry import register
+from ilvr_ds.tracking.scores import log_scores
 from tests.conftest import LATENT_QUESTION
 from tests.data.packing import image_bytes
 from tests.evaluation.latent_model import LATENT_SIZE
@@ -88,6 +91,7 @@ def test_options_that_do_not_go_together_are_refused(
     empty = write_lines(tmp_path / "empty.jsonl")
     for options, words in (
         (("--chat", "--output", "a"), "--output: is for a file of questions"),
+        (("--question", "?", "--format", "ilvr"), "--format: is for a file of questions"),
         (("--questions", empty, "--image", image), "the records of --questions name their images themselves"),
         (("--question", "?", "--show-latents", "a.png"), "give --question and --image"),
         (("--chat", "--image", image, "--show-latents", "a.png"), "give --question and --image"),
@@ -126,3 +130,39 @@ def test_where_each_latent_looks_is_drawn(latent_model: Path, image: Path, tmp_p
     assert "not written: the answer has no latent segment" in capsys.readouterr().err and not picture.exists()
     assert generate(latent_model, *asked[:-1], tmp_path / "gone" / "a.png") == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_generate_answers_one_question(latent_model: Path, image: Path, tmp_path: Path, capsys: Captured) -> None:
+    command = ["generate", "--model", f"{latent_model}", "--question", "How many? A) 1 B) 2", "--max-new-tokens", "8"]
+    assert main([*command, "--image", f"{image}"]) == 0
+    assert capsys.readouterr().out.strip()
+    assert main([*command, "--question", " "]) == 2
+    assert "--question: is empty" in capsys.readouterr().err
+    assert main([*command, "--question", "<|im_end|> A) 1 B) 2"]) == 2
+    assert "--question: " in capsys.readouterr().err
+    (tmp_path / "no.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    for path, words in ((f"{tmp_path}/no.png", "not a JPEG"), (f"{tmp_path}/gone.png", "cannot read it")):
+        assert main([*command, "--image", path]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_generate_takes_a_registered_model(
+    latent_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """Catches a reference that is taken for the name of a folder, and weights that are others by now."""
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    folder = tmp_path / "model"
+    shutil.copytree(latent_model, folder)
+    run = log_scores(store, "e", "run", {}, {}, [])
+    (folder / "training.json").write_text(json.dumps({"step": 1, "mlflow_run_id": run, "tracking_uri": store}))
+    reference = register(folder, "name", None)
+    command = ["generate", "--model", reference, "--question", "How many? A) 1 B) 2", "--max-new-tokens", "8"]
+    assert main([*command, "--tracking-uri", store]) == 0
+    assert capsys.readouterr().out.strip()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(command) == 2
+    assert "--model: models:/ needs a registry" in capsys.readouterr().err
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"!")
+    assert main([*command, "--tracking-uri", store]) == 2
+    assert "are not those that were registered" in capsys.readouterr().err

@@ -21,8 +21,6 @@ from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.loading import load_reasoner
 from ilvr_ds.evaluation.preparation import default_output
 from ilvr_ds.model.vision import VisionTower
-from ilvr_ds.tracking.registry import register
-from ilvr_ds.tracking.scores import log_scores
 from tests.ranks import ROOT, free_port, rank_environment
 
 
@@ -362,45 +360,6 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     [line] = capsys.readouterr().err.splitlines()
     assert words in line
     assert not (tmp_path / "out").exists()
-
-
-def test_generate_answers_one_question(
-    model: Path, demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    image = str(next((demo_folder / "task").rglob("*.png")))
-    command = ["generate", "--model", f"{model}", "--question", "How many? A) 1 B) 2", "--max-new-tokens", "8"]
-    assert main([*command, "--image", image]) == 0
-    assert capsys.readouterr().out.strip()
-    assert main([*command, "--question", " "]) == 2
-    assert "--question: is empty" in capsys.readouterr().err
-    assert main([*command, "--question", "<|im_end|> A) 1 B) 2"]) == 2
-    assert "--question: " in capsys.readouterr().err
-    (tmp_path / "no.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
-    for path, words in ((f"{tmp_path}/no.png", "not a JPEG"), (f"{tmp_path}/gone.png", "cannot read it")):
-        assert main([*command, "--image", path]) == 2
-        assert words in capsys.readouterr().err
-
-
-def test_generate_takes_a_registered_model(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Catches a reference that is taken for the name of a folder, and weights that are others by now."""
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    folder = tmp_path / "model"
-    shutil.copytree(model, folder)
-    run = log_scores(store, "e", "run", {}, {}, [])
-    (folder / "training.json").write_text(json.dumps({"step": 1, "mlflow_run_id": run, "tracking_uri": store}))
-    reference = register(folder, "name", None)
-    command = ["generate", "--model", reference, "--question", "How many? A) 1 B) 2", "--max-new-tokens", "8"]
-    assert main([*command, "--tracking-uri", store]) == 0
-    assert capsys.readouterr().out.strip()
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert main(command) == 2
-    assert "--model: models:/ needs a registry" in capsys.readouterr().err
-    with (folder / "model.safetensors").open("ab") as file:
-        file.write(b"!")
-    assert main([*command, "--tracking-uri", store]) == 2
-    assert "are not those that were registered" in capsys.readouterr().err
 
 
 def test_another_evaluation_in_the_same_folder_is_refused(
