@@ -11,8 +11,9 @@ OUTPUT/results.jsonl; the table at the end is made of that file, and so is a lat
 
 Arms: text (steps that say nothing), named (steps that name the figure), pads (the same words and filler tokens),
 single (one segment, of the last picture), random (latents of random patches), published (`selection.pool: all`), query
-(the published query among what changed), changed (what changed most from the picture before), nearest (what is least
-like any patch of the earlier pictures), region (the marked cell, told by the data).
+(the published query among what changed), changed (what changed most from the picture before), others (the same, told
+apart from other samples' candidates too, with three times the weight), nearest (what is least like any patch of the
+earlier pictures), region (the marked cell, told by the data; one latent).
 Behind an @ the steps of the first stage, where they are not --steps; behind a plus the second stages: detached (own
 latents, targets kept), through (the same, gradient through the whole chain) or full (cross-entropy alone through the
 whole chain, as published). What OUTPUT holds already is not done again.
@@ -56,6 +57,9 @@ class Arm:
     form: str
     """Of the samples: latent, single, random, text, named or pads"""
     selection: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=dict)
+    latents: int = 0
+    """Of a segment; 0: as many as --latents says"""
 
     @property
     def has_latents(self) -> bool:
@@ -72,8 +76,9 @@ ARMS = {
     "published": Arm("latent", {"pool": "all", "temperature": 0.1}),
     "query": Arm("latent", {"pool": "changed", "by": "query", "top_p": 1.0}),
     "changed": Arm("latent", CHANGED),
+    "others": Arm("latent", CHANGED, {"contrastive_negatives": "micro_batch", "contrastive_weight": 0.3}),
     "nearest": Arm("latent", CHANGED | {"compare": "nearest"}),
-    "region": Arm("latent", {"pool": "region", "top_p": 1.0}),
+    "region": Arm("latent", {"pool": "region", "top_p": 1.0}, latents=1),
 }
 SECOND = ("detached", "through", "full")
 MAIN = ["text", "pads", "random", "published+full", "changed+detached+full"]
@@ -108,6 +113,8 @@ def _options() -> Any:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--second-steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--accum", type=int, default=1, help="micro-batches of a step (default 1)")
+    parser.add_argument("--look-every", type=int, default=250, help="steps between looks at held-out samples")
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--second-lr", type=float, default=1.6e-4)
     parser.add_argument("--latents", type=int, default=2, help="of a segment (default 2)")
@@ -297,7 +304,7 @@ class Case:
         """The settings of a stage: 1, detached or full."""
         output, is_first, options = self.options.output, stage == "1", self.options
         data = output / f"data-{self.signs}-{ARMS[self.arm].form}"
-        is_published = stage == "full"
+        arm, weights = ARMS[self.arm], {"align_weight": 0.0, "contrastive_weight": 0.0} if stage == "full" else {}
         recipe: dict[str, Any] = {
             "run": {"name": run, "output_dir": str(output / "runs"), "seed": self.seed},
             "data": {
@@ -305,18 +312,18 @@ class Case:
                 "features": str(data / "train/features"), "eval_features": str(data / "held_out/features"),
                 "num_workers": options.workers, "max_image_pixels": (4 * CELL) ** 2,
             },
-            "model": {"path": str(output / f"model-{self.signs}"), "latent_size": options.latents},
+            "model": {"path": str(output / f"model-{self.signs}"), "latent_size": arm.latents or options.latents},
             "teacher": {"momentum": 0.99, "offload": "none"},
-            "selection": ARMS[self.arm].selection,
-            "loss": {"align_weight": 0.0 if is_published else 1.0, "contrastive_weight": 0.0 if is_published else 0.1,
-                     "contrastive_temperature": 0.1},
+            "selection": arm.selection,
+            "loss": {"contrastive_temperature": 0.1, "contrastive_weight": 0.1, **arm.loss, **weights},
             "optim": {
                 "lr": options.lr if is_first else options.second_lr, "warmup_steps": 100 if is_first else 20,
                 "schedule": "linear", "min_lr_ratio": 0.05, "beta2": 0.98, "weight_decay": 0.01,
             },
             "train": {"max_steps": self.steps if is_first else options.second_steps,
-                      "micro_batch_size": options.batch, "precision": options.precision},
-            "evaluation": {"max_samples": min(512, options.held_out), "every_steps": 250},
+                      "micro_batch_size": options.batch // options.accum, "grad_accum_steps": options.accum,
+                      "precision": options.precision},
+            "evaluation": {"max_samples": min(512, options.held_out), "every_steps": options.look_every},
             "checkpoint": {"every_steps": 0},
             "tracking": {"every_steps": 50, "experiment": "latents", "picture_samples": 0},
             "deepspeed": {"config": str(Path("ds_configs/zero2.json").absolute())},
@@ -329,7 +336,7 @@ class Case:
     def _read(self, run: str) -> dict[str, Any]:
         """Export the run and read its free answers."""
         folder, model = self.options.output / "runs" / run, self.options.output / "models" / run
-        _call(["export", folder, "--to", model], folder / "export.log")
+        _call(["export", folder, "--to", model, "--overwrite"], folder / "export.log")
         data = self.options.output / f"data-{self.signs}-{ARMS[self.arm].form}" / "held_out"
         common = ["--model", model, "--shards", data, "--benchmark", "option-letter", "--batch-size", 256,
                   "--max-new-tokens", 24 + 14 * self.signs, "--precision", self.options.precision]  # fmt: skip
