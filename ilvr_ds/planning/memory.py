@@ -41,8 +41,8 @@ EXCHANGED_ELEMENTS = 2**26
 """Elements that ZeRO-1 and 2 exchange for the update at a time, or one larger weight."""
 FOUR_BITS = 0.5 + (1 + 4 / 256) / 64
 """Bytes per 4-bit weight: half a byte, an 8-bit scale per 64 weights, a float32 scale per 256 of those."""
-QUERY_BUFFERS = 2**26 * 10
-"""The teacher's prompt-to-image attention: at most 2^26 elements at a time, in 16 bit, float32 and as softmax."""
+QUERY_ELEMENTS = 2**26
+"""Of the teacher's prompt-to-image attention at a time, at most: distill/query.py"""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _moments(setup: Setup) -> dict[str, float]:
     if setup.has_teacher:
         pieces = setup.teacher_pieces
         moments["teacher" + f", in {pieces} pieces" * (pieces > 1)] = (
-            _reading(setup) + QUERY_BUFFERS + _gathered(setup, _teacher(setup), is_teacher=True)
+            _reading(setup) + _query_buffers(setup) + _gathered(setup, _teacher(setup), is_teacher=True)
         )
     vision = setup.micro_batch_size * setup.sample.patches * _vision_bytes(setup) if setup.has_tower else 0
     if setup.has_teacher:
@@ -197,6 +197,14 @@ def _reading(setup: Setup) -> float:
     at_once = window * setup.micro_batches_read_together / setup.grad_accum_steps
     running = at_once * (3 * wide * text.intermediate_size + (8 + 3 * wide) * text.hidden_size)
     return running + (3 * wide * text.hidden_size * window if setup.teacher_pieces > 1 else 0)
+
+
+def _query_buffers(setup: Setup) -> float:
+    """The teacher's attention of prompts on their images, in 16 bit, float32 and as softmax: the most that it can be,
+    where half of a prompt's tokens are its images'."""
+    text, sample = setup.geometry.text, setup.sample
+    half = max(0, sample.tokens - sample.labels) / 2
+    return 10 * min(QUERY_ELEMENTS, setup.window_samples * text.heads * half**2)
 
 
 def _own_latents(setup: Setup) -> float:
