@@ -151,20 +151,32 @@ def prepare(options: Any, cases: list[Case]) -> None:
         folder = options.output / f"model-{signs}"
         if not folder.exists():
             write_demo_model(folder, TaskSpec(operations=("trail",), signs=signs, named=True), options.size)
-        forms = sorted({ARMS[case.arm].form for case in cases if case.signs == signs} - {"latent", "named"})
-        for split, count in (("train", options.samples), ("held_out", options.held_out)):
-            _draw_shards(options, "latent", signs, split, count)
-            with ProcessPoolExecutor(options.draw_workers, mp_context=get_context("spawn")) as pool:
-                waiting = [pool.submit(_derive_shards, options, form, signs, split) for form in forms]
-                if any(case.arm == "named" for case in cases):
-                    _draw_shards(options, "named", signs, split, count)
-                workers = max(1, options.draw_workers // (1 + len(forms)))
-                done = [pool.submit(_encode, options, form, signs, split, workers) for form in ("latent", "named")]
-                for form, job in zip(forms, waiting, strict=True):
-                    job.result()
-                    done.append(pool.submit(_encode, options, form, signs, split, workers))
-                for job in done:
-                    job.result()
+        used = [case.arm for case in cases if case.signs == signs]
+        forms = sorted({ARMS[arm].form for arm in used} - {"latent", "named"})
+        with ThreadPoolExecutor() as pool:
+            counts: dict[Split, int] = {"train": options.samples, "held_out": options.held_out}
+            waiting = [
+                pool.submit(_prepare_split, options, signs, forms, "named" in used, split, count)
+                for split, count in counts.items()
+            ]
+            for job in waiting:
+                job.result()
+
+
+def _prepare_split(options: Any, signs: int, forms: list[str], is_named: bool, split: Split, count: int) -> None:
+    """Draw the trails, derive their other `forms`, and store the vision features of all."""
+    _draw_shards(options, "latent", signs, split, count)
+    with ProcessPoolExecutor(options.draw_workers, mp_context=get_context("spawn")) as pool:
+        waiting = [pool.submit(_derive_shards, options, form, signs, split) for form in forms]
+        if is_named:
+            _draw_shards(options, "named", signs, split, count)
+        workers = max(1, options.draw_workers // (1 + len(forms)))
+        done = [pool.submit(_encode, options, form, signs, split, workers) for form in ("latent", "named")]
+        for form, job in zip(forms, waiting, strict=True):
+            job.result()
+            done.append(pool.submit(_encode, options, form, signs, split, workers))
+        for job in done:
+            job.result()
 
 
 def shards_of(options: Any, form: str, signs: int, split: Split) -> Path:
