@@ -111,6 +111,7 @@ def restore(parts: Components, checkpoint: Path) -> int:
     parts.quarantine.load_state_dict(state["quarantine"])
     if is_of_run(parts.recipe, checkpoint):
         on_disk = dist.decided_by_main(lambda: read_best(checkpoint.parent))
-        parts.best.load(state.get("best"), on_disk, parts.loader.step)
+        recorded = dist.decided_by_main(parts.tracker.evaluations)
+        parts.best.load(state.get("best"), on_disk, parts.loader.step, recorded)
     logger.info("going on from %s at step %d of %d", checkpoint, parts.loader.step, parts.total_steps)
     return parts.loader.step

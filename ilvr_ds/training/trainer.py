@@ -71,6 +71,9 @@ class Trainer:
 
     def _train(self) -> bool:
         """The steps that are left, and what is due behind the last one; False when a signal asked to stop before."""
+        if self.parts.best.is_over:  # by an evaluation that the start before left to this one
+            self._end_early()
+            return True
         stop = False
         self.speed.start()
         self.phases.start()
@@ -250,6 +253,9 @@ class Trainer:
     def _restore(self) -> None:
         if self.parts.checkpoint is not None:
             self.done = self.saver.step = restore(self.parts, self.parts.checkpoint)
+            best = self.parts.best.found
+            if best is not None and best["step"] == self.done:  # a kill may have come before it was named
+                self.saver.keep_best(best)
 
     def _rehearse(self) -> None:
         """Targets of a window of the longest samples, forward and backward of its first micro-batch, at weight 0.
