@@ -22,12 +22,14 @@ MAY_IMPORT = {
     "addresses": set(),
     "file_modes": BASE,
     "whole_files": BASE,
+    "owner": BASE,
+    "unfinished": BASE | {"owner", "whole_files"},
     "ops": {"ops"},
-    "data": BASE | {"data", "config", "whole_files"},
+    "data": BASE | {"data", "config", "whole_files", "unfinished"},
     "ingest": BASE | {"ingest", "data"},
     "model": BASE | {"model", "data", "config"},
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
-    "monitoring": BASE | {"monitoring", "planning", "model", "data", "dist"},
+    "monitoring": BASE | {"monitoring", "planning", "model", "data", "dist", "owner"},
     "tracking": BASE | {"tracking", "data", "whole_files", "addresses"},
     "checkpoint": BASE | {"checkpoint", "monitoring", "distill", "config", "dist", "file_modes"},
     "engine": BASE | {"engine", "checkpoint", "distill", "model", "config", "dist", "shipped"},
@@ -48,7 +50,7 @@ MAY_IMPORT = {
     | {"base_model", "provenance", "pictures", "planning", "evaluation"},
     "evaluation": BASE
     | {"evaluation", "checkpoint", "tracking", "monitoring", "model", "ops", "data", "config", "dist", "base_model"}
-    | {"provenance", "pictures", "file_modes", "whole_files"},
+    | {"provenance", "pictures", "file_modes", "whole_files", "unfinished"},
     "audit": BASE
     | {"audit", "evaluation", "distill", "tracking", "monitoring", "model", "ops", "data", "config", "dist", "pictures"}
     | {"whole_files"},
