@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
     "monitoring": BASE | {"monitoring", "planning", "model", "data", "dist", "owner"},
     "tracking": BASE | {"tracking", "data", "whole_files", "addresses"},
-    "checkpoint": BASE | {"checkpoint", "monitoring", "distill", "config", "dist", "file_modes"},
+    "checkpoint": BASE | {"checkpoint", "monitoring", "distill", "config", "dist", "file_modes", "whole_files"},
     "engine": BASE | {"engine", "checkpoint", "distill", "model", "config", "dist", "shipped"},
     "training": BASE
     | {
@@ -47,7 +47,7 @@ MAY_IMPORT = {
         "config",
         "dist",
     }
-    | {"base_model", "provenance", "pictures", "planning", "evaluation"},
+    | {"base_model", "provenance", "pictures", "planning", "evaluation", "whole_files"},
     "evaluation": BASE
     | {"evaluation", "checkpoint", "tracking", "monitoring", "model", "ops", "data", "config", "dist", "base_model"}
     | {"provenance", "pictures", "file_modes", "whole_files", "unfinished"},

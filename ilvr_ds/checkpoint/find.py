@@ -16,6 +16,7 @@ from ilvr_ds import dist
 from ilvr_ds.checkpoint.files import STATE_FILE, first_fault, list_checkpoints, saved_state
 from ilvr_ds.config import Recipe
 from ilvr_ds.errors import UserError
+from ilvr_ds.whole_files import write_whole
 
 logger = logging.getLogger("ilvr_ds")
 RESUMED_FILE = "resumed_from.json"
@@ -81,7 +82,7 @@ def remember(recipe: Recipe, path: Path | None) -> None:
             file.unlink(missing_ok=True)
         elif branches_off(recipe):
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"path": str(Path(wanted).resolve()), "step": _step(path)}) + "\n")
+            write_whole(file, json.dumps({"path": str(Path(wanted).resolve()), "step": _step(path)}) + "\n")
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror})") from error
 

@@ -1,4 +1,4 @@
-"""Stage 1: the student reads the selected features as latents and learns the text and to foresee the features.
+"""Stage 1: the student reads the selected features as latents and learns to predict both the text and the features.
 
 Letters: R rows of T tokens, L supervised tokens, M segments, K latent slots, S = M * K slots, D.
 """

@@ -12,6 +12,7 @@ from ilvr_ds.checkpoint.files import checkpoint_name, list_checkpoints
 from ilvr_ds.checkpoint.find import branches_off, find_checkpoint, remember, set_aside_newer
 from ilvr_ds.errors import UserError
 from tests.checkpoint.stand_ins import make_folder, recipe, save
+from tests.full_disk import files_end_at
 
 
 def go_on(checkpoints: Path, resume: str) -> Path | None:
@@ -162,3 +163,14 @@ def test_a_memory_that_cannot_be_read_is_a_mistake(folder: Path) -> None:
     (folder.parent / "resumed_from.json").write_text("[")
     with pytest.raises(UserError, match=r"resumed_from\.json: cannot be read .*; delete it"):
         find_checkpoint(recipe(folder, str(start)))
+
+
+def test_a_memory_that_cannot_be_written_stays_as_it_was(folder: Path, tmp_path: Path) -> None:
+    """Catches a half of it, which the next start could not read."""
+    start, other = save(folder, 10), save(tmp_path / "other", 15)
+    go_on(folder, str(start))
+    file = folder.parent / "resumed_from.json"
+    before = file.read_text()
+    with files_end_at(10), pytest.raises(UserError, match=r"resumed_from\.json: cannot be written"):
+        remember(recipe(folder, str(other)), other)
+    assert file.read_text() == before and [path.name for path in folder.parent.glob("resumed*")] == [file.name]
