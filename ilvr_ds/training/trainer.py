@@ -231,7 +231,7 @@ class Trainer:
             return True
         try:
             with self._away("evaluation"):
-                metrics = self.parts.held_out(self._is_stopped)
+                metrics = self.parts.held_out(self._is_stopped, lambda: self.watchdog.at(done, "evaluation"))
             is_best = metrics is not None and self.parts.best.add(done, metrics)
         except UserError:  # on all ranks: a mistake in the held-out samples spoils nothing that was learnt
             self.saver.begin(done)

@@ -31,7 +31,9 @@ def answers_between_steps(zero: dict[str, Any]) -> dict[str, Any]:
             run.networks.student.eval()
             free = _free_answers(run, mine)
             before = run.networks.student.module.model.model.language_model.config._attn_implementation
-            answers, metrics = [answer.tokens for answer in free.answers()], free()
+            moves: list[None] = []
+            answers, metrics = [answer.tokens for answer in free.answers()], free(lambda: moves.append(None))
+            assert moves, "a token of an answer is a move"
             after = run.networks.student.module.model.model.language_model.config._attn_implementation
             assert before == after
             run.networks.student.train()

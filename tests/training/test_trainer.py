@@ -51,7 +51,7 @@ class Run(Trainer):
         self, folder: Path, told: list[str], stop_after: int = 0, killed_in: str = "", stopped_in: str = "",
         best: Best | None = None, losses: tuple[float, ...] = (),
     ) -> None:  # fmt: skip
-        self.losses = list(losses)
+        self.losses, self.moves = list(losses), 0
         recipe = dataclasses.replace(
             Recipe(),
             run=RunConfig(name="run", output_dir=str(folder)),
@@ -67,7 +67,7 @@ class Run(Trainer):
             Components(
                 recipe=recipe, loader=self, step=SimpleNamespace(student=None, teacher=None, sums=[], phases=self),
                 networks=None, held_out=self.held_out, tracker=tracker, pictures=self.Pictures(self),
-                writer=None, watchdog=SimpleNamespace(at=lambda *_: None), speed=self, total_steps=STEPS,
+                writer=None, watchdog=SimpleNamespace(at=self.at), speed=self, total_steps=STEPS,
                 rehearsal=None, quarantine=SimpleNamespace(exceeded=False, check=lambda: None),
                 best=best or Best(),
             )  # type: ignore[arg-type]
@@ -75,6 +75,11 @@ class Run(Trainer):
         self.saver: Any = Saver(self)
         self.told, self.stop_after, self.killed_in, self.stopped_in = told, stop_after, killed_in, stopped_in
         self.file = folder / "saved"
+
+    def at(self, step: int, phase: str) -> None:
+        if phase == "evaluation":
+            assert self.told[-1] == f"evaluate {step}"
+            self.moves += 1
 
     def note(self, what: str) -> None:
         self.told.append(f"{what} {self.done}")
@@ -92,9 +97,10 @@ class Run(Trainer):
 
         def finish(self) -> None: ...
 
-    def held_out(self, is_stopped: Callable[[], bool]) -> dict[str, float] | None:
+    def held_out(self, is_stopped: Callable[[], bool], moved: Callable[[], None]) -> dict[str, float] | None:
         assert not is_stopped()
         self.note("evaluate")
+        moved()
         if self.told[-1] == self.stopped_in:
             os.kill(os.getpid(), signal.SIGTERM)
         return None if is_stopped() else {"eval/ce": self.losses.pop(0) if self.losses else 1.0}
@@ -190,6 +196,12 @@ def test_the_best_evaluation_is_saved(tmp_path: Path) -> None:
     """The last one comes after the last checkpoint, which is then the best."""
     told = go(tmp_path, best=Best("eval/ce"), losses=(2.0, 3.0, 1.0))[1]
     assert [what for what in told if what.startswith(("best", "save"))] == ["best 2", "save 6", "best 6"]
+
+
+def test_an_evaluation_tells_the_watchdog_that_it_moves(tmp_path: Path) -> None:
+    """One that takes longer than run.stall_timeout_s would end the job, and so would the next start's."""
+    run = Run(tmp_path, [])
+    assert run.fit() and run.moves == 3
 
 
 def test_a_run_ends_when_evaluations_get_no_better(tmp_path: Path) -> None:
