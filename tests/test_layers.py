@@ -185,7 +185,7 @@ HOT = [
     "model/layers/cached_attention.py",
     "training/stage1.py", "training/stage2.py", "model/injection.py", "model/vision.py", "model/layers/attention.py",
     "training/step.py",
-    "distill/pool.py", "ops/change.py",
+    "distill/pool.py", "distill/similarity.py", "ops/change.py",
 ]  # fmt: skip
 WAITING = {"item", "tolist", "numpy", "cpu", "nonzero", "tensor", "as_tensor", "from_numpy", "masked_select", "unique"}
 
