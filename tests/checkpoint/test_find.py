@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ilvr_ds.checkpoint.best import best_checkpoint, read_best, write_best
 from ilvr_ds.checkpoint.files import checkpoint_name, list_checkpoints
 from ilvr_ds.checkpoint.find import branches_off, find_checkpoint, remember, set_aside_newer
 from ilvr_ds.errors import UserError
@@ -105,6 +106,18 @@ def test_going_on_from_an_older_one_sets_the_newer_aside(folder: Path) -> None:
     assert go_on(folder, str(paths[0])) == paths[0]
     assert list_checkpoints(folder) == paths[:1]
     assert go_on(folder, "auto") == paths[0]
+
+
+@pytest.mark.parametrize(("step", "is_named"), [(10, True), (20, False)])
+def test_a_best_that_is_set_aside_is_no_longer_named(folder: Path, tmp_path: Path, step: int, is_named: bool) -> None:
+    """Catches the next checkpoint of its step, which `export --best` would take for it."""
+    paths = [save(folder, number) for number in (10, 20)]
+    write_best(folder, {"metric": "eval/ce", "value": 1.0, "step": step})
+    assert go_on(folder, "auto") == paths[-1] and read_best(folder) is not None, "nothing is set aside"
+    assert go_on(folder, str(paths[0])) == paths[0]
+    save(folder, 20)
+    assert best_checkpoint(folder) == (paths[0] if is_named else None)
+    assert go_on(folder, str(save(tmp_path / "other", 40))) and read_best(folder) is None
 
 
 def test_looking_for_a_checkpoint_changes_nothing(folder: Path) -> None:
