@@ -50,6 +50,8 @@ class Trainer:
         """Bad samples and retries of this rank's last window."""
         self.done = 0
         """Optimizer steps done."""
+        self.logged = 0
+        """Those at the last log line."""
 
     def fit(self) -> bool:
         """Train and save; True when all was done, False when a signal asked to stop before."""
@@ -83,6 +85,8 @@ class Trainer:
             self.done = step + 1
             if (stop := self._after_step(self.done)) or self.parts.best.is_over:
                 break
+        if self.logged != self.done:  # an evaluation has ended the run between two log lines
+            self._log(self.done)
         self.saver.begin(self.done, is_last=True)
         self.saver.finish(is_last=True)
         if self.parts.best.is_over:
@@ -148,6 +152,7 @@ class Trainer:
         last = done == total or self.quarantine.exceeded or stop
         if done % recipe.tracking.every_steps == 0 or last:
             self._log(done)
+            self.logged = done
         if done < total and not stop:  # who asks to stop may not wait long: the next start does it
             stop = self._evaluate_and_draw(done, self._due(done))
         if recipe.checkpoint.every_steps and done % recipe.checkpoint.every_steps == 0 and done < total:

@@ -52,6 +52,7 @@ class Run(Trainer):
         best: Best | None = None, losses: tuple[float, ...] = (),
     ) -> None:  # fmt: skip
         self.losses, self.moves = list(losses), 0
+        self.lines: list[int] = []
         recipe = dataclasses.replace(
             Recipe(),
             run=RunConfig(name="run", output_dir=str(folder)),
@@ -122,7 +123,8 @@ class Run(Trainer):
     def _agree(self) -> bool:
         return bool(self.stop_after) and self.done >= self.stop_after
 
-    def _log(self, done: int) -> None: ...
+    def _log(self, done: int) -> None:
+        self.lines.append(done)
 
     def _restore(self) -> None:
         if self.file.exists():
@@ -210,6 +212,18 @@ def test_a_run_ends_when_evaluations_get_no_better(tmp_path: Path) -> None:
     finished, told = go(tmp_path, best=best, losses=(2.0, 3.0))
     assert finished and told == ["draw 0", "evaluate 2", "best 2", "draw 2", "evaluate 4", "draw 4", "save 4"]
     assert go(tmp_path, best=best) == (True, []), "with what the checkpoint knows"
+
+
+def test_the_last_steps_of_a_run_that_ends_early_are_logged(tmp_path: Path) -> None:
+    """tracking.every_steps is 10 here; the last of a whole run always were."""
+    for name in ("early", "whole", "stopped"):
+        (tmp_path / name).mkdir()
+    run = Run(tmp_path / "early", [], best=Best("eval/ce", patience=1), losses=(2.0, 3.0))
+    assert run.fit() and run.lines == [4]
+    run = Run(tmp_path / "whole", [])
+    assert run.fit() and run.lines == [6]
+    run = Run(tmp_path / "stopped", [], stop_after=3)
+    assert not run.fit() and run.lines == [3]
 
 
 def test_a_stop_before_patience_ends_is_a_stop(tmp_path: Path) -> None:
