@@ -22,14 +22,16 @@ MAY_IMPORT = {
     "addresses": set(),
     "file_modes": BASE,
     "whole_files": BASE,
+    "owner": BASE,
+    "unfinished": BASE | {"owner", "whole_files"},
     "ops": {"ops"},
-    "data": BASE | {"data", "config", "whole_files"},
+    "data": BASE | {"data", "config", "whole_files", "unfinished"},
     "ingest": BASE | {"ingest", "data"},
     "model": BASE | {"model", "data", "config"},
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
-    "monitoring": BASE | {"monitoring", "planning", "model", "data", "dist"},
+    "monitoring": BASE | {"monitoring", "planning", "model", "data", "dist", "owner"},
     "tracking": BASE | {"tracking", "data", "whole_files", "addresses"},
-    "checkpoint": BASE | {"checkpoint", "monitoring", "distill", "config", "dist", "file_modes"},
+    "checkpoint": BASE | {"checkpoint", "monitoring", "distill", "config", "dist", "file_modes", "whole_files"},
     "engine": BASE | {"engine", "checkpoint", "distill", "model", "config", "dist", "shipped"},
     "training": BASE
     | {
@@ -45,10 +47,10 @@ MAY_IMPORT = {
         "config",
         "dist",
     }
-    | {"base_model", "provenance", "pictures", "planning", "evaluation"},
+    | {"base_model", "provenance", "pictures", "planning", "evaluation", "whole_files"},
     "evaluation": BASE
     | {"evaluation", "checkpoint", "tracking", "monitoring", "model", "ops", "data", "config", "dist", "base_model"}
-    | {"provenance", "pictures", "file_modes", "whole_files"},
+    | {"provenance", "pictures", "file_modes", "whole_files", "unfinished"},
     "audit": BASE
     | {"audit", "evaluation", "distill", "tracking", "monitoring", "model", "ops", "data", "config", "dist", "pictures"}
     | {"whole_files"},
@@ -183,7 +185,7 @@ HOT = [
     "model/layers/cached_attention.py",
     "training/stage1.py", "training/stage2.py", "model/injection.py", "model/vision.py", "model/layers/attention.py",
     "training/step.py",
-    "distill/pool.py", "ops/change.py",
+    "distill/pool.py", "distill/similarity.py", "ops/change.py",
 ]  # fmt: skip
 WAITING = {"item", "tolist", "numpy", "cpu", "nonzero", "tensor", "as_tensor", "from_numpy", "masked_select", "unique"}
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilvr_ds.audit.passes import Plan
+from ilvr_ds.audit.passes import Plan, pad_embedding
 from ilvr_ds.audit.readings.similarity import similarity
-from ilvr_ds.audit.readings.targets import TargetChooser
+from ilvr_ds.audit.readings.targets import TargetChooser, targets_alone
 from ilvr_ds.audit.report import summary
 from ilvr_ds.audit.report.page import write_report
 from ilvr_ds.audit.report.verdict import judge
@@ -69,11 +69,12 @@ class Finish:
         if self.plan.swaps is not None:
             report["donor"] = summary.donor(lines)
         if self.looks_inside:
-            compared = spread(self.ready.numbers, MOST_COMPARED)
+            compared, filler = spread(self.ready.numbers, MOST_COMPARED), pad_embedding(self.ready)
+            targets = [targets_alone(fed, filler) for fed in self.store.read("target", compared)]
             report["inside"] = {
                 "retrieval": summary.retrieval(lines),
                 "latents": similarity(self.store.read("own", compared)),
-                "targets": similarity(self.store.read("target", compared)),
+                "targets": similarity(targets),
                 "attention": summary.attention(lines),
             }
         if self.plan.is_barred:

@@ -39,3 +39,13 @@ def write_best(folder: Path, best: dict[str, Any]) -> None:
     new = folder / f"{BEST_FILE}.new"  # not .partial: that is what killed saves leave
     new.write_text(json.dumps(best) + "\n")
     new.replace(folder / BEST_FILE)
+
+
+def name_again(folder: Path, best: dict[str, Any]) -> None:
+    """Name a best checkpoint that is still there where none is named (main rank only): the run went back to it, or
+    behind it. Raises UserError."""
+    if read_best(folder) is None and (folder / checkpoint_name(best["step"]) / STATE_FILE).is_file():
+        try:
+            write_best(folder, best)
+        except OSError as error:
+            raise UserError(f"{folder / BEST_FILE}: cannot be written ({error.strerror})") from error

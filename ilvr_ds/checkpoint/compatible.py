@@ -47,7 +47,8 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
             f"{path}: made without a teacher; go on with loss.align_weight=0 and loss.contrastive_weight=0 (and, if "
             "it is older than that key, train.latent_gradient=full), or name it in model.init_from of another run.name"
         )
-    before: dict[str, Any] = {"model.lora_base": "full", "train.gradient_precision": "model"}  # before they were keys
+    before = Recipe().flat()  # a key that came later: its default is what was done before, but for these
+    before |= {"model.lora_base": "full", "train.gradient_precision": "model"}
     before["train.latent_gradient"] = "full" if recipe.train.has_free_latents else recipe.train.latent_gradient
     before |= {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
     changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]

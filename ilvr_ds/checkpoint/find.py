@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds import dist
+from ilvr_ds.checkpoint.best import BEST_FILE, read_best
 from ilvr_ds.checkpoint.files import STATE_FILE, first_fault, list_checkpoints, saved_state
 from ilvr_ds.config import Recipe
 from ilvr_ds.errors import UserError
+from ilvr_ds.whole_files import write_whole
 
 logger = logging.getLogger("ilvr_ds")
 RESUMED_FILE = "resumed_from.json"
@@ -57,9 +59,13 @@ def is_of_run(recipe: Recipe, path: Path) -> bool:
 def set_aside_newer(recipe: Recipe, path: Path) -> None:
     """Set aside the run's checkpoints that do not lead to `path` (main rank only): the run branches off there.
 
-    They are deleted when the run has come as far again (files.py, remove_old). Raises UserError.
+    They are deleted when the run has come as far again (files.py, remove_old). If the best was among them, none is
+    named any more: the run will have another checkpoint of that step. Raises UserError.
     """
     is_own = is_of_run(recipe, path)
+    best = read_best(_folder(recipe))
+    if best is not None and not (is_own and best["step"] <= _step(path)):
+        (_folder(recipe) / BEST_FILE).unlink()
     for other in list_checkpoints(_folder(recipe)):
         if is_own and (other.name == path.name or _step(other) < _step(path)):
             continue
@@ -81,7 +87,7 @@ def remember(recipe: Recipe, path: Path | None) -> None:
             file.unlink(missing_ok=True)
         elif branches_off(recipe):
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"path": str(Path(wanted).resolve()), "step": _step(path)}) + "\n")
+            write_whole(file, json.dumps({"path": str(Path(wanted).resolve()), "step": _step(path)}) + "\n")
     except OSError as error:
         raise UserError(f"{file}: cannot be written ({error.strerror})") from error
 

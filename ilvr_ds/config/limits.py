@@ -167,7 +167,7 @@ def _check_rollout(recipe: Recipe) -> Iterator[str]:
 
 def _check_best(recipe: Recipe) -> Iterator[str]:
     best, evaluation = recipe.checkpoint.keep_best, recipe.evaluation
-    if best != "none" and recipe.data.eval_shards is None:
+    if best != "none" and not recipe.data.held_out_sets:
         yield f"checkpoint.keep_best is {best}, but data.eval_shards is null: nothing is evaluated"
     if recipe.train.patience and best == "none":
         yield "train.patience needs checkpoint.keep_best, which says what counts as better"
@@ -177,10 +177,10 @@ def _check_best(recipe: Recipe) -> Iterator[str]:
 
 def _check_generation(recipe: Recipe) -> Iterator[str]:
     count = recipe.evaluation.generate_samples
-    if count and recipe.data.eval_shards is None:
+    if count and not recipe.data.held_out_sets:
         yield f"evaluation.generate_samples is {count}, but data.eval_shards is null; set it, or 0"
-    if count and recipe.data.features is not None:
-        yield f"evaluation.generate_samples is {count}, but with data.features no tower sees a prompt; set it to 0"
+    if count and recipe.data.has_features:
+        yield f"evaluation.generate_samples is {count}, but with stored features no tower sees a prompt; set it to 0"
 
 
 _CHECKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (

@@ -108,8 +108,9 @@ class SelectionConfig:
     """What ranks the pool. query: cosine to the teacher's query, as published; change (needs pool changed): how much
     the candidate differs from the picture before."""
     order: Literal["score", "place"] = "score"
-    """Which of the selected comes first. score: the highest, as published; place: the first patch of the picture. What
-    scores about the same comes in an order that cannot be foreseen, so that the student foresees a mean of both."""
+    """Which of the selected comes first. score: the highest, as published; place: the first patch of the picture.
+    Patches that score about the same come in an arbitrary order, which the student cannot predict: with score it then
+    predicts a mean of them."""
 
     def pool_limit(self, latent_size: int) -> int:
         """The largest number of candidates in a pool of changed ones."""

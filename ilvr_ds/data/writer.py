@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import secrets
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from ilvr_ds.data.members import encode_members, key_of
 from ilvr_ds.data.sample import LatentStep, Sample
 from ilvr_ds.data.shards import DATASET_FILE, Manifest, ShardInfo, build_index, describe_shard
 from ilvr_ds.errors import UserError
+from ilvr_ds.unfinished import finish, unfinished_folder
 
 _OURS = re.compile(r"dataset\.json|rejected\.jsonl|shard-\d{6,}\.(tar|idx)")
 """Files of a packed data set."""
@@ -37,11 +37,12 @@ class Provenance:
 
 
 class DatasetWriter:
-    """Writes samples into a temporary folder beside `output`, which `finish` renames.
+    """Writes samples into a folder beside `output`, `folder`, which `finish` renames.
 
-    A context manager: leaving it without `finish` removes the temporary folder. A shard is closed when it holds
-    `max_samples_per_shard` samples or has passed `max_shard_bytes`. The bytes written depend on the samples alone.
-    Raises UserError where `output` is in the way; `overwrite` replaces an earlier data set, and nothing but that.
+    A context manager: leaving it without `finish` removes that folder, and what a killed process left is removed by the
+    next (unfinished.py). A shard is closed when it holds `max_samples_per_shard` samples or has passed
+    `max_shard_bytes`. The bytes written depend on the samples alone. Raises UserError where `output` is in the way;
+    `overwrite` replaces an earlier data set, and nothing but that.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class DatasetWriter:
     ) -> None:
         self.output = output.resolve()
         _check_output(self.output, overwrite)
-        self.folder = self.output.with_name(f".{self.output.name}.partial-{secrets.token_hex(4)}")
+        self._open = contextlib.ExitStack()
         self.samples = 0
         self.groups: Counter[str] = Counter()
         self.samples_without_plan = 0
@@ -69,7 +70,7 @@ class DatasetWriter:
 
     def __enter__(self) -> DatasetWriter:
         try:
-            self.folder.mkdir(parents=True)
+            self.folder = self._open.enter_context(unfinished_folder(self.output))
         except OSError as error:
             raise UserError(f"{self.output}: cannot be created ({error.strerror})") from error
         # webdataset's own opener would run names like "pipe:..." as commands.
@@ -122,11 +123,11 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.folder.exists():
-            self._aborted = True
-            with contextlib.suppress(OSError, AttributeError):  # a full disk, or closed already
-                self._tars.close()
-            shutil.rmtree(self.folder)
+        with self._open:  # removes the folder where it still stands
+            if self.folder.exists():
+                self._aborted = True
+                with contextlib.suppress(OSError, AttributeError):  # a full disk, or closed already
+                    self._tars.close()
 
     def _open_tar(self, name: str) -> BinaryIO:
         self._file = (self.folder / name).open("wb")
@@ -144,7 +145,7 @@ class DatasetWriter:
         previous = None
         if self.output.exists() and any(self.output.iterdir()):
             previous = self.output.rename(self.folder.with_name(f"{self.folder.name}-replaced"))
-        self.folder.rename(self.output)
+        finish(self.folder, self.output)
         if previous:
             shutil.rmtree(previous)
 

@@ -1,4 +1,4 @@
-"""How similar the targets of different samples are: where all are alike, foreseeing them says nothing of a sample.
+"""How similar the targets of different samples are: where all are alike, predicting them says nothing of a sample.
 
 Letters: M segments, K latent slots, W samples of the window, D features.
 """

@@ -1,4 +1,4 @@
-"""Stage 1: the student reads the selected features as latents and learns the text and to foresee the features.
+"""Stage 1: the student reads the selected features as latents and learns to predict both the text and the features.
 
 Letters: R rows of T tokens, L supervised tokens, M segments, K latent slots, S = M * K slots, D.
 """
@@ -27,6 +27,8 @@ class Negatives:
 
     candidates: Tensor
     """[N', D]"""
+    samples: Tensor
+    """[N'] int64: number in the data of the sample of each"""
 
 
 class Student(nn.Module):
@@ -76,11 +78,13 @@ class Student(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         M, K = micro.latent_slots.shape
         slot = torch.arange(K, device=prediction.device)
-        candidates, offsets, samples = targets.candidates, targets.offsets, micro.sample_of_segment
-        if foreign is not None:  # one more segment, of no sample here
+        # by number in the data, not by row: a step of a mixture may hold a sample twice, which is no negative of itself
+        candidates, offsets, samples = targets.candidates, targets.offsets, micro.noise_keys[:, 0]
+        if foreign is not None:  # each a segment of its own, whose sample is known
+            count = torch.arange(1, len(foreign.candidates) + 1, device=offsets.device)
             candidates = torch.cat([candidates, foreign.candidates])
-            offsets = torch.cat([offsets, offsets[-1:] + len(foreign.candidates)])
-            samples = torch.cat([samples, samples.new_full((1,), -1)])
+            offsets = torch.cat([offsets, offsets[-1] + count])
+            samples = torch.cat([samples, foreign.samples])
         noise = None
         if self.settings.target_noise_std and self.training:
             sample, segment = micro.noise_keys[:, None].expand(M, K, 2).unbind(-1)

@@ -1,5 +1,5 @@
-"""Stage 2: the student reads its own hidden states as latents. It learns the text and, where there is a teacher, to
-foresee the features that it selects.
+"""Stage 2: the student reads its own hidden states as latents. It learns to predict the text and, where there is a
+teacher, the features that it selects.
 
 How far gradients go back through the latents that were fed back, `train.latent_gradient`:
     full        the whole chain: one rollout with gradients, model/rollout.py

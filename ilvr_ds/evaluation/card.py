@@ -115,16 +115,20 @@ def _table(benchmark: str, data: str, scores: dict[str, Any]) -> str:
 
 
 def _scores(record: Path, step: int) -> str:
-    """The last teacher-forced evaluation up to this step, if the run's record is there."""
-    best: dict[str, float] = {}
+    """The last evaluation up to this step, if the run's record is there."""
+    last: dict[str, float] = {}
+    after = 0
     for text in record.read_text().splitlines(keepends=True) if record.is_file() else []:
         if not text.endswith("\n"):  # it was being written when the run was killed
             break
         line = json.loads(text)
         metrics = {name: float(value) for name, value in line.get("metrics", {}).items() if name.startswith("eval/")}
         if metrics and line["step"] <= step:
-            best = metrics
-    if not best:
+            last, after = metrics, line["step"]
+    if not last:
         return _NONE
-    lines = [f"- {name.removeprefix('eval/')}: {value:.4g}" for name, value in sorted(best.items())]
-    return "Teacher-forced, on held-out samples, during training:\n\n" + "\n".join(lines) + "\n"
+    lines = [f"- {name.removeprefix('eval/')}: {value:.4g}" for name, value in sorted(last.items())]
+    free = [line for line in lines if line.startswith("- generated")]
+    forced = [line for line in lines if line not in free]
+    text = f"Teacher-forced, on held-out samples, after step {after}:\n\n" + "\n".join(forced) + "\n"
+    return text + ("\nAnswered freely, some of them:\n\n" + "\n".join(free) + "\n" if free else "")

@@ -6,7 +6,7 @@ such as the base before training, come first: all others are compared with the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -18,6 +18,11 @@ from ilvr_ds.evaluation.intervals import Effect, effect
 from ilvr_ds.tracking.names import metric_name
 from ilvr_ds.tracking.scores import check_address, log_scores
 
+SETTINGS = (
+    "max_image_pixels", "precision", "generation.max_new_tokens", "generation.temperature", "generation.top_p",
+    "generation.seed", "generation.stop",
+)  # fmt: skip
+"""What changes answers, whichever model gives them, and is said where not all evaluations have the same."""
 Column = tuple[str, str, str]
 """Benchmark, fingerprint of its data, rule set."""
 
@@ -187,7 +192,22 @@ def _cell(table: Table, row: Row, column: Column) -> str:
 
 def _notes(table: Table) -> list[str]:
     judged = f"judged by {', '.join(dict.fromkeys(map(table.judge, table.columns)))}"
+    notes = [judged, *_unequal_settings(table)]
     if len(table.rows) == 1:
-        return [judged]
+        return notes
     paired = f"differences to {table.rows[0].name} on the same samples, with 95 % intervals (Newcombe, paired)"
-    return [paired, judged]
+    return [paired, *notes]
+
+
+def _unequal_settings(table: Table) -> Iterator[str]:
+    """A line for each of SETTINGS that has several values; evaluations that do not say theirs do not count."""
+    for key in SETTINGS:
+        section, _, name = key.rpartition(".")
+        found: dict[str, dict[str, None]] = {}
+        for row in table.rows:
+            for cell in row.cells.values():
+                settings = cell.settings.get(section, {}) if section else cell.settings
+                if name in settings:
+                    found.setdefault(str(settings[name]), {})[row.name] = None
+        if len(found) > 1:
+            yield f"not the same {name}: " + "; ".join(f"{value} of {', '.join(of)}" for value, of in found.items())

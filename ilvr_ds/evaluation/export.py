@@ -29,7 +29,6 @@ from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.card import write_card
 from ilvr_ds.evaluation.stock_files import copy_side_files, write_config, write_image_processor, write_tokenizer
-from ilvr_ds.evaluation.unfinished import finish, unfinished_folder
 from ilvr_ds.file_modes import follow_umask
 from ilvr_ds.model.base_weights import linear_weights, tower_weights
 from ilvr_ds.model.families import Family, family_of
@@ -38,6 +37,7 @@ from ilvr_ds.model.hub import model_folder
 from ilvr_ds.model.layers.four_bit import check_base, round_trip
 from ilvr_ds.model.student import DTYPES, load_config
 from ilvr_ds.tracking.registry import is_exported, write_origin
+from ilvr_ds.unfinished import finish, unfinished_folder
 
 SHARD_BYTES = 4 * 1024**3
 """Tensors that wait to be written hold at most this much, plus the last one."""

@@ -87,6 +87,7 @@ class Watchdog:
     def __init__(self, silent_s: float, stalled_s: float, on_loss: Callable[[], object]) -> None:
         self.silent_s, self.stalled_s, self.on_loss = silent_s, stalled_s, on_loss
         self.beat_s = min(LONGEST_BEAT_S, silent_s / 6)
+        self.rank, self.ranks = dist.rank(), dist.world_size()  # the watch may outlive the process group
         self.position = Position()
         self._beat = 0
         self._answered = time.monotonic()
@@ -94,7 +95,7 @@ class Watchdog:
         self._ended, self._moved, self._ending = threading.Event(), threading.Event(), threading.Event()
         self._store: Any = None
         self._thread: threading.Thread | None = None
-        if dist.world_size() > 1:
+        if self.ranks > 1:
             self._store = self._connect()
             self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
             self._thread.start()
@@ -146,7 +147,7 @@ class Watchdog:
         return server[0] if server else TCPStore(host, port, None, False, timeout)
 
     def _run(self) -> None:
-        watch = self._watch_all() if dist.is_main() else self._watch_main()
+        watch = self._watch_all() if self.rank == 0 else self._watch_main()
         next_beat = time.monotonic()
         while not self._ended.is_set():
             self._moved.wait(max(0.0, next_beat - time.monotonic()))
@@ -171,15 +172,15 @@ class Watchdog:
 
     def _say(self, is_beat: bool) -> None:
         self._beat += is_beat
-        who = f"rank {dist.rank()} on {socket.gethostname()}, process {os.getpid()}"
+        who = f"rank {self.rank} on {socket.gethostname()}, process {os.getpid()}"
         told = {"beat": self._beat, "changes": self.position.changes, "where": f"{who}: {self.position}"}
         if self._failed:
             told["failed"] = (self._failed[0], f"{who}: {self._failed[1]}")
-        self._store.set(f"rank/{dist.rank()}", json.dumps(told))
+        self._store.set(f"rank/{self.rank}", json.dumps(told))
 
     def _watch_all(self) -> Callable[[], str | None]:
         start = time.monotonic()
-        seen = [_Seen(f"rank {rank}", heard=start, moved=start) for rank in range(dist.world_size())]
+        seen = [_Seen(f"rank {rank}", heard=start, moved=start) for rank in range(self.ranks)]
         failed_since = float("inf")
 
         def watch() -> str | None:
@@ -205,7 +206,7 @@ class Watchdog:
 
     def _told(self) -> list[dict[str, Any]]:
         """What each rank last wrote; empty before its first heartbeat."""
-        keys = [f"rank/{rank}" for rank in range(dist.world_size())]
+        keys = [f"rank/{rank}" for rank in range(self.ranks)]
         present = [key for key in keys if self._store.check([key])]
         said = dict(zip(present, self._store.multi_get(present), strict=True))
         return [json.loads(said[key]) if key in said else {} for key in keys]
@@ -247,15 +248,15 @@ class Watchdog:
                 logger.exception("while this rank ends")
 
     def _tell(self, verdict: str) -> None:
-        if dist.is_main():
+        if self.rank == 0:
             self._store.set(VERDICT, verdict)
             time.sleep(2 * self.beat_s)
 
     def _leave(self, verdict: str) -> None:
         """Say why, and end the process."""
         try:
-            here = f"[rank {dist.rank()}] {self.position}"
-            sys.stderr.write(f"{here}\n[rank {dist.rank()}] ilvr-ds: error: {verdict}\n")
+            here = f"[rank {self.rank}] {self.position}"
+            sys.stderr.write(f"{here}\n[rank {self.rank}] ilvr-ds: error: {verdict}\n")
             sys.stderr.flush()
         finally:
             os._exit(1)

@@ -120,6 +120,15 @@ class Tracker:
                     found.add("pictures")
         return found
 
+    def evaluations(self) -> list[tuple[int, dict[str, float]]]:
+        """Steps and `eval/...` metrics of all that the record holds, the last of each step, in order (main rank)."""
+        found: dict[int, dict[str, float]] = {}
+        for line, _ in read_record(self._directory / "metrics.jsonl"):
+            metrics = {name: float(value) for name, value in line.get("metrics", {}).items() if name[:5] == "eval/"}
+            if metrics:
+                found[line["step"]] = metrics
+        return sorted(found.items(), key=lambda item: item[0])
+
     def close(self, status: Status, timeout_s: float = 30.0) -> int:
         """Send the rest for at most `timeout_s`; returns the number of lines not sent."""
         if not self._record or not self._shipper:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
+from ilvr_ds import dist
 from ilvr_ds.errors import UserError
 
 NONE = "none"
@@ -14,12 +16,15 @@ class Best:
     """Compares evaluations by one metric, the same on all ranks.
 
     metric: `checkpoint.keep_best`; patience: `train.patience`, evaluations without a better one after which the run is
-    over, 0 for never.
+    over, 0 for never. samples: what is evaluated on; values on other samples are not compared.
     """
 
-    def __init__(self, metric: str = NONE, patience: int = 0) -> None:
+    def __init__(self, metric: str = NONE, patience: int = 0, samples: str = "") -> None:
         self.metric = metric
         self.patience = patience
+        self.samples = samples
+        self.last = 0
+        """Step of the last evaluation"""
         self.found: dict[str, Any] | None = None
         """Metric, value and step of the best evaluation, as `best.json` has them"""
         self.since = 0
@@ -34,6 +39,7 @@ class Best:
             raise UserError(
                 f"checkpoint.keep_best is {self.metric}, which this evaluation lacks: no sample has an answer"
             )
+        self.last = step
         value = metrics[self.metric]
         if not math.isfinite(value) or not self._is_better(value, self.found):
             self.since += 1
@@ -54,16 +60,36 @@ class Best:
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint; must be JSON."""
-        return {"found": self.found, "since": self.since}
+        about = {"metric": self.metric, "samples": self.samples}
+        return {"found": self.found, "since": self.since, "last": self.last, **about}
 
-    def load(self, state: dict[str, Any] | None, on_disk: dict[str, Any] | None, done: int) -> None:
-        """Go on after `done` steps from a checkpoint's state, which may be older than what `best.json` says: the last
-        evaluation comes after the last checkpoint."""
+    def load(
+        self,
+        state: dict[str, Any] | None,
+        on_disk: dict[str, Any] | None,
+        done: int,
+        recorded: Iterable[tuple[int, dict[str, float]]] = (),
+    ) -> None:
+        """Go on after `done` steps from a checkpoint's state, which may be older than what `best.json` says, and what
+        is recorded, steps and metrics in order: the last evaluation comes after the last checkpoint."""
         state = state or {}
-        for found, since in ((state.get("found"), state.get("since", 0)), (on_disk, 0)):
-            is_ours = found is not None and found["metric"] == self.metric and found["step"] <= done
-            if found is not None and is_ours and self._is_better(found["value"], self.found):
-                self.found, self.since = found, since
+        if self.metric != NONE and state.get("samples", self.samples) != self.samples:
+            dist.warn("evaluations are on other samples than before: %s begins anew as the best of them", self.metric)
+            return
+        # of a metric that was not looked for then, no checkpoint was kept: what is recorded of it does not count
+        self.last = state["last"] if state.get("metric") == self.metric else done
+        self._take_over(done, state.get("found"), state.get("since", 0))
+        for step, metrics in recorded:
+            if self.last < step <= done and self.metric in metrics:
+                self.add(step, metrics)
+        self._take_over(done, on_disk, 0)
+
+    def _take_over(self, done: int, found: dict[str, Any] | None, since: int) -> None:
+        """What an earlier start found, where it is of this run up to here, and better."""
+        if found is None or found["metric"] != self.metric or found["step"] > done:
+            return
+        if self._is_better(found["value"], self.found):
+            self.found, self.since = found, since
 
     def _is_better(self, value: float, found: dict[str, Any] | None) -> bool:
         if found is None:

@@ -24,6 +24,7 @@ from ilvr_ds.planning.memory import GIB
 from ilvr_ds.planning.report import detail
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
 from ilvr_ds.training.assembly.inputs import Inputs
+from ilvr_ds.training.shares import share_lines
 
 LOOKED_AT = 64
 """Samples, evenly from all of the data set, that say what a typical one is."""
@@ -47,13 +48,15 @@ def _start(recipe: Recipe, inputs: Inputs, world: int) -> Iterator[str]:
     """The data, the length of the run, and what it would go on from."""
     plan, train = inputs.plan, recipe.train
     total = train.max_steps or train.epochs * plan.steps_per_epoch
+    left = "by each for the next" if inputs.training.named else "out of each epoch"
     yield f"{inputs.training.location}: {_contents(inputs.training)}"
     if inputs.held_out is not None:
         yield f"{inputs.held_out.location}, held out: {_contents(inputs.held_out)}"
     yield (
         f"{plan.global_batch} samples a step on {counted(world, 'rank')}, {plan.steps_per_epoch} steps an epoch, "
-        f"{plan.remainder} samples left out of each epoch, {total} steps in all"
+        f"{plan.remainder} samples left {left}, {total} steps in all"
     )
+    yield from (f"mixture: {line}" for line in share_lines(plan, inputs.training.named, total))
     found = list_checkpoints(recipe.run_dir / "checkpoints")
     if found and recipe.checkpoint.resume == "auto":
         yield f"it would go on from {found[-1]}"

@@ -6,7 +6,7 @@ so all ranks take equally many samples and go on until the last of them has ende
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,15 +52,20 @@ class FreeAnswers:
         self.questions = questions
         self.settings = settings
 
-    def answers(self) -> list[Answer]:
-        """The student's answers, in order (collective)."""
-        generator = Generator(self.reasoner, self.settings, is_over=lambda ended: all(dist.gather_on_host(ended)))
+    def answers(self, moved: Callable[[], object] = lambda: None) -> list[Answer]:
+        """The student's answers, in order (collective). moved: called as tokens come."""
+
+        def is_over(has_ended: bool) -> bool:
+            moved()
+            return all(dist.gather_on_host(has_ended))
+
+        generator = Generator(self.reasoner, self.settings, is_over=is_over)
         with _plain_attention(self.reasoner.model.model.language_model):
             return generator.generate([question.prompt for question in self.questions]).answers
 
-    def __call__(self) -> dict[str, float]:
+    def __call__(self, moved: Callable[[], object] = lambda: None) -> dict[str, float]:
         """`eval/generated...`, over all ranks (collective)."""
-        answers = self.answers()
+        answers = self.answers(moved)
         right = [
             next(iter(question.benchmark.judge(question.sample, answer.text).values()))
             for question, answer in zip(self.questions, answers, strict=True)

@@ -64,23 +64,26 @@ class HeldOut:
         self.free_answers = free_answers
 
     @torch.no_grad()
-    def __call__(self, is_stopped: Callable[[], bool]) -> dict[str, float] | None:
+    def __call__(
+        self, is_stopped: Callable[[], bool], moved: Callable[[], object] = lambda: None
+    ) -> dict[str, float] | None:
         """Metrics `eval/...`; the same on all ranks. Collective.
 
         is_stopped: asked before each window, with the same answer on all ranks; after a yes nothing more is read, and
-        None is returned. Bad samples do not count. Raises UserError on all ranks where there are too many.
+        None is returned. moved: called at each window and each token of free answers, which may take long. Bad samples
+        do not count. Raises UserError on all ranks where there are too many.
         """
         engine: Any = self.step.student
         engine.eval()
         windows = self._windows()
         found: list[_Found] = []
         for one in self.sets:
-            of_set = self._evaluate(one, islice(windows, one.steps), is_stopped)
+            of_set = self._evaluate(one, _telling(islice(windows, one.steps), moved), is_stopped)
             if of_set is None:
                 engine.train()
                 return None
             found.append(of_set)
-        generated = self.free_answers() if self.free_answers else {}
+        generated = self.free_answers(moved) if self.free_answers else {}
         engine.train()
         skipped = {"eval/skipped": float(self._judge(found))}
         groups = sorted({group for one in self.sets for group in one.groups})
@@ -129,6 +132,13 @@ class HeldOut:
     def _windows(self) -> Iterator[Window]:
         for window in iterate_windows(self.dataset, range(self.steps), self.num_workers, pin_memory=False):
             yield window.to(dist.device())
+
+
+def _telling(windows: Iterable[Window], moved: Callable[[], object]) -> Iterator[Window]:
+    """`windows`; `moved` is called at each."""
+    for window in windows:
+        moved()
+        yield window
 
 
 def _added(parts: Iterable[dict[str, float]]) -> dict[str, float]:

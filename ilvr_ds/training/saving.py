@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.best import read_best, write_best
+from ilvr_ds.checkpoint.best import name_again, read_best, write_best
 from ilvr_ds.checkpoint.find import is_of_run
 from ilvr_ds.checkpoint.load import load_checkpoint
 from ilvr_ds.checkpoint.reshard import load_resharded, universal_form
@@ -111,6 +111,9 @@ def restore(parts: Components, checkpoint: Path) -> int:
     parts.quarantine.load_state_dict(state["quarantine"])
     if is_of_run(parts.recipe, checkpoint):
         on_disk = dist.decided_by_main(lambda: read_best(checkpoint.parent))
-        parts.best.load(state.get("best"), on_disk, parts.loader.step)
+        recorded = dist.decided_by_main(parts.tracker.evaluations)
+        parts.best.load(state.get("best"), on_disk, parts.loader.step, recorded)
+        if (best := parts.best.found) is not None:
+            dist.decided_by_main(lambda: name_again(checkpoint.parent, best))
     logger.info("going on from %s at step %d of %d", checkpoint, parts.loader.step, parts.total_steps)
     return parts.loader.step

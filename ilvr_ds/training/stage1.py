@@ -24,6 +24,7 @@ from ilvr_ds.model.vision import StoredFeatures, VisionTower
 from ilvr_ds.monitoring.metric_sums import MetricSums, ratio
 from ilvr_ds.monitoring.phases import PhaseTimer
 from ilvr_ds.monitoring.target_watch import TargetWatch
+from ilvr_ds.ops.reference import segment_of_rows
 from ilvr_ds.training.step import (
     SET_LOSSES,
     LatentProbe,
@@ -135,14 +136,14 @@ class StageOneStep:
     def probe(self, micro: MicroBatch, prepared: PreparedWithTargets) -> LatentProbe:
         """The student's prediction at each slot, and what the teacher selected for it."""
         targets = prepared.targets.of(micro)
-        sums = self.student(micro, prepared.features, targets, 0, self._foreign(targets))
+        sums = self.student(micro, prepared.features, targets, 0, self._foreign(micro, targets))
         return LatentProbe(sums["prediction"], targets.candidates, targets)
 
     def _sums(
         self, micro: MicroBatch, prepared: PreparedWithTargets, step: int, totals: MetricSums
     ) -> dict[str, Tensor]:
         targets = prepared.targets.of(micro)
-        sums: dict[str, Tensor] = self.student(micro, prepared.features, targets, step, self._foreign(targets))
+        sums: dict[str, Tensor] = self.student(micro, prepared.features, targets, step, self._foreign(micro, targets))
         shown = {name: sums[name].detach().sum() for name in ("ce", "alignment", "contrastive", "right")}
         parts = len(prepared.window.micro_batches)  # each adds its part of what is the window's
         alike = {name: value / parts for name, value in zip(("similarity", "pairs"), prepared.similarity, strict=True)}
@@ -150,27 +151,40 @@ class StageOneStep:
         totals.add({**_counts(micro, targets), **alike, **shown, **split})
         return sums
 
-    def _foreign(self, targets: Targets) -> Negatives | None:
+    def _foreign(self, micro: MicroBatch, targets: Targets) -> Negatives | None:
         """Candidates of the other ranks' micro-batches; their number is known on the host."""
         if self.settings.contrastive_negatives != "world" or dist.world_size() == 1:
             return None
         counts = dist.gather_on_host(len(targets.candidates))
-        everyone = dist.all_gather_rows(targets.candidates, counts)
-        return Negatives(torch.cat([rows for r, rows in enumerate(everyone) if r != dist.rank()]))
+        samples = micro.noise_keys[segment_of_rows(targets.offsets, len(targets.candidates)), :1]
+        return Negatives(_of_others(targets.candidates, counts), _of_others(samples, counts)[:, 0])
+
+
+def _of_others(rows: Tensor, counts: list[int]) -> Tensor:
+    """The `rows` [counts[rank], X] of all other ranks (collective)."""
+    everyone = dist.all_gather_rows(rows, counts)
+    return torch.cat([part for rank, part in enumerate(everyone) if rank != dist.rank()])
 
 
 def _counts(micro: MicroBatch, targets: Targets) -> dict[str, Tensor]:
-    best = targets.candidates[targets.indices[:, 0].clamp(min=0)] if len(targets.candidates) else targets.query
     kept = targets.kept.sum()
     return {
         "supervised": torch.full_like(kept, len(micro.label_ids)),
         "slots": kept,
         "segments": torch.full_like(kept, len(micro.segments)),
         "entropy": targets.entropy.sum(),
-        "cosine_top1": torch.nn.functional.cosine_similarity(best.float(), targets.query.float(), dim=-1).sum(),
+        "cosine_top1": _largest_cosines(targets).sum(),
         "answers": micro.has_answer.sum(),
         **_pool_counts(targets, kept),
     }
+
+
+def _largest_cosines(targets: Targets) -> Tensor:
+    """[M]: of the cosines of what was selected to the query the largest, wherever it stands; 0 where nothing was."""
+    values, query = targets.values().float(), targets.query.float()[:, None]
+    cosines = torch.nn.functional.cosine_similarity(values, query, dim=-1)
+    largest = cosines.masked_fill(targets.indices < 0, -torch.inf).amax(1)
+    return torch.where(targets.kept > 0, largest, 0.0)
 
 
 def _pool_counts(targets: Targets, kept: Tensor) -> dict[str, Tensor]:

@@ -50,6 +50,8 @@ class Trainer:
         """Bad samples and retries of this rank's last window."""
         self.done = 0
         """Optimizer steps done."""
+        self.logged = 0
+        """Those at the last log line."""
 
     def fit(self) -> bool:
         """Train and save; True when all was done, False when a signal asked to stop before."""
@@ -71,6 +73,9 @@ class Trainer:
 
     def _train(self) -> bool:
         """The steps that are left, and what is due behind the last one; False when a signal asked to stop before."""
+        if self.parts.best.is_over:  # by an evaluation that the start before left to this one
+            self._end_early()
+            return True
         stop = False
         self.speed.start()
         self.phases.start()
@@ -80,6 +85,8 @@ class Trainer:
             self.done = step + 1
             if (stop := self._after_step(self.done)) or self.parts.best.is_over:
                 break
+        if self.logged != self.done:  # an evaluation has ended the run between two log lines
+            self._log(self.done)
         self.saver.begin(self.done, is_last=True)
         self.saver.finish(is_last=True)
         if self.parts.best.is_over:
@@ -145,6 +152,7 @@ class Trainer:
         last = done == total or self.quarantine.exceeded or stop
         if done % recipe.tracking.every_steps == 0 or last:
             self._log(done)
+            self.logged = done
         if done < total and not stop:  # who asks to stop may not wait long: the next start does it
             stop = self._evaluate_and_draw(done, self._due(done))
         if recipe.checkpoint.every_steps and done % recipe.checkpoint.every_steps == 0 and done < total:
@@ -228,7 +236,7 @@ class Trainer:
             return True
         try:
             with self._away("evaluation"):
-                metrics = self.parts.held_out(self._is_stopped)
+                metrics = self.parts.held_out(self._is_stopped, lambda: self.watchdog.at(done, "evaluation"))
             is_best = metrics is not None and self.parts.best.add(done, metrics)
         except UserError:  # on all ranks: a mistake in the held-out samples spoils nothing that was learnt
             self.saver.begin(done)
@@ -250,6 +258,9 @@ class Trainer:
     def _restore(self) -> None:
         if self.parts.checkpoint is not None:
             self.done = self.saver.step = restore(self.parts, self.parts.checkpoint)
+            best = self.parts.best.found
+            if best is not None and best["step"] == self.done:  # a kill may have come before it was named
+                self.saver.keep_best(best)
 
     def _rehearse(self) -> None:
         """Targets of a window of the longest samples, forward and backward of its first micro-batch, at weight 0.

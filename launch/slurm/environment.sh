@@ -21,6 +21,19 @@ prepare_nodes() {
   srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 python3 -c 'from ilvr_ds.ops import build; build.load()'
 }
 
+# Exit code after a signal asked to stop and all that is worth keeping is kept; any code that nothing else uses.
+stopped=85
+
+# Start the job again if it ended with code $1 because of a signal; whether that was so. 138: the signal came before it
+# was heeded, and killed the ranks as it kills any program. A job that was cancelled meanwhile must not come back.
+requeue_if_stopped() {
+  # in an array, the last job's SLURM_JOB_ID is that of the whole array
+  local job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+  job=${job:-$SLURM_JOB_ID}
+  { [ "$1" = $stopped ] || [ "$1" = 138 ]; } && [ "$(squeue -h -j "$job" -o %T)" = RUNNING ] &&
+    scontrol requeue "$job"
+}
+
 # Whether every node of the job can still start a process.
 nodes_answer() {
   timeout 30 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 true

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ilvr_ds.checkpoint.best import BEST_FILE, best_checkpoint, read_best, write_best
+from ilvr_ds.checkpoint.best import BEST_FILE, best_checkpoint, name_again, read_best, write_best
 from ilvr_ds.checkpoint.files import STATE_FILE, checkpoint_name, list_checkpoints, remove_old
 from ilvr_ds.errors import UserError
 
@@ -36,6 +36,15 @@ def test_the_best_is_named_and_kept(folder: Path) -> None:
 def test_one_that_is_gone_is_not_the_best(folder: Path) -> None:
     write_best(folder, {**BEST, "step": 50})
     assert best_checkpoint(folder) is None
+
+
+def test_a_best_that_is_still_there_is_named_again(folder: Path) -> None:
+    """Where the run went back behind a later one, whose name went with it."""
+    name_again(folder, {**BEST, "step": 50})
+    assert read_best(folder) is None, "its checkpoint is gone"
+    name_again(folder, BEST)
+    name_again(folder, {**BEST, "step": 40})
+    assert read_best(folder) == BEST, "one that is named stays"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"metric": "eval/ce"}'])

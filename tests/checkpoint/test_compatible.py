@@ -8,7 +8,7 @@ import pytest
 
 from ilvr_ds.checkpoint.compatible import check_fits, commit_of_base
 from ilvr_ds.checkpoint.files import saved_state
-from ilvr_ds.config import ModelConfig, OptimConfig, TrackingConfig
+from ilvr_ds.config import ModelConfig, OptimConfig, SelectionConfig, TrackingConfig
 from ilvr_ds.errors import UserError
 from tests.checkpoint.stand_ins import recipe, save
 
@@ -35,6 +35,22 @@ def test_other_settings_that_changed_are_named(folder: Path, caplog: pytest.LogC
         assert check_fits(save(folder, 7), now)["loader"]["step"] == 7
     assert [record.getMessage() for record in caplog.records] == [
         "going on with other settings: the checkpoint was made with optim.lr = 1e-05, this run has 0.5"
+    ]
+
+
+def test_keys_that_a_checkpoint_does_not_know_yet_had_their_defaults(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches warnings of None for each key that a newer version has, in which others would drown."""
+    path = save(folder, 7)
+    state = saved_state(path)
+    for key in ("compare", "order"):
+        del state["recipe"]["selection"][key]
+    (path / "state.json").write_text(json.dumps(state))
+    now = dataclasses.replace(recipe(folder, "must"), selection=SelectionConfig(order="place"))
+    check_fits(path, now)
+    assert caplog.messages == [
+        "going on with other settings: the checkpoint was made with selection.order = score, this run has place"
     ]
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from ilvr_ds.checkpoint.best import best_checkpoint, read_best, write_best
 from ilvr_ds.checkpoint.files import checkpoint_name, list_checkpoints
 from ilvr_ds.checkpoint.find import branches_off, find_checkpoint, remember, set_aside_newer
 from ilvr_ds.errors import UserError
 from tests.checkpoint.stand_ins import make_folder, recipe, save
+from tests.full_disk import files_end_at
 
 
 def go_on(checkpoints: Path, resume: str) -> Path | None:
@@ -106,6 +108,18 @@ def test_going_on_from_an_older_one_sets_the_newer_aside(folder: Path) -> None:
     assert go_on(folder, "auto") == paths[0]
 
 
+@pytest.mark.parametrize(("step", "is_named"), [(10, True), (20, False)])
+def test_a_best_that_is_set_aside_is_no_longer_named(folder: Path, tmp_path: Path, step: int, is_named: bool) -> None:
+    """Catches the next checkpoint of its step, which `export --best` would take for it."""
+    paths = [save(folder, number) for number in (10, 20)]
+    write_best(folder, {"metric": "eval/ce", "value": 1.0, "step": step})
+    assert go_on(folder, "auto") == paths[-1] and read_best(folder) is not None, "nothing is set aside"
+    assert go_on(folder, str(paths[0])) == paths[0]
+    save(folder, 20)
+    assert best_checkpoint(folder) == (paths[0] if is_named else None)
+    assert go_on(folder, str(save(tmp_path / "other", 40))) and read_best(folder) is None
+
+
 def test_looking_for_a_checkpoint_changes_nothing(folder: Path) -> None:
     """Catches checkpoints that are set aside for a recipe that is refused afterwards."""
     paths = [save(folder, step) for step in (10, 20)]
@@ -162,3 +176,14 @@ def test_a_memory_that_cannot_be_read_is_a_mistake(folder: Path) -> None:
     (folder.parent / "resumed_from.json").write_text("[")
     with pytest.raises(UserError, match=r"resumed_from\.json: cannot be read .*; delete it"):
         find_checkpoint(recipe(folder, str(start)))
+
+
+def test_a_memory_that_cannot_be_written_stays_as_it_was(folder: Path, tmp_path: Path) -> None:
+    """Catches a half of it, which the next start could not read."""
+    start, other = save(folder, 10), save(tmp_path / "other", 15)
+    go_on(folder, str(start))
+    file = folder.parent / "resumed_from.json"
+    before = file.read_text()
+    with files_end_at(10), pytest.raises(UserError, match=r"resumed_from\.json: cannot be written"):
+        remember(recipe(folder, str(other)), other)
+    assert file.read_text() == before and [path.name for path in folder.parent.glob("resumed*")] == [file.name]

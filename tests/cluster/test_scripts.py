@@ -134,3 +134,24 @@ def test_a_run_is_answered_and_scored_on_two_nodes(slurm: Slurm, sweep: Path, da
     assert [answer["number"] for answer in answers] == list(range(16)), log
     assert all((folder / f"part-0000{rank}.jsonl").read_text() for rank in range(2)), "both ranks answered"
     assert (folder / "scores.json").exists() and "accuracy" in log
+
+
+def test_an_evaluation_that_a_signal_stops_is_requeued_and_goes_on(slurm: Slurm, data: Path, tmp_path: Path) -> None:
+    """As before its time limit: what was answered is kept, and answered once."""
+    output = tmp_path / "out"
+    words = ["--model", str(data / "model"), "--shards", str(data / "held_out"), "--benchmark", "comt"]
+    words += ["--batch-size", "1", "--max-new-tokens", "400", "--output", str(output)]
+    options = [*SMALL, "--nodes=2", "--ntasks-per-node=1"]
+    job = sbatch(slurm, checkout(tmp_path / "run"), *options, "launch/slurm/evaluate.sbatch", *words)
+    log = tmp_path / f"run/slurm-{job}.log"
+    part, deadline = output / "part-00000.jsonl", time.monotonic() + START_S
+    while not part.exists() or not part.read_text():
+        assert time.monotonic() < deadline and not set(slurm.states(job)) & set(OVER), log.read_text()
+        time.sleep(0.05)
+    slurm.run("scancel", "--signal=USR1", job)
+    wait_for_end(slurm, job)
+    said = log.read_text()
+    assert slurm.states(job) == ["COMPLETED"] and int(slurm.field(job, "Restarts")) == 1, said
+    assert "stopped by a signal; " in said and (output / "scores.json").exists()
+    lines = [json.loads(line) for part in output.glob("part-*.jsonl") for line in part.read_text().splitlines()]
+    assert sorted(line["number"] for line in lines) == list(range(16))

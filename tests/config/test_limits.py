@@ -35,7 +35,16 @@ def test_weights_that_are_all_zero_are_refused(load: Load) -> None:
         ("evaluation: {generate_samples: 8}", "generate_samples is 8, but data.eval_shards is null; set it, or 0"),
         (
             "data: {shards: s, features: f, eval_shards: e, eval_features: f}\nevaluation: {generate_samples: 8}",
-            "generate_samples is 8, but with data.features no tower sees a prompt; set it to 0",
+            "generate_samples is 8, but with stored features no tower sees a prompt; set it to 0",
+        ),
+        (
+            "data: {shards: [{path: s, features: f, eval_shards: e, eval_features: f}]}\n"
+            "evaluation: {generate_samples: 8}",
+            "generate_samples is 8, but with stored features no tower sees a prompt; set it to 0",
+        ),
+        (
+            "data: {shards: [s]}\ncheckpoint: {keep_best: eval/ce}",
+            "keep_best is eval/ce, but data.eval_shards is null: nothing is evaluated",
         ),
         (
             "train: {stage: 2, latent_gradient: full, micro_batch_tokens: 512}",

@@ -36,6 +36,14 @@ def test_entries_have_weights_or_epochs_and_held_out_data_of_their_own(load: Loa
     assert [s.epochs for s in recipe.data.sets] == [0.5, 1.0]
 
 
+def test_held_out_data_of_a_mixtures_sets_are_held_out_data(load: Load) -> None:
+    recipe = load(
+        "train: {patience: 2}\nevaluation: {every_steps: 5, generate_samples: 4}\ncheckpoint: {keep_best: eval/ce}",
+        "data.shards=[{path: a, eval_shards: h}, b]",
+    )
+    assert recipe.checkpoint.keep_best == "eval/ce" and recipe.evaluation.generate_samples == 4
+
+
 def test_a_mixture_survives_a_checkpoint(load: Load) -> None:
     recipe = load("", "data.shards=[{path: a, weight: 2}, {path: b, weight: 1, eval_shards: h}]")
     assert recipe_from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe

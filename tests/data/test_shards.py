@@ -3,6 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import signal
+import subprocess
+import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -163,6 +166,26 @@ def test_nothing_to_write(tmp_path):
     with pytest.raises(UserError, match=r"there are no samples"):
         write_shards([], tmp_path / "set")
     assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ilvr_ds.data.writer import DatasetWriter
+writer = DatasetWriter(Path(sys.argv[1])).__enter__()
+(writer.folder / "shard-000000.tar").write_bytes(bytes(10000))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_pack_left_is_removed_by_the_next(tmp_path):
+    """The first of a live process stays."""
+    with DatasetWriter(tmp_path / "set") as alive:
+        child = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "set"], check=False)
+        assert child.returncode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 2
+        make_dataset(tmp_path / "set")
+        assert sorted(tmp_path.iterdir()) == [tmp_path / "set", alive.folder]
+        assert not (tmp_path / "set/writer.json").exists()
 
 
 def test_a_refused_sample_leaves_no_gap(tmp_path):

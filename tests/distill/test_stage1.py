@@ -201,6 +201,21 @@ def test_candidates_of_other_ranks_are_negatives_of_every_slot(model: Any, windo
             z = hidden[position - 1] / hidden[position - 1].norm()
             positive, rest = float(z @ unit[row]) / 0.5, (negatives @ z / 0.5).exp().sum()
             wanted -= math.log(math.exp(positive) / (math.exp(positive) + float(rest)))
-    found = losses(stage, window, foreign=Negatives(foreign))
+    found = losses(stage, window, foreign=Negatives(foreign, torch.full((5,), 99)))
     assert float(found["contrastive"]) == pytest.approx(wanted, rel=1e-5)
     assert torch.equal(found["alignment"], losses(stage, window)["alignment"])
+
+
+def test_a_sample_that_a_step_holds_twice_is_no_negative_of_itself(model: Any, golden: GoldenSet) -> None:
+    """A mixture passes a small set again and again. Its own targets would be among the negatives, at a cosine of 1."""
+    twice, step = golden.window([0, 0], micro_batch_size=2), golden.window([0, 1], micro_batch_size=2)
+    alone, together = (
+        StageOne(model, LossConfig(contrastive_negatives=negatives), seed=0).eval()
+        for negatives in ("segment", "micro_batch")
+    )
+    assert torch.equal(losses(together, twice)["contrastive"], losses(alone, twice)["contrastive"])
+    assert losses(together, step)["contrastive"] > losses(alone, step)["contrastive"], "others are"
+    micro = twice.micro_batches[0]
+    candidates = targets_of(twice, features_of(twice, model), micro.latent_slots.shape[1]).candidates
+    foreign = Negatives(candidates, torch.zeros(len(candidates), dtype=torch.int64))
+    assert torch.equal(losses(together, twice, foreign=foreign)["contrastive"], losses(alone, twice)["contrastive"])

@@ -252,6 +252,6 @@ def test_noise_and_other_ranks_negatives_are_those_of_stage_1(golden: GoldenSet,
         stage.eval()
         plain, evaluated = stage(micro, features, targets, 3), stage(micro, features, targets, 4)
         assert torch.equal(plain["alignment"], evaluated["alignment"])
-        more = stage(micro, features, targets, 3, Negatives(features[:5]))
+        more = stage(micro, features, targets, 3, Negatives(features[:5], torch.full((5,), 99)))
     assert float(more["contrastive"]) > float(plain["contrastive"])
     assert torch.equal(more["alignment"], plain["alignment"])

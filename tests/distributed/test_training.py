@@ -123,10 +123,11 @@ def test_packed_micro_batches_of_any_size_are_padded_ones(zero: dict[str, Any], 
 
 
 def test_negatives_of_the_world_are_those_of_one_large_micro_batch(tmp_path: Path) -> None:
-    """Catches a rank's own candidates, the target among them, that come back as those of other ranks."""
-    arguments = {"negatives": "world", "batches": [[0, 1, 2, 3], [4, 5]]}
+    """Catches a rank's own candidates, the target among them, that come back as those of other ranks, as a sample does
+    that both ranks have."""
+    arguments = {"negatives": "world", "batches": [[0, 1, 2, 3], [4, 5, 0]]}
     ranks = run_ranks(WORKERS + "feature_losses", 2, tmp_path / "2", **arguments)
-    arguments = {"negatives": "micro_batch", "batches": [[0, 1, 2, 3, 4, 5]]}
+    arguments = {"negatives": "micro_batch", "batches": [[0, 1, 2, 3, 4, 5, 0]]}
     [one] = run_ranks(WORKERS + "feature_losses", 1, tmp_path / "1", **arguments)
     arguments["negatives"] = "segment"
     [alone] = run_ranks(WORKERS + "feature_losses", 1, tmp_path / "0", **arguments)

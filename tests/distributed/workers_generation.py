@@ -23,7 +23,8 @@ def answers_between_steps(zero: dict[str, Any]) -> dict[str, Any]:
     """Free answers of this rank's samples before the first step, and the losses of two steps with and without."""
     answers: list[list[int]] = []
     metrics: dict[str, float] = {}
-    losses = []
+    losses: list[Any] = []
+    moves: list[None] = []
     for has_answers in (True, False):
         run = SmallRun.start(golden_recipe(golden_set()), zero)
         mine = list(range(dist.rank(), len(run.golden.samples), dist.world_size()))
@@ -31,7 +32,8 @@ def answers_between_steps(zero: dict[str, Any]) -> dict[str, Any]:
             run.networks.student.eval()
             free = _free_answers(run, mine)
             before = run.networks.student.module.model.model.language_model.config._attn_implementation
-            answers, metrics = [answer.tokens for answer in free.answers()], free()
+            answers, metrics = [answer.tokens for answer in free.answers()], free(lambda: moves.append(None))
+            assert moves, "a token of an answer is a move"
             after = run.networks.student.module.model.model.language_model.config._attn_implementation
             assert before == after
             run.networks.student.train()

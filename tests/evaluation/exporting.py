@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 from ilvr_ds.config import load_recipe
 from ilvr_ds.evaluation import export as module
 from ilvr_ds.model.layers.adapters import add_adapters
-from ilvr_ds.monitoring.run_lock import Owner
+from ilvr_ds.owner import Owner
 from tests.ranks import ROOT
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ilvr_ds.cli import main
-from ilvr_ds.evaluation.card import add_scores
+from ilvr_ds.evaluation.card import _scores, add_scores
 from tests.evaluation.exporting import export_base
 
 NONE = "None known; `ilvr-ds evaluate` adds them."
@@ -36,6 +36,19 @@ def test_an_evaluation_puts_its_scores_into_the_card(
         accuracy, mean = (f"{rules[rule][key]:.4g}" for key in ("accuracy", "macro_mean"))
         assert f"| {rule} | 4 | {accuracy} | {mean} |" in card
     assert f"`comt` on `{data}`" in card and NONE not in card and "## Recipe" in card
+
+
+def test_the_card_says_which_evaluation_of_the_run_it_tells(tmp_path: Path) -> None:
+    """Catches free answers under the words for teacher-forced ones, and an evaluation of later weights."""
+    record = tmp_path / "metrics.jsonl"
+    assert _scores(record, 10) == NONE + "\n"
+    found = {4: {"eval/ce": 1.5, "eval/generated": 8.0, "eval/generated_accuracy": 0.25}, 12: {"eval/ce": 1.0}}
+    lines = [{"step": step, "metrics": metrics} for step, metrics in found.items()]
+    record.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2')
+    assert _scores(record, 10) == (
+        "Teacher-forced, on held-out samples, after step 4:\n\n- ce: 1.5\n"
+        "\nAnswered freely, some of them:\n\n- generated: 8\n- generated_accuracy: 0.25\n"
+    )
 
 
 def test_scores_of_a_benchmark_take_the_place_of_its_own_alone(

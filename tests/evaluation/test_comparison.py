@@ -88,6 +88,20 @@ def test_one_model_evaluated_twice_has_two_lines(both: list[Path], tmp_path: Pat
     assert [len(row.cells) for row in table.rows] == [1, 2], "a model's benchmarks stand in its own line"
 
 
+def test_settings_that_are_not_the_same_are_said(tmp_path: Path) -> None:
+    """A model whose answers were cut off at other lengths, or that saw smaller images, is not the worse one for it."""
+    settings = [
+        {"max_new_tokens": 64, "temperature": 0.0, "forbidden": [1]},
+        {"max_new_tokens": 1024, "temperature": 0.0},
+    ]
+    base = write(tmp_path / "base", BASE, model="base", mode="cot", max_image_pixels=9, generation=settings[0])
+    trained = write(tmp_path / "trained", TRAINED, max_image_pixels=9, generation=settings[1])
+    unknown = write(tmp_path / "older", TRAINED, model="older")
+    lines = terminal_lines(compare_scores([base, trained, unknown]))
+    assert lines[-1] == "not the same max_new_tokens: 64 of base (cot); 1024 of trained"
+    assert sum("not the same" in line for line in lines) == 1
+
+
 def test_the_evaluations_of_a_model_are_found_in_its_folder(both: list[Path], tmp_path: Path) -> None:
     for benchmark in ("comt", "vsp"):
         write(tmp_path / "model/evaluation" / benchmark, TRAINED, benchmark=benchmark)

@@ -38,6 +38,17 @@ def test_a_logged_step_costs_the_training_thread_next_to_nothing(tmp_path: Path)
     tracker.close("KILLED", timeout_s=0)
 
 
+def test_evaluations_are_those_of_the_record_each_once(tmp_path: Path) -> None:
+    tracker = start(tmp_path / "run", uri="http://127.0.0.1:9")
+    for step, value in ((4, 2.0), (2, float("nan")), (4, 1.0)):
+        tracker.log(step, {"loss/ce": 9.0})
+        tracker.log(step, {"eval/ce": value, "eval/skipped": 0.0})
+    assert repr(tracker.evaluations()) == repr(
+        [(2, {"eval/ce": float("nan"), "eval/skipped": 0.0}), (4, {"eval/ce": 1.0, "eval/skipped": 0.0})]
+    )
+    tracker.close("KILLED", timeout_s=0)
+
+
 def test_times_are_those_of_the_record(folder: Path) -> None:
     tracker = start(folder)
     log(tracker, range(1, 2))

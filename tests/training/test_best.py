@@ -68,4 +68,31 @@ def test_a_run_from_before_there_was_a_best_begins_to_look() -> None:
     best = Best("eval/ce")
     best.load(None, None, 30)
     assert best.add(40, {"eval/ce": 9.0})
-    assert best.state_dict() == {"found": {"metric": "eval/ce", "value": 9.0, "step": 40}, "since": 0}
+    found = {"metric": "eval/ce", "value": 9.0, "step": 40}
+    assert best.state_dict() == {"found": found, "since": 0, "last": 40, "metric": "eval/ce", "samples": ""}
+
+
+def test_evaluations_after_the_last_checkpoint_count() -> None:
+    """As of a run that has ended, or that left an evaluation to its next start. Those that the checkpoint knows do not
+    count twice, nor those of steps that are done again."""
+    state = {"found": EARLIER, "since": 1, "last": 30, "metric": "eval/ce", "samples": ""}
+    recorded = [(20, {"eval/ce": 1.5}), (30, {"eval/ce": 1.6}), (40, {"eval/ce": 1.7}), (50, {"eval/ce": 1.0})]
+    best = Best("eval/ce", patience=2)
+    best.load(state, EARLIER, 40, recorded)
+    assert (best.found, best.since, best.is_over) == (EARLIER, 2, True)
+    best = Best("eval/ce")
+    best.load(state, None, 50, recorded)
+    assert (best.found and best.found["step"], best.since) == (50, 0)
+    best = Best("eval/ce")
+    best.load(Best().state_dict(), None, 50, recorded)
+    assert best.found is None, "of these no checkpoint was kept"
+
+
+def test_values_on_other_held_out_samples_are_not_compared(caplog: pytest.LogCaptureFixture) -> None:
+    """evaluation.max_samples or data.eval_shards may change when a run goes on: nothing might be better ever again."""
+    before = Best("eval/ce", samples="a, 8")
+    before.add(20, {"eval/ce": 0.1})
+    after = Best("eval/ce", patience=1, samples="a, 512")
+    after.load(before.state_dict(), EARLIER, 30, [(30, {"eval/ce": 0.1})])
+    assert (after.found, after.since) == (None, 0) and "on other samples than before" in caplog.text
+    assert after.add(40, {"eval/ce": 2.0})

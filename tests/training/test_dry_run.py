@@ -43,6 +43,15 @@ def test_it_says_the_recipe_the_data_the_memory_and_ends(said: str, demo_folder:
         assert term in rest
 
 
+def test_a_mixture_leaves_nothing_out(demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = f"[{demo_folder / 'train'}, {{path: {demo_folder / 'held_out'}, epochs: 0.6}}]"
+    more = {"data__shards": sets, "data__eval_shards": "null"}
+    assert main(["train", "--config", RECIPE, "--dry-run", "2", *overrides(demo_folder, tmp_path, **more)]) == 0
+    rest = capsys.readouterr().out
+    assert "4 steps an epoch, 9 samples left by each for the next, " in rest
+    assert "mixture: train: " in rest and "mixture: held_out: " in rest
+
+
 def test_mistakes_are_those_of_a_start(demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", "--config", RECIPE, *overrides(demo_folder, tmp_path, data__lanes=3)]
     assert main([*arguments, "--dry-run"]) == 2

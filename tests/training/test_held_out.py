@@ -92,7 +92,9 @@ def test_an_evaluation_is_without_noise_and_leaves_the_student_in_training(monke
         return iter(windows)
 
     monkeypatch.setattr(HeldOut, "_windows", iterated)
-    metrics = held_out(lambda: False)
+    moves: list[None] = []
+    metrics = held_out(lambda: False, lambda: moves.append(None))
+    assert len(moves) == 2, "one at each window"
     assert step.student.training and step.modes == [False] * 5
     assert noted == [([], [5], 1)], "bad samples, samples, retries of all windows"
     assert metrics == {

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from ilvr_ds.config import LossConfig, Pool, SelectionConfig
-from ilvr_ds.training.stage1 import StageOneStep
+from ilvr_ds.distill.selection import Targets
+from ilvr_ds.training.stage1 import StageOneStep, _counts
 
 SUMS = {
     "ce": 6.0, "supervised": 3.0, "alignment": 1.0, "contrastive": 2.0, "slots": 4.0, "segments": 2.0, "entropy": 5.0,
@@ -54,3 +56,20 @@ def test_where_nothing_was_seen_means_are_0_and_no_accuracy_is_said() -> None:
     found = metrics(**dict.fromkeys(SUMS, 0.0))
     assert found["loss/total"] == found["teacher/drift"] == 0.0
     assert "train/answer_accuracy" not in found and "loss/ce_by_type/a" not in found
+
+
+@pytest.mark.parametrize("order", [[1, 0], [0, 1]])
+def test_the_best_cosine_does_not_depend_on_the_order_of_slots(order: list[int]) -> None:
+    """With selection.order: place the first slot has the first patch, not the best. A segment with an empty pool, whose
+    rows are arbitrary, adds nothing."""
+    candidates = torch.tensor([[1.0, 1.0], [0.0, 2.0]])
+    targets = Targets(
+        candidates,
+        offsets=torch.tensor([0, 2, 2]),
+        indices=torch.tensor([[*order, -1], [-1, -1, -1]]),
+        kept=torch.tensor([2, 0], dtype=torch.int32),
+        entropy=torch.zeros(2),
+        query=torch.tensor([[0.0, 1.0], [0.0, 1.0]]),
+    )
+    micro: Any = SimpleNamespace(label_ids=[], segments=[0, 1], has_answer=torch.tensor([True]))
+    assert _counts(micro, targets)["cosine_top1"] == pytest.approx(1.0)

@@ -51,7 +51,8 @@ class Run(Trainer):
         self, folder: Path, told: list[str], stop_after: int = 0, killed_in: str = "", stopped_in: str = "",
         best: Best | None = None, losses: tuple[float, ...] = (),
     ) -> None:  # fmt: skip
-        self.losses = list(losses)
+        self.losses, self.moves = list(losses), 0
+        self.lines: list[int] = []
         recipe = dataclasses.replace(
             Recipe(),
             run=RunConfig(name="run", output_dir=str(folder)),
@@ -67,7 +68,7 @@ class Run(Trainer):
             Components(
                 recipe=recipe, loader=self, step=SimpleNamespace(student=None, teacher=None, sums=[], phases=self),
                 networks=None, held_out=self.held_out, tracker=tracker, pictures=self.Pictures(self),
-                writer=None, watchdog=SimpleNamespace(at=lambda *_: None), speed=self, total_steps=STEPS,
+                writer=None, watchdog=SimpleNamespace(at=self.at), speed=self, total_steps=STEPS,
                 rehearsal=None, quarantine=SimpleNamespace(exceeded=False, check=lambda: None),
                 best=best or Best(),
             )  # type: ignore[arg-type]
@@ -75,6 +76,11 @@ class Run(Trainer):
         self.saver: Any = Saver(self)
         self.told, self.stop_after, self.killed_in, self.stopped_in = told, stop_after, killed_in, stopped_in
         self.file = folder / "saved"
+
+    def at(self, step: int, phase: str) -> None:
+        if phase == "evaluation":
+            assert self.told[-1] == f"evaluate {step}"
+            self.moves += 1
 
     def note(self, what: str) -> None:
         self.told.append(f"{what} {self.done}")
@@ -92,9 +98,10 @@ class Run(Trainer):
 
         def finish(self) -> None: ...
 
-    def held_out(self, is_stopped: Callable[[], bool]) -> dict[str, float] | None:
+    def held_out(self, is_stopped: Callable[[], bool], moved: Callable[[], None]) -> dict[str, float] | None:
         assert not is_stopped()
         self.note("evaluate")
+        moved()
         if self.told[-1] == self.stopped_in:
             os.kill(os.getpid(), signal.SIGTERM)
         return None if is_stopped() else {"eval/ce": self.losses.pop(0) if self.losses else 1.0}
@@ -116,7 +123,8 @@ class Run(Trainer):
     def _agree(self) -> bool:
         return bool(self.stop_after) and self.done >= self.stop_after
 
-    def _log(self, done: int) -> None: ...
+    def _log(self, done: int) -> None:
+        self.lines.append(done)
 
     def _restore(self) -> None:
         if self.file.exists():
@@ -192,6 +200,12 @@ def test_the_best_evaluation_is_saved(tmp_path: Path) -> None:
     assert [what for what in told if what.startswith(("best", "save"))] == ["best 2", "save 6", "best 6"]
 
 
+def test_an_evaluation_tells_the_watchdog_that_it_moves(tmp_path: Path) -> None:
+    """One that takes longer than run.stall_timeout_s would end the job, and so would the next start's."""
+    run = Run(tmp_path, [])
+    assert run.fit() and run.moves == 3
+
+
 def test_a_run_ends_when_evaluations_get_no_better(tmp_path: Path) -> None:
     """It is finished: what is left to do is done, and the next start finds nothing."""
     best = Best("eval/ce", patience=1)
@@ -200,6 +214,39 @@ def test_a_run_ends_when_evaluations_get_no_better(tmp_path: Path) -> None:
     assert go(tmp_path, best=best) == (True, []), "with what the checkpoint knows"
 
 
+def test_the_last_steps_of_a_run_that_ends_early_are_logged(tmp_path: Path) -> None:
+    """tracking.every_steps is 10 here; the last of a whole run always were."""
+    for name in ("early", "whole", "stopped"):
+        (tmp_path / name).mkdir()
+    run = Run(tmp_path / "early", [], best=Best("eval/ce", patience=1), losses=(2.0, 3.0))
+    assert run.fit() and run.lines == [4]
+    run = Run(tmp_path / "whole", [])
+    assert run.fit() and run.lines == [6]
+    run = Run(tmp_path / "stopped", [], stop_after=3)
+    assert not run.fit() and run.lines == [3]
+
+
 def test_a_stop_before_patience_ends_is_a_stop(tmp_path: Path) -> None:
     finished, told = go(tmp_path, stop_after=3, best=Best("eval/ce", patience=1), losses=(2.0, 3.0))
     assert (finished, told[-1]) == (False, "save 3")
+
+
+def test_patience_that_an_evaluation_at_the_start_ends_is_at_an_end(tmp_path: Path) -> None:
+    """The start before left it when it was told to stop. No step is done more than without the stop."""
+    best = Best("eval/ce", patience=1)
+    best.add(2, {"eval/ce": 2.0})
+    assert go(tmp_path, stop_after=4, best=Best())[1][-1] == "save 4"
+    assert go(tmp_path, best=best, losses=(3.0,)) == (True, ["evaluate 4", "draw 4"])
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_the_best_that_a_kill_left_without_its_name_is_named(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    run = Run(tmp_path, told, best=Best("eval/ce"))
+    run.parts.best.add(step, {"eval/ce": 1.0})
+    run.parts.checkpoint = run.recipe.run_dir / "checkpoints/step"
+    monkeypatch.setattr("ilvr_ds.training.trainer.restore", lambda *_: 4)
+    Trainer._restore(run)
+    assert run.done == 4 and told == ["best 4"] * (step == 4)

@@ -47,6 +47,12 @@ class Chosen:
         return fed
 
 
+def targets_alone(fed: Sequence[Tensor], filler: Tensor) -> list[Tensor]:
+    """Of what `Chosen.latents` feeds, [K, D] of each segment, the targets [kept, D]: `filler` is the same everywhere,
+    and would make samples look alike."""
+    return [segment[(segment != filler.to(segment)).any(1)] for segment in fed]
+
+
 class TargetChooser:
     """Selects the targets of batches of samples."""
 

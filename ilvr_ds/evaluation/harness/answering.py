@@ -58,13 +58,17 @@ class Answerer:
             settings.latent_size,
             settings.max_image_pixels,
         )
+        self._asked = 0
 
     def __call__(self, turns: Sequence[Sequence[Part]], generation: GenerationSettings) -> list[Reply]:
-        """A reply to each turn, all answered as one batch.
+        """A reply to each turn, all answered as one batch. What is drawn at a temperature depends on the settings' seed
+        and on how many turns came before, whatever the batches.
 
         Raises SampleError where a picture does not decode or words hold a reserved token.
         """
-        prompts = [self.reasoner.encoder.prompt(question(turn, f"{number}")) for number, turn in enumerate(turns)]
+        named = enumerate(turns, start=self._asked)
+        prompts = [self.reasoner.encoder.prompt(question(turn, f"{number}")) for number, turn in named]
+        self._asked += len(turns)
         limit = max(generation.max_new_tokens, self.settings.max_new_tokens)
         answers = Generator(self.reasoner, replace(generation, max_new_tokens=limit))(prompts).answers
         return [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilvr_ds.config import DataSetConfig, Recipe
+from ilvr_ds.config import DataSetConfig, Recipe, TrainConfig
 from ilvr_ds.data.mixture import Mixture
 from ilvr_ds.data.mixture_plan import Plan, build_plan
 from ilvr_ds.data.tokens import has_latent_tokens
@@ -78,6 +78,16 @@ def say_what_does_nothing(recipe: Recipe, inputs: Inputs, total_steps: int) -> N
         logger.warning("optim.warmup_steps is %d, but the run has %d: optim.lr is never reached", warmup, total_steps)
     if every and inputs.held_out is None:
         logger.warning("evaluation.every_steps is %d, but data.eval_shards is null: nothing is evaluated", every)
+    selection, optim, train = recipe.selection, recipe.optim, recipe.train
+    for name, value in (("pool_size", selection.pool_size), ("pool_min", selection.pool_min)):
+        if value and selection.pool != "changed":
+            logger.warning(
+                "selection.%s is %d, which is for selection.pool: changed; here it is %s", name, value, selection.pool
+            )
+    if optim.min_lr_ratio and optim.schedule == "constant":
+        logger.warning("optim.min_lr_ratio is %g, but optim.schedule is constant: optim.lr stays", optim.min_lr_ratio)
+    if train.latent_gradient != TrainConfig.latent_gradient and not train.has_free_latents:
+        logger.warning("train.latent_gradient is %s, which is for train.stage 2", train.latent_gradient)
 
 
 def say_where_latents_are_new(recipe: Recipe) -> None:

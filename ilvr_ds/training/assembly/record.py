@@ -19,6 +19,7 @@ from ilvr_ds.tracking.mlflow_state import PARENT_TAG, read_state
 from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
 from ilvr_ds.training.assembly.inputs import Inputs
 from ilvr_ds.training.assembly.start import Start
+from ilvr_ds.whole_files import write_whole
 
 
 def open_tracker(recipe: Recipe, file_settings: dict[str, Any], inputs: Inputs, start: Start) -> Tracker:
@@ -115,6 +116,6 @@ def _write_settings(directory: Path, settings: dict[str, Any]) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in settings.items():
-            (directory / name).write_text(json.dumps(content, indent=1) + "\n")
+            write_whole(directory / name, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"run.output_dir: cannot write to {directory} ({error.strerror})") from error

@@ -66,7 +66,7 @@ def assemble(recipe: Recipe, recipe_path: Path, inputs: Inputs | None = None) ->
         rehearsal=longest_samples(recipe, inputs.training) if inputs.are_measured else None,
         checkpoint=start.checkpoint,
         is_resharded=start.is_resharded(networks.zero_stage),
-        best=Best(recipe.checkpoint.keep_best, recipe.train.patience),
+        best=Best(recipe.checkpoint.keep_best, recipe.train.patience, _evaluated_on(recipe, inputs)),
         base={"model_commit": commit_of(recipe.model.path, start.model_folder), "frozen": networks.frozen},
     )
 
@@ -85,6 +85,11 @@ def _announce(local: Recipe, inputs: Inputs, start: Start, total_steps: int) -> 
         say_what_does_nothing(local, inputs, total_steps)
         if start.source is None:
             say_where_latents_are_new(local)
+
+
+def _evaluated_on(recipe: Recipe, inputs: Inputs) -> str:
+    """The held-out samples, which a run that goes on may change; how many of the last are cut off does not count."""
+    return f"{inputs.held_out.fingerprint}, {recipe.evaluation.max_samples}" if inputs.held_out is not None else ""
 
 
 def _writer(recipe: Recipe, networks: Networks, step: TrainingStep) -> CheckpointWriter:

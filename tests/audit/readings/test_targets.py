@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ilvr_ds.audit.readings.targets import TargetChooser
+from ilvr_ds.audit.readings.similarity import similarity
+from ilvr_ds.audit.readings.targets import Chosen, TargetChooser, targets_alone
 from ilvr_ds.config import SelectionConfig
 
 if TYPE_CHECKING:
@@ -24,6 +25,17 @@ def test_the_model_as_its_own_teacher_picks_the_golden_targets(golden: GoldenSet
             assert list(rows) == golden.expected[f"{sample.id}.selected.{m}"].tolist()
             assert torch.equal(fed[m][: len(rows)], found.candidates[m][list(rows)])
             assert torch.equal(fed[m][len(rows) :], filler.expand(K - len(rows), -1))
+
+
+def test_targets_alone_are_compared_across_samples() -> None:
+    """Slots without a target hold the pad embedding, in all samples the same: with pool changed most slots may be
+    empty, and targets that differ would look alike."""
+    filler = torch.full((4,), 0.5)
+    samples = [Chosen((torch.eye(4, dtype=torch.bfloat16),), ((place,),)).latents(8, filler) for place in range(3)]
+    assert [len(segment) for fed in samples for segment in fed] == [8, 8, 8]
+    found = similarity([targets_alone(fed, filler) for fed in samples])
+    assert found["cosine_across_samples"] == 0.0 and found["cosine_across_slots"] is None and found["vectors"] == 3
+    assert similarity([targets_alone([filler.expand(2, -1)], filler)])["vectors"] == 0
 
 
 def test_samples_without_helper_images_or_regions_have_no_targets(golden: GoldenSet, reasoner: Reasoner) -> None:

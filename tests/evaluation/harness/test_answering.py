@@ -58,6 +58,18 @@ def test_answers_use_latents(model: Path) -> None:
     assert more.new_tokens == 12 and more.text.startswith(replies[0].text)
 
 
+def test_draws_do_not_depend_on_batches(model: Path) -> None:
+    """Catches numbers that begin again with each batch: the first of all batches would draw alike."""
+    turns = [[QUESTION]] * 4
+    settings = GenerationSettings(max_new_tokens=12, temperature=20.0)
+    said = []
+    for size in (4, 2, 1):
+        answerer = Answerer(HarnessSettings(str(model), max_new_tokens=12, precision="fp32"))
+        batches = [turns[start : start + size] for start in range(0, 4, size)]
+        said.append([reply.text for batch in batches for reply in answerer(batch, settings)])
+    assert said[0] == said[1] == said[2] and len(set(said[0])) == 4
+
+
 def test_the_conclusion_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answerer = Answerer(HarnessSettings(str(model), max_new_tokens=2, answer_only=True, precision="fp32"))
     tokenizer = answerer.reasoner.encoder.tokenizer

@@ -69,6 +69,23 @@ def test_settings_that_do_nothing_are_named(demo_folder: Path, caplog: pytest.Lo
             320,
             ["evaluation.every_steps is 5, but data.eval_shards is null: nothing is evaluated"],
         ),
+        (
+            ("selection.pool_size=16", "selection.pool_min=2"),
+            320,
+            [
+                "selection.pool_size is 16, which is for selection.pool: changed; here it is all",
+                "selection.pool_min is 2, which is for selection.pool: changed; here it is all",
+            ],
+        ),
+        (("selection.pool_size=16", "selection.pool=changed"), 320, []),
+        (
+            ("optim.min_lr_ratio=0.1", "optim.schedule=constant", "train.latent_gradient=2"),
+            320,
+            [
+                "optim.min_lr_ratio is 0.1, but optim.schedule is constant: optim.lr stays",
+                "train.latent_gradient is 2, which is for train.stage 2",
+            ],
+        ),
     ):
         caplog.clear()
         wanted = recipe(demo_folder, *changes)

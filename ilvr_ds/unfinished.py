@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ilvr_ds.monitoring.run_lock import Owner, named, read_owner
+from ilvr_ds.owner import Owner, named, read_owner
 from ilvr_ds.whole_files import partial_name
 
 logger = logging.getLogger("ilvr_ds")

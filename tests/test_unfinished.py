@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ilvr_ds.evaluation.unfinished import finish, unfinished_folder
-from ilvr_ds.monitoring.run_lock import Owner
+from ilvr_ds.owner import Owner
+from ilvr_ds.unfinished import finish, unfinished_folder
 from tests.evaluation.exporting import abandoned
 
 
