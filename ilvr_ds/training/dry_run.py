@@ -47,12 +47,13 @@ def _start(recipe: Recipe, inputs: Inputs, world: int) -> Iterator[str]:
     """The data, the length of the run, and what it would go on from."""
     plan, train = inputs.plan, recipe.train
     total = train.max_steps or train.epochs * plan.steps_per_epoch
+    epoch = f"{counted(plan.steps_per_epoch, 'step')} an epoch"
     yield f"{inputs.training.location}: {_contents(inputs.training)}"
     if inputs.held_out is not None:
         yield f"{inputs.held_out.location}, held out: {_contents(inputs.held_out)}"
     yield (
-        f"{plan.global_batch} samples a step on {counted(world, 'rank')}, {plan.steps_per_epoch} steps an epoch, "
-        f"{plan.remainder} samples left out of each epoch, {total} steps in all"
+        f"{plan.global_batch} samples a step on {counted(world, 'rank')}, {epoch}, "
+        f"{plan.remainder} samples left out of each epoch, {counted(total, 'step')} in all"
     )
     found = list_checkpoints(recipe.run_dir / "checkpoints")
     if found and recipe.checkpoint.resume == "auto":
