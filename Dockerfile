@@ -25,7 +25,7 @@ COPY csrc csrc
 COPY ds_configs ds_configs
 COPY launch launch
 COPY ilvr_ds ilvr_ds
-RUN pip install -c constraints.txt -e '.[ui,formats]'
+RUN pip install -c constraints.txt -e '.[ui,formats,serve]'
 
 # Build with your own number, so that what it writes into your folders is yours; Ubuntu's user has 1000.
 ARG UID=1000

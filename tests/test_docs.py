@@ -73,7 +73,7 @@ def exists(path: str, page: Path) -> bool:
     return path.endswith(".py") and "/" not in path and any((ROOT / "ilvr_ds").rglob(path))
 
 
-GENERATED = {"a.png", "train.jsonl", "hosts", "settings.txt"}
+GENERATED = {"a.png", "train.jsonl", "hosts", "settings.txt", "mine/records.py", "mine/ask.py"}
 """Names of a user's files."""
 
 

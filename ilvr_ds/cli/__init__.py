@@ -38,24 +38,24 @@ RUN_ERROR = 1
 GRACE_S = 5.0
 """Ranks other than the main one wait this long before they print a user's mistake: its line is mostly the same."""
 _COMMANDS = (
-    add_pack,
-    add_encode,
-    add_inspect,
-    add_train,
+    add_doctor,
     add_plan,
+    add_demo_data,
+    add_pack,
+    add_inspect,
+    add_encode,
     add_settings,
-    add_mlflow_sync,
+    add_train,
     add_ui,
     add_compare,
+    add_mlflow_sync,
+    add_export,
     add_generate,
-    add_serve,
     add_evaluate,
     add_audit,
-    add_export,
-    add_demo_data,
-    add_doctor,
+    add_serve,
 )
-"""In the order of `--help`."""
+"""In the order of `--help`, which is that in which they are needed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +97,11 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ilvr-ds", description="Train interleaved latent visual reasoning.")
+    parser = argparse.ArgumentParser(
+        prog="ilvr-ds",
+        description="Train interleaved latent visual reasoning.",
+        epilog="ilvr-ds COMMAND --help has a command's options, docs/README.md all pages; `make demo` shows it all.",
+    )
     parser.add_argument("--version", action="version", version=f"ilvr_ds {__version__}")
     parser.set_defaults(by_ranks=False)  # True for a command that launchers start once per rank
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

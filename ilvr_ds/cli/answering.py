@@ -32,8 +32,8 @@ def add_answering(command: argparse.ArgumentParser, folder: str, limit: str) -> 
     add_generation(command)
     command.add_argument(
         "--benchmark",
-        help="comt, ilvr, option-letter, vsp or exact-match on --shards; published ones: vstar, mmvp, blink, hrbench, "
-        "mme-realworld-lite",
+        help="how answers are judged, without a default: comt, ilvr, option-letter, vsp or exact-match on --shards; "
+        "published ones: vstar, mmvp, blink, hrbench, mme-realworld-lite",
     )
     command.add_argument("--shards", default="", help="data set that `pack` wrote")
     command.add_argument("--data", help="published benchmark's data set: a copy, or its hub name (default: the usual)")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 
 from ilvr_ds.cli.answering import add_answering, evaluation_settings, run_answering
-from ilvr_ds.cli.options import Commands
+from ilvr_ds.cli.options import Commands, add_command
 
 
 def add_audit(commands: Commands) -> None:
     """The options of `audit`."""
-    command = commands.add_parser("audit", help="does a model use its latents? resumes where it was killed")
+    command = add_command(commands, "audit", "does a model use its latents? resumes where it was killed", "audit.md")
     add_answering(command, "audit-BENCHMARK", "--samples")
     command.add_argument(
-        "--tests", default="replacement,donor,inside,barred", help="with commas between (default: all)"
-    )
+        "--tests", default="replacement,donor,inside,barred", metavar="NAME[,NAME]",
+        help="some of replacement, donor, inside, barred (default: all)",
+    )  # fmt: skip
     command.add_argument(
         "--set", action="append", default=[], metavar="selection.KEY=VALUE",
         help="how targets are selected (default: as the run that `export` noted in the model)",

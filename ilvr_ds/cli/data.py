@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ilvr_ds.cli.options import Commands, add_recipe, check_max_image_pixels, recipe_if_given, recipe_of
+from ilvr_ds.cli.options import Commands, add_command, add_recipe, check_max_image_pixels, recipe_if_given, recipe_of
 from ilvr_ds.config import REQUIRED, Recipe
 from ilvr_ds.errors import UserError
 
@@ -23,15 +23,22 @@ FORMATS = ["auto", "ilvr", "mirage", "comt", "zebra-cot", "monet", "lvr", "visua
 
 def add_pack(commands: Commands) -> None:
     """The options of `pack`."""
-    command = commands.add_parser("pack", help="records and images to webdataset shards with a checked index")
+    command = add_command(
+        commands, "pack", "records and images to webdataset shards with a checked index", "formats.md"
+    )
     command.add_argument(
         "--input", required=True, help="JSON Lines, JSON array (or .gz, .zst), parquet, tar, folder or hf:OWNER/NAME"
     )
     command.add_argument("--image-root", type=Path, help="folder of the image paths (default: the input's folder)")
     command.add_argument("--output", type=Path, required=True, help="folder to write")
-    command.add_argument("--format", choices=FORMATS, default="auto")
     command.add_argument(
-        "--helper", choices=["crop", "region"], default="crop", help="what a box makes: its part, or the whole with it"
+        "--format", choices=FORMATS, default="auto", help="what keys mean (default auto: told by the first record)"
+    )
+    command.add_argument(
+        "--helper",
+        choices=["crop", "region"],
+        default="crop",
+        help="what a box makes: its part (default), or the whole with it",
     )
     command.add_argument("--subset", help="configuration of a Hugging Face data set")
     command.add_argument("--split", help="split of a Hugging Face data set (default: the only one)")
@@ -86,7 +93,9 @@ def _image_root(input: str) -> Path:
 
 def add_encode(commands: Commands) -> None:
     """The options of `encode`."""
-    command = commands.add_parser("encode", help="store a data set's vision features; resumes where it was killed")
+    command = add_command(
+        commands, "encode", "store a data set's vision features; resumes where it was killed", "data.md"
+    )
     add_recipe(command, "recipe whose data, model, image settings and precision are used")
     command.add_argument("--shards", help="data set that `pack` wrote (default: the recipe's data.shards)")
     command.add_argument("--model", help="folder or hub name (default: the recipe's model.path)")
@@ -149,7 +158,7 @@ def _encode_settings(options: argparse.Namespace) -> list[EncodeSettings]:
 
 def add_inspect(commands: Commands) -> None:
     """The options of `inspect`."""
-    command = commands.add_parser("inspect", help="print a sample as the model sees it")
+    command = add_command(commands, "inspect", "print a sample as the model sees it", "data.md")
     add_recipe(command, "recipe whose model and data.shards are used", required=True)
     command.add_argument("--sample", type=int, default=0, help="number of the sample in the data set (default 0)")
     command.set_defaults(run=_inspect)

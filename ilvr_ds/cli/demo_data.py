@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ilvr_ds.cli.options import Commands
+from ilvr_ds.cli.options import Commands, add_command
 from ilvr_ds.errors import UserError
 
 DRAWN = ("grid", "operations", "signs", "size", "family")
@@ -14,7 +14,9 @@ DRAWN = ("grid", "operations", "signs", "size", "family")
 
 def add_demo_data(commands: Commands) -> None:
     """The options of `demo-data`."""
-    command = commands.add_parser("demo-data", help="draw the demo task and build a tiny random model for it")
+    command = add_command(
+        commands, "demo-data", "draw the demo task and build a tiny random model for it", "tour.ipynb"
+    )
     command.add_argument("--output", type=Path, required=True, help="folder to write")
     command.add_argument("--train", type=int, default=1024, help="training samples (default 1024)")
     command.add_argument("--held-out", type=int, default=128, help="held-out samples (default 128)")

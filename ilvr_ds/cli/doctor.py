@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from ilvr_ds.cli.options import Commands
+from ilvr_ds.cli.options import Commands, add_command
 
 
 def add_doctor(commands: Commands) -> None:
     """The options of `doctor`."""
-    command = commands.add_parser("doctor", help="what this machine has, what is missing, how to get it")
+    command = add_command(commands, "doctor", "what this machine has, what is missing, how to get it", "install.md")
     command.add_argument(
         "--cluster", dest="by_ranks", action="store_true", help="compare all ranks; start it as you start train"
     )

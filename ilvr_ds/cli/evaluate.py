@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 
 from ilvr_ds.cli.answering import add_answering, evaluation_settings, run_answering
-from ilvr_ds.cli.options import Commands
+from ilvr_ds.cli.options import Commands, add_command
 
 
 def add_evaluate(commands: Commands) -> None:
     """The options of `evaluate`."""
-    command = commands.add_parser("evaluate", help="answer and score a packed data set; resumes where it was killed")
+    command = add_command(
+        commands, "evaluate", "answer and score a packed data set; resumes where it was killed", "evaluation.md"
+    )
     add_answering(command, "BENCHMARK", "--max-samples")
     command.add_argument("--mode", default="auto", help="latent, cot or direct (default: latent, cot without latents)")
     command.add_argument("--instruction", metavar="TEXT", help="behind each question (default: what the mode asks for)")

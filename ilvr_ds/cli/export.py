@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ilvr_ds.cli.options import Commands
+from ilvr_ds.cli.options import Commands, add_command
 from ilvr_ds.errors import UserError
 
 
 def add_export(commands: Commands) -> None:
     """The options of `export`."""
-    command = commands.add_parser("export", help="a run's weights as a model that stock transformers loads")
+    command = add_command(
+        commands, "export", "a run's weights as a model that stock transformers loads", "evaluation.md"
+    )
     command.add_argument("source", type=Path, metavar="RUN_OR_CHECKPOINT", help="folder of a run or of a checkpoint")
     command.add_argument("--to", type=Path, required=True, help="folder to write")
     command.add_argument("--best", action="store_true", help="of a run: what checkpoint.keep_best kept, not the newest")

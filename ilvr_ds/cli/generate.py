@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ilvr_ds.cli.data import FORMATS
-from ilvr_ds.cli.options import Commands, check_max_image_pixels
+from ilvr_ds.cli.options import Commands, add_command, check_max_image_pixels
 from ilvr_ds.errors import UserError, counted
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def generation_settings(options: argparse.Namespace) -> GenerationSettings:
 
 def add_generate(commands: Commands) -> None:
     """The options of `generate`."""
-    command = commands.add_parser("generate", help="answer a question, a file of questions or a chat")
+    command = add_command(commands, "generate", "answer a question, a file of questions or a chat", "serving.md")
     add_generation(command)
     asked = command.add_mutually_exclusive_group(required=True)
     asked.add_argument("--question", help="may hold <image> where the images stand")

@@ -12,6 +12,12 @@ from ilvr_ds.errors import UserError
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
+def add_command(commands: Commands, name: str, about: str, page: str) -> argparse.ArgumentParser:
+    """The parser of a command. about: what it does, in a line; page: the file in docs that explains it."""
+    said = f"{about[0].upper()}{about[1:]}."
+    return commands.add_parser(name, help=about, description=said, epilog=f"More: docs/{page}")
+
+
 def add_recipe(command: argparse.ArgumentParser, purpose: str, required: bool = False) -> None:
     """`--config` and `--set`; a recipe may be named, `main` makes a path of the name."""
     command.add_argument("--config", type=Path, required=required, help=purpose)

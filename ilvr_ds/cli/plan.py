@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ilvr_ds import shipped
-from ilvr_ds.cli.options import Commands, add_recipe, recipe_if_given
+from ilvr_ds.cli.options import Commands, add_command, add_recipe, recipe_if_given
 from ilvr_ds.config import Recipe
 from ilvr_ds.errors import UserError
 
 
 def add_plan(commands: Commands) -> None:
     """The options of `plan`."""
-    command = commands.add_parser(
-        "plan", help="what fits on a card, the fastest first; memory and least time of a recipe"
+    command = add_command(
+        commands, "plan", "what fits on a card, the fastest first; memory and least time of a recipe", "performance.md"
     )
     command.add_argument(
         "--model", metavar="3b|7b|32b|72b|qwen3-4b|qwen3-8b|PATH",

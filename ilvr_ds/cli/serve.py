@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ilvr_ds.cli.generate import add_generation, generation_settings, load_chosen
-from ilvr_ds.cli.options import Commands
+from ilvr_ds.cli.options import Commands, add_command
 from ilvr_ds.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 def add_serve(commands: Commands) -> None:
     """The options of `serve`; the limits' defaults are those of Limits."""
-    command = commands.add_parser("serve", help="answer OpenAI's clients: chat completions with images, on loopback")
+    command = add_command(
+        commands, "serve", "answer OpenAI's clients: chat completions with images, on loopback", "serving.md"
+    )
     add_generation(command)
     command.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI"), help="MLflow of models:/")
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")

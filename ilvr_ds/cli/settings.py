@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from ilvr_ds.cli.options import Commands
+from ilvr_ds.cli.options import Commands, add_command
 
 
 def add_settings(commands: Commands) -> None:
     """The options of `settings`, of which there are none."""
-    command = commands.add_parser("settings", help="every key of a recipe with its type, default and meaning")
+    command = add_command(
+        commands, "settings", "every key of a recipe with its type, default and meaning", "settings.md"
+    )
     command.set_defaults(run=_settings)
 
 

@@ -7,13 +7,15 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ilvr_ds.cli.options import Commands
+from ilvr_ds.cli.options import Commands, add_command
 from ilvr_ds.errors import UserError
 
 
 def add_mlflow_sync(commands: Commands) -> None:
     """The options of `mlflow-sync`."""
-    command = commands.add_parser("mlflow-sync", help="send to MLflow what a run could not send while it ran")
+    command = add_command(
+        commands, "mlflow-sync", "send to MLflow what a run could not send while it ran", "tracking.md"
+    )
     command.add_argument("directory", type=Path, metavar="RUN_DIR", help="folder of the run")
     command.add_argument("--uri", help="tracking address instead of the run's own")
     command.set_defaults(run=_mlflow_sync)
@@ -29,7 +31,9 @@ def _mlflow_sync(options: argparse.Namespace) -> int:
 
 def add_ui(commands: Commands) -> None:
     """The options of `ui`."""
-    command = commands.add_parser("ui", help="start MLflow's pages on this machine and say where the charts are")
+    command = add_command(
+        commands, "ui", "start MLflow's pages on this machine and say where the charts are", "tracking.md"
+    )
     command.add_argument(
         "directory", type=Path, nargs="?", default=Path("outputs"), metavar="FOLDER",
         help="folder of the runs, or of one run (default outputs)",
@@ -52,7 +56,9 @@ def _ui(options: argparse.Namespace) -> int:
 
 def add_compare(commands: Commands) -> None:
     """The options of `compare`."""
-    command = commands.add_parser("compare", help="runs side by side, or models against benchmarks with intervals")
+    command = add_command(
+        commands, "compare", "runs side by side, or models against benchmarks with intervals", "tracking.md"
+    )
     command.add_argument(
         "folders", type=Path, nargs="+", metavar="FOLDER", help="of runs; or of evaluations, or models that have some"
     )

@@ -6,15 +6,15 @@ import argparse
 import os
 
 from ilvr_ds import launcher
-from ilvr_ds.cli.options import Commands, add_recipe, recipe_of
+from ilvr_ds.cli.options import Commands, add_command, add_recipe, recipe_of
 from ilvr_ds.config import Recipe
 from ilvr_ds.errors import UserError
 
 
 def add_train(commands: Commands) -> None:
     """The options of `train`."""
-    command = commands.add_parser("train", help="train; alone it is one rank, launchers start several")
-    add_recipe(command, "recipe: a YAML file, or the name of one of ours", required=True)
+    command = add_command(commands, "train", "train; alone it is one rank, launchers start several", "recipes.md")
+    add_recipe(command, "recipe: a YAML file, or the name of one of ours, which `plan` lists", required=True)
     command.add_argument("--resume", metavar="auto|must|never|PATH", help="the same as --set checkpoint.resume=...")
     command.add_argument(
         "--dry-run", type=int, nargs="?", const=0, metavar="RANKS",

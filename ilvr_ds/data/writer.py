@@ -174,7 +174,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output}: is a file; give a folder")
     if any(output.iterdir()):
         if not overwrite:
-            raise UserError(f"{output}: is not empty; give another folder or overwrite it")
+            raise UserError(f"{output}: is not empty; give another folder, or overwrite it by --overwrite")
         if not (output / DATASET_FILE).exists():
             raise UserError(f"{output}: holds something other than a packed data set and is not overwritten")
         if others := sorted(path.name for path in output.iterdir() if not _OURS.fullmatch(path.name)):

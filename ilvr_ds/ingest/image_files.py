@@ -71,7 +71,7 @@ def read_image(root: Path, name: PurePosixPath, what: str) -> bytes:
         data = _read_limited(root / name)
         decode_image(data)
     except FileNotFoundError as error:
-        raise SampleError(f"{what} '{name}' is missing below {root}") from error
+        raise SampleError(f"{what} '{name}' is missing below the image root {root}") from error
     except OSError as error:
         raise SampleError(f"{what} '{name}' cannot be read ({error.strerror})") from error
     except SampleError as error:

@@ -102,11 +102,13 @@ def serve(endpoint: Endpoint, listening: socket.socket, say: Callable[[str], Non
     config = uvicorn.Config(
         endpoint.app(), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
     )
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ends = (signal.SIGINT, signal.SIGTERM)  # SIGINT too: a script's background processes are born ignoring it
+    before = [signal.signal(number, signal.default_int_handler) for number in ends]
     try:
         Server(config).run(sockets=[listening])  # raises the signal that ended it once more
     except KeyboardInterrupt:
         return 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(ends, before, strict=True):
+            signal.signal(number, handler)
     raise UserError("the server ended by itself; what it said stands above")

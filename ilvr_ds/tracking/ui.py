@@ -48,7 +48,8 @@ def show(root: Path, experiment: str | None, port: int, say: Callable[[str], Non
         command, env={**address.settings(), **os.environ, **_SETTINGS}, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ends = (signal.SIGINT, signal.SIGTERM)  # SIGINT too: a script's background processes are born ignoring it
+    before = [signal.signal(number, signal.default_int_handler) for number in ends]
     try:
         _wait(server, address)
         say(f"charts of experiment '{state.experiment}': {charts_page(address.shown, state.experiment_id)}")
@@ -60,7 +61,8 @@ def show(root: Path, experiment: str | None, port: int, say: Callable[[str], Non
     except KeyboardInterrupt:
         return 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(ends, before, strict=True):
+            signal.signal(number, handler)
         _end(server)
 
 

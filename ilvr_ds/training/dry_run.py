@@ -49,12 +49,13 @@ def _start(recipe: Recipe, inputs: Inputs, world: int) -> Iterator[str]:
     plan, train = inputs.plan, recipe.train
     total = train.max_steps or train.epochs * plan.steps_per_epoch
     left = "by each for the next" if inputs.training.named else "out of each epoch"
+    epoch = f"{counted(plan.steps_per_epoch, 'step')} an epoch"
     yield f"{inputs.training.location}: {_contents(inputs.training)}"
     if inputs.held_out is not None:
         yield f"{inputs.held_out.location}, held out: {_contents(inputs.held_out)}"
     yield (
-        f"{plan.global_batch} samples a step on {counted(world, 'rank')}, {plan.steps_per_epoch} steps an epoch, "
-        f"{plan.remainder} samples left {left}, {total} steps in all"
+        f"{plan.global_batch} samples a step on {counted(world, 'rank')}, {epoch}, "
+        f"{plan.remainder} samples left {left}, {counted(total, 'step')} in all"
     )
     yield from (f"mixture: {line}" for line in share_lines(plan, inputs.training.named, total))
     found = list_checkpoints(recipe.run_dir / "checkpoints")

@@ -48,7 +48,7 @@ def main() -> None:
     cap = None if options.cpu else card.gib - CONTEXT / GIB
     print("| recipe | peak GiB | planned GiB | off by | ms a sample |\n|---|---|---|---|---|")
     failed = False
-    for stage in STAGES:
+    for stage in STAGES if options.stage is None else STAGES[options.stage - 1 : options.stage]:
         recipe = _recipe(f"{options.recipe}{stage}", folder, options)
         intervals = _measure(_case(recipe, stage, folder, options, cap), options.cpu)
         failed = _report(recipe, f"{options.recipe}{stage}", intervals) or failed
@@ -59,6 +59,7 @@ def _options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="comt_3b_24gb", help="(default comt_3b_24gb); its stage 2 follows")
     parser.add_argument("--card", default="RTX 3090", help="whose memory torch may take (default RTX 3090)")
+    parser.add_argument("--stage", type=int, choices=[1, 2], help="one of them only (default: both)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe")
     parser.add_argument("--workers", type=int, default=4, help="loader processes (default 4)")
     parser.add_argument("--folder", help="where model and shards of noise are written (default: temporary files)")

@@ -142,7 +142,7 @@ def run(case: Case) -> dict[str, Any]:
     batch = train.micro_batch_size * train.grad_accum_steps
     plan = SamplePlan(shards.shard_sizes, 0, dist.world_size(), batch * dist.world_size(), 4096)
     data = Mixture((shards,))
-    numbers = planned_numbers(recipe, plan, data, are_measured=True)
+    numbers = planned_numbers(recipe, plan, data)
     features: Any = RandomFeatures(encoding.model_config.text_config.hidden_size) if case.has_features else None
     dataset = build_dataset(recipe, encoding, data, numbers, features=features)
     is_gpu = dist.device().type == "cuda"

@@ -22,7 +22,10 @@ PROGRAMS = {
                  "--set", "data.lanes=2"],
     "selective_ops": ["--device", "cpu", "--seconds", "0.01", "--widths", "64", "--sizes", "8,64", "--no-compiled"],
 }  # fmt: skip
-LIBRARIES = {"geometry", "latents_table", "noise", "step_run", "step_table", "syncs", "timeline"}
+LIBRARIES = {"chain_model", "geometry", "latents_table", "noise", "step_run", "step_table", "syncs", "timeline"}
+AUDIT_COST = [
+    "--cpu", "--samples", "8", "--batch-size", "4", "--max-new-tokens", "24", "--chain", "4", "--latent-size", "2",
+]  # fmt: skip
 LEARNING = [
     "--size", "tiny", "--precision", "fp32", "--samples", "128", "--held-out", "64", "--steps", "2", "--batch", "64",
     "--control-steps", "1", "--workers", "1", "--control-workers", "1",
@@ -50,6 +53,13 @@ def test_a_program_runs_and_prints_a_table(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.drill
+def test_the_cost_of_an_audit_is_measured_on_answers_that_have_segments() -> None:
+    printed = run_program("audit_cost", *AUDIT_COST)
+    assert "answers of 24 tokens with 3.0 whole segments of 2 latents" in printed
+    assert "| all |" in printed and "verdict" not in printed.casefold(), "the audit's own page is not in the table"
+
+
+@pytest.mark.drill
 @pytest.mark.timeout(600)
 def test_the_learning_experiment_and_what_reads_its_run(tmp_path: Path) -> None:
     assert "held-out accuracy" in run_program("learning", "--output", str(tmp_path), *LEARNING)
@@ -69,4 +79,4 @@ def test_the_experiment_on_latents(tmp_path: Path) -> None:
 
 def test_no_program_is_left_out() -> None:
     files = {file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith(("test_", "__"))}
-    assert files - LIBRARIES - {"latents", "learning", "selected_cells"} == set(PROGRAMS)
+    assert files - LIBRARIES - {"audit_cost", "latents", "learning", "selected_cells"} == set(PROGRAMS)

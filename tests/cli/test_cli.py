@@ -23,22 +23,22 @@ from tests.ranks import ROOT
 
 RECIPE = str(ROOT / "launch" / "recipes" / "demo.yaml")
 COMMANDS = [
-    "pack",
-    "encode",
-    "inspect",
-    "train",
+    "doctor",
     "plan",
+    "demo-data",
+    "pack",
+    "inspect",
+    "encode",
     "settings",
-    "mlflow-sync",
+    "train",
     "ui",
     "compare",
+    "mlflow-sync",
+    "export",
     "generate",
-    "serve",
     "evaluate",
     "audit",
-    "export",
-    "demo-data",
-    "doctor",
+    "serve",
 ]
 TEXTS = [ROOT / "README.md", ROOT / "Makefile", ROOT / "CONTRIBUTING.md"]
 TEXTS += [path for folder in ("docs", "ilvr_ds", "launch") for path in sorted((ROOT / folder).rglob("*.*"))]
@@ -217,6 +217,23 @@ def test_help_lists_exactly_the_commands(capsys: pytest.CaptureFixture[str]) -> 
         cli.main(["--help"])
     assert exit.value.code == 0
     assert re.findall(r"^    (\S+)", capsys.readouterr().out, re.MULTILINE) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_commands_help_says_what_it_does_and_where_more_is(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    said = capsys.readouterr().out
+    page = re.search(r"^More: (docs/\S+)$", said, re.MULTILINE)
+    assert page and f"ilvr-ds {command}" in " ".join((ROOT / page[1]).read_text().split())
+    assert re.search(r"^[A-Z].*\.$", said, re.MULTILINE), "a sentence"
+
+
+def test_audits_help_names_its_tests() -> None:
+    from ilvr_ds.audit.settings import TESTS, parse_tests
+
+    options = cli._parser().parse_args(["audit", "--model", "m"])
+    assert parse_tests(options.tests) == TESTS, "written out in its options, which import nothing heavy"
 
 
 def test_no_text_speaks_of_a_command_that_does_not_exist() -> None:

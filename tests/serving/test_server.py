@@ -23,8 +23,10 @@ def no_token_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(server.TOKEN_VARIABLE, raising=False)
 
 
-def test_it_says_where_it_answers_and_ends_by_sigterm(latent_reasoner: Reasoner) -> None:
-    """Catches an address that is said before anybody answers there, and a signal that ends the process."""
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_where_it_answers_and_ends_by_a_signal(latent_reasoner: Reasoner, ended_by: signal.Signals) -> None:
+    """Catches an address that is said before anybody answers there, a signal that ends the process, and Ctrl-C called
+    a fault because a script put the server in the background, where shells let processes ignore it."""
     pytest.importorskip("uvicorn")
     from ilvr_ds.serving.endpoint import Access, Endpoint
 
@@ -33,19 +35,22 @@ def test_it_says_where_it_answers_and_ends_by_sigterm(latent_reasoner: Reasoner)
 
     def ask_and_end(address: str) -> None:
         answered.append(requests.get(f"{address}/models", timeout=120).status_code)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), ended_by)
 
     def say(line: str) -> None:
         said.append(line)
         if line.startswith("tiny answers at "):
             threading.Thread(target=ask_and_end, args=(line.split()[-1],), daemon=True).start()
 
-    before = signal.getsignal(signal.SIGTERM)
     endpoint = Endpoint(latent_reasoner, "tiny", Limits(), Access())
-    with server.listen("localhost", 0) as listening:
-        assert server.serve(endpoint, listening, say) == 0
-    assert answered == [200] and said[-1] == "Ctrl-C ends the server" and not endpoint.batches.is_alive
-    assert signal.getsignal(signal.SIGTERM) is before
+    before = signal.signal(ended_by, signal.SIG_IGN)
+    try:
+        with server.listen("localhost", 0) as listening:
+            assert server.serve(endpoint, listening, say) == 0
+        assert answered == [200] and said[-1] == "Ctrl-C ends the server" and not endpoint.batches.is_alive
+        assert signal.getsignal(ended_by) is signal.SIG_IGN, "as it was"
+    finally:
+        signal.signal(ended_by, before)
 
 
 def test_without_its_packages_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

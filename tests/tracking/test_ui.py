@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 from importlib.metadata import PackageNotFoundError
@@ -80,6 +82,30 @@ def test_a_server_on_a_network_waits_locally_and_warns(tmp_path: Path, monkeypat
     assert f"http://{socket.gethostname()}:{port}/#/experiments/7" in said[0]
     assert said[1].startswith("warning: MLflow has no login") and len(said) == 3
     assert f"{socket.gethostname()}:{port}" in env["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_also_in_the_background_of_a_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended_by: signal.Signals
+) -> None:
+    """Catches a `kill -INT` without effect: shells let the background processes of a script ignore it."""
+    write(tmp_path / "a", "first", "7")
+
+    class Server:
+        returncode = 0
+
+        def communicate(self) -> None:
+            os.kill(os.getpid(), ended_by)
+
+    monkeypatch.setattr(ui.subprocess, "Popen", lambda *_, **__: Server())
+    monkeypatch.setattr(ui, "_wait", lambda server, address: None)
+    monkeypatch.setattr(ui, "_end", lambda server: None)
+    before = signal.signal(ended_by, signal.SIG_IGN)
+    try:
+        assert ui.show(tmp_path, None, free_port(), lambda line: None) == 0
+        assert signal.getsignal(ended_by) is signal.SIG_IGN, "as it was"
+    finally:
+        signal.signal(ended_by, before)
 
 
 class FinishedServer:

@@ -22,6 +22,12 @@ ALIKE = 0.8
 """Published latent models whose latents change nothing have 0.8 to 0.98 across samples (2605.18445, 2606.05753)."""
 CEILING = 0.95
 """Accuracy with own latents above which nothing can gain."""
+OTHER_TARGETS = {
+    "all": "selection.pool changed or region, with selection.by change",
+    "changed": "boxes in the data for selection.pool region, or other helper images; what changed looks the same",
+    "region": "other boxes or other helper images; what these boxes hold looks the same",
+}
+"""What to try in place of each selection.pool."""
 Kind = Literal["no_latents", "used", "placeholder", "unused", "not_tested"]
 
 
@@ -136,7 +142,8 @@ def _next_of_unused(report: dict[str, Any]) -> tuple[str, ...]:
     targets, latents = (inside.get(name, {}).get("cosine_across_samples") for name in ("targets", "latents"))
     right = report["replacement"].get("true")
     if targets is not None and targets > ALIKE:
-        found.append("Choose targets that differ: selection.pool changed or region, with selection.by change.")
+        pool = report.get("selection", {}).get("pool", "all")
+        found.append(f"Choose targets that differ: {OTHER_TARGETS[pool]}.")
     elif latents is not None and latents > ALIKE:
         found.append("Latents collapsed: raise loss.contrastive_weight, and keep the targets in stage 2.")
     if right and right["interval_95"][0] > 0:

@@ -109,7 +109,7 @@ def _open(file: Path) -> Any:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise UserError(f"{file}: parquet needs pyarrow: pip install 'ilvr_ds[formats]'") from error
+        raise UserError(f"{file}: parquet needs pyarrow: pip install '.[formats]'") from error
     try:
         return parquet.ParquetFile(file)
     except (ArrowException, OSError) as error:

@@ -44,7 +44,7 @@ class Source:
 
 def missing_library(label: str, what: str, library: str) -> UserError:
     """The error for an optional library that is not installed."""
-    return UserError(f"{label}: {what} needs {library}; pip install 'ilvr_ds[formats]'")
+    return UserError(f"{label}: {what} needs {library}; pip install '.[formats]'")
 
 
 def without_nulls(value: Any) -> Any:

@@ -26,11 +26,11 @@ from ilvr_ds.data.mixture import Mixture, MixtureFeatures
 from ilvr_ds.data.mixture_plan import MixturePlan, Plan
 from ilvr_ds.data.packing import PackedNumbers
 from ilvr_ds.engine.networks import Networks
-from ilvr_ds.errors import UserError, counted
+from ilvr_ds.errors import UserError
 from ilvr_ds.model.encoding import Encoding, build_dataset
 from ilvr_ds.model.tower import tower_identity
 from ilvr_ds.tracking.tracker import Tracker
-from ilvr_ds.training.assembly.inputs import Inputs
+from ilvr_ds.training.assembly.inputs import Inputs, held_out_steps
 from ilvr_ds.training.free_answers import build_free_answers
 from ilvr_ds.training.held_out import HeldOut, HeldOutSet
 from ilvr_ds.training.latent_views import LatentViews
@@ -64,7 +64,7 @@ def open_data(recipe: Recipe, recipe_path: Path, inputs: Inputs, encoding: Encod
         features = _open_features(recipe, recipe_path, tower, mixture, key) if tower is not None else None
         return build_dataset(recipe, encoding, mixture, numbers, types, features, by_set=mixture is inputs.training)
 
-    planned = planned_numbers(recipe, inputs.plan, inputs.training, inputs.are_measured)
+    planned = planned_numbers(recipe, inputs.plan, inputs.training)
     training = windows(inputs.training, planned, "features")
     if inputs.held_out is None:
         return RunData(training, None, [], types)
@@ -119,16 +119,11 @@ def _in_words(state: dict[str, Any]) -> str:
     return f"{shares}, {state['samples an epoch']} samples an epoch"
 
 
-def planned_numbers(recipe: Recipe, plan: Plan, data: Mixture, are_measured: bool) -> PlannedNumbers | PackedNumbers:
-    """Which samples this rank takes in which micro-batch; raises UserError where lengths are needed and not known."""
+def planned_numbers(recipe: Recipe, plan: Plan, data: Mixture) -> PlannedNumbers | PackedNumbers:
+    """Which samples this rank takes in which micro-batch; with `micro_batch_tokens` their lengths must be known."""
     train, rank, world = recipe.train, dist.rank(), dist.world_size()
     if not train.micro_batch_tokens:
         return PlannedNumbers(plan, rank, world, train.micro_batch_size)
-    if not are_measured:
-        raise UserError(
-            f"train.micro_batch_tokens: the lengths of the samples in {data.location} are not known; pack them again "
-            "with this recipe (ilvr-ds pack --config)"
-        )
     return PackedNumbers(plan, rank, world, data.tokens.astype(np.int64), train.micro_batch_tokens)
 
 
@@ -209,17 +204,10 @@ def _open_features(
 
 
 def _held_out_sets(recipe: Recipe, data: Mixture) -> list[HeldOutSet]:
-    """What is evaluated on; raises UserError where a set has no window for each rank."""
+    """What is evaluated on."""
     micro, world = recipe.train.micro_batch_size, dist.world_size()
     sets = []
-    for name, shards in zip(data.names, data.sets, strict=True):
-        steps = min(recipe.evaluation.max_samples, len(shards)) // (micro * world)
-        if steps == 0:
-            key = f"eval_shards of {name}" if name else "data.eval_shards"
-            raise UserError(
-                f"{key}: {shards.location} and evaluation.max_samples leave no whole micro-batch of {micro} "
-                f"samples for each of {counted(world, 'rank')}"
-            )
+    for name, shards, steps in zip(data.names, data.sets, held_out_steps(recipe, data, world), strict=True):
         of = f" of {name}" if name else ""
         logger.info("evaluation on %d of %d held-out samples%s", steps * micro * world, len(shards), of)
         sets.append(HeldOutSet(name, steps, sorted(shards.manifest.groups)))

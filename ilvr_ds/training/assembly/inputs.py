@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ilvr_ds.config import DataSetConfig, Recipe, TrainConfig
 from ilvr_ds.data.mixture import Mixture
 from ilvr_ds.data.mixture_plan import Plan, build_plan
+from ilvr_ds.data.packing import PackedNumbers
 from ilvr_ds.data.tokens import has_latent_tokens
 from ilvr_ds.engine.optimizer import check_optimizer
 from ilvr_ds.engine.settings import read_deepspeed_json
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, counted
 from ilvr_ds.model.layers.four_bit import check_base
 from ilvr_ds.model.layers.fused import check_kernels
 
@@ -46,8 +49,21 @@ class Inputs:
         other_measure = _other_measure(recipe, training)
         if not other_measure:
             _check_longest(recipe, training)
-        plan = build_plan(recipe, training, world)
-        return Inputs(training, held_out, plan, file_settings, other_measure)
+        if held_out is not None:
+            held_out_steps(recipe, held_out, world)
+        inputs = Inputs(training, held_out, build_plan(recipe, training, world), file_settings, other_measure)
+        if recipe.train.micro_batch_tokens:
+            inputs._check_lengths(recipe, world)
+        return inputs
+
+    def _check_lengths(self, recipe: Recipe, world: int) -> None:
+        """Raise UserError where micro-batches cannot be filled by tokens."""
+        if not self.are_measured:
+            raise UserError(
+                f"train.micro_batch_tokens: the lengths of the samples in {self.training.location} are not known; "
+                "pack them again with this recipe (ilvr-ds pack --config)"
+            )
+        PackedNumbers(self.plan, 0, world, self.training.tokens.astype(np.int64), recipe.train.micro_batch_tokens)
 
     @property
     def are_measured(self) -> bool:
@@ -58,6 +74,21 @@ class Inputs:
     def longest(self) -> int:
         """Tokens of the longest training sample; 0 where lengths are not known."""
         return self.training.longest_tokens if self.are_measured else 0
+
+
+def held_out_steps(recipe: Recipe, held_out: Mixture, world: int) -> list[int]:
+    """Steps of an evaluation on each set; raises UserError where a set has no micro-batch for each of `world` ranks."""
+    a_step, most = recipe.train.micro_batch_size * world, recipe.evaluation.max_samples
+    for name, shards in zip(held_out.names, held_out.sets, strict=True):
+        if (count := min(most, len(shards))) < a_step:
+            key = f"eval_shards of {name}" if name else "data.eval_shards"
+            limit = " (evaluation.max_samples)" if most < len(shards) else ""
+            raise UserError(
+                f"{key}: {shards.location} has {counted(count, 'sample')}{limit}, of which a step of evaluation takes "
+                f"{a_step} (train.micro_batch_size for each of {counted(world, 'rank')}); pack at least {a_step}, "
+                "lower train.micro_batch_size, or set data.eval_shards to null"
+            )
+    return [min(most, len(shards)) // a_step for shards in held_out.sets]
 
 
 def say_what_does_nothing(recipe: Recipe, inputs: Inputs, total_steps: int) -> None:

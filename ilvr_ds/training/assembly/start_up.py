@@ -75,9 +75,10 @@ def _announce(local: Recipe, inputs: Inputs, start: Start, total_steps: int) -> 
     """Log how long the run is, and on the main rank what of its recipe has no effect."""
     plan, ranks, names = inputs.plan, counted(dist.world_size(), "rank"), inputs.training.named
     logger.info(
-        "%d samples, %d a step on %s (%s), %d steps an epoch, %d samples left %s, %d steps in all",
-        len(inputs.training), plan.global_batch, ranks, dist.device().type, plan.steps_per_epoch, plan.remainder,
-        "by each for the next" if names else "out of each epoch", total_steps,
+        "%d samples, %d a step on %s (%s), %s an epoch, %d samples left %s, %s in all",
+        len(inputs.training), plan.global_batch, ranks, dist.device().type, counted(plan.steps_per_epoch, "step"),
+        plan.remainder,
+        "by each for the next" if names else "out of each epoch", counted(total_steps, "step"),
     )  # fmt: skip
     for line in share_lines(plan, names, total_steps):
         logger.info("mixture: %s", line)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 
 from ilvr_ds.audit.report import summary
 from ilvr_ds.audit.report.verdict import judge
+from ilvr_ds.config import SelectionConfig
 
 
 def part(difference: float, half: float = 0.03, smallest: float = 0.031) -> dict[str, Any]:
@@ -133,3 +134,14 @@ def test_a_thousand_audits_say_what_is_so(lost: float, gained: float) -> None:
         assert kinds.count("used") <= 40 and kinds.count("placeholder") <= 40, "2.5 % each"
     else:
         assert kinds.count("used") >= 990
+
+
+def test_a_selection_is_not_advised_that_was_there_already() -> None:
+    """Catches "selection.pool changed" said to somebody who trained with it."""
+    alike = {"zeros": part(0.0), "other_sample": part(0.0), "inside": {"targets": {"cosine_across_samples": 1.0}}}
+    advised = {
+        pool: judge(report(**alike, extra={"selection": {"pool": pool}})).try_next[0]
+        for pool in get_args(get_type_hints(SelectionConfig)["pool"])
+    }
+    assert "selection.pool changed or region" in advised["all"]
+    assert "selection.pool region" in advised["changed"] and "other boxes" in advised["region"]

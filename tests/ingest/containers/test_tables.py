@@ -161,7 +161,7 @@ def test_a_missing_library_is_one_line(
     else:
         path.write_bytes(b"PAR1" if name == "a.parquet" else b"\x28\xb5\x2f\xfd")
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UserError, match=rf"{name}: {what}; pip install 'ilvr_ds\[formats\]'$"):
+    with pytest.raises(UserError, match=rf"{name}: {what}; pip install '.\[formats\]'$"):
         read(path, root)
 
 

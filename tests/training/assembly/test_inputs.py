@@ -32,6 +32,11 @@ def recipe(demo: Path, *changes: str) -> Recipe:
         ("data.eval_shards={tmp}", "expected a folder that `ilvr-ds pack` wrote"),
         ("data.max_tokens=50", "data.max_tokens is 50, but "),
         ("data.lanes=3", "data.lanes: 3 does not divide the global batch"),
+        (
+            "evaluation.max_samples=7",
+            r"has 7 samples \(evaluation.max_samples\), of which a step of evaluation takes 8 ",
+        ),
+        ("train.micro_batch_tokens=50", "train.micro_batch_tokens is 50, but the longest sample has"),
         ("deepspeed.config=zero4", "deepspeed.config: no file 'zero4' .*; did you mean 'zero3'?"),
     ],
 )
@@ -48,6 +53,12 @@ def test_a_mistake_is_found_before_ranks_meet(
         run.train(recipe(demo_folder, change.format(tmp=tmp_path)), RECIPE)
     with pytest.raises(AssertionError):
         run.train(recipe(demo_folder), RECIPE)
+
+
+def test_micro_batches_by_tokens_need_lengths(demo_folder: Path) -> None:
+    """Catches a dry run that promises what a run then refuses."""
+    with pytest.raises(UserError, match=r"train.micro_batch_tokens: the lengths .* are not known; pack them again"):
+        Inputs.read(recipe(demo_folder, "model.latent_size=2", "train.micro_batch_tokens=8192"), RECIPE, 1)
 
 
 def test_lengths_measured_otherwise_do_not_count(demo_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
