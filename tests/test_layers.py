@@ -53,7 +53,7 @@ MAY_IMPORT = {
     | {"audit", "evaluation", "distill", "tracking", "monitoring", "model", "ops", "data", "config", "dist", "pictures"}
     | {"whole_files"},
     "serving": BASE | {"serving", "evaluation", "ingest", "data", "whole_files", "addresses"},
-    "planning": BASE | {"planning", "config"},
+    "planning": BASE | {"planning", "model", "config"},
     "provenance": BASE,
     "pictures": BASE | {"pictures", "whole_files"},
     "api": BASE | {"evaluation", "audit", "pictures", "ingest", "data", "dist"},

@@ -12,6 +12,7 @@ from ilvr_ds.data.sample import Sample, TextStep
 from ilvr_ds.demo.task import OPERATIONS, TaskSpec, draw_samples, write_task
 from ilvr_ds.demo.tiny import MEDIUM, MINI, SMALL, TINY, build_tiny_model
 from ilvr_ds.errors import UserError
+from ilvr_ds.model.families import family_named
 
 TOKENIZER_SAMPLES = 400
 WHITENING_SAMPLES = 50
@@ -35,9 +36,10 @@ def write_demo(
 ) -> list[str]:
     """Write `output`/task (JSON Lines and images) and `output`/model; returns lines that say what was written.
 
-    signs: of a trail. Raises UserError where a folder exists already, an operation is unknown or a number is out of
-    range.
+    signs: of a trail. Raises UserError where a folder exists already, an operation or the family is unknown or a number
+    is out of range.
     """
+    family_named(family)
     spec = _task_spec(grid, tuple(operations), signs)
     write_task(output / "task", spec, seed, train, held_out, workers)
     write_demo_model(output / "model", spec, size, seed, family)
