@@ -28,7 +28,7 @@ def add_demo_data(commands: Commands) -> None:
         "--size", choices=["tiny", "mini", "medium", "small"], default="tiny", help="size of the model (default tiny)"
     )
     command.add_argument(
-        "--family", metavar="NAME", default="qwen2_5_vl", help="of the model: qwen2_5_vl (the default), qwen3_vl"
+        "--family", metavar="NAME", default="qwen2_5_vl", help="of the model, its model_type (default qwen2_5_vl)"
     )
     command.add_argument(
         "--trained", action="store_true",

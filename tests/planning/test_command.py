@@ -59,7 +59,10 @@ def test_a_folder_is_read_for_its_sizes(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "8b", *SIZE], "plan: --model '8b' is none of 3b, 7b, 32b, 72b, qwen3vl_2b, qwen3vl_4b, qwen3vl_8b"),
+        (
+            ["--model", "8b", *SIZE],
+            "plan: --model '8b' is none of 3b, 7b, 32b, 72b, qwen3vl_2b, qwen3vl_4b, qwen3vl_8b",
+        ),
         (["--model", "7b", "--gpus", "1"], "plan: give --card NAME"),
         (["--model", "7b", "--card", "4080"], "--card 4080: not known"),
         (["--model", "7b", *SIZE, "--write", "README.md"], "plan: --write README.md: it exists; give another name"),
