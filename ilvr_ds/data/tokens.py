@@ -52,18 +52,19 @@ def load_tokenizer(
 ) -> tuple[Any, SpecialTokens]:
     """The tokenizer at `path` (folder or hub name) with the latent tokens, added in their fixed order where missing.
 
-    Raises UserError where there is no tokenizer, no chat template that can say text and images, or Qwen2.5-VL's tokens
-    are missing; without `add_latent_tokens` also where the latent tokens are. without_latents: a tokenizer that has
+    Raises UserError where there is no tokenizer, no chat template that can say text and images, or Qwen's tokens for
+    images and turns are missing; without `add_latent_tokens` also where the latent tokens are. without_latents: a tokenizer that has
     none of them stays as it is, and their ids are ABSENT.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: no tokenizer at '{path}' ({first_line(error)})") from error
+    _list_special_tokens(tokenizer)
     missing = [token for token in _BASE_TOKENS if token not in tokenizer.get_vocab()]
     if missing:
         raise UserError(
-            f"model.path: the tokenizer at '{path}' lacks {', '.join(missing)}; it is not a Qwen2.5-VL tokenizer"
+            f"model.path: the tokenizer at '{path}' lacks {', '.join(missing)}; it is not a tokenizer of Qwen2.5-VL or Qwen3-VL"
         )
     if tokenizer.chat_template is None:
         raise UserError(f"model.path: the tokenizer at '{path}' has no chat template")
@@ -91,6 +92,17 @@ def load_tokenizer(
     ids = dict.fromkeys(LATENT_TOKENS, ABSENT) | dict(zip(names, tokenizer.convert_tokens_to_ids(names), strict=True))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ids["<|im_end|>"]
     return tokenizer, SpecialTokens(pad=pad, **{name.strip("<|>"): token for name, token in ids.items()})
+
+
+def _list_special_tokens(tokenizer: Any) -> None:
+    """Name among its special tokens all that a tokenizer marks as special: no text may hold them.
+
+    transformers 5.17 overlooks the list that version 4 wrote, and every version what was added later.
+    """
+    listed = {*tokenizer.all_special_tokens, *LATENT_TOKENS}
+    marked = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if unlisted := [token for token in marked if token not in listed]:
+        tokenizer.add_special_tokens({"extra_special_tokens": unlisted}, replace_extra_special_tokens=False)
 
 
 def _answers_as_it_asks(tokenizer: Any) -> bool:
