@@ -53,8 +53,8 @@ def load_tokenizer(
     """The tokenizer at `path` (folder or hub name) with the latent tokens, added in their fixed order where missing.
 
     Raises UserError where there is no tokenizer, no chat template that can say text and images, or Qwen's tokens for
-    images and turns are missing; without `add_latent_tokens` also where the latent tokens are. without_latents: a tokenizer that has
-    none of them stays as it is, and their ids are ABSENT.
+    images and turns are missing; without `add_latent_tokens` also where the latent tokens are. without_latents: a
+    tokenizer that has none of them stays as it is, and their ids are ABSENT.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -64,7 +64,8 @@ def load_tokenizer(
     missing = [token for token in _BASE_TOKENS if token not in tokenizer.get_vocab()]
     if missing:
         raise UserError(
-            f"model.path: the tokenizer at '{path}' lacks {', '.join(missing)}; it is not a tokenizer of Qwen2.5-VL or Qwen3-VL"
+            f"model.path: the tokenizer at '{path}' lacks {', '.join(missing)}; it is not a tokenizer of Qwen2.5-VL or "
+            "Qwen3-VL"
         )
     if tokenizer.chat_template is None:
         raise UserError(f"model.path: the tokenizer at '{path}' has no chat template")
