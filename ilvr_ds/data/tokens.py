@@ -13,7 +13,9 @@ from ilvr_ds.errors import UserError, first_line
 LATENT_TOKENS = ("<|latent_pad|>", "<|latent_start|>", "<|latent_end|>")
 ABSENT = -1
 """The id of a latent token that a tokenizer lacks: no token has it."""
-_QUESTION, _ANSWER = "How many?", "As many as there are."
+_QUESTION, _THOUGHT, _ANSWER = "How many?", "I count them.", "As many as there are."
+THOUGHT_TOKENS = ("<think>", "</think>")
+"""What a thought stands between"""
 _BASE_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
@@ -75,10 +77,10 @@ def load_tokenizer(
                 f"model.path: the chat template at '{path}' cannot say {'an image' if images else 'a text'} ({fault}); "
                 "take tokenizer_config.json of the model's release"
             )
-    if not _answers_as_it_asks(tokenizer):
+    if not (_goes_on(tokenizer, _ANSWER) or opens_thought(tokenizer)):
         raise UserError(
-            f"model.path: the chat template at '{path}' ends a prompt otherwise than an answer begins, as those of "
-            "Thinking releases do (<think>), which are not supported; take the Instruct release"
+            f"model.path: the chat template at '{path}' ends a prompt otherwise than an answer begins, with and "
+            "without reasoning_content; take chat_template.json of the model's release"
         )
     absent = [token for token in LATENT_TOKENS if token not in tokenizer.get_vocab()]
     has_none = without_latents and len(absent) == len(LATENT_TOKENS)
@@ -106,14 +108,19 @@ def _list_special_tokens(tokenizer: Any) -> None:
         tokenizer.add_special_tokens({"extra_special_tokens": unlisted}, replace_extra_special_tokens=False)
 
 
-def _answers_as_it_asks(tokenizer: Any) -> bool:
-    """Whether the tokens of a prompt are those before its answer in training: a model is asked what it has learnt."""
+def opens_thought(tokenizer: Any) -> bool:
+    """Whether a prompt ends inside a thought, as those of Thinking releases do: an answer must begin with one."""
+    return not _goes_on(tokenizer, _ANSWER) and _goes_on(tokenizer, _THOUGHT, reasoning_content=_THOUGHT)
+
+
+def _goes_on(tokenizer: Any, words: str, **thought: str) -> bool:
+    """Whether a prompt is how its answer begins in training and `words` follow: a model is asked what it has learnt."""
     turns = [{"role": "user", "content": [{"type": "text", "text": _QUESTION}]}]
-    answered = [*turns, {"role": "assistant", "content": _ANSWER}]
+    answered = [*turns, {"role": "assistant", "content": _ANSWER, **thought}]
     prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(answered, tokenize=False)
     asked, read = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole))
-    return bool(read[: len(asked)] == asked)
+    return bool(whole.startswith(prompt + words) and read[: len(asked)] == asked)
 
 
 def _template_fault(tokenizer: Any, images: int) -> str | None:
