@@ -55,7 +55,7 @@ MAY_IMPORT = {
     | {"audit", "evaluation", "distill", "tracking", "monitoring", "model", "ops", "data", "config", "dist", "pictures"}
     | {"whole_files"},
     "serving": BASE | {"serving", "evaluation", "ingest", "data", "whole_files", "addresses"},
-    "planning": BASE | {"planning", "config"},
+    "planning": BASE | {"planning", "model", "config"},
     "provenance": BASE,
     "pictures": BASE | {"pictures", "whole_files"},
     "api": BASE | {"evaluation", "audit", "pictures", "ingest", "data", "dist"},
@@ -110,6 +110,28 @@ def violations(file: str, source: str) -> list[str]:
             if f"{name}.".startswith(f"{library}.") and not file.startswith(doors):
                 found.append(f"{file}: imports {name}")
     return found
+
+
+def asked_families(source: str) -> list[str]:
+    """Comparisons with a family's name: what differs between families is in their modules."""
+    names = ("qwen2_5_vl", "qwen3_vl")
+    return [
+        f"{node.lineno}: {part.value}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Compare)
+        for part in ast.walk(node)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str) and part.value.startswith(names)
+    ]
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if not file.startswith("model/families/")])
+def test_no_module_asks_for_a_family_by_name(file: str) -> None:
+    assert asked_families((PACKAGE / file).read_text()) == []
+
+
+def test_a_question_for_a_family_is_found() -> None:
+    source = 'def f(c):\n    return 1 if c.model_type == "qwen3_vl" else c in ("a", "qwen2_5_vl_text")\n'
+    assert asked_families(source) == ["2: qwen3_vl", "2: qwen2_5_vl_text"]
 
 
 def bare_excepts(source: str) -> list[int]:

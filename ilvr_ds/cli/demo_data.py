@@ -30,7 +30,7 @@ def add_demo_data(commands: Commands) -> None:
         "--size", choices=["tiny", "mini", "medium", "small"], default="tiny", help="size of the model (default tiny)"
     )
     command.add_argument(
-        "--family", choices=["qwen2_5_vl", "qwen3_vl"], default="qwen2_5_vl", help="of the model (default qwen2_5_vl)"
+        "--family", metavar="NAME", default="qwen2_5_vl", help="of the model, its model_type (default qwen2_5_vl)"
     )
     command.add_argument(
         "--trained", action="store_true",

@@ -18,9 +18,9 @@ def add_plan(commands: Commands) -> None:
         commands, "plan", "what fits on a card, the fastest first; memory and least time of a recipe", "performance.md"
     )
     command.add_argument(
-        "--model", metavar="3b|7b|32b|72b|qwen3-4b|qwen3-8b|PATH",
-        help="whose sizes are taken: a released model, a folder, a config.json, or a name on the hub "
-        "(default: the recipe's)",
+        "--model", metavar="NAME|PATH",
+        help="whose sizes are taken: a released model (3b, 7b, qwen3vl_8b, ...), a folder, a config.json, or a name on "
+        "the hub (default: the recipe's)",
     )  # fmt: skip
     command.add_argument("--gpus", type=int, default=1, help="number of ranks, one per GPU (default 1)")
     command.add_argument("--card", metavar="NAME", help="its memory and rates: RTX 4090, A6000, A100 80, H100, ...")

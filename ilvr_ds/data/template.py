@@ -20,7 +20,7 @@ from ilvr_ds.data.decode import image_size
 from ilvr_ds.data.features import Rows
 from ilvr_ds.data.images import Grid, ImageEncoder
 from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Region, Sample, SampleError, TextStep, Turn
-from ilvr_ds.data.tokens import LATENT_TOKENS, SpecialTokens
+from ilvr_ds.data.tokens import LATENT_TOKENS, THOUGHT_TOKENS, SpecialTokens, opens_thought
 
 IGNORE = -100
 Int64 = NDArray[np.int64]
@@ -83,7 +83,9 @@ class SampleEncoder:
         self.with_pixels = with_pixels
         self.merge_size: int = images.processor.merge_size
         self._assistant_word = np.array(tokenizer("assistant", add_special_tokens=False)["input_ids"], dtype=np.int64)
+        self._opens_thought = opens_thought(tokenizer)
         reserved = [*tokenizer.all_special_tokens, *LATENT_TOKENS, *_vision_words()]
+        reserved += THOUGHT_TOKENS if self._opens_thought else ()
         self._reserved = re.compile("|".join(map(re.escape, reserved)))
 
     def __call__(self, sample: Sample) -> EncodedSample:
@@ -179,12 +181,19 @@ class SampleEncoder:
             if isinstance(step, TextStep):
                 self._check_text(step.content)
         steps = self._step_texts(sample)
-        turns = [*_prompt_turns(sample), {"role": "assistant", "content": "".join(steps)}]
+        turns = [*_prompt_turns(sample), self._answer_turn(sample, steps)]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False)
         encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         ids, starts = self._spread(encoded["input_ids"], grids)
         first, last = _answer_span(text, sample, steps, encoded["offset_mapping"])
         return ids, (int(starts[first]), int(starts[last]))
+
+    def _answer_turn(self, sample: Sample, steps: list[str]) -> dict[str, str]:
+        """The steps as the assistant's message. Where its prompt opens a thought, all before the last text are one."""
+        if not self._opens_thought:
+            return {"role": "assistant", "content": "".join(steps)}
+        last = _last_text(sample)
+        return {"role": "assistant", "reasoning_content": "".join(steps[:last]), "content": "".join(steps[last:])}
 
     def _check_prompt(self, sample: Sample) -> None:
         for text in (sample.question, *(turn.text for turn in sample.history)):
@@ -281,14 +290,19 @@ def _fractions(region: Region, width: int, height: int) -> Region:
 
 def _answer_span(text: str, sample: Sample, steps: list[str], offsets: list[tuple[int, int]]) -> tuple[int, int]:
     """Tokens [first, last) that overlap the answer as the final text step gives it; (0, 0) if none."""
-    last = max((i for i, step in enumerate(sample.steps) if isinstance(step, TextStep)), default=-1)
-    inside = find_answer(steps[last], sample.answer) if last >= 0 else -1
+    last = _last_text(sample)
+    inside = find_answer(steps[last], sample.answer) if last < len(steps) else -1
     if inside < 0:
         return 0, 0
     start = text.rindex("<|im_end|>") - len("".join(steps[last:])) + inside
     end = start + len(sample.answer)
     tokens = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
     return tokens[0], tokens[-1] + 1
+
+
+def _last_text(sample: Sample) -> int:
+    """The number of the last text step; that of steps if there is none."""
+    return max((i for i, step in enumerate(sample.steps) if isinstance(step, TextStep)), default=len(sample.steps))
 
 
 def _vision_words() -> list[str]:

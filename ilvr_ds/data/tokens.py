@@ -13,7 +13,9 @@ from ilvr_ds.errors import UserError, first_line
 LATENT_TOKENS = ("<|latent_pad|>", "<|latent_start|>", "<|latent_end|>")
 ABSENT = -1
 """The id of a latent token that a tokenizer lacks: no token has it."""
-_QUESTION, _ANSWER = "How many?", "As many as there are."
+_QUESTION, _THOUGHT, _ANSWER = "How many?", "I count them.", "As many as there are."
+THOUGHT_TOKENS = ("<think>", "</think>")
+"""What a thought stands between"""
 _BASE_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
@@ -52,18 +54,20 @@ def load_tokenizer(
 ) -> tuple[Any, SpecialTokens]:
     """The tokenizer at `path` (folder or hub name) with the latent tokens, added in their fixed order where missing.
 
-    Raises UserError where there is no tokenizer, no chat template that can say text and images, or Qwen2.5-VL's tokens
-    are missing; without `add_latent_tokens` also where the latent tokens are. without_latents: a tokenizer that has
-    none of them stays as it is, and their ids are ABSENT.
+    Raises UserError where there is no tokenizer, no chat template that can say text and images, or Qwen's tokens for
+    images and turns are missing; without `add_latent_tokens` also where the latent tokens are. without_latents: a
+    tokenizer that has none of them stays as it is, and their ids are ABSENT.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: no tokenizer at '{path}' ({first_line(error)})") from error
+    _list_special_tokens(tokenizer)
     missing = [token for token in _BASE_TOKENS if token not in tokenizer.get_vocab()]
     if missing:
         raise UserError(
-            f"model.path: the tokenizer at '{path}' lacks {', '.join(missing)}; it is not a Qwen2.5-VL tokenizer"
+            f"model.path: the tokenizer at '{path}' lacks {', '.join(missing)}; it is not a tokenizer of Qwen2.5-VL or "
+            "Qwen3-VL"
         )
     if tokenizer.chat_template is None:
         raise UserError(f"model.path: the tokenizer at '{path}' has no chat template")
@@ -73,10 +77,10 @@ def load_tokenizer(
                 f"model.path: the chat template at '{path}' cannot say {'an image' if images else 'a text'} ({fault}); "
                 "take tokenizer_config.json of the model's release"
             )
-    if not _answers_as_it_asks(tokenizer):
+    if not (_goes_on(tokenizer, _ANSWER) or opens_thought(tokenizer)):
         raise UserError(
-            f"model.path: the chat template at '{path}' ends a prompt otherwise than an answer begins, as those of "
-            "Thinking releases do (<think>), which are not supported; take the Instruct release"
+            f"model.path: the chat template at '{path}' ends a prompt otherwise than an answer begins, with and "
+            "without reasoning_content; take chat_template.json of the model's release"
         )
     absent = [token for token in LATENT_TOKENS if token not in tokenizer.get_vocab()]
     has_none = without_latents and len(absent) == len(LATENT_TOKENS)
@@ -93,14 +97,30 @@ def load_tokenizer(
     return tokenizer, SpecialTokens(pad=pad, **{name.strip("<|>"): token for name, token in ids.items()})
 
 
-def _answers_as_it_asks(tokenizer: Any) -> bool:
-    """Whether the tokens of a prompt are those before its answer in training: a model is asked what it has learnt."""
+def _list_special_tokens(tokenizer: Any) -> None:
+    """Name among its special tokens all that a tokenizer marks as special: no text may hold them.
+
+    transformers 5.17 overlooks the list that version 4 wrote, and every version what was added later.
+    """
+    listed = {*tokenizer.all_special_tokens, *LATENT_TOKENS}
+    marked = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if unlisted := [token for token in marked if token not in listed]:
+        tokenizer.add_special_tokens({"extra_special_tokens": unlisted}, replace_extra_special_tokens=False)
+
+
+def opens_thought(tokenizer: Any) -> bool:
+    """Whether a prompt ends inside a thought, as those of Thinking releases do: an answer must begin with one."""
+    return not _goes_on(tokenizer, _ANSWER) and _goes_on(tokenizer, _THOUGHT, reasoning_content=_THOUGHT)
+
+
+def _goes_on(tokenizer: Any, words: str, **thought: str) -> bool:
+    """Whether a prompt is how its answer begins in training and `words` follow: a model is asked what it has learnt."""
     turns = [{"role": "user", "content": [{"type": "text", "text": _QUESTION}]}]
-    answered = [*turns, {"role": "assistant", "content": _ANSWER}]
+    answered = [*turns, {"role": "assistant", "content": _ANSWER, **thought}]
     prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template(answered, tokenize=False)
     asked, read = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, whole))
-    return bool(read[: len(asked)] == asked)
+    return bool(whole.startswith(prompt + words) and read[: len(asked)] == asked)
 
 
 def _template_fault(tokenizer: Any, images: int) -> str | None:

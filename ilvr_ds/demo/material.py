@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
 from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.sample import Sample, TextStep
 from ilvr_ds.demo.task import OPERATIONS, TaskSpec, draw_samples, write_task
+from ilvr_ds.demo.task.drawing import CELL
 from ilvr_ds.demo.tiny import MEDIUM, MINI, SMALL, TINY, build_tiny_model
 from ilvr_ds.errors import UserError
+from ilvr_ds.model.families import family_named
 
 TOKENIZER_SAMPLES = 400
 WHITENING_SAMPLES = 50
@@ -35,10 +39,11 @@ def write_demo(
 ) -> list[str]:
     """Write `output`/task (JSON Lines and images) and `output`/model; returns lines that say what was written.
 
-    signs: of a trail. Raises UserError where a folder exists already, an operation is unknown or a number is out of
-    range.
+    signs: of a trail. Raises UserError where a folder exists already, an operation or the family is unknown, a number
+    is out of range, or the family cuts pictures of this grid elsewhere than between their cells.
     """
     spec = _task_spec(grid, tuple(operations), signs)
+    _check_cells(grid, family)
     write_task(output / "task", spec, seed, train, held_out, workers)
     write_demo_model(output / "model", spec, size, seed, family)
     return _written(output, train, held_out, f"random, {size}")
@@ -59,6 +64,18 @@ def write_trained_demo(output: Path, train: int, held_out: int, seed: int = 0, w
 def _written(output: Path, train: int, held_out: int, model: str) -> list[str]:
     samples = f"{output / 'task'}: {train} training and {held_out} held-out samples"
     return [samples, f"{output / 'model'}: a model, {model}"]
+
+
+def _check_cells(grid: int, family: str) -> None:
+    """A cell of a picture, CELL pixels wide, must become one merged patch of the family's tower."""
+    images = Qwen2VLImageProcessorPil(**family_named(family).image_settings)
+    cell, side = images.patch_size * images.merge_size, grid * CELL
+    height, _ = smart_resize(side, side, cell, images.size["shortest_edge"], images.size["longest_edge"])
+    if height != grid * cell:
+        raise UserError(
+            f"grid: {grid} cells of {CELL} pixels become {height // cell} merged patches of {cell} in a {family}; "
+            "choose 4"
+        )
 
 
 def _task_spec(grid: int, operations: tuple[str, ...], signs: int | None) -> TaskSpec:

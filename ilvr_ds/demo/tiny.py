@@ -4,8 +4,7 @@ The vision tower is random and meant to stay frozen. For that a merged patch's f
 pixels:
 
 - The plain initialisation (normal, std 0.02) is kept: the blocks add a few per cent to the residual stream, so that
-  attention mixes in hardly anything of other patches. Of Qwen2.5-VL two blocks, one windowed and one full, run both
-  kinds of attention; of Qwen3-VL there are three, and two of them give features to deepstack.
+  attention mixes in hardly anything of other patches. There are as few blocks as show every kind that the family has.
 - The mean of each patch filter is damped. Patches on white share one large component, the filters' answer to flat
   white, which would put the cosine of any two cells near 0.8. It is not removed: a blank patch would be zero, and the
   norm before the merger would blow up the traces of its neighbours.
@@ -16,8 +15,8 @@ pixels:
   what is added to a cell is added to its feature: a mark's own direction is then the same wherever it stands (cosine
   0.95 of a marked cell to the same cell and the mean mark; 0.47 without), and a student can learn to draw it.
 - Token embeddings and features get one scale, RMS 1. They stand side by side in the sequence, and so does the last
-  hidden state, RMS 1 after the final norm, that generation feeds back as a latent. What deepstack adds has half of
-  it.
+  hidden state, RMS 1 after the final norm, that generation feeds back as a latent. What is added to hidden states
+  (deepstack) has half of it.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from typing import Any
 import torch
 from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen3VLConfig
+from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ilvr_ds.file_modes import follow_umask
-from ilvr_ds.model.families import family_of
+from ilvr_ds.model.families import Family, family_named
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -54,34 +53,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-"""Qwen2.5-VL's special tokens in Qwen's order; they follow the vocabulary."""
-
-CHAT_TEMPLATE = """\
-{%- if messages[0]['role'] != 'system' -%}
-{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\\n' -}}
-{%- if message['content'] is string -%}
-{{- message['content'] -}}
-{%- else -%}
-{%- for part in message['content'] -%}
-{%- if part['type'] == 'image' -%}
-{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
-{%- elif part['type'] == 'text' -%}
-{{- part['text'] -}}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}"""
-"""Gives the same text as Qwen2.5-VL's template for text and images."""
-
-QWEN3_CHAT_TEMPLATE = CHAT_TEMPLATE.partition("{%- endif -%}\n")[2]
-"""Gives the same text as that of Qwen3-VL-Instruct: no system turn where nobody wrote one."""
+"""Special tokens in Qwen's order; they follow the vocabulary."""
 
 _PRETOKENIZER = (  # Qwen2's: words with their leading space, digits one by one
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -93,15 +65,7 @@ _FLAT_DAMPING = 0.2
 _BLOBS_SIDE = 32
 _FLOOR, _MILD_FLOOR = 1e-3, 0.1  # of the largest variance: what lies below counts as little
 _LINEAR = 0.1  # GELU is linear within a few per cent where its inputs have been scaled by this
-_DEEPSTACK_RMS = 0.5
-_TONES, _QWEN3_TONES = ([1.93, 2.07, 2.15], 3.8), ([1.0, 1.0, 1.0], 2.0)
-_QWEN3_IMAGES: dict[str, Any] = {
-    "patch_size": 16,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "size": {"shortest_edge": 4 * 32 * 32, "longest_edge": 16384 * 32 * 32},
-}
-"""As in the releases, but for the smallest image, which has 65,536 pixels there."""
+_ADDED_RMS = 0.5
 
 
 @dataclass(frozen=True)
@@ -146,18 +110,18 @@ def build_tiny_model(
     """Write config, weights (fp32), tokenizer and image processor of a random model into `directory`.
 
     texts: what the tokenizer's merges are learnt from. The latent tokens are not in it, but the embedding has rows
-    for them. family: qwen2_5_vl or qwen3_vl. pictures: RGB, to whiten the vision tower's features on; none: blobs.
-    The same arguments give the same files.
+    for them. family: its `model_type`. pictures: RGB, to whiten the vision tower's features on; none: blobs. The same
+    arguments give the same files. Raises UserError for an unknown family.
     """
-    is_qwen3 = family == "qwen3_vl"
+    kind = family_named(family)
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer = _build_tokenizer(texts, size.vocab_size, QWEN3_CHAT_TEMPLATE if is_qwen3 else CHAT_TEMPLATE)
+    tokenizer = _build_tokenizer(texts, size.vocab_size, kind.chat_template)
     tokenizer.save_pretrained(directory)
-    images = Qwen2VLImageProcessorPil(**(_QWEN3_IMAGES if is_qwen3 else {}))
+    images = Qwen2VLImageProcessorPil(**kind.image_settings)
     images.save_pretrained(directory)
-    config = (_qwen3_config if is_qwen3 else _qwen2_5_config)(size, tokenizer)
+    config = kind.tiny_config(_text(size, tokenizer), _vision(size), _image_tokens(tokenizer))
     seen = images(list(pictures), return_tensors="pt") if pictures else None
-    _build_model(config, _QWEN3_TONES if is_qwen3 else _TONES, seed, seen).save_pretrained(directory)
+    _build_model(kind, config, images, seed, seen).save_pretrained(directory)
     follow_umask(directory / "model.safetensors")
 
 
@@ -185,27 +149,7 @@ def _build_tokenizer(texts: Iterable[str], vocab_size: int, chat_template: str) 
     )
 
 
-def _qwen2_5_config(size: TinySize, tokenizer: Any) -> Any:
-    rotary = size.hidden_size // size.heads // 2  # pairs of a head, cut among time, height and width as Qwen does
-    return Qwen2_5_VLConfig(
-        text_config=_text(size, tokenizer, [rotary // 4, rotary * 3 // 8, rotary * 3 // 8]),
-        vision_config={**_vision(size), "depth": 2, "fullatt_block_indexes": [1]},
-        **_image_tokens(tokenizer),
-    )
-
-
-def _qwen3_config(size: TinySize, tokenizer: Any) -> Any:
-    head = 2 * size.hidden_size // size.heads  # as in the releases, queries may be wider than the hidden size
-    side = head // 2 * 5 // 16
-    vision = {"depth": 3, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64}
-    return Qwen3VLConfig(
-        text_config={**_text(size, tokenizer, [head // 2 - 2 * side, side, side]), "head_dim": head},
-        vision_config={**_vision(size), **vision},
-        **_image_tokens(tokenizer),
-    )
-
-
-def _text(size: TinySize, tokenizer: Any, mrope_section: list[int]) -> dict[str, Any]:
+def _text(size: TinySize, tokenizer: Any) -> dict[str, Any]:
     rows = math.ceil((len(tokenizer) + _HEAD_ROOM) / _ROW_MULTIPLE) * _ROW_MULTIPLE
     return {
         "vocab_size": rows,
@@ -215,11 +159,7 @@ def _text(size: TinySize, tokenizer: Any, mrope_section: list[int]) -> dict[str,
         "num_attention_heads": size.heads,
         "num_key_value_heads": size.kv_heads,
         "max_position_embeddings": 32768,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e6,
-            "mrope_section": mrope_section,
-        },
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         "bos_token_id": None,
         "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),
         "pad_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
@@ -246,11 +186,11 @@ def _image_tokens(tokenizer: Any) -> dict[str, int]:
     return {key: tokenizer.convert_tokens_to_ids(token) for key, token in names.items()}
 
 
-def _build_model(config: Any, tones: tuple[list[float], float], seed: int, seen: Any) -> Any:
+def _build_model(family: Family, config: Any, images: Any, seed: int, seen: Any) -> Any:
     """Random weights (fp32) with the changes that this file's docstring explains."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = family_of(config).model(config).float()
+        model = family.model(config).float()
         embedding = model.get_input_embeddings().weight
         embedding.div_(_rms(embedding))
 
@@ -258,22 +198,16 @@ def _build_model(config: Any, tones: tuple[list[float], float], seed: int, seen:
         filters = tower.patch_embed.proj.weight  # [hidden, channels, frames, height, width]
         filters.sub_((1 - _FLAT_DAMPING) * filters.mean(dim=(2, 3, 4), keepdim=True))
         if seen is None:
-            _whiten(tower, *_blobs(tower.patch_size, *tones), _FLOOR)
+            _whiten(family, tower, *_blobs(tower.patch_size, *_tones(images)), _FLOOR)
         else:
-            first = _merger_layers(tower)[0]
+            first, _ = family.merger_layers(tower)
             first.weight.mul_(_LINEAR)
             first.bias.mul_(_LINEAR)
-            _whiten(tower, seen["pixel_values"], seen["image_grid_thw"], _MILD_FLOOR)
+            _whiten(family, tower, seen["pixel_values"], seen["image_grid_thw"], _MILD_FLOOR)
     return model
 
 
-def _merger_layers(tower: Any) -> tuple[Any, Any]:
-    """The two linear layers that give the features."""
-    merger = tower.merger
-    return (merger.mlp[0], merger.mlp[-1]) if hasattr(merger, "mlp") else (merger.linear_fc1, merger.linear_fc2)
-
-
-def _whiten(tower: Any, pixels: torch.Tensor, grids: torch.Tensor, floor: float) -> None:
+def _whiten(family: Family, tower: Any, pixels: torch.Tensor, grids: torch.Tensor, floor: float) -> None:
     """Compose the tower's last layer with the whitening of its features of these pictures, and scale them to RMS 1."""
     output = tower(pixels, grid_thw=grids)
     features = output.pooler_output
@@ -281,11 +215,18 @@ def _whiten(tower: Any, pixels: torch.Tensor, grids: torch.Tensor, floor: float)
     values, vectors = torch.linalg.eigh((features - mean).T @ (features - mean) / len(features))
     whitening = vectors @ (values + floor * values[-1]).rsqrt().diag() @ vectors.T
     whitening /= _rms((features - mean) @ whitening)
-    last = _merger_layers(tower)[1]
+    _, last = family.merger_layers(tower)
     last.weight.copy_(whitening @ last.weight)
     last.bias.copy_(whitening @ (last.bias - mean))
-    for number, added in enumerate(getattr(output, "deepstack_features", None) or []):
-        tower.deepstack_merger_list[number].linear_fc2.weight.mul_(_DEEPSTACK_RMS / _rms(added))
+    added = torch.split(family.features(output), features.shape[1], dim=1)[1:]
+    for layer, rows in zip(family.added_layers(tower), added, strict=True):
+        layer.weight.mul_(_ADDED_RMS / _rms(rows))
+
+
+def _tones(images: Any) -> tuple[list[float], float]:
+    """What the image processor makes of white, and by how much black is lower, about."""
+    white = [round((1 - mean) / std, 2) for mean, std in zip(images.image_mean, images.image_std, strict=True)]
+    return white, round(1 / min(images.image_std), 1)
 
 
 def _blobs(patch: int, white_tones: list[float], contrast: float) -> tuple[torch.Tensor, torch.Tensor]:

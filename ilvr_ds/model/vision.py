@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ilvr_ds.data.window import ImageBatch, Window
+from ilvr_ds.model.families import family_of
 from ilvr_ds.model.layers.attention import attention_in_words
 
 
@@ -44,9 +45,7 @@ class VisionTower(nn.Module):
         pixels = images.patches.view(len(images.patches), 3, 1, -1).float() / 255
         pixels = ((pixels - self.mean) / self.std).expand(-1, -1, 2, -1).flatten(1)
         output = self.tower(pixels, grid_thw=None, **self._bookkeeping(images))
-        merged: Tensor = output.pooler_output
-        added = getattr(output, "deepstack_features", None)
-        return torch.cat([merged, *added], dim=1) if added else merged
+        return family_of(cast(Any, self.tower).config).features(output)
 
     def _bookkeeping(self, images: ImageBatch) -> dict[str, Any]:
         lengths = images.named("cu_seqlens", "cu_window_seqlens")

@@ -15,7 +15,7 @@ from ilvr_ds import dist
 from ilvr_ds.model.layers.four_bit import FourBitLinear
 from ilvr_ds.planning.chips import find_chip
 from ilvr_ds.planning.flops import ModelFlops, Work
-from ilvr_ds.planning.geometry import Geometry
+from ilvr_ds.planning.geometry import geometry_of
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -76,7 +76,7 @@ def model_flops(student: Any, config: Any, has_teacher: bool) -> ModelFlops:
 
     config: the configuration at `model.path`; the student's own knows of no tower where features are stored.
     """
-    geometry = Geometry.of(config)
+    geometry = geometry_of(config)
     vocab_size = student.model.config.text_config.vocab_size  # it may have grown
     geometry = replace(geometry, text=replace(geometry.text, vocab_size=vocab_size))
     counts = {True: 0, False: 0}

@@ -13,8 +13,9 @@ import yaml
 
 from ilvr_ds.config import Recipe, load_recipe
 from ilvr_ds.errors import UserError
+from ilvr_ds.model.sizes import Geometry
 from ilvr_ds.planning.chips import CHIPS, find_card, usable_gib
-from ilvr_ds.planning.geometry import HUB_NAMES, KNOWN, RELEASES, Geometry
+from ilvr_ds.planning.geometry import HUB_NAMES, KNOWN, RELEASES, geometry_of
 from ilvr_ds.planning.report import default_chip, detail, least_needed, overview, what_fits
 from ilvr_ds.planning.search import Candidate, Room, best_of_each_kind, changed_recipe, for_ranks, search
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
@@ -228,7 +229,7 @@ def _geometry(model: str, read_config: ReadConfig) -> Geometry:
         known = ", ".join(KNOWN)
         raise UserError(f"plan: --model '{model}' is none of {known}, nor a folder, a config.json or a name on the hub")
     try:
-        return Geometry.of(read_config(model))
+        return geometry_of(read_config(model))
     except UserError as error:
         raise UserError(f"plan: {str(error).replace('model.path', '--model')}") from error
 

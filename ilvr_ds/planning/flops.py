@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from ilvr_ds.planning.geometry import Geometry
+from ilvr_ds.model.sizes import Geometry
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 from ilvr_ds.config import Recipe, recipe_from_dict
 from ilvr_ds.errors import UserError
+from ilvr_ds.model.sizes import Geometry
 from ilvr_ds.planning.bound import bound_time
 from ilvr_ds.planning.chips import CHIPS, Chip
-from ilvr_ds.planning.geometry import Geometry
 from ilvr_ds.planning.memory import GIB, Memory, predict_memory
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
 

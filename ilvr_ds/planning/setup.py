@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ilvr_ds.config import Recipe, TeacherConfig
-from ilvr_ds.planning.geometry import Geometry
+from ilvr_ds.model.sizes import Geometry
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 

@@ -19,7 +19,7 @@ from ilvr_ds.data.template import IGNORE, EncodedSample
 from ilvr_ds.errors import counted
 from ilvr_ds.model.encoding import Encoding, build_encoding
 from ilvr_ds.planning.chips import find_chip
-from ilvr_ds.planning.geometry import Geometry
+from ilvr_ds.planning.geometry import geometry_of
 from ilvr_ds.planning.memory import GIB
 from ilvr_ds.planning.report import detail
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
@@ -92,7 +92,7 @@ def _plan(
     recipe: Recipe, recipe_path: Path, inputs: Inputs, encoding: Encoding, sample: SampleSize, world: int
 ) -> list[str]:
     """Memory and least time, on the GPU of this process if it has one."""
-    setup = Setup.of(recipe, Zero.of(inputs.file_settings), Geometry.of(encoding.model_config), world, sample)
+    setup = Setup.of(recipe, Zero.of(inputs.file_settings), geometry_of(encoding.model_config), world, sample)
     device = dist.device()
     where = f"{recipe_path} on {counted(world, 'rank')}"
     if device.type != "cuda":

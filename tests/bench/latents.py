@@ -44,6 +44,7 @@ from ilvr_ds.demo.task import TaskSpec, draw_samples
 from ilvr_ds.demo.task.drawing import CELL
 from ilvr_ds.demo.task.generate import Split
 from ilvr_ds.ingest.pack import pack_samples
+from ilvr_ds.model.student import load_config, vision_layout
 from tests.bench.latents_table import read_results, table
 
 CHUNK = 256
@@ -119,6 +120,7 @@ def _options() -> Any:
     parser.add_argument("--second-lr", type=float, default=1.6e-4)
     parser.add_argument("--latents", type=int, default=2, help="of a segment (default 2)")
     parser.add_argument("--size", choices=SIZES, default="medium")
+    parser.add_argument("--family", default="qwen2_5_vl", help="of the model (default qwen2_5_vl)")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--together", type=int, default=5, help="arms that train at the same time (default 5)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes of each (default 2)")
@@ -150,7 +152,8 @@ def prepare(options: Any, cases: list[Case]) -> None:
     for signs in options.signs:
         folder = options.output / f"model-{signs}"
         if not folder.exists():
-            write_demo_model(folder, TaskSpec(operations=("trail",), signs=signs, named=True), options.size)
+            spec = TaskSpec(operations=("trail",), signs=signs, named=True)
+            write_demo_model(folder, spec, options.size, family=options.family)
         used = [case.arm for case in cases if case.signs == signs]
         forms = sorted({ARMS[arm].form for arm in used} - {"latent", "named"})
         with ThreadPoolExecutor() as pool:
@@ -177,6 +180,11 @@ def _prepare_split(options: Any, signs: int, forms: list[str], is_named: bool, s
             done.append(pool.submit(_encode, options, form, signs, split, workers))
         for job in done:
             job.result()
+
+
+def _pixels(options: Any, signs: int) -> int:
+    """Of a picture whose every cell is a merged patch."""
+    return (4 * vision_layout(load_config(str(options.output / f"model-{signs}"))).cell) ** 2
 
 
 def shards_of(options: Any, form: str, signs: int, split: Split) -> Path:
@@ -218,7 +226,7 @@ def _encode(options: Any, form: str, signs: int, split: Split, workers: int) -> 
     if folder.exists() and not (folder / "features").exists():
         start = time.monotonic()
         _call(["encode", "--model", options.output / f"model-{signs}", "--shards", folder, "--precision",
-               options.precision, "--max-image-pixels", (4 * CELL) ** 2, "--workers", workers],
+               options.precision, "--max-image-pixels", _pixels(options, signs), "--workers", workers],
               folder.with_suffix(".encode.log"))  # fmt: skip
         print(f"{folder}: encoded in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
@@ -322,7 +330,7 @@ class Case:
             "data": {
                 "shards": str(data / "train"), "eval_shards": str(data / "held_out"), "max_tokens": 512, "lanes": 32,
                 "features": str(data / "train/features"), "eval_features": str(data / "held_out/features"),
-                "num_workers": options.workers, "max_image_pixels": (4 * CELL) ** 2,
+                "num_workers": options.workers, "max_image_pixels": _pixels(options, self.signs),
             },
             "model": {"path": str(output / f"model-{self.signs}"), "latent_size": arm.latents or options.latents},
             "teacher": {"momentum": 0.99, "offload": "none"},

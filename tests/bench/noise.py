@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,15 @@ from PIL import Image
 from ilvr_ds.data.sample import LatentStep, Sample, TextStep
 from ilvr_ds.demo.material import write_demo_model
 from ilvr_ds.demo.task import TaskSpec
-from tests.bench.geometry import TEXT
+from ilvr_ds.model.families import FAMILIES
+from ilvr_ds.model.student import load_config
 
-VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
-          "fullatt_block_indexes": [7, 15, 23, 31]}  # fmt: skip
 WORDS = ("red", "circle", "shape", "row", "image", "cell", "square", "left")
 """About one token each."""
-CELL = 28
-"""Pixels of a side of a merged patch."""
+DEMOS = {"demo": "qwen2_5_vl", "demo-qwen3vl": "qwen3_vl"}
+"""Geometries of the demo's own models, and their families"""
+TOKEN_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+TEXT_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Sizes:
     """Of the samples of a geometry."""
 
     input_side: int
+    """Cells, merged patches: so all families have equally many tokens"""
     helper_side: int
     question: int
     """Words"""
@@ -40,49 +41,57 @@ class Sizes:
     longest: int
 
 
-SIZES = {"real": Sizes(672, 448, 120, 60, 100, 1500), "demo": Sizes(112, 56, 12, 8, 60, 240)}
+SIZES = {"real": Sizes(24, 16, 120, 60, 100, 1500), "demo": Sizes(4, 2, 12, 8, 60, 240)}
+
+
+def sizes_of(geometry: str) -> Sizes:
+    """Those of the samples for a model."""
+    return SIZES["demo" if geometry in DEMOS else "real"]
 
 
 def write_geometry(folder: Path, name: str) -> None:
-    """A model folder: the demo's own, or its tokenizer with the sizes of a Qwen2.5-VL and no weights."""
-    write_demo_model(folder, TaskSpec(), "tiny")
-    if name == "demo":
+    """A model folder: the demo's own, or its tokenizer with the sizes of a released model and no weights."""
+    if name in DEMOS:
+        write_demo_model(folder, TaskSpec(), "tiny", family=DEMOS[name])
         return
+    family = next(family for family in FAMILIES if name in family.releases)
+    write_demo_model(folder, TaskSpec(), "tiny", family=family.name)
     (folder / "model.safetensors").unlink()
-    config = json.loads((folder / "config.json").read_text())
-    text = config["text_config"]
-    text.update(TEXT[name], max_window_layers=TEXT[name]["num_hidden_layers"], layer_types=None)
-    text["rope_parameters"]["mrope_section"] = [16, 24, 24]
-    config["tie_word_embeddings"] = text["tie_word_embeddings"] = name == "3b"
-    config["vision_config"].update(VISION, out_hidden_size=TEXT[name]["hidden_size"])
-    (folder / "config.json").write_text(json.dumps(config))
+    tiny, config = load_config(str(folder)), family.config_of(family.releases[name])
+    for ids, found, wanted in (
+        (TOKEN_IDS, tiny, config),
+        (TEXT_TOKEN_IDS, tiny.text_config, config.text_config),
+    ):
+        for key in ids:
+            setattr(wanted, key, getattr(found, key))
+    config.save_pretrained(folder)
 
 
-def draw_samples(work: str, sizes: Sizes, count: int) -> Iterator[Sample]:
-    """`count` samples, always the same. work: comt (all alike) or mixed."""
+def draw_samples(work: str, sizes: Sizes, count: int, cell: int = 28) -> Iterator[Sample]:
+    """`count` samples, always the same. work: comt (all alike) or mixed. cell: pixels of its side."""
     draw = np.random.default_rng(0)
     for number in range(count):
-        yield _comt(draw, sizes, number) if work == "comt" else _mixed(draw, sizes, number)
+        yield _comt(draw, sizes, number, cell) if work == "comt" else _mixed(draw, sizes, number, cell)
 
 
-def _comt(draw: np.random.Generator, sizes: Sizes, number: int) -> Sample:
+def _comt(draw: np.random.Generator, sizes: Sizes, number: int, cell: int) -> Sample:
     """One input image, three helper images, four texts."""
-    helpers = [sizes.helper_side] * 3
-    return _sample(draw, number, [sizes.input_side], helpers, sizes.question, [sizes.span] * 4)
+    inputs, helpers = [sizes.input_side * cell], [sizes.helper_side * cell] * 3
+    return _sample(draw, number, inputs, helpers, sizes.question, [sizes.span] * 4)
 
 
-def _mixed(draw: np.random.Generator, sizes: Sizes, number: int) -> Sample:
+def _mixed(draw: np.random.Generator, sizes: Sizes, number: int, cell: int) -> Sample:
     """1 to 3 input images and 1 to 6 helper images; the length is drawn evenly on a logarithmic scale."""
     tokens = float(np.exp(draw.uniform(np.log(sizes.shortest), np.log(sizes.longest))))
     segments = int(draw.integers(1, max(2, min(7, tokens // 30 + 1))))
     inputs = int(draw.integers(1, 4))
     room = tokens - 10 * segments - 30  # latent slots and the template
     of_images = room * draw.uniform(0.2, 0.7)
-    side = CELL * max(2, int((of_images / inputs) ** 0.5))
-    words = max(2 * (segments + 2), int(room - inputs * (side // CELL) ** 2))
+    cells = max(2, int((of_images / inputs) ** 0.5))
+    words = max(2 * (segments + 2), int(room - inputs * cells**2))
     parts = 1 + draw.multinomial(words - (segments + 2), draw.dirichlet(np.ones(segments + 2)))
-    helpers = [CELL * int(draw.integers(2, sizes.helper_side // CELL + 1)) for _ in range(segments)]
-    return _sample(draw, number, [side] * inputs, helpers, int(parts[0]), [int(part) for part in parts[1:]])
+    helpers = [cell * int(draw.integers(2, sizes.helper_side + 1)) for _ in range(segments)]
+    return _sample(draw, number, [cells * cell] * inputs, helpers, int(parts[0]), [int(part) for part in parts[1:]])
 
 
 def _sample(

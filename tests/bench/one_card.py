@@ -26,7 +26,7 @@ from ilvr_ds.config import Recipe, load_recipe, recipe_from_dict
 from ilvr_ds.engine.settings import read_deepspeed_json
 from ilvr_ds.model.student import load_config
 from ilvr_ds.planning.chips import find_card
-from ilvr_ds.planning.geometry import Geometry
+from ilvr_ds.planning.geometry import geometry_of
 from ilvr_ds.planning.memory import CONTEXT, GIB, predict_memory
 from ilvr_ds.planning.search import MARGIN
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
@@ -116,7 +116,7 @@ def _measure(case: Case, is_cpu: bool) -> list[dict[str, float]] | None:
 def _report(recipe: Recipe, name: str, intervals: list[dict[str, float]] | None) -> bool:
     """Print a row; returns whether it says that the recipe fails."""
     zero = Zero.of(read_deepspeed_json(recipe.deepspeed.config))
-    geometry = Geometry.of(load_config(recipe.model.path))
+    geometry = geometry_of(load_config(recipe.model.path))
     planned = predict_memory(Setup.of(recipe, zero, geometry, 1, SampleSize(tokens=TOKENS))).peak / GIB
     if intervals is None:
         print(f"| {name} | failed | {planned:.1f} | | |")

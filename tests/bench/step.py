@@ -2,17 +2,18 @@
 
     python -m tests.bench.step                                     # 3B on one GPU
     python -m tests.bench.step --geometry 7b --gpus 1,2 --cases comt,comt+features,mixed,comt+offload-none
+    python -m tests.bench.step --geometry qwen3vl_8b --cases comt+8bit --check-syncs
     python -m tests.bench.step --cpu                               # the demo's model: ratios only
 
 Each case is the real loop (loader processes, ZeRO, optimizer, teacher, logging) on shards of noise; only checkpoints
 are left out. After an interval to warm up, several are measured: medians, and the spread from least to most.
 
-Work: comt has one 672x672 input image (576 tokens), three 448x448 helper images (256 each), a question of about 150
-tokens, four texts of about 60 and K = 8: about 1,000 tokens, 280 of them supervised. mixed has 1 to 3 input images, 1
-to 6 segments and 100 to 1,500 tokens, drawn from a wide distribution. Behind a plus a case may say: features (stored
-vision features instead of the tower), offload-none (teacher on the device), full, selective (activation checkpointing),
-8bit, cpu-adam (optimizer), lora (adapters of rank 64), nf4 (with lora: a base in 4 bits), zero1, zero2, kept-weights
-(of ds_configs).
+Work: comt has one input image of 24x24 cells (576 tokens), three helper images of 16x16 (256 each), a question of about
+150 tokens, four texts of about 60 and K = 8: about 1,000 tokens, 280 of them supervised. A cell is a merged patch,
+whatever its pixels, so every family has as many tokens. mixed has 1 to 3 input images, 1 to 6 segments and 100 to 1,500
+tokens, drawn from a wide distribution. Behind a plus a case may say: features (stored vision features instead of the
+tower), offload-none (teacher on the device), full, selective (activation checkpointing), 8bit, cpu-adam (optimizer),
+lora (adapters of rank 64), nf4 (with lora: a base in 4 bits), zero1, zero2, kept-weights (of ds_configs).
 
 --check-syncs reports each synchronisation with the host between batch and optimizer step; one besides DeepSpeed's
 and the wait for the teacher's update ends the benchmark with exit code 1. --profile FOLDER writes as text
@@ -34,6 +35,8 @@ from typing import Any
 
 import yaml
 
+from ilvr_ds.planning.geometry import KNOWN
+from tests.bench.noise import DEMOS
 from tests.bench.step_run import Case
 from tests.bench.step_table import render
 from tests.bench.syncs import unknown
@@ -79,7 +82,7 @@ def main() -> None:
 
 def _options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--geometry", choices=["3b", "7b", "demo"], default="3b")
+    parser.add_argument("--geometry", choices=[*KNOWN, *DEMOS], default="3b", help="of a released model (default 3b)")
     parser.add_argument("--cases", default="comt,comt+features,mixed", help="(default comt,comt+features,mixed)")
     parser.add_argument("--gpus", default="1", help="numbers of ranks, one after the other: 1,2 (default 1)")
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps of an interval (default 10)")
@@ -93,12 +96,12 @@ def _options() -> Any:
     parser.add_argument("--check-syncs", action="store_true")
     parser.add_argument("--profile", type=Path, help="folder for a profile of each case")
     parser.add_argument("--folder", help="where models and shards of noise are written (default: temporary files)")
-    parser.add_argument("--cpu", action="store_true", help="the demo's model on the CPU")
+    parser.add_argument("--cpu", action="store_true", help="on the CPU, the demo's model")
     options = parser.parse_args()
     options.cases = options.cases.split(",")
     options.gpus = [int(number) for number in options.gpus.split(",")]
     if options.cpu:
-        options.geometry = "demo"
+        options.geometry = options.geometry if options.geometry in DEMOS else "demo"
         if options.check_syncs or options.profile:
             parser.error("--check-syncs and --profile need a GPU")
     for name in options.cases:
@@ -117,7 +120,7 @@ def case_of(name: str, gpus: int, options: Any, folder: Path) -> Case:
     settings: dict[str, dict[str, Any]] = {
         "run": {"name": "bench"},
         "data": {"shards": "noise", "num_workers": options.workers},
-        "model": {"path": str(folder / "model"), "random_init": options.geometry != "demo"},
+        "model": {"path": str(folder / "model"), "random_init": options.geometry not in DEMOS},
         "selection": {"temperature": 0.1},
         "train": {
             "micro_batch_size": options.micro_batch,

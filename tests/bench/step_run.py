@@ -23,13 +23,18 @@ from ilvr_ds.data.loader import WindowDataset, WindowLoader, iterate_windows
 from ilvr_ds.data.mixture import Mixture
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import open_dataset
+from ilvr_ds.data.template import IGNORE
 from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.engine.settings import read_deepspeed_json
 from ilvr_ds.ingest.pack import pack_samples
-from ilvr_ds.model.encoding import build_dataset, build_encoding
+from ilvr_ds.model.encoding import Encoding, build_dataset, build_encoding
+from ilvr_ds.model.families import family_of
 from ilvr_ds.monitoring.metric_sums import MetricSums
 from ilvr_ds.monitoring.throughput import Throughput, model_flops, peak_flops
 from ilvr_ds.monitoring.watchdog import Watchdog
+from ilvr_ds.planning.geometry import geometry_of
+from ilvr_ds.planning.memory import GIB, predict_memory
+from ilvr_ds.planning.setup import SampleSize, Setup, Zero
 from ilvr_ds.provenance import environment, machine
 from ilvr_ds.training.assembly import build_step, planned_numbers
 from ilvr_ds.training.components import Components
@@ -38,9 +43,12 @@ from ilvr_ds.training.quarantine import Quarantine
 from ilvr_ds.training.quarantines import Quarantines
 from ilvr_ds.training.saving import Saver
 from ilvr_ds.training.trainer import Trainer
-from tests.bench.noise import SIZES, draw_samples, write_geometry
+from tests.bench.noise import draw_samples, sizes_of, write_geometry
 from tests.bench.syncs import Syncs
 from tests.bench.timeline import timeline
+
+PLANNED_FROM = 16
+"""Samples whose mean is planned for"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Case:
 
     name: str
     geometry: str
-    """7b, 3b or demo"""
+    """A released model's as `ilvr-ds plan` names it, or one of noise.DEMOS"""
     work: str
     """comt or mixed"""
     has_features: bool
@@ -143,7 +151,7 @@ def run(case: Case) -> dict[str, Any]:
     plan = SamplePlan(shards.shard_sizes, 0, dist.world_size(), batch * dist.world_size(), 4096)
     data = Mixture((shards,))
     numbers = planned_numbers(recipe, plan, data)
-    features: Any = RandomFeatures(encoding.model_config.text_config.hidden_size) if case.has_features else None
+    features: Any = RandomFeatures(_feature_width(encoding.model_config)) if case.has_features else None
     dataset = build_dataset(recipe, encoding, data, numbers, features=features)
     is_gpu = dist.device().type == "cuda"
     alone = _loader_alone(dataset, recipe, batch)
@@ -180,6 +188,7 @@ def run(case: Case) -> dict[str, Any]:
         "intervals": tracker.intervals[-case.repeats :],
         "samples_a_step": batch,
         "ranks": dist.world_size(),
+        "planned_gib": _planned_gib(recipe, file_settings, encoding, case, is_measured=is_gpu),
         "built_s": built,
         "loader_samples_per_s": alone,
         "syncs": places,
@@ -192,9 +201,27 @@ def _write(case: Case, recipe: Recipe, shards_folder: Path) -> None:
     if not model.exists():
         write_geometry(model, case.geometry)
     if not shards_folder.exists():
-        sizes = SIZES["demo" if case.geometry == "demo" else "real"]
-        measure = build_encoding(recipe).encoder.count_tokens
-        pack_samples(draw_samples(case.work, sizes, case.samples), shards_folder, measure=measure)
+        encoder = build_encoding(recipe).encoder
+        samples = draw_samples(case.work, sizes_of(case.geometry), case.samples, encoder.images.cell)
+        pack_samples(samples, shards_folder, measure=encoder.count_tokens)
+
+
+def _feature_width(config: Any) -> int:
+    return family_of(config).feature_width(config.vision_config)
+
+
+def _planned_gib(
+    recipe: Recipe, file_settings: dict[str, Any], encoding: Encoding, case: Case, is_measured: bool
+) -> float | None:
+    """The peak that `ilvr-ds plan` predicts for samples like these, in GiB; None where nothing measures one."""
+    if not is_measured:
+        return None
+    drawn = draw_samples(case.work, sizes_of(case.geometry), PLANNED_FROM, encoding.encoder.images.cell)
+    encoded = [encoding.encoder(sample) for sample in drawn]
+    sums = [(len(s.input_ids), int((s.labels != IGNORE).sum()), sum(h * w for h, w in s.grids)) for s in encoded]
+    sample = SampleSize(*(round(float(mean)) for mean in np.mean(sums, axis=0)))
+    zero, geometry = Zero.of(file_settings), geometry_of(encoding.model_config)
+    return predict_memory(Setup.of(recipe, zero, geometry, dist.world_size(), sample)).peak / GIB
 
 
 def _loader_alone(dataset: WindowDataset, recipe: Recipe, batch: int) -> float:

@@ -32,7 +32,7 @@ def _heading(result: dict[str, Any]) -> list[str]:
 def _speeds(results: list[dict[str, Any]]) -> list[str]:
     head = [
         "case", "ranks", "ms a sample", "of it micro-step", "tokens/s", "MFU", "MFU of products", "scaling", "padding",
-        "waits for data", "loader alone", "GPU GiB", "host GiB",
+        "waits for data", "loader alone", "GPU GiB", "planned", "host GiB",
     ]  # fmt: skip
     return _table(head, [_speed_row(result, results) for result in results])
 
@@ -57,8 +57,18 @@ def _speed_row(result: dict[str, Any], results: list[dict[str, Any]]) -> list[st
         f"{_median(result, 'data/padding'):.1%}",
         f"{_median(result, 'speed/share/data'):.2%}",
         f"{loader:.0f} samples/s, {loader * median(of_sample) / 1000:.1f}x",
-        *(_gib(result, name) for name in ("memory/peak_device_gib", "memory/peak_host_gib")),
+        _gib(result, "memory/peak_device_gib"),
+        _planned(result),
+        _gib(result, "memory/peak_host_gib"),
     ]
+
+
+def _planned(result: dict[str, Any]) -> str:
+    """What `ilvr-ds plan` says, and how far it is from the peak."""
+    planned = result["planned_gib"]
+    if planned is None or "memory/peak_device_gib" not in result["intervals"][0]:
+        return "-"
+    return f"{planned:.1f} ({planned / _median(result, 'memory/peak_device_gib') - 1:+.1%})"
 
 
 def _shares(results: list[dict[str, Any]]) -> list[str]:

@@ -10,11 +10,16 @@ from typing import Any
 import pytest
 
 from ilvr_ds.config import recipe_from_dict
+from ilvr_ds.config.data_sections import DataConfig
 from ilvr_ds.data.check import check_sample
+from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.sample import LatentStep, TextStep
+from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.engine.settings import read_deepspeed_json
+from ilvr_ds.model.student import load_config
+from ilvr_ds.planning.geometry import KNOWN, geometry_of
 from tests.bench import step
-from tests.bench.noise import CELL, SIZES, draw_samples
+from tests.bench.noise import SIZES, draw_samples, sizes_of, write_geometry
 from tests.bench.step import _options, case_of
 from tests.bench.step_table import SHARES, render
 from tests.bench.syncs import unknown
@@ -38,9 +43,29 @@ def test_mixed_work_is_spread_wide() -> None:
 
 def test_comt_work_is_all_alike() -> None:
     sizes = SIZES["real"]
-    assert (sizes.input_side // CELL) ** 2 == 576 and (sizes.helper_side // CELL) ** 2 == 256
+    assert sizes.input_side**2 == 576 and sizes.helper_side**2 == 256
     (sample,) = draw_samples("comt", SIZES["demo"], 1)
     assert len(sample.helper_images) == 3 and words_of(sample) == 12 + 4 * 8
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_model_folder_has_the_sizes_of_the_release(name: str, tmp_path: Path) -> None:
+    """Catches a benchmark of some other model under its name, and one whose image tokens the collator does not find."""
+    write_geometry(tmp_path / "model", name)
+    config = load_config(str(tmp_path / "model"))
+    assert geometry_of(config) == KNOWN[name]
+    tokenizer, special = load_tokenizer(str(tmp_path / "model"))
+    assert config.image_token_id == special.image_pad and config.text_config.eos_token_id == tokenizer.eos_token_id
+    assert not list((tmp_path / "model").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("geometry", ["7b", "qwen3vl_8b"])
+def test_work_has_as_many_tokens_for_every_family(geometry: str, tmp_path: Path) -> None:
+    write_geometry(tmp_path / "model", geometry)
+    images = ImageEncoder(str(tmp_path / "model"), DataConfig().max_image_pixels)
+    (sample,) = draw_samples("comt", sizes_of(geometry), 1, images.cell)
+    assert images.grid(sample.input_images[0]) == (48, 48)
+    assert [images.grid(data) for data in sample.helper_images] == [(32, 32)] * 3
 
 
 def options(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
@@ -98,9 +123,11 @@ def test_the_table_has_medians_spreads_and_scaling(monkeypatch: pytest.MonkeyPat
         rates = [
             {"speed/s_per_step": s, "speed/samples_per_s": 8 * ranks / s, "speed/tokens_per_s": 1e4} for s in seconds
         ]
+        more = {"speed/mfu": 0.4, "speed/mfu_matmul": 0.35, "memory/peak_device_gib": 60.0}
         return {
             "case": {**vars(case), "check_syncs": True},
-            "intervals": [interval | rate | {"speed/mfu": 0.4, "speed/mfu_matmul": 0.35} for rate in rates],
+            "intervals": [interval | rate | more for rate in rates],
+            "planned_gib": 60.6,
             "samples_a_step": 8,
             "ranks": ranks,
             "loader_samples_per_s": 40.0,
@@ -113,6 +140,7 @@ def test_the_table_has_medians_spreads_and_scaling(monkeypatch: pytest.MonkeyPat
 
     text = "\n".join(render([result(1, [1.0, 0.8, 1.6]), result(2, [1.25, 1.25, 1.25])]))
     assert "125.0 (100.0 to 200.0)" in text and "| 80% |" in text and "| 40.0% | 35.0% |" in text
+    assert "| 60.0 | 60.6 (+1.0%) |" in text
     assert "40 samples/s, 5.0x" in text and "25.0%" in text and "commit 000000000000 (changed)" in text
     assert "comt: no unexpected host synchronisations" in text and "2 a step in /x/deepspeed" in text
 

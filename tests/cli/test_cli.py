@@ -181,7 +181,7 @@ def test_a_model_without_the_special_tokens_is_a_mistake(demo: Path, tmp_path: P
     plain = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
     PreTrainedTokenizerFast(tokenizer_object=plain).save_pretrained(tmp_path)
     message = fails("inspect", *recipe(demo, f"model.path={tmp_path}"))
-    assert "lacks <|im_start|>, <|im_end|>" in message and "it is not a Qwen2.5-VL tokenizer" in message
+    assert "lacks <|im_start|>, <|im_end|>" in message and "it is not a tokenizer of Qwen2.5-VL or Qwen3-VL" in message
 
 
 def test_another_kind_of_model_is_a_mistake(demo: Path, tmp_path: Path, fails: Run) -> None:

@@ -12,9 +12,9 @@ from ilvr_ds import shipped
 from ilvr_ds.config import load_recipe
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.engine.settings import read_deepspeed_json
-from ilvr_ds.planning.chips import CARDS
-from ilvr_ds.planning.geometry import KNOWN
-from ilvr_ds.planning.memory import predict_memory
+from ilvr_ds.planning.chips import CARDS, usable_gib
+from ilvr_ds.planning.geometry import HUB_NAMES, KNOWN
+from ilvr_ds.planning.memory import GIB, predict_memory
 from ilvr_ds.planning.search import Room
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
 from tests.ranks import ROOT
@@ -22,7 +22,7 @@ from tests.ranks import ROOT
 RECIPES = ROOT / "launch" / "recipes"
 
 
-@pytest.mark.parametrize("name", ["comt_3b", "comt_7b", "authors_7b"])
+@pytest.mark.parametrize("name", ["comt_3b", "comt_7b", "authors_7b", "comt_qwen3vl_4b", "comt_qwen3vl_8b"])
 def test_a_stage_1_recipe_becomes_one_of_stage_2_as_the_page_says(name: str) -> None:
     text = (ROOT / "docs/recipes.md").read_text().split("## Stage 2")[1].split("\n## ")[0]
     ours, published = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL))
@@ -69,6 +69,23 @@ def test_recipes_for_one_card_fit_every_card_of_its_size(
     memory = predict_memory(Setup.of(recipe, zero, KNOWN[model], 1, SampleSize()))
     for card in cards:
         assert Room(CARDS[card].gib, None, None, 1).holds(memory), card
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "world", "for_stage_2"),
+    [("comt_qwen3vl_4b", 2, []), ("comt_qwen3vl_8b", 8, ["train.micro_batch_tokens=6144"])],
+)
+def test_recipes_by_plan_fit_the_gpus_that_they_name(name: str, world: int, for_stage_2: list[str], stage: int) -> None:
+    """Of 80 GB each, both stages as the page says; the model that is planned is the one that the recipe names."""
+    assert all(change.replace("=", ": ") in (ROOT / "docs/recipes.md").read_text() for change in for_stage_2)
+    changes = [f"train.stage={stage}", *(["deepspeed.config=zero2", *for_stage_2] if stage == 2 else [])]
+    recipe = load_recipe(RECIPES / f"{name}.yaml", changes)
+    model = name.removeprefix("comt_")
+    assert recipe.model.path == HUB_NAMES[model]
+    zero = Zero.of(read_deepspeed_json(recipe.deepspeed.config))
+    memory = predict_memory(Setup.of(recipe, zero, KNOWN[model], world, SampleSize()))
+    assert Room(usable_gib(80), None, None, world).holds(memory), memory.needed / GIB
 
 
 @pytest.mark.parametrize("name", ["comt_3b_24gb", "comt_7b_48gb"])

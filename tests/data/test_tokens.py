@@ -45,6 +45,19 @@ def test_a_latent_token_in_a_text_is_one_token() -> None:
     assert ids[1:4] == [special.latent_pad, special.latent_start, special.latent_end] and ids[0] == ids[4]
 
 
+def test_all_that_is_marked_special_is_listed(tmp_path: Path) -> None:
+    """No text may hold a listed token. Catches tokens that were added later, and in transformers 5.17 all of a
+    tokenizer that version 4 wrote: a question could open another turn."""
+    tokenizer = AutoTokenizer.from_pretrained(PROCESSOR)
+    tokenizer.add_tokens(["<|mine|>"], special_tokens=True)
+    tokenizer.add_tokens(["<plain>"])
+    tokenizer.save_pretrained(tmp_path)
+    found, _ = load_tokenizer(str(tmp_path))
+    assert {"<|mine|>", "<|im_start|>", "<|im_end|>", "<|video_pad|>"} <= set(found.all_special_tokens)
+    assert not {"<plain>", *LATENT_TOKENS} & set(found.all_special_tokens)
+    assert len(found) == len(tokenizer) + len(LATENT_TOKENS)
+
+
 def test_a_tokenizer_can_stay_without_latent_tokens() -> None:
     """The base before training. Catches ids that point past its embedding, or at another token."""
     before = len(AutoTokenizer.from_pretrained(PROCESSOR))

@@ -37,6 +37,8 @@ def test_the_operations_that_are_asked_for(tmp_path: Path, more: list[str], grou
         (["--operations", "trial"], "operations: 'trial' is unknown; did you mean 'trail'?"),
         (["--operations", "trail", "--signs", "15"], "signs: 15; choose 1 to 14 on a grid of 4"),
         (["--signs", "3"], "signs: 3, but only a trail has signs; add --operations trail"),
+        (["--family", "qwen3_lv"], "no family of models 'qwen3_lv'; did you mean 'qwen3_vl'?"),
+        (["--family", "qwen3_vl", "--grid", "6"], "grid: 6 cells of 28 pixels become 5 merged patches of 32"),
         (["--trained", "--size", "mini"], "--size: not with --trained, whose model follows trails of 3 signs"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from ilvr_ds.data.sample import LatentStep, Sample, TextStep
@@ -18,6 +18,7 @@ from ilvr_ds.demo.task.drawing import CELL, encode_scene
 from ilvr_ds.demo.task.scene import Figure, Scene
 from ilvr_ds.demo.tiny import MINI, SMALL, SPECIAL_TOKENS, TINY, TinySize, build_tiny_model
 
+FAMILIES = ["qwen2_5_vl", "qwen3_vl"]
 TEXTS = [
     " ".join([sample.question, *(step.content for step in sample.steps if isinstance(step, TextStep))])
     for sample in draw_samples(TaskSpec(), 0, "train", 80)
@@ -137,14 +138,15 @@ def test_features_tell_cells(tiny: Path, model: Any) -> None:
     check_that_features_tell_cells(tiny, model)
 
 
-def test_a_tower_that_has_seen_trails_tells_the_cells_of_a_picture(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tower_that_has_seen_trails_tells_the_cells_of_a_picture(family: str, tmp_path: Path) -> None:
     """Whitened on blobs the nearest other cell is so near that a latent that is nearly right names it."""
     samples = draw_samples(TaskSpec(operations=("trail",), signs=3), 0, "train", 40)
     pictures = [_image(png) for sample in samples for png in sample.helper_images]
     nearest = {}
     for name, seen in (("blobs", []), ("trails", pictures[:90])):
-        build_tiny_model(tmp_path / name, texts=TEXTS, size=MINI, pictures=seen)
-        tower = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / name).model.visual
+        build_tiny_model(tmp_path / name, texts=TEXTS, size=MINI, family=family, pictures=seen)
+        tower = AutoModelForImageTextToText.from_pretrained(tmp_path / name).model.visual
         inputs = Qwen2VLImageProcessorPil.from_pretrained(tmp_path / name)(pictures[90:], return_tensors="pt")
         with torch.no_grad():
             cells = tower(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output.view(30, 16, -1)
@@ -153,12 +155,13 @@ def test_a_tower_that_has_seen_trails_tells_the_cells_of_a_picture(tmp_path: Pat
     assert nearest["trails"] < 0.5 < 0.6 < nearest["blobs"], nearest
 
 
-def test_a_mark_adds_the_same_to_every_cell(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mark_adds_the_same_to_every_cell(family: str, tmp_path: Path) -> None:
     """Else a student must learn each marked cell by itself: the cosine was 0.47 before the merger was made linear."""
     samples = list(draw_samples(TaskSpec(operations=("trail",), signs=3), 0, "train", 40))
     pictures = [[_image(png) for png in sample.helper_images[:2]] for sample in samples]
-    build_tiny_model(tmp_path, texts=TEXTS, size=MINI, pictures=[two[0] for two in pictures[:30]])
-    tower = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path).model.visual
+    build_tiny_model(tmp_path, texts=TEXTS, size=MINI, family=family, pictures=[two[0] for two in pictures[:30]])
+    tower = AutoModelForImageTextToText.from_pretrained(tmp_path).model.visual
     images = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
     inputs = images([picture for two in pictures[30:] for picture in two], return_tensors="pt")
     with torch.no_grad():

@@ -107,7 +107,7 @@ class Noting(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = SimpleNamespace(_attn_implementation="flash_attention_2")
+        self.config = SimpleNamespace(model_type="qwen2_5_vl", _attn_implementation="flash_attention_2")
 
     def forward(self, pixels: torch.Tensor, **told: Any) -> Any:
         self.told = told

@@ -59,7 +59,10 @@ def test_a_folder_is_read_for_its_sizes(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "8b", *SIZE], "plan: --model '8b' is none of 3b, 7b, 32b, 72b, qwen3-4b, qwen3-8b, nor a folder"),
+        (
+            ["--model", "8b", *SIZE],
+            "plan: --model '8b' is none of 3b, 7b, 32b, 72b, qwen3vl_2b, qwen3vl_4b, qwen3vl_8b",
+        ),
         (["--model", "7b", "--gpus", "1"], "plan: give --card NAME"),
         (["--model", "7b", "--card", "4080"], "--card 4080: not known"),
         (["--model", "7b", *SIZE, "--write", "README.md"], "plan: --write README.md: it exists; give another name"),
@@ -167,12 +170,33 @@ def test_nothing_that_fits_is_written(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not file.exists()
 
 
-@pytest.mark.parametrize("model", ["32b", "Qwen/Qwen2.5-VL-32B-Instruct"])
-def test_larger_models_are_known_by_name(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("model", "hub_name"),
+    [
+        ("32b", "Qwen/Qwen2.5-VL-32B-Instruct"),
+        ("Qwen/Qwen2.5-VL-32B-Instruct", "Qwen/Qwen2.5-VL-32B-Instruct"),
+        ("qwen3vl_2b", "Qwen/Qwen3-VL-2B-Instruct"),
+        ("Qwen/Qwen3-VL-32B-Instruct", "Qwen/Qwen3-VL-32B-Instruct"),
+    ],
+)
+def test_models_without_recipes_are_known_by_name(
+    model: str, hub_name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["plan", "--model", model, "--card", "H100", "--gpus", "8"]) == 0
     command = command_in(capsys.readouterr().out)
     assert command[:5] == ["deepspeed", "--num_gpus", "8", "launch/train.sh", "--config"]
-    assert "model.path=Qwen/Qwen2.5-VL-32B-Instruct" in command
+    assert f"model.path={hub_name}" in command
+
+
+@pytest.mark.parametrize("model", ["qwen3vl_4b", "Qwen/Qwen3-VL-8B-Instruct"])
+def test_a_model_is_planned_from_its_own_recipe(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a Qwen3-VL whose settings are those of a Qwen2.5-VL of another size."""
+    assert main(["plan", "--model", model, "--card", "H100", "--gpus", "8"]) == 0
+    text = capsys.readouterr().out
+    command = command_in(text)
+    name = "comt_qwen3vl_4b" if "4b" in model else "comt_qwen3vl_8b"
+    assert command[5] == name and not any("model.path" in part for part in command)
+    assert f"{name}.yaml" in text
 
 
 def test_a_configuration_may_be_a_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLConfig, Qwen
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.model.layers.adapters import add_adapters
 from ilvr_ds.model.student import load_config
-from ilvr_ds.planning.geometry import KNOWN, Geometry
+from ilvr_ds.planning.geometry import KNOWN, geometry_of
 from tests.golden_set import golden_set
 
 
@@ -21,7 +21,7 @@ def golden_config() -> Any:
 def test_weights_are_counted_as_torch_counts_them(golden_config: Any) -> None:
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration(golden_config)
-    geometry = Geometry.of(golden_config)
+    geometry = geometry_of(golden_config)
     assert geometry.vision.total == sum(p.numel() for p in model.model.visual.parameters())
     assert geometry.text.language_model == sum(p.numel() for p in model.model.language_model.parameters())
     assert geometry.text.total + geometry.vision.total == sum(p.numel() for p in model.parameters())
@@ -41,7 +41,7 @@ def test_weights_of_qwen3_vl_are_counted_as_torch_counts_them(is_tied: bool) -> 
     with torch.device("meta"):
         model = Qwen3VLForConditionalGeneration(config)
     model.tie_weights()
-    geometry = Geometry.of(config)
+    geometry = geometry_of(config)
     assert geometry.vision.total == sum(p.numel() for p in model.model.visual.parameters())
     assert geometry.text.language_model == sum(p.numel() for p in model.model.language_model.parameters())
     assert geometry.text.total + geometry.vision.total == sum(p.numel() for p in model.parameters())
@@ -53,7 +53,7 @@ def test_adapters_are_counted_as_peft_makes_them(targets: tuple[str, ...], golde
         language_model = Qwen2_5_VLForConditionalGeneration(golden_config).model.language_model
         add_adapters(language_model, ModelConfig(lora_rank=3, lora_targets=targets))
     adapters = sum(p.numel() for name, p in language_model.named_parameters() if ".lora_" in name)
-    assert Geometry.of(golden_config).text.adapters(3, targets) == adapters
+    assert geometry_of(golden_config).text.adapters(3, targets) == adapters
 
 
 def test_the_released_models_have_their_published_sizes() -> None:
@@ -64,6 +64,8 @@ def test_the_released_models_have_their_published_sizes() -> None:
         "7b": 8_292_166_656,
         "32b": 33_452_718_336,
         "72b": 73_410_777_344,
-        "qwen3-4b": 4_437_815_808,
-        "qwen3-8b": 8_767_123_696,
+        "qwen3vl_2b": 2_127_532_032,
+        "qwen3vl_4b": 4_437_815_808,
+        "qwen3vl_8b": 8_767_123_696,
+        "qwen3vl_32b": 33_357_390_064,
     }

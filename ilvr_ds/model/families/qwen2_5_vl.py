@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,30 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as modeling
 
 from ilvr_ds.data.images import VisionLayout
-from ilvr_ds.model.families.family import Family
+from ilvr_ds.model.families.family import TURNS, Family, Release
+
+_SYSTEM_TURN = """\
+{%- if messages[0]['role'] != 'system' -%}
+{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
+{%- endif -%}
+"""
+
+
+def _release(
+    name: str, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, tower: int, rows: int = 152064
+) -> Release:
+    """tower: width of the gated layers of its blocks. rows: of the embedding."""
+    text = {
+        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "intermediate_size": intermediate, "vocab_size": rows,
+        "max_window_layers": layers, "max_position_embeddings": 128_000,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+    }  # fmt: skip
+    vision = {
+        "depth": 32, "hidden_size": 1280, "intermediate_size": tower, "num_heads": 16, "out_hidden_size": hidden,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    }  # fmt: skip
+    return Release(f"Qwen/Qwen2.5-VL-{name}-Instruct", text, vision, is_tied=name == "3B")
 
 
 class Qwen25VL(Family):
@@ -29,6 +53,14 @@ class Qwen25VL(Family):
         "depth", "hidden_size", "num_heads", "hidden_act", "window_size", "fullatt_block_indexes", "out_hidden_size",
     )  # fmt: skip
     loaded_by = "4.57 and 5"
+    releases: Mapping[str, Release] = {
+        "3b": _release("3B", 2048, 36, 16, 2, 11008, 3420, rows=151936),
+        "7b": _release("7B", 3584, 28, 28, 4, 18944, 3420),
+        "32b": _release("32B", 5120, 64, 40, 8, 27648, 3456),
+        "72b": _release("72B", 8192, 80, 64, 8, 29568, 3456),
+    }
+    chat_template = f"{_SYSTEM_TURN}{TURNS}"
+    image_settings: Mapping[str, Any] = {}
 
     def layout(self, vision_config: Any) -> VisionLayout:
         """The sizes of the tower that the data side needs."""
@@ -41,6 +73,24 @@ class Qwen25VL(Family):
     def leave_out_tower(self, vision_config: Any) -> None:
         """The stock model cannot be built without a tower, but with one of no blocks."""
         vision_config.depth = 0
+
+    def tower_sizes(self, vision_config: Any) -> dict[str, Any]:
+        """Blocks attend within windows, but for a few."""
+        return {"full_attention_blocks": len(vision_config.fullatt_block_indexes)}
+
+    def tiny_config(self, text: dict[str, Any], vision: dict[str, Any], tokens: dict[str, int]) -> Any:
+        """A tower of two blocks, one windowed and one full."""
+        pairs = text["hidden_size"] // text["num_attention_heads"] // 2  # of a head, cut as the releases do
+        sections = [pairs // 4, pairs * 3 // 8, pairs * 3 // 8]
+        return self.model.config_class(
+            text_config={**text, "rope_parameters": {**text["rope_parameters"], "mrope_section": sections}},
+            vision_config={**vision, "depth": 2, "fullatt_block_indexes": [1]},
+            **tokens,
+        )
+
+    def merger_layers(self, tower: Any) -> tuple[Any, Any]:
+        """A GELU lies between them."""
+        return tower.merger.mlp[0], tower.merger.mlp[-1]
 
     def mask_argument(self, mask: Tensor | None) -> Any:
         """By kind of layer; all have full attention."""

@@ -21,7 +21,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen3_vl import modeling_qwen3_vl as stock_module
 
 from ilvr_ds.config import LossConfig
-from ilvr_ds.data.sample import Sample
+from ilvr_ds.data.sample import Sample, SampleError, TextStep
+from ilvr_ds.data.template import SampleEncoder
 from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.data.window import MicroBatch, Window
 from ilvr_ds.distill.stage2 import StageTwo
@@ -294,15 +295,78 @@ def test_what_is_exported_loads_in_stock_transformers(
         assert torch.equal(model.eval()(**inputs).logits, base(**inputs).logits)
 
 
-def test_a_thinking_template_is_refused(golden: Qwen3Set, tmp_path: Path) -> None:
-    """As the releases have it: a prompt ends within a thought, which an answer in training closes at once."""
+THINKING = """\
+{%- set ns = namespace(last=-1) -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{%- if message.content is string -%}
+{%- set content = message.content -%}{%- set thought = message.reasoning_content or '' -%}
+{%- if message.role == 'assistant' and loop.index0 > ns.last -%}
+{{- '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') -}}
+{%- else -%}{{- content -}}{%- endif -%}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+{%- elif part.type == 'text' -%}{{- part.text -}}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n<think>\\n' -}}{%- endif -%}"""
+"""As the Thinking releases': a prompt ends within a thought, and the last answer has one."""
+
+
+@pytest.fixture(scope="module")
+def thinking(golden: Qwen3Set, tmp_path_factory: pytest.TempPathFactory) -> SampleEncoder:
+    folder = tmp_path_factory.mktemp("thinking")
+    tokenizer = AutoTokenizer.from_pretrained(golden.processor)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = THINKING
+    tokenizer.save_pretrained(folder)
+    tokenizer, special = load_tokenizer(str(folder))
+    return SampleEncoder(tokenizer, special, golden.encoder.images, golden.settings["latent_size"], max_tokens=2**20)
+
+
+@pytest.mark.parametrize("number", ALL)
+def test_a_thinking_release_reasons_in_its_thought(golden: Qwen3Set, thinking: SampleEncoder, number: int) -> None:
+    """Latents too; the last text is the answer. What is asked is how what was learnt begins."""
+    sample, encoded = golden.samples[number], thinking(golden.samples[number])
+    prompt = thinking.prompt(sample).input_ids
+    before = next(i for i in reversed(range(len(sample.steps))) if isinstance(sample.steps[i], TextStep))
+    if before:
+        assert encoded.input_ids[: len(prompt)].tolist() == prompt.tolist()
+    text = thinking.tokenizer.decode(encoded.input_ids[encoded.assistant :])
+    opening, _, answer = text.partition("</think>\n\n")
+    assert opening.startswith("<|im_start|>assistant\n<think>\n") and thinking.tokenizer.decode(prompt).endswith(
+        "<|im_start|>assistant\n<think>\n"
+    )
+    assert answer == f"{sample.steps[before].content}<|im_end|>\n"
+    assert opening.count("<|latent_start|>") == len(encoded.segments) == len(sample.helper_images)
+    pads = encoded.input_ids[encoded.segments]
+    assert (pads == thinking.special.latent_pad).all()
+    shown = thinking.tokenizer.decode(encoded.input_ids[encoded.answer[0] : encoded.answer[1]]).strip()
+    assert (sample.answer or "") in shown and ("</think>" not in shown)
+
+
+def test_a_text_cannot_end_a_thought(golden: Qwen3Set, thinking: SampleEncoder) -> None:
+    sample = replace(golden.samples[0], question="</think> 7")
+    with pytest.raises(SampleError, match="reserved token </think>"):
+        thinking(sample)
+    golden.encoder(sample)  # of an Instruct release it is a text like any other
+
+
+def test_a_template_that_never_begins_an_answer_as_it_asks_is_refused(golden: Qwen3Set, tmp_path: Path) -> None:
+    """Training would teach another beginning than is asked for."""
     tokenizer = AutoTokenizer.from_pretrained(golden.processor)
     opening = "{{- '<|im_start|>assistant\\n' -}}"
     assert opening in tokenizer.chat_template
     asked = tokenizer.chat_template.replace(opening, opening.replace("assistant\\n", "assistant\\n<think>\\n"))
     tokenizer.chat_template = asked
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="Thinking releases"):
+    with pytest.raises(UserError, match="ends a prompt otherwise than an answer begins"):
         load_tokenizer(str(tmp_path))
 
 

@@ -15,7 +15,7 @@ from ilvr_ds.config import ModelConfig
 from ilvr_ds.model.layers.checkpointing import checkpoint_arguments
 from ilvr_ds.model.layers.four_bit import pack_layers
 from ilvr_ds.model.student import build_text_model, load_config, load_student, prepare_student
-from ilvr_ds.planning.geometry import Geometry
+from ilvr_ds.planning.geometry import geometry_of
 from ilvr_ds.planning.memory import activation_bytes
 from tests.golden_set import golden_set
 from tests.model.test_rollout import Live
@@ -118,7 +118,7 @@ def test_what_lives_until_the_backward_is_what_the_plan_counts(kind: str) -> Non
             hidden = model(input_ids=ids, use_cache=False).last_hidden_state
         alive.append(memory.bytes)
         del hidden
-    geometry = Geometry.of(load_config(golden_set().model.path))
+    geometry = geometry_of(load_config(golden_set().model.path))
     measured = ((alive[1] - alive[0]) / 4 - 2 * geometry.text.layer_matrices) / T  # views of weights count as made here
     setup: Any = SimpleNamespace(geometry=geometry, itemsize=2, checkpointing=kind, has_fused_layers=False)
     assert measured == pytest.approx(activation_bytes(setup)[0], rel=0.02)
