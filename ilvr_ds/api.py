@@ -23,10 +23,10 @@ from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import UserError
-from ilvr_ds.evaluation.answers import Answer
 from ilvr_ds.evaluation.benchmarks import find_benchmark
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import Reasoner, load_reasoner
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.generate import GenerationSettings, Generator
+from ilvr_ds.generation.loading import Reasoner, load_reasoner
 from ilvr_ds.ingest.pack import pack_samples
 from ilvr_ds.pictures.selection import draw_latents
 

@@ -17,18 +17,18 @@ from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.ablation import CONDITIONS, latent_source
-from ilvr_ds.evaluation.answers import Answer
 from ilvr_ds.evaluation.batches import answer_batches
 from ilvr_ds.evaluation.benchmarks import find_benchmark
 from ilvr_ds.evaluation.card import add_scores
 from ilvr_ds.evaluation.charts import draw_scores
-from ilvr_ds.evaluation.context import Context
 from ilvr_ds.evaluation.examples import example, marked_text
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
 from ilvr_ds.evaluation.pixels import replay_cost
 from ilvr_ds.evaluation.preparation import EvaluationSettings, Prepared, prepare
 from ilvr_ds.evaluation.report import left_out_lines, metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.context import Context
+from ilvr_ds.generation.generate import GenerationSettings, Generator
 from ilvr_ds.monitoring.stop_signal import StopSignal
 from ilvr_ds.tracking.registry import attach, read_origin
 from ilvr_ds.tracking.scores import log_scores

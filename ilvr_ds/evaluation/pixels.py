@@ -15,9 +15,9 @@ import torch
 
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import EncodedSample
-from ilvr_ds.evaluation.answers import Answer
-from ilvr_ds.evaluation.context import Context
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.context import Context
+from ilvr_ds.generation.loading import Reasoner
 
 
 @torch.inference_mode()

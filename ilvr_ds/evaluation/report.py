@@ -6,10 +6,10 @@ from typing import Any
 
 from ilvr_ds.evaluation.ablation import CONDITIONS
 from ilvr_ds.evaluation.benchmarks import Benchmark
-from ilvr_ds.evaluation.generate import Speed
 from ilvr_ds.evaluation.intervals import effect
 from ilvr_ds.evaluation.results import Line
 from ilvr_ds.evaluation.scoring import macro_mean, score_by_type
+from ilvr_ds.generation.generate import Speed
 from ilvr_ds.tracking.names import metric_name
 
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from ilvr_ds.data.template import EncodedSample
-from ilvr_ds.evaluation.answers import Answer, AnswerReader
-from ilvr_ds.evaluation.context import Context
-from ilvr_ds.evaluation.loading import Reasoner
-from ilvr_ds.evaluation.sampling import choose_tokens, uniform_numbers
+from ilvr_ds.generation.answers import Answer, AnswerReader
+from ilvr_ds.generation.context import Context
+from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.sampling import choose_tokens, uniform_numbers
 
 CHECK_EVERY = 16
 """Tokens between two looks at finished rows on a GPU; each look waits for the device. On a CPU it is 1."""

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import TokenBatch, Window
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.loading import Reasoner
 from ilvr_ds.model.families import family_of
 from ilvr_ds.model.injection import added_rows, last_hidden, write_images
 

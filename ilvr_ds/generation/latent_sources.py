@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ilvr_ds.evaluation.answers import Answer
-from ilvr_ds.evaluation.generate import Place
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.generate import Place
 from ilvr_ds.ops.noise import gaussian_noise
 
 

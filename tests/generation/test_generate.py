@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from ilvr_ds.data.sample import IMAGE_MARKER
-from ilvr_ds.evaluation import generate
-from ilvr_ds.evaluation.context import Context
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.latent_sources import Constant, Markers
+from ilvr_ds.generation import generate
+from ilvr_ds.generation.context import Context
+from ilvr_ds.generation.generate import GenerationSettings, Generator
+from ilvr_ds.generation.latent_sources import Constant, Markers
 from ilvr_ds.model.injection import write_images
 from tests.golden_set import DEFAULT
 
 if TYPE_CHECKING:
     from ilvr_ds.data.template import EncodedSample
-    from ilvr_ds.evaluation.answers import Answer
-    from ilvr_ds.evaluation.loading import Reasoner
+    from ilvr_ds.generation.answers import Answer
+    from ilvr_ds.generation.loading import Reasoner
     from tests.golden_set import GoldenSet
 
 
