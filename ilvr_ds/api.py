@@ -25,8 +25,9 @@ from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.benchmarks import find_benchmark
 from ilvr_ds.generation.answers import Answer
-from ilvr_ds.generation.generate import GenerationSettings, Generator
+from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.loading import Reasoner, load_reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.ingest.pack import pack_samples
 from ilvr_ds.pictures.selection import draw_latents
 

@@ -15,8 +15,8 @@ from ilvr_ds.cli.options import Commands, check_max_image_pixels
 from ilvr_ds.errors import UserError, counted
 
 if TYPE_CHECKING:
-    from ilvr_ds.generation.generate import GenerationSettings
     from ilvr_ds.generation.loading import Reasoner
+    from ilvr_ds.generation.settings import GenerationSettings
     from ilvr_ds.pictures.views import SampleView
 
 logger = logging.getLogger("ilvr_ds")
@@ -39,7 +39,7 @@ def add_generation(command: argparse.ArgumentParser) -> None:
 
 def generation_settings(options: argparse.Namespace) -> GenerationSettings:
     """What `add_generation` added. Raises UserError."""
-    from ilvr_ds.generation.generate import GenerationSettings
+    from ilvr_ds.generation.settings import GenerationSettings
 
     if options.max_new_tokens < 1 or options.temperature < 0 or not 0 < options.top_p <= 1:
         raise UserError("--max-new-tokens must be 1 or more, --temperature 0 or more, --top-p above 0 and at most 1")

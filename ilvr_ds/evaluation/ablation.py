@@ -12,8 +12,7 @@ from typing import Literal, get_args
 import torch
 
 from ilvr_ds.generation.answers import Answer
-from ilvr_ds.generation.generate import LatentSource
-from ilvr_ds.generation.latent_sources import Constant, Markers, Noise, OtherSample
+from ilvr_ds.generation.latent_sources import Constant, LatentSource, Markers, Noise, OtherSample
 from ilvr_ds.generation.loading import Reasoner
 
 Condition = Literal["zeros", "noise", "other_sample", "pad_embedding", "markers"]

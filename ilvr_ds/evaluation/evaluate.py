@@ -28,7 +28,8 @@ from ilvr_ds.evaluation.report import left_out_lines, metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results
 from ilvr_ds.generation.answers import Answer
 from ilvr_ds.generation.context import Context
-from ilvr_ds.generation.generate import GenerationSettings, Generator
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.monitoring.stop_signal import StopSignal
 from ilvr_ds.tracking.registry import attach, read_origin
 from ilvr_ds.tracking.scores import log_scores

@@ -17,8 +17,8 @@ from ilvr_ds.evaluation.benchmarks import Benchmark, find_benchmark
 from ilvr_ds.evaluation.modes import AUTO, Mode, check_mode, choose_mode, instruction_of
 from ilvr_ds.evaluation.report import left_out_lines
 from ilvr_ds.evaluation.samples import Samples, open_samples
-from ilvr_ds.generation.generate import GenerationSettings
 from ilvr_ds.generation.loading import Reasoner, load_reasoner, speaking_of_the_option
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.tracking.registry import is_reference, resolve
 from ilvr_ds.tracking.scores import check_address
 

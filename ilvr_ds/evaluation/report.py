@@ -9,7 +9,7 @@ from ilvr_ds.evaluation.benchmarks import Benchmark
 from ilvr_ds.evaluation.intervals import effect
 from ilvr_ds.evaluation.results import Line
 from ilvr_ds.evaluation.scoring import macro_mean, score_by_type
-from ilvr_ds.generation.generate import Speed
+from ilvr_ds.generation.settings import Speed
 from ilvr_ds.tracking.names import metric_name
 
 

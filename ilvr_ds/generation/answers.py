@@ -34,58 +34,73 @@ class Answer:
         return len(self.steps)
 
 
-class AnswerReader:
-    """Collects the tokens of a batch on the device and reads them on the host when asked to look."""
+class RowReader:
+    """Reads the tokens of one row as they come: where it ends, and what it says.
+
+    show gets the text piece by piece.
+    """
 
     def __init__(
-        self,
-        reasoner: Reasoner,
-        ids: list[str],
-        stop: tuple[str, ...],
-        limit: int,
-        on_text: Callable[[int, str], None] | None,
+        self, reasoner: Reasoner, id: str, stop: tuple[str, ...], limit: int, show: Callable[[str], None] | None = None
     ) -> None:
         self.reasoner = reasoner
-        self.ids = ids
+        self.id = id
         self.stop = stop
         self.limit = limit
-        self.on_text = on_text
-        self._unread: list[Tensor] = []
-        self._latents: list[Tensor] = []
-        self._tokens: list[list[int]] = [[] for _ in ids]
-        self._ended = [False] * len(ids)
-        self._shown = [0] * len(ids)
+        self.show = show
+        self.tokens: list[int] = []
+        self.is_ended = False
+        """By a stop token or a stop string"""
+        self._fed: dict[int, Tensor] = {}
+        """[D] by the place of its latent_pad"""
+        self._shown = 0
 
-    def take(self, tokens: Tensor, latents: Tensor | None) -> None:
-        """Note one token [B] and the latent [B, D] of each row; does not wait for the device."""
-        self._unread.append(tokens)
-        if latents is not None:
-            self._latents.append(latents)
+    @property
+    def is_over(self) -> bool:
+        """Whether no more tokens are read: it has ended, or is at its limit."""
+        return self.is_ended or len(self.tokens) >= self.limit
 
-    def look(self) -> list[bool]:
-        """Which rows have ended; waits for the device."""
-        columns = torch.stack(self._unread, dim=1).tolist()
-        self._unread = []
-        for row, new in enumerate(columns):
-            if not self._ended[row]:
-                self._read(row, new)
-        return list(self._ended)
-
-    def answers(self) -> list[Answer]:
-        """The answers as far as they were read."""
-        latents = torch.stack(self._latents, dim=1).cpu() if self._latents else None
-        return [self._answer(row, None if latents is None else latents[row]) for row in range(len(self.ids))]
-
-    def _read(self, row: int, new: list[int]) -> None:
-        tokens, known = self._tokens[row], len(self._tokens[row])
+    def read(self, new: list[int], fed: Tensor | None = None) -> None:
+        """Read tokens; what a row emits after its end does not count. fed [new, D], on the CPU: what was fed at each,
+        where latents are to be kept."""
+        if self.is_over:
+            return
+        tokens, known = self.tokens, len(self.tokens)
+        new = new[: self.limit - known]
         end = next((i for i, token in enumerate(new) if token in self.reasoner.stop_ids), None)
         tokens += new if end is None else new[: end + 1]
         stops = self._has_stop(tokens)
         if stops:  # the shortest run of tokens that holds a stop string: it does not depend on when we look
             del tokens[bisect_left(range(len(tokens)), True, lo=known, key=lambda n: self._has_stop(tokens[:n])) :]
-        self._ended[row] = stops or end is not None
-        if self.on_text:
-            self._show(row)
+        self.is_ended = stops or end is not None
+        if fed is not None:
+            at = [n for n in range(known, len(tokens)) if tokens[n] == self.reasoner.special.latent_pad]
+            self._fed |= {n: fed[n - known].clone() for n in at}
+        if self.show:
+            self._show(self.show)
+
+    def answer(self, keeps_latents: bool) -> Answer:
+        """The answer as far as it was read."""
+        special = self.reasoner.special
+        places: list[list[int]] = []
+        for position, token in enumerate(self.tokens):
+            if token == special.latent_start:
+                places.append([])
+            elif token == special.latent_pad:
+                places[-1].append(position)
+        return Answer(
+            id=self.id,
+            text=self._until_stop(self._text(self.tokens)),
+            tokens=list(self.tokens),
+            steps=tuple(map(len, places)),
+            hit_limit=not self.is_ended,
+            latents=tuple(map(self._latents, places)) if keeps_latents else (),
+        )
+
+    def _latents(self, places: list[int]) -> Tensor:
+        weight = self.reasoner.model.get_input_embeddings().weight
+        none = torch.empty(0, weight.shape[1], dtype=weight.dtype)
+        return torch.cat([none, *(self._fed[at][None] for at in places)])
 
     def _has_stop(self, tokens: list[int]) -> bool:
         if not self.stop:
@@ -100,29 +115,38 @@ class AnswerReader:
     def _text(self, tokens: list[int]) -> str:
         return str(self.reasoner.encoder.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def _show(self, row: int) -> None:
-        text = self._until_stop(self._text(self._tokens[row]))
-        if self.on_text and not text.endswith("\ufffd"):  # a letter of several tokens is not whole yet
-            if piece := text[self._shown[row] :]:
-                self.on_text(row, piece)
-            self._shown[row] = len(text)
+    def _show(self, show: Callable[[str], None]) -> None:
+        text = self._until_stop(self._text(self.tokens))
+        if not text.endswith("\ufffd"):  # a letter of several tokens is not whole yet
+            if piece := text[self._shown :]:
+                show(piece)
+            self._shown = len(text)
 
-    def _answer(self, row: int, latents: Tensor | None) -> Answer:
-        tokens, special = self._tokens[row], self.reasoner.special
-        steps: list[int] = []
-        places: list[list[int]] = []
-        for position, token in enumerate(tokens):
-            if token == special.latent_start:
-                steps.append(0)
-                places.append([])
-            elif token == special.latent_pad:
-                steps[-1] += 1
-                places[-1].append(position)
-        return Answer(
-            id=self.ids[row],
-            text=self._until_stop(self._text(tokens)),
-            tokens=list(tokens),
-            steps=tuple(steps),
-            hit_limit=not self._ended[row],
-            latents=() if latents is None else tuple(latents[at].clone() for at in places),
-        )
+
+class AnswerReader:
+    """Collects the tokens of a batch on the device and reads them on the host when asked to look."""
+
+    def __init__(self, rows: list[RowReader], keeps_latents: bool) -> None:
+        self.rows = rows
+        self.keeps_latents = keeps_latents
+        self._unread: list[Tensor] = []
+        self._fed: list[Tensor] = []
+
+    def take(self, tokens: Tensor, latents: Tensor) -> None:
+        """Note one token [B] and the latent [B, D] of each row; does not wait for the device."""
+        self._unread.append(tokens)
+        if self.keeps_latents:
+            self._fed.append(latents)
+
+    def look(self) -> list[bool]:
+        """Which rows have ended; waits for the device."""
+        columns = torch.stack(self._unread, dim=1).tolist()
+        fed = torch.stack(self._fed, dim=1).cpu() if self.keeps_latents else None
+        self._unread, self._fed = [], []
+        for number, (row, new) in enumerate(zip(self.rows, columns, strict=True)):
+            row.read(new, None if fed is None else fed[number])
+        return [row.is_ended for row in self.rows]
+
+    def answers(self) -> list[Answer]:
+        """The answers as far as they were read."""
+        return [row.answer(self.keeps_latents) for row in self.rows]

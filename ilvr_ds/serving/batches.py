@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import counted, first_line
 from ilvr_ds.generation.answers import Answer
-from ilvr_ds.generation.generate import GenerationSettings, Generator
+from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.serving.refusal import RefusedError
 
 logger = logging.getLogger("ilvr_ds")

@@ -11,8 +11,9 @@ from typing import Any
 from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.examples import marked_text
-from ilvr_ds.generation.generate import GenerationSettings, Generator
+from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.ingest.containers.opening import open_source
 from ilvr_ds.ingest.importers import Format, Importer, Rejected, check_request
 from ilvr_ds.whole_files import whole_file

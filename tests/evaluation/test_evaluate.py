@@ -18,8 +18,9 @@ from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.evaluation import evaluate as module
 from ilvr_ds.evaluation.preparation import default_output
-from ilvr_ds.generation.generate import GenerationSettings, Generator
+from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.loading import load_reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.model.vision import VisionTower
 from tests.ranks import ROOT, free_port, rank_environment
 

@@ -9,7 +9,7 @@ import pytest
 from ilvr_ds.evaluation.ablation import CONDITIONS
 from ilvr_ds.evaluation.benchmarks import find_benchmark
 from ilvr_ds.evaluation.report import metrics_of, summarize
-from ilvr_ds.generation.generate import Speed
+from ilvr_ds.generation.settings import Speed
 from ilvr_ds.tracking.names import metric_name
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ilvr_ds.generation.generate import GenerationSettings
+from ilvr_ds.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
     from ilvr_ds.generation.loading import Reasoner

@@ -6,8 +6,9 @@ import pytest
 
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import EncodedSample
-from ilvr_ds.generation.generate import GenerationSettings, Generator
+from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.serving.batches import Batches, Job
 from ilvr_ds.serving.refusal import RefusedError
 from tests.serving.jobs import that_speak, until

@@ -23,9 +23,9 @@ from ilvr_ds.data.answer_place import find_answer
 from ilvr_ds.data.sample import LatentStep, Sample, TextStep
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.generation.answers import Answer
-from ilvr_ds.generation.generate import LatentSource, Place
-from ilvr_ds.generation.latent_sources import whole_segments
+from ilvr_ds.generation.latent_sources import LatentSource, whole_segments
 from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.row_modes import Place
 from ilvr_ds.model.injection import last_hidden, write_images
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from ilvr_ds.evaluation.harness import answering
 from ilvr_ds.evaluation.harness.answering import HarnessSettings, Part, Reply
-from ilvr_ds.generation.generate import GenerationSettings
+from ilvr_ds.generation.settings import GenerationSettings
 
 
 @dataclass
