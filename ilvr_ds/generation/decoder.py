@@ -104,6 +104,12 @@ class Decoder:
             self._stream = self._stream or torch.cuda.Stream(self.held.device)  # type: ignore[no-untyped-call]
         return self.state
 
+    def bytes_of(self, rows: int, columns: int) -> int:
+        """What the keys and values of so many rows and columns take."""
+        layer = self.layers[0]
+        numbers = 2 * len(self.layers) * rows * columns * layer.groups * layer.attention.head_dim
+        return numbers * self.embed.weight.element_size()
+
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy rows over others, and finish the ones that they were."""
         at, to = (torch.tensor(rows, device=self.held.device) for rows in (sources, targets))
