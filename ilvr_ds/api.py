@@ -103,9 +103,8 @@ class Model:
             )
         prompts = [self._prompt(number, *pair)[1] for number, pair in enumerate(questions, start=1)]
         settings = GenerationSettings(max_new_tokens, temperature, top_p, seed, tuple(stop), keep_latents=True)
-        generator = Generator(self.reasoner, settings)
-        batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
-        answers = [answer for batch in batches for answer in generator(batch).answers]
+        found = dict(Generator(self.reasoner, settings).stream(prompts, batch_size))
+        answers = [found[number] for number in range(len(prompts))]
         return [
             Reply(answer.text, answer.steps, not answer.hit_limit, answer.latents, tuple(answer.tokens))
             for answer in answers

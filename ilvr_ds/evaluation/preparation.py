@@ -98,6 +98,11 @@ class Prepared:
         samples = [self.reader.read(number) for number in numbers]
         return numbers, samples, [self.prompt(sample) for sample in samples]
 
+    def asked(self, number: int) -> tuple[int, Sample, EncodedSample]:
+        """Number, sample and prompt of one of the evaluated samples."""
+        sample = self.reader.read(number)
+        return number, sample, self.prompt(sample)
+
     def identity(self) -> dict[str, Any]:
         """What must be the same when the work goes on."""
         settings = self.settings

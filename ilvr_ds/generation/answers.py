@@ -116,10 +116,9 @@ class RowReader:
         return str(self.reasoner.encoder.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def _show(self, show: Callable[[str], None]) -> None:
-        text = self._until_stop(self._text(self.tokens))
-        if not text.endswith("\ufffd"):  # a letter of several tokens is not whole yet
-            if piece := text[self._shown :]:
-                show(piece)
+        text = self._until_stop(self._text(self.tokens)).rstrip("\ufffd")  # a letter of several tokens is not whole yet
+        if piece := text[self._shown :]:
+            show(piece)
             self._shown = len(text)
 
 

@@ -5,7 +5,7 @@ all layers. Everything it touches stands at a fixed place, and it looks at no va
 graph and reads what came of it every few steps. On a CPU the same step runs without a graph; only tests do that, for
 the plain loop (generate.py) is as fast there.
 
-Letters: R rows that there is room for, B rows of a step, U columns, C columns that a step may look at, L layers, G, d.
+Letters: R rows that there is room for, B rows of a step, U columns, C columns that a step may look at, G, d.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class Decoder:
         self.by_length = can_attend_by_length(reasoner.device, self.dtype)
         self.rows = self.columns = 0
         """R and U of the buffers as they are"""
-        self.held = self.embed.weight.new_empty(0)
-        """[L, 2, R, U, G, d] keys and values"""
+        self.held = [self.embed.weight.new_empty(2, 0, 0, 1, 1) for _ in self.layers]
+        """Keys and values of each layer, [2, R, U, G, d]"""
         self.state: RowState
         self.lock = threading.Lock()
         """Held by who answers: the rows are one thread's"""
@@ -84,35 +84,46 @@ class Decoder:
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
 
-    def reserve(self, rows: int, columns: int) -> RowState:
-        """Have room for `rows` of `columns`; what stood there is lost where there was less."""
+    def reserve(self, rows: int, columns: int, keeps: bool = True) -> RowState:
+        """Have room for `rows` of `columns`; what is recorded is recorded anew where there was less.
+
+        keeps: what stands in the rows stays there; else there may be fewer or shorter ones afterwards.
+        """
         if rows <= self.rows and columns <= self.columns:
             return self.state
         self._recorded.clear()
-        rows, columns = max(rows, self.rows), -(-max(columns, self.columns) // GRAIN) * GRAIN
-        self.held = self.held.new_empty(0)  # free before more is taken
-        layer = self.layers[0]
-        shape = (len(self.layers), 2, rows, columns, layer.groups, layer.attention.head_dim)
-        self.held = self.held.new_zeros(shape)  # a column that is masked must still hold numbers
-        modes = RowModes.start(
-            self.reasoner.special, self.reasoner.stop_ids, rows, self.reasoner.latent_size, self.reasoner.device
-        )
-        self.state = RowState.blank(modes, columns, self.embed.weight, self.language_model.config.hidden_size)
+        if keeps:
+            rows, columns = max(rows, self.rows), max(columns, self.columns)
+        columns = -(-columns // GRAIN) * GRAIN
+        reasoner, width = self.reasoner, self.language_model.config.hidden_size
+        modes = RowModes.start(reasoner.special, reasoner.stop_ids, rows, reasoner.latent_size, reasoner.device)
+        state = RowState.blank(modes, columns, self.embed.weight, width)
+        if keeps and self.rows:
+            state.take_over(self.state)
+        self.state = state
+        if not keeps:
+            self.held = [held.new_empty(2, 0, 0, 1, 1) for held in self.held]
+        for number, layer in enumerate(self.layers):  # memory need not have room for all of them twice
+            shape = (2, rows, columns, layer.groups, layer.attention.head_dim)
+            held = self.embed.weight.new_zeros(shape)  # a column that is masked must still hold numbers
+            before = self.held[number]
+            held[:, : before.shape[1], : before.shape[2]] = before
+            self.held[number] = held
         self.rows, self.columns = rows, columns
-        if self.held.is_cuda:
+        if self.embed.weight.is_cuda:
             self._pool = torch.cuda.graph_pool_handle()
-            self._stream = self._stream or torch.cuda.Stream(self.held.device)  # type: ignore[no-untyped-call]
+            self._stream = self._stream or torch.cuda.Stream(self.embed.weight.device)  # type: ignore[no-untyped-call]
         return self.state
 
     def bytes_of(self, rows: int, columns: int) -> int:
         """What the keys and values of so many rows and columns take."""
         layer = self.layers[0]
         numbers = 2 * len(self.layers) * rows * columns * layer.groups * layer.attention.head_dim
-        return numbers * self.embed.weight.element_size()
+        return int(numbers * self.embed.weight.element_size())
 
     def move(self, sources: list[int], targets: list[int]) -> None:
         """Copy rows over others, and finish the ones that they were."""
-        at, to = (torch.tensor(rows, device=self.held.device) for rows in (sources, targets))
+        at, to = (torch.tensor(rows, device=self.reasoner.device) for rows in (sources, targets))
         for layer in self.held:
             layer.index_copy_(1, to, layer.index_select(1, at))
         self.state.move(at, to)
@@ -154,7 +165,7 @@ class Decoder:
         return call
 
     def _graph_of(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        device, stream = self.held.device, self._stream
+        device, stream = self.reasoner.device, self._stream
         assert stream is not None
         changed = self.state.changed_by_steps()
         before = [tensor.clone() for tensor in changed]
@@ -177,8 +188,8 @@ class _Step:
     def __init__(self, decoder: Decoder, rows: int, columns: int, program: Program) -> None:
         self.decoder, self.program = decoder, program
         self.state = decoder.state.first(rows)
-        self.held = decoder.held[:, :, :rows]
-        device = self.held.device
+        self.held = [held[:, :rows] for held in decoder.held]
+        device = decoder.reasoner.device
         self.order = torch.arange(columns, device=device)
         self.starts = torch.arange(rows, device=device) * decoder.columns
         self.never = torch.tensor(program.never, dtype=torch.int64, device=device)

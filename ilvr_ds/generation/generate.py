@@ -11,8 +11,9 @@ B rows, T prompt tokens (padded on the left), D hidden size, K latent steps of a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,9 @@ from ilvr_ds.generation.row_state import LOOK_EVERY
 from ilvr_ds.generation.sampling import choose_tokens, uniform_numbers
 from ilvr_ds.generation.settings import GenerationSettings, Speed
 
+SHOW_EVERY = 4
+"""Steps between two looks of a decoder where somebody reads along."""
+
 
 class Generated(NamedTuple):
     """Answers of a batch, in its order, and how fast they came."""
@@ -48,6 +52,17 @@ class Generated(NamedTuple):
             f"{ran}; {self.speed.decode_tokens} tokens{limit}; "
             f"prefill {rates['prefill_tokens_per_s']:.0f}, decode {rates['decode_tokens_per_s']:.1f} tokens a second"
         )
+
+
+def in_order(answers: Iterable[tuple[int, Answer]]) -> Iterator[tuple[int, Answer]]:
+    """The same by number, each as soon as all before it have come."""
+    early: dict[int, Answer] = {}
+    following = 0
+    for number, answer in answers:
+        early[number] = answer
+        while following in early:
+            yield following, early.pop(following)
+            following += 1
 
 
 class Generator:
@@ -72,6 +87,8 @@ class Generator:
         self.latents = latents or OwnStates()
         self.on_text = on_text
         self.barred = barred
+        self.speed = Speed()
+        """Of all that `stream` has answered so far"""
         latent = [reasoner.special.latent_pad, reasoner.special.latent_end] if reasoner.special.has_latents else []
         never = [*latent, *settings.forbidden]
         self.never = torch.tensor(sorted(set(never)), dtype=torch.int64, device=reasoner.device)
@@ -86,12 +103,42 @@ class Generator:
             return self.generate(prompts, shared)
         return self._decode(self.reasoner.decoder, prompts, shared)
 
-    def _decode(self, decoder: Decoder, prompts: list[EncodedSample], shared: Context | None) -> Generated:
-        """The same by the decoder's recorded steps, a row for each prompt."""
-        every = 1 if self.on_text else LOOK_EVERY
-        refill = Refill(
+    def stream(self, prompts: Iterable[EncodedSample], rows: int) -> Iterator[tuple[int, Answer]]:
+        """The number and the answer of each prompt as they end, `rows` at a time; prompts are asked for as rows become
+        free. Without a decoder batch by batch."""
+        if self.reasoner.decoder is not None:
+            refill, before = self._refill(self.reasoner.decoder), self.speed
+            for number, answer in refill((Request(p, self.settings.max_new_tokens) for p in prompts), rows):
+                self.speed = before + refill.speed
+                yield number, answer
+            return
+        waiting, first = iter(prompts), 0
+        while batch := list(islice(waiting, rows)):
+            generated = self(batch)
+            self.speed += generated.speed
+            yield from enumerate(generated.answers, start=first)
+            first += len(batch)
+
+    def queue(self, take: Callable[[int], list[EncodedSample]], rows: int) -> Iterator[tuple[int, Answer]]:
+        """The same for prompts that come meanwhile: `take` gives at most so many of those that wait now. Without a
+        decoder those of the first call are all."""
+        if self.reasoner.decoder is None:
+            yield from self.stream(take(rows), rows)
+            return
+        refill, limit = self._refill(self.reasoner.decoder), self.settings.max_new_tokens
+        for number, answer in refill.of_queue(lambda most: [Request(prompt, limit) for prompt in take(most)], rows):
+            self.speed = refill.speed
+            yield number, answer
+
+    def _refill(self, decoder: Decoder) -> Refill:
+        every = SHOW_EVERY if self.on_text else LOOK_EVERY
+        return Refill(
             decoder, self.settings, self.latents, self.on_text, self.barred, self.is_over, look_every=every
         )  # fmt: skip
+
+    def _decode(self, decoder: Decoder, prompts: list[EncodedSample], shared: Context | None) -> Generated:
+        """The same by the decoder's recorded steps, a row for each prompt."""
+        refill = self._refill(decoder)
         requests = [Request(prompt, self.settings.max_new_tokens) for prompt in prompts]
         if shared:
             found = dict(refill.of_prefilled(requests, read_already(shared)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 
 import torch
 
@@ -25,6 +25,9 @@ from ilvr_ds.generation.row_state import LOOK_EVERY
 from ilvr_ds.generation.sampling import uniform_numbers
 from ilvr_ds.generation.settings import GenerationSettings, Speed
 
+ROOM = 1024
+"""New tokens for which there is room from the start."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -35,8 +38,8 @@ class Request:
 
     @property
     def room(self) -> int:
-        """Columns that it needs at most."""
-        return len(self.prompt.input_ids) + self.limit
+        """Columns that are reserved for it; the few answers that are longer get more when they need them."""
+        return len(self.prompt.input_ids) + min(self.limit, ROOM)
 
 
 @dataclass
@@ -47,7 +50,7 @@ class _Row:
     """Of the request"""
     reader: RowReader
     length: int
-    """Columns in use"""
+    """Columns in use, at most"""
 
 
 @dataclass
@@ -55,8 +58,8 @@ class Refill:
     """Answers requests with `decoder`.
 
     latents: what is fed in segments; what is not the model's own state is made for the requests in their order, which
-    must then all fit into the rows. on_text(number, piece) gets the text of each answer as it comes, which makes the
-    loop look at every token. is_over: asked at each look whether to stop there, with whether all have ended.
+    must then all fit into the rows. on_text(number, piece) gets the text of each answer as it comes. is_over: asked at
+    each look whether to stop there, with whether all have ended.
     """
 
     decoder: Decoder
@@ -69,16 +72,22 @@ class Refill:
     speed: Speed = field(default_factory=Speed)
     """Of all that was answered so far"""
 
-    @torch.inference_mode()
     def __call__(self, requests: Iterable[Request], rows: int) -> Iterator[tuple[int, Answer]]:
         """The number and the answer of each request, as they end."""
+        waiting = iter(requests)
+        return self.of_queue(lambda count: list(islice(waiting, count)), rows)
+
+    @torch.inference_mode()
+    def of_queue(self, take: Callable[[int], list[Request]], rows: int) -> Iterator[tuple[int, Answer]]:
+        """The same for a queue: `take` gives at most so many of those that wait now; it is asked at every look, and
+        where nothing is being answered and it gives nothing, this ends."""
         with self.decoder.lock:
-            yield from _Run(self, enumerate(requests), rows)()
+            yield from _Run(self, take, rows)()
 
     @torch.inference_mode()
     def of_prefilled(self, requests: Sequence[Request], prefilled: Prefilled) -> Iterator[tuple[int, Answer]]:
         """The same where the prompts have been read, and each has a row of its own."""
-        run, numbered = _Run(self, iter(()), len(requests)), list(enumerate(requests))
+        run, numbered = _Run(self, lambda count: [], len(requests)), list(enumerate(requests))
         with self.decoder.lock:
             run.begin(numbered)
             run.admit(numbered, list(range(len(requests))), prefilled)
@@ -100,12 +109,13 @@ class Refill:
 class _Run:
     """One call."""
 
-    def __init__(self, refill: Refill, waiting: Iterator[tuple[int, Request]], rows: int) -> None:
+    def __init__(self, refill: Refill, take: Callable[[int], list[Request]], rows: int) -> None:
         self.refill, self.decoder, self.settings = refill, refill.decoder, refill.settings
         self.reasoner = refill.decoder.reasoner
-        self.waiting = waiting
+        self.take = take
+        self.numbers = count()
         self.next: list[tuple[int, Request]] = []
-        """Taken from those that wait, but not into a row: it may be too long for the columns as they are"""
+        """Taken from those that wait, but not into a row yet"""
         self.rows: list[_Row | None] = [None] * rows
         self.is_own = isinstance(refill.latents, OwnStates)
 
@@ -118,7 +128,7 @@ class _Run:
 
     def begin(self, first: list[tuple[int, Request]]) -> None:
         """Room for these at least, and nothing in any row."""
-        state = self.decoder.reserve(len(self.rows), max(request.room for _, request in first))
+        state = self.decoder.reserve(len(self.rows), max(request.room for _, request in first), keeps=False)
         state.modes.finished.fill_(True)
         state.modes.steps.fill_(self.refill.latents.steps(self.reasoner.latent_size))
         state.temperature.fill_(self.settings.temperature)
@@ -140,30 +150,37 @@ class _Run:
             (state.modes.segment, nothing - 1), (state.modes.finished, nothing.bool()),
         ):  # fmt: skip
             part.index_copy_(0, at, values)
-        if self.settings.temperature > 0:
-            most = max(request.limit for _, request in requests)
-            numbers = uniform_numbers([request.prompt.id for _, request in requests], self.settings.seed, most)
-            state.uniform[:, :most].index_copy_(0, at, numbers.T.to(device))
         if self.refill.barred is not None:
             barred = prefilled.prompt if self.refill.barred == "prompt" else prefilled.image
             state.barred[:, : prefilled.columns].index_copy_(0, at, barred)
         for (number, request), place in zip(requests, places, strict=True):
             self.rows[place] = _Row(number, self._reader(number, request), len(request.prompt.input_ids))
+        self._draw_numbers(places)
+
+    def _draw_numbers(self, places: list[int]) -> None:
+        """Those by which the tokens of rows are sampled, for as many as there are columns."""
+        if self.settings.temperature == 0 or not places:
+            return
+        uniform = self.decoder.state.uniform
+        ids = [row.reader.id for row in map(self.rows.__getitem__, places) if row]
+        numbers = uniform_numbers(ids, self.settings.seed, uniform.shape[1])
+        at = torch.tensor(places, device=uniform.device)
+        uniform.index_copy_(0, at, numbers.T.to(uniform.device))
+
+    def _reserve(self, columns: int) -> None:
+        """More columns for rows in use, if that is more."""
+        if columns > self.decoder.columns:
+            self.decoder.reserve(len(self.rows), columns)
+            self._draw_numbers([place for place, row in enumerate(self.rows) if row])
 
     def _refill(self) -> bool:
         """Give free rows the next prompts; False: nothing is left to do."""
         free = [place for place, row in enumerate(self.rows) if row is None]
-        if len(free) == len(self.rows):
-            taken = self._take(len(free))
-            if taken:
-                self.begin(taken)
-        else:
-            taken = []
-            while len(taken) < len(free) and (found := self._take(1)):
-                if found[0][1].room > self.decoder.columns:  # it waits, with all that come later, for more room
-                    self.next = found
-                    break
-                taken += found
+        taken = self._take(len(free))
+        if taken and len(free) == len(self.rows):
+            self.begin(taken)
+        elif taken:
+            self._reserve(max(request.room for _, request in taken))
         started = self.reasoner.now()
         for members in in_passes([request.prompt for _, request in taken]):
             group = [taken[member] for member in members]
@@ -174,11 +191,10 @@ class _Run:
             self.refill.speed += Speed(tokens, self.reasoner.now() - started)
         return any(self.rows)
 
-    def _take(self, count: int) -> list[tuple[int, Request]]:
+    def _take(self, most: int) -> list[tuple[int, Request]]:
         """The next requests, as many as there are."""
-        taken = [*self.next, *islice(self.waiting, count - len(self.next))]
-        self.next = []
-        return taken
+        taken, self.next = self.next, []
+        return [*taken, *((next(self.numbers), request) for request in self.take(most - len(taken)))]
 
     def _peek(self) -> bool:
         """Whether any prompt still waits."""
@@ -216,7 +232,9 @@ class _Run:
         """Run steps; how many rows took part."""
         rows = self._together(taken)
         columns = max(row.length for _, row in taken) + steps
-        parts = self.decoder.parts(rows, min(columns, self.decoder.columns), self.refill.program)
+        if columns > self.decoder.columns:
+            self._reserve(columns + ROOM)
+        parts = self.decoder.parts(rows, columns, self.refill.program)
         for _ in range(steps):
             if self.is_own:
                 parts.whole()
@@ -246,6 +264,8 @@ class _Run:
         for place, row in enumerate(self.rows):
             if row is not None:
                 yield self._taken_out(place)
+        for number, request in self.next:
+            yield number, self._reader(number, request).answer(self.settings.keep_latents)
 
     def _taken_out(self, place: int) -> tuple[int, Answer]:
         row = self.rows[place]

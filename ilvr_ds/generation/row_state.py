@@ -87,6 +87,22 @@ class RowState:
             modes=self.modes.first(rows), **{name: part[:rows] for name, part in rest.items()}, **shared, **columns
         )
 
+    def take_over(self, before: RowState) -> None:
+        """What `before` says of its rows, which are no more and have no more columns."""
+        mine = self.first(len(before.length))
+        for new, old in zip(mine._of_rows(), before._of_rows(), strict=True):
+            part = new if new.dim() == 1 else new[:, : old.shape[1]]
+            part.copy_(old)
+        for name in ("temperature", "top_p", "tick"):
+            getattr(self, name).copy_(getattr(before, name))
+        self.modes.steps.copy_(before.modes.steps)
+
+    def _of_rows(self) -> list[Tensor]:
+        """Of each row, but what came of the steps since the last look."""
+        modes = self.modes
+        own = [self.hidden, self.length, self.position, self.count, self.limit, self.uniform, self.barred]
+        return [*own, modes.left, modes.segment, modes.finished]
+
     def changed_by_steps(self) -> list[Tensor]:
         """What a step changes, besides keys and values."""
         modes = self.modes
@@ -95,7 +111,5 @@ class RowState:
 
     def move(self, sources: Tensor, targets: Tensor) -> None:
         """Copy the rows `sources` over the rows `targets` [n], which are others; what the last look saw stays."""
-        modes = self.modes
-        moved = [self.hidden, self.tokens, self.length, self.position, self.count, self.limit, self.uniform]
-        for part in (*moved, self.barred, modes.left, modes.segment, modes.finished):
+        for part in self._of_rows():
             part.index_copy_(0, targets, part[sources])

@@ -35,6 +35,17 @@ class Speed:
     def __add__(self, other: Speed) -> Speed:
         return Speed(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
+    def __sub__(self, other: Speed) -> Speed:
+        return Speed(*(getattr(self, name) - getattr(other, name) for name in self.__dataclass_fields__))
+
+    def in_words(self) -> str:
+        """Tokens, and how many came in a second."""
+        rates = self.to_dict()
+        return (
+            f"{self.decode_tokens} tokens; prefill {rates['prefill_tokens_per_s']:.0f}, "
+            f"decode {rates['decode_tokens_per_s']:.1f} tokens a second"
+        )
+
     def to_dict(self) -> dict[str, float]:
         """The numbers, with tokens per second."""
         rates = {

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from ilvr_ds.generation import decoder, refill
 from ilvr_ds.generation.context import Context
 from ilvr_ds.generation.decoder import Decoder
 from ilvr_ds.generation.generate import Generator
@@ -88,9 +89,9 @@ def test_rows_that_end_are_given_the_next_prompt(
     settings = GenerationSettings(40, 1.0, 0.95, seed=1, keep_latents=True)
     expected = answers(settings)
     assert decoding.decoder is not None
-    refill = Refill(decoding.decoder, settings, look_every=5)
+    answering = Refill(decoding.decoder, settings, look_every=5)
     for order in (range(len(prompts)), range(len(prompts))[::-1]):
-        found = dict(refill((Request(prompts[number], 40) for number in order), rows))
+        found = dict(answering((Request(prompts[number], 40) for number in order), rows))
         same([found[order.index(number)] for number in range(len(prompts))], expected)
 
 
@@ -105,16 +106,48 @@ def test_each_request_has_its_own_limit(decoding: Reasoner, prompts: list[Encode
         assert found[number].hit_limit == (whole.hit_limit or len(whole.tokens) > limit)
 
 
-def test_a_prompt_that_needs_more_columns_waits_for_them(
+def test_rows_get_more_columns_when_they_need_them(
+    plain: Reasoner, prompts: list[EncodedSample], answers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches columns that are lost or shifted when they move, and numbers to sample by that begin anew."""
+    monkeypatch.setattr(refill, "ROOM", 4)
+    monkeypatch.setattr(decoder, "GRAIN", 8)
+    settings = GenerationSettings(40, 1.0, 0.95, seed=1, keep_latents=True)
+    found = Decoder(plain)
+    columns: list[int] = []
+    reserve = Decoder.reserve
+
+    def noting(self: Decoder, rows: int, more: int, keeps: bool = True) -> Any:
+        columns.append(more)
+        return reserve(self, rows, more, keeps)
+
+    monkeypatch.setattr(Decoder, "reserve", noting)
+    short_first = sorted(range(len(prompts)), key=lambda n: len(prompts[n].input_ids))
+    answered = dict(Refill(found, settings)((Request(prompts[n], 40) for n in short_first), 2))
+    same([answered[short_first.index(n)] for n in range(len(prompts))], answers(settings))
+    assert len(columns) > 3
+
+
+def test_a_queue_is_asked_again_while_others_are_answered(
     decoding: Reasoner, prompts: list[EncodedSample], answers: Any
 ) -> None:
-    settings = GenerationSettings(12)
-    expected = answers(settings)
-    decoder = Decoder(dataclasses.replace(decoding, decoder=None))
-    requests = [Request(prompt, 12 if number != 3 else 700) for number, prompt in enumerate(prompts)]
-    found = {number: answer for number, answer in Refill(decoder, settings)(iter(requests), 2) if number != 3}
-    assert decoder.columns >= 700
-    same([found[n] for n in sorted(found)], [answer for n, answer in enumerate(expected) if n != 3])
+    """Two wait at first, and two come when the first of them has been answered."""
+    settings = GenerationSettings(20, 1.0, 0.95, seed=1)
+    waiting = prompts[:2]
+    asked: list[int] = []
+
+    def take(most: int) -> list[EncodedSample]:
+        asked.append(most)
+        taken, waiting[:] = waiting[:most], waiting[most:]
+        return taken
+
+    found = {}
+    for number, answer in Generator(decoding, settings).queue(take, 2):
+        if not found:
+            waiting.extend(prompts[2:4])
+        found[number] = answer
+    same([found[n] for n in range(4)], answers(settings)[:4])
+    assert max(asked) <= 2 and min(asked) >= 0
 
 
 @pytest.mark.parametrize("barred", [None, "image", "prompt", "image_for_words"])
