@@ -24,13 +24,14 @@ from ilvr_ds.evaluation.benchmarks import find_benchmark
 from ilvr_ds.evaluation.card import add_scores
 from ilvr_ds.evaluation.charts import draw_scores
 from ilvr_ds.evaluation.examples import example, marked_text
-from ilvr_ds.evaluation.pixels import replay_cost
+from ilvr_ds.evaluation.pixels import Cost, replay_cost
 from ilvr_ds.evaluation.preparation import EvaluationSettings, Prepared, prepare
 from ilvr_ds.evaluation.report import left_out_lines, metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results
 from ilvr_ds.generation.answers import Answer
 from ilvr_ds.generation.context import Context
 from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.room import rows_that_fit
 from ilvr_ds.generation.settings import GenerationSettings, Speed
 from ilvr_ds.monitoring.stop_signal import StopSignal
 from ilvr_ds.tracking.registry import attach, read_origin
@@ -81,7 +82,8 @@ class _Run:
         if settings.ablate_latents:
             self._ablate(samples, prompts, own.answers, lines)
         for sample, answer, line in zip(samples, own.answers, lines, strict=True):
-            self._compare(sample, answer, line)
+            if self._is_compared(sample, answer):
+                line["cost"] = self._cost(sample, answer)
         return lines
 
     def answers(self, numbers: list[int]) -> Iterator[Line]:
@@ -94,18 +96,32 @@ class _Run:
                 asked[place] = number, sample
                 yield prompt
 
+        compared: list[tuple[Sample, Answer, Line]] = []
         generator, before = Generator(self.ready.reasoner, self.ready.settings.generation), Speed()
         for place, answer in generator.stream(prompts(), rows):
             number, sample = asked.pop(place)
             speed, before = generator.speed - before, generator.speed
             line = self._line(number, sample, answer) | {"speed": speed.to_dict()}
-            self._compare(sample, answer, line)
-            yield line
+            if self._is_compared(sample, answer):
+                compared.append((sample, answer, line))
+            else:
+                yield line
+        for sample, answer, line in compared:  # the rows are free again
+            yield line | {"cost": self._cost(sample, answer)}
 
-    def _compare(self, sample: Sample, answer: Answer, line: Line) -> None:
-        if self.compared < self.ready.settings.compare_pixels and sample.helper_images and answer.segments:
-            line["cost"] = replay_cost(self.ready.reasoner, sample, answer)
-            self.compared += 1
+    def _is_compared(self, sample: Sample, answer: Answer) -> bool:
+        wanted = self.ready.settings.compare_pixels > self.compared
+        is_one = bool(wanted and sample.helper_images and answer.segments)
+        self.compared += is_one
+        return is_one
+
+    def _cost(self, sample: Sample, answer: Answer) -> Cost:
+        """Also at the batch that fills a GPU; on a CPU at the evaluation's."""
+        reasoner, rows = self.ready.reasoner, self.ready.settings.batch_size
+        if reasoner.decoder is not None and reasoner.device.type == "cuda":
+            columns = len(self.ready.prompt(sample).input_ids) + len(answer.tokens)
+            rows = rows_that_fit(reasoner.decoder, columns)
+        return replay_cost(reasoner, sample, answer, rows)
 
     def _line(self, number: int, sample: Sample, answer: Answer) -> Line:
         return {

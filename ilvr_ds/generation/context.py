@@ -71,7 +71,7 @@ class Context:
         return cast(Tensor, output.last_hidden_state)[:, -1]
 
     def read(self, more: Window) -> Tensor:
-        """Read several tokens at once, with their image, after an unpadded single row; the last hidden state [1, D]."""
+        """Read several tokens at once, with their image, after rows of one length; the last hidden state [B, D]."""
         tokens = more.micro_batches[0].tokens
         features = self.reasoner.tower(more.images[0])
         embeddings = write_images(self.embed(tokens.input_ids), tokens, features)

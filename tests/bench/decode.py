@@ -36,6 +36,7 @@ from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.loading import Reasoner
 from ilvr_ds.generation.prefill import in_passes, read_prompts
 from ilvr_ds.generation.refill import Refill, Request
+from ilvr_ds.generation.room import bytes_of_answers, bytes_of_weights
 from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.model.layers.attention import use_varlen_attention
 from ilvr_ds.model.layers.fused import kernels_in_words, use_fused_kernels
@@ -281,11 +282,13 @@ class Bench:
 
     def memory(self) -> str:
         decoder = self.decoder
-        planned = decoder.bytes_of(decoder.rows, decoder.columns)
-        if self.reasoner.device.type == "cpu":
-            return f"{planned / 2**30:.2f} GiB planned for keys and values"
-        peak = torch.cuda.max_memory_allocated()
-        return f"peak {peak / 2**30:.2f} GiB, keys and values {planned / 2**30:.2f} GiB"
+        held = decoder.bytes_of(decoder.rows, decoder.columns)
+        planned = bytes_of_weights(decoder) + bytes_of_answers(decoder, decoder.rows, decoder.columns)
+        peak = torch.cuda.max_memory_allocated() if self.reasoner.device.type == "cuda" else 0
+        return (
+            f"peak {peak / 2**30:.2f} GiB, planned {planned / 2**30:.2f}, of them keys and values {held / 2**30:.2f} "
+            f"({decoder.rows} rows of {decoder.columns})"
+        )
 
     @torch.inference_mode()
     def profile(self, rows: int) -> str:

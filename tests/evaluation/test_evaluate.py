@@ -184,7 +184,7 @@ def test_refilled_rows_answer_what_batches_answer_and_stop_at_a_signal(
     monkeypatch.setattr(module._Run, "_line", hearing)
     assert main(arguments(model, demo_folder, rows, "--stop-exit-code", "85")) == 85
     assert "3 of 16 samples" in capsys.readouterr().err
-    assert main(arguments(model, demo_folder, rows, "--compare-pixels", "0")) == 0
+    assert main(arguments(model, demo_folder, rows)) == 0
     assert lines_of(rows) == lines_of(batches)
     assert sorted(seen) == sorted([*range(16), seen[3]]), "the answer in hand is dropped, and no other"
     tokens = [scores_of(folder)["speed"]["decode_tokens"] for folder in (batches, rows)]
