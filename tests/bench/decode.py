@@ -31,6 +31,8 @@ from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import EncodedSample, SampleEncoder
 from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.demo.tiny import build_tiny_model
+from ilvr_ds.evaluation.pixels import replay_cost
+from ilvr_ds.generation.answers import Answer
 from ilvr_ds.generation.decoder import Decoder, Program
 from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.loading import Reasoner
@@ -86,6 +88,7 @@ def main() -> None:
         shown(f"memory, {rows} rows", bench.memory)
     rows = options.plain_rows[-1]
     shown(f"{rows} of these samples, plain loop, {rows} rows", lambda: bench.mixed_plain(rows))
+    shown(f"an answer with 3 segments, alone and each of {options.rows[-1]}", lambda: bench.cost(options.rows[-1]))
     if options.profile:
         for rows in options.rows:
             shown(f"kernels of a step, {rows} rows", lambda rows=rows: bench.profile(rows))
@@ -142,9 +145,14 @@ def build(geometry: str, device: torch.device, dtype: torch.dtype, sizes: dict[s
 
 def prompt_of(reasoner: Reasoner, side: int) -> EncodedSample:
     """A short question about a picture of so many pixels a side."""
+    return reasoner.encoder.prompt(Sample("0", "How many remain?", (), (png(side),)))
+
+
+def png(side: int) -> bytes:
+    """A picture."""
     buffer = io.BytesIO()
     Image.new("RGB", (side, side), (200, 40, 90)).save(buffer, "PNG")
-    return reasoner.encoder.prompt(Sample("0", "How many remain?", (), (buffer.getvalue(),)))
+    return buffer.getvalue()
 
 
 def longer(reasoner: Reasoner, prompt: EncodedSample, name: str, length: int) -> EncodedSample:
@@ -288,6 +296,23 @@ class Bench:
         return (
             f"peak {peak / 2**30:.2f} GiB, planned {planned / 2**30:.2f}, of them keys and values {held / 2**30:.2f} "
             f"({decoder.rows} rows of {decoder.columns})"
+        )
+
+    def cost(self, rows: int) -> str:
+        """Of an answer of 160 tokens, or fewer, with three helper images of two thirds of the side."""
+        special, side = self.reasoner.special, self.options.side
+        length = min(160, self.options.new[1] + SEGMENTS * LATENT_SIZE)
+        segment = [special.latent_start, *[special.latent_pad] * LATENT_SIZE, special.latent_end]
+        words = (length - SEGMENTS * len(segment)) // SEGMENTS
+        tokens = (segment + [5] * max(1, words)) * SEGMENTS
+        answer = Answer("0", "", tokens, (LATENT_SIZE,) * SEGMENTS, hit_limit=True)
+        helper = png(side * 2 // 3)
+        sample = Sample("0", "How many remain? " * 20, (), (png(side),), helper_images=(helper,) * SEGMENTS)
+        cost = replay_cost(self.reasoner, sample, answer, rows)
+        return "; ".join(
+            f"{way} {cost[way]['seconds']:.3f} s and {cost[way]['seconds_in_batch'] * 1e3:.1f} ms, "
+            f"{cost[way]['tokens']} tokens"
+            for way in ("latents", "pixels", "drawn")
         )
 
     @torch.inference_mode()
