@@ -152,6 +152,7 @@ class _Run:
             part.index_copy_(0, at, values)
         if self.refill.barred is not None:
             barred = prefilled.prompt if self.refill.barred == "prompt" else prefilled.image
+            state.barred.index_fill_(0, at, False)
             state.barred[:, : prefilled.columns].index_copy_(0, at, barred)
         for (number, request), place in zip(requests, places, strict=True):
             self.rows[place] = _Row(number, self._reader(number, request), len(request.prompt.input_ids))

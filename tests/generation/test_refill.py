@@ -172,6 +172,22 @@ def test_other_latents_and_barred_sight_from_a_context_that_is_shared(
         same(found, expected)
 
 
+def test_what_was_barred_in_a_row_before_is_in_sight_again(
+    plain: Reasoner, decoding: Reasoner, prompts: list[EncodedSample]
+) -> None:
+    """A long prompt, and then a short one in the same row, whose answer stands where the long one was barred."""
+    settings = GenerationSettings(
+        40, forced={2: plain.special.latent_start}, forbidden=plain.stop_ids, keep_latents=True
+    )
+    short, *_, long = sorted(prompts, key=lambda prompt: len(prompt.input_ids))
+    assert len(long.input_ids) > len(short.input_ids) + 8
+    for prompt in (long, short):
+        expected, found = (
+            Generator(reasoner, settings, barred="prompt")([prompt]).answers for reasoner in (plain, decoding)
+        )
+        same(found, expected)
+
+
 def test_markers_stop_strings_and_streamed_text(
     plain: Reasoner, decoding: Reasoner, prompts: list[EncodedSample], answers: Any
 ) -> None:
