@@ -23,10 +23,11 @@ from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import UserError
-from ilvr_ds.evaluation.answers import Answer
 from ilvr_ds.evaluation.benchmarks import find_benchmark
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import Reasoner, load_reasoner
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.loading import Reasoner, load_reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.ingest.pack import pack_samples
 from ilvr_ds.pictures.selection import draw_latents
 
@@ -102,9 +103,8 @@ class Model:
             )
         prompts = [self._prompt(number, *pair)[1] for number, pair in enumerate(questions, start=1)]
         settings = GenerationSettings(max_new_tokens, temperature, top_p, seed, tuple(stop), keep_latents=True)
-        generator = Generator(self.reasoner, settings)
-        batches = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
-        answers = [answer for batch in batches for answer in generator(batch).answers]
+        found = dict(Generator(self.reasoner, settings).stream(prompts, batch_size))
+        answers = [found[number] for number in range(len(prompts))]
         return [
             Reply(answer.text, answer.steps, not answer.hit_limit, answer.latents, tuple(answer.tokens))
             for answer in answers

@@ -16,7 +16,7 @@ from ilvr_ds.cli import main
 from tests.ranks import ROOT
 
 if TYPE_CHECKING:
-    from ilvr_ds.evaluation.loading import Reasoner
+    from ilvr_ds.generation.loading import Reasoner
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 LATENT_QUESTION = "How many remain? A) 1 B) 2"
@@ -75,6 +75,6 @@ def latent_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def latent_reasoner(latent_model: Path) -> Reasoner:
     import torch
 
-    from ilvr_ds.evaluation.loading import load_reasoner
+    from ilvr_ds.generation.loading import load_reasoner
 
     return load_reasoner(str(latent_model), torch.device("cpu"), "fp32")

@@ -15,7 +15,8 @@ import ilvr_ds
 from ilvr_ds.data.sample import SampleError
 from ilvr_ds.demo.tiny import build_tiny_model
 from ilvr_ds.errors import UserError
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.settings import GenerationSettings
 from tests.data.packing import image_bytes
 from tests.evaluation.latent_model import LATENT_SIZE, build_latent_model
 from tests.golden_set import golden_set

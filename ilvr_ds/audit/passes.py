@@ -22,12 +22,13 @@ from ilvr_ds.audit.store import LatentStore
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.evaluation.ablation import latent_source
-from ilvr_ds.evaluation.answers import Answer
-from ilvr_ds.evaluation.context import Context
-from ilvr_ds.evaluation.generate import Barred, Generator, LatentSource, OwnStates
-from ilvr_ds.evaluation.latent_sources import FirstRepeated, Given, HalfOwn, whole_segments
 from ilvr_ds.evaluation.preparation import Prepared
 from ilvr_ds.evaluation.results import Line
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.context import Context
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.latent_sources import FirstRepeated, Given, HalfOwn, LatentSource, OwnStates, whole_segments
+from ilvr_ds.generation.row_modes import Barred
 
 
 @dataclass(frozen=True)

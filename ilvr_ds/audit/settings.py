@@ -9,8 +9,8 @@ import yaml
 
 from ilvr_ds.config import REQUIRED, Recipe, SelectionConfig, recipe_from_dict
 from ilvr_ds.errors import UserError, nearest
-from ilvr_ds.evaluation.generate import Barred
 from ilvr_ds.evaluation.preparation import EvaluationSettings
+from ilvr_ds.generation.row_modes import Barred
 from ilvr_ds.tracking.registry import read_origin
 
 TESTS = ("replacement", "donor", "inside", "barred")

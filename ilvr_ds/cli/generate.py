@@ -15,8 +15,8 @@ from ilvr_ds.cli.options import Commands, add_command, check_max_image_pixels
 from ilvr_ds.errors import UserError, counted
 
 if TYPE_CHECKING:
-    from ilvr_ds.evaluation.generate import GenerationSettings
-    from ilvr_ds.evaluation.loading import Reasoner
+    from ilvr_ds.generation.loading import Reasoner
+    from ilvr_ds.generation.settings import GenerationSettings
     from ilvr_ds.pictures.views import SampleView
 
 logger = logging.getLogger("ilvr_ds")
@@ -39,7 +39,7 @@ def add_generation(command: argparse.ArgumentParser) -> None:
 
 def generation_settings(options: argparse.Namespace) -> GenerationSettings:
     """What `add_generation` added. Raises UserError."""
-    from ilvr_ds.evaluation.generate import GenerationSettings
+    from ilvr_ds.generation.settings import GenerationSettings
 
     if options.max_new_tokens < 1 or options.temperature < 0 or not 0 < options.top_p <= 1:
         raise UserError("--max-new-tokens must be 1 or more, --temperature 0 or more, --top-p above 0 and at most 1")
@@ -103,7 +103,7 @@ def _check_together(options: argparse.Namespace) -> None:
 def load_chosen(options: argparse.Namespace) -> Reasoner:
     """The model of `add_generation` and `--tracking-uri`. Raises UserError."""
     from ilvr_ds import dist
-    from ilvr_ds.evaluation.loading import load_reasoner
+    from ilvr_ds.generation.loading import load_reasoner
     from ilvr_ds.tracking.registry import find_model
 
     model = find_model(options.model, options.tracking_uri)
@@ -113,8 +113,8 @@ def load_chosen(options: argparse.Namespace) -> Reasoner:
 def _answer(options: argparse.Namespace, settings: GenerationSettings) -> int:
     """One question, its answer shown as it comes."""
     from ilvr_ds.data.sample import SampleError
-    from ilvr_ds.evaluation.generate import Generator
     from ilvr_ds.evaluation.question import ask
+    from ilvr_ds.generation.generate import Generator
 
     sample = ask(options.question, options.image)
     reasoner = load_chosen(options)

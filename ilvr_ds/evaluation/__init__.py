@@ -1,1 +1,1 @@
-"""A trained model at work: generation with latents, scoring, ablation, cost, and export."""
+"""A trained model at work: scoring, ablation, cost, and export."""

@@ -11,10 +11,9 @@ from typing import Literal, get_args
 
 import torch
 
-from ilvr_ds.evaluation.answers import Answer
-from ilvr_ds.evaluation.generate import LatentSource
-from ilvr_ds.evaluation.latent_sources import Constant, Markers, Noise, OtherSample
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.latent_sources import Constant, LatentSource, Markers, Noise, OtherSample
+from ilvr_ds.generation.loading import Reasoner
 
 Condition = Literal["zeros", "noise", "other_sample", "pad_embedding", "markers"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TextIO
 
 from ilvr_ds import dist
 from ilvr_ds.evaluation.results import Line, Results, append
 from ilvr_ds.monitoring.stop_signal import StopSignal
 
 logger = logging.getLogger("ilvr_ds")
+LOGGED_EVERY = 100
+"""Samples between two lines of the log"""
 
 
 class Stopped(Exception):  # noqa: N818  no mistake: somebody wished it
@@ -51,6 +54,38 @@ def answer_batches(
                 break
             append(file, [line for line in lines if line["number"] not in done])
             logger.info("batch %d of %d", number, len(mine))
+    _end(results, numbers, what, signal)
+
+
+def answer_stream(
+    results: Results, numbers: list[int], answers: Callable[[list[int]], Iterator[Line]], what: str, signal: StopSignal
+) -> None:
+    """The same for samples that need no others beside them: `answers` makes lines of the numbers that it is given, in
+    any order, and each is written down as it comes.
+
+    A signal drops the answers in hand.
+    """
+    done = dist.decided_by_main(lambda: _done(results))
+    mine = [number for number in numbers[dist.rank() :: dist.world_size()] if number not in done]
+    logger.info("%s: %d samples, %d of them done", what, len(numbers), len(done))
+    with results.part(dist.rank()) as file:
+        _append_all(file, answers(mine), len(mine), signal)
+    _end(results, numbers, what, signal)
+
+
+def _append_all(file: TextIO, lines: Iterator[Line], count: int, signal: StopSignal) -> None:
+    for number in range(1, count + 1):
+        line = None if dist.is_told_to_stop() else signal.unless_asked(partial(next, lines))
+        if line is None:
+            dist.tell_all_to_stop()
+            break
+        append(file, [line])
+        if number % LOGGED_EVERY == 0:
+            logger.info("sample %d of %d", number, count)
+
+
+def _end(results: Results, numbers: list[int], what: str, signal: StopSignal) -> None:
+    """Wait for all ranks; raises Stopped where samples are left."""
     dist.barrier(partial(_pass_on, signal))
     kept = dist.decided_by_main(lambda: len(_done(results)))
     if kept < len(numbers):

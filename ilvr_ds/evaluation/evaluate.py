@@ -1,13 +1,14 @@
 """An evaluation: every sample answered, judged and written down, on all ranks, and again from where it was killed.
 
-The data set is cut into fixed batches; rank r answers batches r, r + world, ... A batch that was not finished is
-answered again as a whole, so that what a sample gets, also from the other samples of its batch, never depends on
-kills or on the number of ranks.
+With a decoder (on a GPU) rank r answers samples r, r + world, ..., each by itself: a row that has ended is given the
+next one. Without one, and where latents are ablated, the data set is cut into fixed batches, and rank r answers batches
+r, r + world, ... A batch that was not finished is answered again as a whole, so that what a sample gets, also from the
+other samples of its batch, never depends on kills or on the number of ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,21 @@ from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.ablation import CONDITIONS, latent_source
-from ilvr_ds.evaluation.answers import Answer
-from ilvr_ds.evaluation.batches import answer_batches
+from ilvr_ds.evaluation.ahead import ahead
+from ilvr_ds.evaluation.batches import answer_batches, answer_stream
 from ilvr_ds.evaluation.benchmarks import find_benchmark
 from ilvr_ds.evaluation.card import add_scores
 from ilvr_ds.evaluation.charts import draw_scores
-from ilvr_ds.evaluation.context import Context
 from ilvr_ds.evaluation.examples import example, marked_text
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.pixels import replay_cost
+from ilvr_ds.evaluation.pixels import Cost, replay_cost
 from ilvr_ds.evaluation.preparation import EvaluationSettings, Prepared, prepare
 from ilvr_ds.evaluation.report import left_out_lines, metrics_of, summarize
 from ilvr_ds.evaluation.results import Line, Results
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.context import Context
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.room import rows_that_fit
+from ilvr_ds.generation.settings import GenerationSettings, Speed
 from ilvr_ds.monitoring.stop_signal import StopSignal
 from ilvr_ds.tracking.registry import attach, read_origin
 from ilvr_ds.tracking.scores import log_scores
@@ -51,7 +55,10 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
     dist.decided_by_main(lambda: results.open(identity))
     with StopSignal() as signal:
         run = _Run(ready)
-        answer_batches(results, ready.numbers, settings.batch_size, run.answer, ready.reader.location, signal)
+        if ready.reasoner.decoder is None or settings.ablate_latents:
+            answer_batches(results, ready.numbers, settings.batch_size, run.answer, ready.reader.location, signal)
+        else:
+            answer_stream(results, ready.numbers, run.answers, ready.reader.location, signal)
         lines = dist.decided_by_main(lambda: _finish(ready, results, identity))
     dist.close()
     return lines
@@ -75,10 +82,46 @@ class _Run:
         if settings.ablate_latents:
             self._ablate(samples, prompts, own.answers, lines)
         for sample, answer, line in zip(samples, own.answers, lines, strict=True):
-            if self.compared < settings.compare_pixels and sample.helper_images and answer.segments:
-                line["cost"] = replay_cost(reasoner, sample, answer)
-                self.compared += 1
+            if self._is_compared(sample, answer):
+                line["cost"] = self._cost(sample, answer)
         return lines
+
+    def answers(self, numbers: list[int]) -> Iterator[Line]:
+        """The lines of samples as they are answered: a row that has ended is given the next one."""
+        asked: dict[int, tuple[int, Sample]] = {}
+        rows = self.ready.settings.batch_size
+
+        def prompts() -> Iterator[EncodedSample]:
+            for place, (number, sample, prompt) in enumerate(ahead(self.ready.asked, numbers, rows)):
+                asked[place] = number, sample
+                yield prompt
+
+        compared: list[tuple[Sample, Answer, Line]] = []
+        generator, before = Generator(self.ready.reasoner, self.ready.settings.generation), Speed()
+        for place, answer in generator.stream(prompts(), rows):
+            number, sample = asked.pop(place)
+            speed, before = generator.speed - before, generator.speed
+            line = self._line(number, sample, answer) | {"speed": speed.to_dict()}
+            if self._is_compared(sample, answer):
+                compared.append((sample, answer, line))
+            else:
+                yield line
+        for sample, answer, line in compared:  # the rows are free again
+            yield line | {"cost": self._cost(sample, answer)}
+
+    def _is_compared(self, sample: Sample, answer: Answer) -> bool:
+        wanted = self.ready.settings.compare_pixels > self.compared
+        is_one = bool(wanted and sample.helper_images and answer.segments)
+        self.compared += is_one
+        return is_one
+
+    def _cost(self, sample: Sample, answer: Answer) -> Cost:
+        """Also at the batch that fills a GPU; on a CPU at the evaluation's."""
+        reasoner, rows = self.ready.reasoner, self.ready.settings.batch_size
+        if reasoner.decoder is not None and reasoner.device.type == "cuda":
+            columns = len(self.ready.prompt(sample).input_ids) + len(answer.tokens)
+            rows = rows_that_fit(reasoner.decoder, columns)
+        return replay_cost(reasoner, sample, answer, rows)
 
     def _line(self, number: int, sample: Sample, answer: Answer) -> Line:
         return {

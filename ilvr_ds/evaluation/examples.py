@@ -8,10 +8,10 @@ from PIL import Image
 
 from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.sample import Sample
-from ilvr_ds.evaluation.answers import Answer
 from ilvr_ds.evaluation.benchmarks import Benchmark
-from ilvr_ds.evaluation.loading import Reasoner
 from ilvr_ds.evaluation.results import Line
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.loading import Reasoner
 
 HEIGHT = 224
 """Of the image in a row, in pixels."""

@@ -14,11 +14,11 @@ from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.benchmarks import Benchmark, find_benchmark
-from ilvr_ds.evaluation.generate import GenerationSettings
-from ilvr_ds.evaluation.loading import Reasoner, load_reasoner, speaking_of_the_option
 from ilvr_ds.evaluation.modes import AUTO, Mode, check_mode, choose_mode, instruction_of
 from ilvr_ds.evaluation.report import left_out_lines
 from ilvr_ds.evaluation.samples import Samples, open_samples
+from ilvr_ds.generation.loading import Reasoner, load_reasoner, speaking_of_the_option
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.tracking.registry import is_reference, resolve
 from ilvr_ds.tracking.scores import check_address
 
@@ -97,6 +97,11 @@ class Prepared:
         numbers = self.numbers[places.start : places.stop]
         samples = [self.reader.read(number) for number in numbers]
         return numbers, samples, [self.prompt(sample) for sample in samples]
+
+    def asked(self, number: int) -> tuple[int, Sample, EncodedSample]:
+        """Number, sample and prompt of one of the evaluated samples."""
+        sample = self.reader.read(number)
+        return number, sample, self.prompt(sample)
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when the work goes on."""

@@ -6,11 +6,18 @@ from typing import Any
 
 from ilvr_ds.evaluation.ablation import CONDITIONS
 from ilvr_ds.evaluation.benchmarks import Benchmark
-from ilvr_ds.evaluation.generate import Speed
 from ilvr_ds.evaluation.intervals import effect
 from ilvr_ds.evaluation.results import Line
 from ilvr_ds.evaluation.scoring import macro_mean, score_by_type
+from ilvr_ds.generation.settings import Speed
 from ilvr_ds.tracking.names import metric_name
+
+_WAYS = {
+    "latents": "with latents",
+    "pixels": "with its helper images given and read as pixels",
+    "drawn": "with its helper images drawn token by token (computed)",
+}
+"""Of pixels.py, as a person reads them"""
 
 
 def summarize(
@@ -61,13 +68,13 @@ def summarize(
         elif scores["without_donor"]:
             text.append(f"{scores['without_donor']} samples had no other sample's latents and kept their own")
     if costs := [line["cost"] for line in lines if "cost" in line]:
-        scores["cost"] = {
-            kind: {unit: sum(cost[kind][unit] for cost in costs) / len(costs) for unit in ("seconds", "tokens")}
-            for kind in ("latents", "pixels")
-        } | {"answers": len(costs)}
-        for kind in ("latents", "pixels"):
-            mean = scores["cost"][kind]
-            text.append(f"the same answer with {kind}: {mean['seconds']:.3f} s, {mean['tokens']:.1f} tokens")
+        scores["cost"] = _mean_cost(costs)
+        for way, words in _WAYS.items():
+            mean = scores["cost"][way]
+            text.append(
+                f"the same answer {words}: alone {mean['seconds']:.3f} s, each of {scores['cost']['rows']:.0f} "
+                f"{mean['seconds_in_batch']:.4f} s, {mean['tokens']:.1f} tokens"
+            )
     elif compares_pixels:
         text.append("cost against pixels: no answer has a latent segment and a helper image to stand for it")
     return scores, text
@@ -125,6 +132,17 @@ def _ablation_table(rule: str, own: float, effects: dict[str, Any]) -> list[str]
         low, high = part["interval_95"]
         table.append(f"  {name:<14} {part['accuracy']:>8.3f}   {part['difference']:>+10.3f} [{low:+.3f}, {high:+.3f}]")
     return table
+
+
+def _mean_cost(costs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of each way and unit; `rows` of a batch, and how many answers were compared."""
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    units = ("tokens", "seconds", "seconds_in_batch")
+    ways = {way: {unit: mean([cost[way][unit] for cost in costs]) for unit in units} for way in _WAYS}
+    return {**ways, "rows": mean([cost["rows"] for cost in costs]), "answers": len(costs)}
 
 
 def _speed(numbers: dict[str, float]) -> Speed:

@@ -1,6 +1,7 @@
-"""One queue in front of one model: requests that wait, and want the same sampling, are answered as one batch.
+"""One queue in front of one model: requests that wait, and want the same sampling, are answered together.
 
-A thread does all the decoding. While it is busy requests gather, so batches grow with the load by themselves.
+A thread does all the decoding. With a decoder (on a GPU) requests join as rows become free; without one they gather
+while a batch is answered, so that batches grow with the load by themselves.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import counted, first_line
-from ilvr_ds.evaluation.answers import Answer
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.serving.refusal import RefusedError
 
 logger = logging.getLogger("ilvr_ds")
@@ -119,33 +122,70 @@ class Batches:
         self._waiting = kept
 
     def _answer(self, batch: list[Job]) -> None:
-        """A batch that fails, for want of memory for example, is said to those who wait; the next is answered."""
-
-        def show(row: int, piece: str) -> None:
-            if send := batch[row].on_text:
-                send(piece)
-
-        def is_over(ended: bool) -> bool:
-            return ended or self._is_closing or all(job.is_abandoned for job in batch)
-
-        on_text = show if any(job.on_text for job in batch) else None
-        generator = Generator(self.reasoner, batch[0].settings, on_text=on_text, is_over=is_over)
+        """A batch, and with a decoder whoever joins it; a failure, for want of memory for example, is said to those who
+        wait, and the next batch is answered."""
+        answering = _Answering(self, batch)
         self.counts.batches += 1
         try:
-            generated = generator([job.prompt for job in batch])
+            answering.run()
         except Exception as error:
-            logger.exception("a batch of %s failed", counted(len(batch), "request"))
-            self.counts.failed += len(batch)
-            for job in batch:
+            logger.exception("a batch of %s failed", counted(len(answering.jobs), "request"))
+            self.counts.failed += len(answering.jobs)
+            for job in answering.jobs.values():
                 job.answer.set_exception(RefusedError(500, f"the batch failed: {first_line(error)}"))
-            return
-        logger.info("%s: %s", counted(len(batch), "request"), generated.summary())
-        self.counts.answered += len(batch)
-        for job, answer in zip(batch, generated.answers, strict=True):
-            if self._is_closing and answer.hit_limit:
-                job.answer.set_exception(_closing())
-            else:
-                job.answer.set_result(answer)
+
+    def _hand_out(self, job: Job, answer: Answer) -> None:
+        self.counts.answered += 1
+        if self._is_closing and answer.hit_limit:
+            job.answer.set_exception(_closing())
+        else:
+            job.answer.set_result(answer)
+
+    def _joining(self, settings: GenerationSettings, most: int) -> list[Job]:
+        """Those at the head of the queue that want the same sampling: nobody is overtaken by who came later."""
+        with self._changed:
+            if self._is_closing:
+                return []
+            self._forget_abandoned()
+            alike = list(takewhile(lambda job: job.settings == settings, self._waiting))[:most]
+            self._waiting = self._waiting[len(alike) :]
+            return _claimed(alike)
+
+
+class _Answering:
+    """Of jobs that want the same sampling, by one generator."""
+
+    def __init__(self, batches: Batches, batch: list[Job]) -> None:
+        self.batches, self.settings = batches, batch[0].settings
+        self.jobs: dict[int, Job] = {}
+        """Those that wait for their answer, by the number of the prompt"""
+        self._first = batch
+        self._count = 0
+
+    def run(self) -> None:
+        """Until all have been answered and nobody joins."""
+        batches = self.batches
+        can_join = batches.reasoner.decoder is not None
+        on_text = self._show if can_join or any(job.on_text for job in self._first) else None
+        generator = Generator(batches.reasoner, self.settings, on_text=on_text, is_over=self._is_over)
+        for number, answer in generator.queue(self._more, batches.batch_size):
+            batches._hand_out(self.jobs.pop(number), answer)
+        logger.info("%s: %s", counted(self._count, "request"), generator.speed.in_words())
+
+    def _more(self, most: int) -> list[EncodedSample]:
+        taken, self._first = self._first[:most], self._first[most:]
+        taken = taken or self.batches._joining(self.settings, most)
+        for job in taken:
+            self.jobs[self._count] = job
+            self._count += 1
+        return [job.prompt for job in taken]
+
+    def _show(self, number: int, piece: str) -> None:
+        if send := self.jobs[number].on_text:
+            send(piece)
+
+    def _is_over(self, ended: bool) -> bool:
+        return ended or self.batches._is_closing or all(job.is_abandoned for job in self.jobs.values())
 
 
 def _claimed(jobs: list[Job]) -> list[Job]:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from ilvr_ds.data.check import check_sample
 from ilvr_ds.data.sample import Sample, SampleError, Turn
-from ilvr_ds.evaluation.generate import Generated, GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.generate import Generated, Generator
+from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 
 
 class Chat:

@@ -26,8 +26,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from ilvr_ds.data.sample import SampleError
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import nearest
-from ilvr_ds.evaluation.answers import Answer
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.loading import Reasoner
 from ilvr_ds.serving.batches import Batches, Job
 from ilvr_ds.serving.limits import Limits
 from ilvr_ds.serving.messages import fetch_images, sample_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ilvr_ds.evaluation.generate import GenerationSettings
+from ilvr_ds.generation.settings import GenerationSettings
 
 
 @dataclass(frozen=True)

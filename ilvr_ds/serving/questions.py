@@ -1,18 +1,19 @@
-"""A file of questions, in any format that `pack` reads, answered in batches."""
+"""A file of questions, in any format that `pack` reads, answered many at a time."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ilvr_ds.data.sample import Sample, SampleError
+from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.examples import marked_text
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.generate import Generator, in_order
+from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.ingest.containers.opening import open_source
 from ilvr_ds.ingest.importers import Format, Importer, Rejected, check_request
 from ilvr_ds.whole_files import whole_file
@@ -55,19 +56,22 @@ def answers(
     reasoner: Reasoner, settings: GenerationSettings, questions: Questions, batch_size: int
 ) -> Iterator[dict[str, Any]]:
     """For each question, in order, its id and text, the response, and the response with its latent segments marked."""
-    generator = Generator(reasoner, settings)
-    samples = (sample for _, sample in questions)
-    while batch := list(islice(samples, batch_size)):
-        found = generator([reasoner.encoder.prompt(sample) for sample in batch]).answers
-        for sample, answer in zip(batch, found, strict=True):
-            yield {
-                "id": sample.id,
-                "question": sample.question,
-                "response": answer.text,
-                "marked": marked_text(reasoner, answer),
-                "steps": list(answer.steps),
-                "hit_limit": answer.hit_limit,
-            }
+    asked: list[tuple[str, str]] = []
+
+    def prompts() -> Iterator[EncodedSample]:
+        for _, sample in questions:
+            asked.append((sample.id, sample.question))
+            yield reasoner.encoder.prompt(sample)
+
+    for number, answer in in_order(Generator(reasoner, settings).stream(prompts(), batch_size)):
+        yield {
+            "id": asked[number][0],
+            "question": asked[number][1],
+            "response": answer.text,
+            "marked": marked_text(reasoner, answer),
+            "steps": list(answer.steps),
+            "hit_limit": answer.hit_limit,
+        }
 
 
 def json_line(line: dict[str, Any]) -> str:

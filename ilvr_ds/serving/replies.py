@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ilvr_ds.data.template import EncodedSample
-from ilvr_ds.evaluation.answers import Answer
+from ilvr_ds.generation.answers import Answer
 
 
 @dataclass(frozen=True)

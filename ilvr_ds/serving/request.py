@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ilvr_ds.errors import nearest
-from ilvr_ds.evaluation.generate import GenerationSettings
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.serving.limits import Limits
 from ilvr_ds.serving.refusal import RefusedError
 

@@ -21,10 +21,11 @@ from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.engine.networks import Networks
 from ilvr_ds.errors import UserError, counted
-from ilvr_ds.evaluation.answers import Answer
 from ilvr_ds.evaluation.benchmarks import Benchmark, find_benchmark
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.model.encoding import Encoding
 
 ROOM = 2

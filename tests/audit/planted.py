@@ -31,7 +31,7 @@ from ilvr_ds.data.sample import LatentStep, Sample, TextStep
 from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.data.window import ImageBatch
 from ilvr_ds.demo.tiny import build_tiny_model
-from ilvr_ds.evaluation.loading import Reasoner, load_reasoner
+from ilvr_ds.generation.loading import Reasoner, load_reasoner
 
 COLOURS = ((220, 20, 20), (20, 180, 20), (20, 20, 220), (230, 220, 30))
 LETTERS = "ABCD"

@@ -15,6 +15,8 @@ PROGRAMS = {
     "step": ["--cpu", "--cases", "comt,mixed+features", "--steps", "1", "--repeats", "1", "--workers", "1",
              "--micro-batch", "2", "--accum", "1", "--samples", "8"],
     "stage2": ["--geometry", "tiny", "--layers", "1", "--tokens", "120", "--micro-batches", "1", "--repeats", "1"],
+    "decode": ["--geometry", "tiny", "--side", "84", "--prompt", "60", "--context", "80", "--rows", "1", "4",
+               "--plain-rows", "1", "2", "--samples", "8", "--new", "12", "24", "--profile"],
     "compiled_layers": ["--geometry", "tiny", "--layers", "1", "--tokens", "1024", "--repeats", "1"],
     "load_memory": ["--ranks", "1"],
     "looking_cost": [],

@@ -16,8 +16,9 @@ from transformers import AutoModelForImageTextToText
 from ilvr_ds.cli import main
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.tokens import load_tokenizer
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import load_reasoner
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.loading import load_reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.serving.limits import Limits
 from ilvr_ds.serving.server import own_names
 from tests.conftest import RECIPE

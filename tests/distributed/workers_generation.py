@@ -9,8 +9,8 @@ import torch
 
 from ilvr_ds import dist
 from ilvr_ds.evaluation.benchmarks import find_benchmark
-from ilvr_ds.evaluation.generate import GenerationSettings
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.training.free_answers import FreeAnswers, Question
 from tests.golden_set import GoldenSet, golden_set
 from tests.runs import SmallRun, golden_recipe

@@ -10,8 +10,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.demo.tiny import build_tiny_model
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import load_reasoner
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.loading import load_reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from tests.data.packing import image_bytes
 
 LATENT_SIZE = 3

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from ilvr_ds.evaluation.ablation import CONDITIONS, latent_source
-from ilvr_ds.evaluation.context import Context
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator, Place
-from ilvr_ds.evaluation.latent_sources import OtherSample
+from ilvr_ds.generation.context import Context
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.latent_sources import OtherSample
+from ilvr_ds.generation.row_modes import Place
+from ilvr_ds.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
-    from ilvr_ds.evaluation.loading import Reasoner
+    from ilvr_ds.generation.loading import Reasoner
     from tests.golden_set import GoldenSet
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.evaluation import evaluate as module
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import load_reasoner
+from ilvr_ds.evaluation import preparation
 from ilvr_ds.evaluation.preparation import default_output
+from ilvr_ds.generation.decoder import Decoder
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.loading import load_reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.model.vision import VisionTower
 from tests.ranks import ROOT, free_port, rank_environment
 
@@ -146,6 +150,45 @@ def test_a_signal_drops_the_batch_in_hand_and_keeps_the_rest(
     monkeypatch.setattr(module._Run, "answer", answer)
     assert main(arguments(model, demo_folder, stopped)) == 0
     assert lines_of(stopped) == lines_of(whole)
+
+
+@pytest.fixture
+def with_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, but without graphs."""
+    load = preparation.load_reasoner
+
+    def loading(*arguments: Any) -> Any:
+        reasoner = load(*arguments)
+        return replace(reasoner, decoder=Decoder(reasoner))
+
+    monkeypatch.setattr(preparation, "load_reasoner", loading)
+
+
+def test_refilled_rows_answer_what_batches_answer_and_stop_at_a_signal(
+    model: Path, demo_folder: Path, tmp_path: Path, request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Catches an answer that is another sample's, one that is lost or answered twice, and tokens that nobody counts."""
+    batches, rows = tmp_path / "batches", tmp_path / "rows"
+    assert main(arguments(model, demo_folder, batches)) == 0
+    request.getfixturevalue("with_decoder")
+    line_of, seen = module._Run._line, []
+
+    def hearing(self: Any, number: int, *rest: Any) -> Any:
+        seen.append(number)
+        if len(seen) == 4:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+        return line_of(self, number, *rest)
+
+    monkeypatch.setattr(module._Run, "_line", hearing)
+    assert main(arguments(model, demo_folder, rows, "--stop-exit-code", "85")) == 85
+    assert "3 of 16 samples" in capsys.readouterr().err
+    assert main(arguments(model, demo_folder, rows)) == 0
+    assert lines_of(rows) == lines_of(batches)
+    assert sorted(seen) == sorted([*range(16), seen[3]]), "the answer in hand is dropped, and no other"
+    tokens = [scores_of(folder)["speed"]["decode_tokens"] for folder in (batches, rows)]
+    assert tokens[1] == pytest.approx(tokens[0], abs=24 * 5), "what was not written down is not counted"
 
 
 def test_an_evaluation_goes_on_inside_a_batch(model: Path, demo_folder: Path, tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from PIL import Image
 
 from ilvr_ds.data.sample import Sample
-from ilvr_ds.evaluation.answers import Answer
 from ilvr_ds.evaluation.charts import draw_scores
 from ilvr_ds.evaluation.examples import HEIGHT, marked_text, side_by_side
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.loading import Reasoner
 from ilvr_ds.tracking.registry import read_origin, write_origin
 
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.cli import main
 from ilvr_ds.errors import UserError
-from ilvr_ds.evaluation.loading import load_reasoner
+from ilvr_ds.generation.loading import load_reasoner
 from ilvr_ds.model.layers import four_bit
 from ilvr_ds.model.layers.four_bit import pack_layers, weight_of
 from tests.evaluation.exporting import abandoned, export_base

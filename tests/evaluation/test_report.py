@@ -8,8 +8,8 @@ import pytest
 
 from ilvr_ds.evaluation.ablation import CONDITIONS
 from ilvr_ds.evaluation.benchmarks import find_benchmark
-from ilvr_ds.evaluation.generate import Speed
 from ilvr_ds.evaluation.report import metrics_of, summarize
+from ilvr_ds.generation.settings import Speed
 from ilvr_ds.tracking.names import metric_name
 
 
@@ -39,7 +39,9 @@ def line(number: int, segments: int, ablated: bool, cost: bool) -> dict[str, Any
     if ablated:
         made["ablation"] = {name: {"verdicts": verdicts, "has_donor": segments > 0} for name in CONDITIONS}
     if cost:
-        made["cost"] = {kind: {"seconds": 2.0, "tokens": 7} for kind in ("latents", "pixels")}
+        ways = ("latents", "pixels", "drawn")
+        one = {"seconds": 2.0, "seconds_in_batch": 0.5, "tokens": 7 + number}
+        made["cost"] = {**dict.fromkeys(ways, one), "rows": 64}
     return made
 
 
@@ -60,4 +62,11 @@ def test_a_comparison_with_nothing_to_compare_says_so(asked: bool, cost: bool, s
     _, text = summarize([line(0, 0, False, cost)], find_benchmark("exact-match"), asked)
     none = "cost against pixels: no answer has a latent segment and a helper image to stand for it"
     assert text.count(none) == said
-    assert sum(row.startswith("the same answer with ") for row in text) == (2 if cost else 0)
+    assert sum(row.startswith("the same answer with ") for row in text) == (3 if cost else 0)
+
+
+def test_costs_are_means_by_way() -> None:
+    scores, text = summarize([line(n, 1, False, True) for n in range(2)], find_benchmark("exact-match"), True)
+    assert scores["cost"]["drawn"] == {"tokens": 7.5, "seconds": 2.0, "seconds_in_batch": 0.5}
+    assert (scores["cost"]["rows"], scores["cost"]["answers"]) == (64, 2)
+    assert "the same answer with latents: alone 2.000 s, each of 64 0.5000 s, 7.5 tokens" in text

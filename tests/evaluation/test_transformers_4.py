@@ -14,8 +14,8 @@ from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.demo.tiny import build_tiny_model
-from ilvr_ds.evaluation.context import Context
-from ilvr_ds.evaluation.loading import load_reasoner
+from ilvr_ds.generation.context import Context
+from ilvr_ds.generation.loading import load_reasoner
 from ilvr_ds.model.injection import write_images
 from tests.data.packing import image_bytes
 from tests.evaluation.exporting import export_base

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ilvr_ds.evaluation.generate import GenerationSettings
+from ilvr_ds.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
-    from ilvr_ds.evaluation.loading import Reasoner
+    from ilvr_ds.generation.loading import Reasoner
 
 
 def that_speak(reasoner: Reasoner, settings: GenerationSettings) -> GenerationSettings:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import EncodedSample
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.decoder import Decoder
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.serving.batches import Batches, Job
 from ilvr_ds.serving.refusal import RefusedError
 from tests.serving.jobs import that_speak, until
@@ -44,6 +47,26 @@ def test_what_waits_and_is_alike_is_answered_together_in_order(
         [expected] = Generator(latent_reasoner, job.settings)([job.prompt]).answers
         assert job.answer.result(WAIT_S) == expected
     assert (batches.counts.batches, batches.counts.answered) == (3, 4)
+
+
+def test_with_a_decoder_requests_join_as_rows_become_free(
+    prompts: list[EncodedSample], latent_reasoner: Reasoner
+) -> None:
+    """Three join two that are being answered, in one batch, and nobody is overtaken by who came later: one with another
+    sampling, then one that would fit. Catches answers and pieces of text that go to others."""
+    batches = Batches(replace(latent_reasoner, decoder=Decoder(latent_reasoner)), batch_size=2, most_waiting=9)
+    speaking, other = that_speak(latent_reasoner, GenerationSettings(max_new_tokens=12)), GenerationSettings(3)
+    pieces: dict[int, list[str]] = {n: [] for n in range(7)}
+    jobs = [Job(prompts[n % 3], other if n == 5 else speaking, pieces[n].append) for n in range(7)]
+    for job in jobs:
+        batches.submit(job)
+    batches.start()
+    for number, job in enumerate(jobs):
+        [expected] = Generator(latent_reasoner, job.settings)([job.prompt]).answers
+        assert job.answer.result(WAIT_S) == expected
+        assert "".join(pieces[number]) == expected.text.rstrip("\ufffd")
+    batches.close()
+    assert (batches.counts.batches, batches.counts.answered) == (3, 7)
 
 
 def test_a_full_queue_refuses_and_forgets_whom_nobody_waits_for(batches: Batches, prompts: list[EncodedSample]) -> None:

@@ -4,8 +4,8 @@ import pytest
 
 from ilvr_ds.data.sample import Sample, SampleError, Turn
 from ilvr_ds.data.template import EncodedSample, SampleEncoder
-from ilvr_ds.evaluation.generate import GenerationSettings
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.serving.chat import Chat
 from tests.data.packing import image_bytes
 

@@ -17,8 +17,9 @@ import pytest
 import requests
 
 from ilvr_ds.data.sample import Sample, Turn
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.serving.batches import Job
 from ilvr_ds.serving.limits import Limits
 from ilvr_ds.serving.server import address_of, listen, own_names

@@ -13,7 +13,7 @@ import requests
 from ilvr_ds.cli import main
 from ilvr_ds.cli.serve import name_of
 from ilvr_ds.errors import UserError
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.loading import Reasoner
 from ilvr_ds.serving import server
 from ilvr_ds.serving.limits import Limits
 

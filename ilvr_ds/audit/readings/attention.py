@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ilvr_ds.data.template import EncodedSample
-from ilvr_ds.evaluation.answers import Answer
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.loading import Reasoner
 from ilvr_ds.model.injection import last_hidden, write_images
 
 NAME = "ilvr_ds_shares"

@@ -22,10 +22,10 @@ from torch import Tensor
 from ilvr_ds.data.answer_place import find_answer
 from ilvr_ds.data.sample import LatentStep, Sample, TextStep
 from ilvr_ds.data.template import EncodedSample
-from ilvr_ds.evaluation.answers import Answer
-from ilvr_ds.evaluation.generate import LatentSource, Place
-from ilvr_ds.evaluation.latent_sources import whole_segments
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.latent_sources import LatentSource, whole_segments
+from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.row_modes import Place
 from ilvr_ds.model.injection import last_hidden, write_images
 
 

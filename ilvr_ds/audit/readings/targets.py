@@ -22,7 +22,7 @@ from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.distill.pool import find_pool
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.distill.selection import select_targets
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.loading import Reasoner
 from ilvr_ds.model.student import vision_layout
 from ilvr_ds.ops.reference import pool_candidates
 

@@ -17,9 +17,9 @@ from ilvr_ds.audit.report.views import segment_view
 from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import EncodedSample
-from ilvr_ds.evaluation.answers import Answer
 from ilvr_ds.evaluation.examples import texts_around_latents
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.loading import Reasoner
 from ilvr_ds.pictures.views import SampleView, pixels_of
 
 

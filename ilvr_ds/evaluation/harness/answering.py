@@ -12,9 +12,10 @@ from ilvr_ds import dist
 from ilvr_ds.base_model import model_on_host
 from ilvr_ds.data.check import check_sample
 from ilvr_ds.data.sample import IMAGE_MARKER, Sample
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import Reasoner, load_reasoner
 from ilvr_ds.evaluation.scoring import extract_answer
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.loading import Reasoner, load_reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 
 Part = str | bytes | Image.Image
 """Of a chat turn: words, or a picture, encoded or not."""

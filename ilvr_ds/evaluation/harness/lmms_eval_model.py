@@ -10,8 +10,8 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
-from ilvr_ds.evaluation.generate import GenerationSettings
 from ilvr_ds.evaluation.harness.answering import Answerer, HarnessSettings, Part
+from ilvr_ds.generation.settings import GenerationSettings
 
 _BLANK_LINE = "\n\n"
 """lmms-eval's own stop text, which would end a rationale at its first paragraph; its Qwen models drop it too."""

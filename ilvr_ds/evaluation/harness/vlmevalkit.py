@@ -17,8 +17,8 @@ import vlmeval.vlm
 from vlmeval.smp import get_logger
 from vlmeval.vlm.base import BaseModel
 
-from ilvr_ds.evaluation.generate import GenerationSettings
 from ilvr_ds.evaluation.harness.answering import Answerer, HarnessSettings, Part
+from ilvr_ds.generation.settings import GenerationSettings
 
 NAME = "ILVR"
 """What `"class"` says in VLMEvalKit's configuration."""

@@ -8,10 +8,11 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import eager_attention_f
 
 from ilvr_ds.audit.readings import attention
 from ilvr_ds.audit.readings.attention import attention_shares
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
-    from ilvr_ds.evaluation.loading import Reasoner
+    from ilvr_ds.generation.loading import Reasoner
     from tests.golden_set import GoldenSet
 
 

@@ -7,13 +7,14 @@ import torch
 
 from ilvr_ds.audit.readings.probability import AnswerProbability, last_words
 from ilvr_ds.evaluation.ablation import latent_source
-from ilvr_ds.evaluation.context import Context
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.latent_sources import FirstRepeated, Given, HalfOwn
+from ilvr_ds.generation.context import Context
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.latent_sources import FirstRepeated, Given, HalfOwn
+from ilvr_ds.generation.settings import GenerationSettings
 
 if TYPE_CHECKING:
-    from ilvr_ds.evaluation.answers import Answer
-    from ilvr_ds.evaluation.loading import Reasoner
+    from ilvr_ds.generation.answers import Answer
+    from ilvr_ds.generation.loading import Reasoner
     from tests.golden_set import GoldenSet
 
 

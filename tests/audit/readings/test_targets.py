@@ -10,7 +10,7 @@ from ilvr_ds.audit.readings.targets import Chosen, TargetChooser, targets_alone
 from ilvr_ds.config import SelectionConfig
 
 if TYPE_CHECKING:
-    from ilvr_ds.evaluation.loading import Reasoner
+    from ilvr_ds.generation.loading import Reasoner
     from tests.golden_set import GoldenSet
 
 

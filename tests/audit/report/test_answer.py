@@ -8,8 +8,8 @@ from PIL import Image
 
 from ilvr_ds.audit.report.answer import answer_view
 from ilvr_ds.data.sample import Sample
-from ilvr_ds.evaluation.answers import Answer
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.loading import Reasoner
 
 
 def noise(width: int, height: int) -> bytes:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.sample import SampleError
-from ilvr_ds.evaluation.generate import GenerationSettings
 from ilvr_ds.evaluation.harness.answering import Answerer, HarnessSettings, question
+from ilvr_ds.generation.settings import GenerationSettings
 from tests.data.packing import image_bytes
 from tests.evaluation.latent_model import LATENT_SIZE, build_latent_model
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ilvr_ds.evaluation.generate import GenerationSettings
 from ilvr_ds.evaluation.harness import answering
 from ilvr_ds.evaluation.harness.answering import HarnessSettings, Part, Reply
+from ilvr_ds.generation.settings import GenerationSettings
 
 
 @dataclass

@@ -27,8 +27,9 @@ from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.data.window import MicroBatch, Window
 from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.errors import UserError
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.loading import load_reasoner
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.loading import load_reasoner
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.model.injection import last_hidden, write_images
 from ilvr_ds.model.layers.attention import use_packed_attention
 from ilvr_ds.model.student import detach_tower, load_config, load_student, vision_layout

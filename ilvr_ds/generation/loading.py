@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,9 +25,11 @@ from ilvr_ds.data.template import EncodedSample, SampleEncoder
 from ilvr_ds.data.tokens import SpecialTokens, load_tokenizer
 from ilvr_ds.data.window import Window
 from ilvr_ds.errors import UserError, first_line
+from ilvr_ds.generation.decoder import Decoder
 from ilvr_ds.model.base_weights import check_weights
 from ilvr_ds.model.families import Family, family_of
 from ilvr_ds.model.layers.attention import attention_backend, use_varlen_attention
+from ilvr_ds.model.layers.fused import use_fused_kernels
 from ilvr_ds.model.student import DTYPES, detach_tower, load_config, vision_layout
 from ilvr_ds.model.vision import VisionTower
 
@@ -47,16 +49,18 @@ class Reasoner:
     stop_ids: tuple[int, ...]
     """Tokens that end an answer."""
     device: torch.device
+    decoder: Decoder | None = None
+    """What decodes at the limit of memory; None: the plain loop does, on a CPU and where weights move"""
 
     @property
     def special(self) -> SpecialTokens:
         """Ids of the special tokens."""
         return self.encoder.special
 
-    def collate(self, prompts: list[EncodedSample]) -> Window:
-        """The prompts as one micro-batch, padded on the left, on the device."""
+    def collate(self, prompts: list[EncodedSample], padded: Literal["left", "right"] = "left") -> Window:
+        """The prompts as one micro-batch, padded on that side, on the device."""
         layout = vision_layout(self.model.config)
-        collator = Collator(self.special, layout, max(1, self.latent_size), 1, "left")
+        collator = Collator(self.special, layout, max(1, self.latent_size), 1, padded)
         return collator(prompts, np.arange(len(prompts)), [len(prompts)]).to(self.device)
 
     def now(self) -> float:
@@ -100,14 +104,18 @@ def load_reasoner(
         raise UserError(f"--model: '{path}' has {rows} embedding rows for {len(tokenizer)} tokens; export it again")
     tower = detach_tower(model, lambda parameters: nullcontext())
     use_varlen_attention(tower, device, dtype)
-    return Reasoner(
-        model=model.to(device).eval(),
+    model = model.to(device).eval()
+    use_fused_kernels(model.model.language_model, "auto", device, dtype)
+    use_fused_kernels(tower, "auto", device, dtype)
+    reasoner = Reasoner(
+        model=model,
         tower=VisionTower(tower, images.mean, images.std).to(device),
         encoder=SampleEncoder(tokenizer, special, images, size, MAX_PROMPT_TOKENS),
         latent_size=size,
         stop_ids=_stop_ids(model, tokenizer, special),
         device=device,
     )
+    return replace(reasoner, decoder=Decoder(reasoner)) if device.type == "cuda" else reasoner
 
 
 def _latent_size(path: str, wanted: int | None, config: Any, special: SpecialTokens) -> int:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 
-def choose_tokens(logits: Tensor, temperature: float, top_p: float, uniform: Tensor | None) -> Tensor:
-    """Tokens [B] for logits [B, V]: greedy at temperature 0, else by inverting the distribution at `uniform` [B].
+def choose_tokens(logits: Tensor, temperature: float | Tensor, top_p: float | Tensor, uniform: Tensor | None) -> Tensor:
+    """Tokens [B] for logits [B, V]: greedy without `uniform` [B], else by inverting the distribution there.
 
-    top_p: tokens are drawn from the smallest set of likeliest ones whose probability reaches it.
+    top_p: tokens are drawn from the smallest set of likeliest ones whose probability reaches it. Both numbers may stand
+    on the device.
     """
-    if temperature == 0 or uniform is None:
+    if uniform is None:
         return logits.argmax(-1)
     probabilities, tokens = (logits.float() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
     before = probabilities.cumsum(-1) - probabilities

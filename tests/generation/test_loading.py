@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.errors import UserError
-from ilvr_ds.evaluation.loading import load_reasoner
+from ilvr_ds.generation.loading import load_reasoner
 from tests.evaluation.released import old_layout
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.data.window import TokenBatch, Window
-from ilvr_ds.evaluation.loading import Reasoner
+from ilvr_ds.generation.loading import Reasoner
 from ilvr_ds.model.families import family_of
 from ilvr_ds.model.injection import added_rows, last_hidden, write_images
 
@@ -71,7 +71,7 @@ class Context:
         return cast(Tensor, output.last_hidden_state)[:, -1]
 
     def read(self, more: Window) -> Tensor:
-        """Read several tokens at once, with their image, after an unpadded single row; the last hidden state [1, D]."""
+        """Read several tokens at once, with their image, after rows of one length; the last hidden state [B, D]."""
         tokens = more.micro_batches[0].tokens
         features = self.reasoner.tower(more.images[0])
         embeddings = write_images(self.embed(tokens.input_ids), tokens, features)

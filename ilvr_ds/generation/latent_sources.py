@@ -7,13 +7,36 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ilvr_ds.evaluation.answers import Answer
-from ilvr_ds.evaluation.generate import Place
+from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.row_modes import Place
 from ilvr_ds.ops.noise import gaussian_noise
+
+
+class LatentSource(Protocol):
+    """What is fed back in a segment; below are others than the model's own states."""
+
+    def steps(self, latent_size: int) -> int:
+        """Latent steps of a segment."""
+
+    def __call__(self, hidden: Tensor, place: Place) -> Tensor:
+        """The latents [B, D] of rows whose last hidden states are `hidden` [B, D]; others' rows are not used."""
+
+
+class OwnStates:
+    """The model's own last hidden states."""
+
+    def steps(self, latent_size: int) -> int:
+        """All of them."""
+        return latent_size
+
+    def __call__(self, hidden: Tensor, place: Place) -> Tensor:
+        """As they are."""
+        return hidden
 
 
 class _Full:
@@ -35,16 +58,12 @@ class Constant(_Full):
         return self.row.to(hidden).expand_as(hidden)
 
 
-class Markers:
+class Markers(OwnStates):
     """No latent step at all: latent_end follows latent_start at once."""
 
     def steps(self, latent_size: int) -> int:
         """None."""
         return 0
-
-    def __call__(self, hidden: Tensor, place: Place) -> Tensor:
-        """Never used."""
-        return hidden
 
 
 class Noise(_Full):
@@ -63,16 +82,12 @@ class Noise(_Full):
         return latents
 
 
-class HalfOwn:
+class HalfOwn(OwnStates):
     """The model's own states for half of the slots of each segment."""
 
     def steps(self, latent_size: int) -> int:
         """The smaller half, at least one."""
         return max(1, latent_size // 2)
-
-    def __call__(self, hidden: Tensor, place: Place) -> Tensor:
-        """As they are."""
-        return hidden
 
 
 class FirstRepeated(_Full):

@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from ilvr_ds.data.sample import IMAGE_MARKER
-from ilvr_ds.evaluation import generate
-from ilvr_ds.evaluation.context import Context
-from ilvr_ds.evaluation.generate import GenerationSettings, Generator
-from ilvr_ds.evaluation.latent_sources import Constant, Markers
+from ilvr_ds.generation import generate
+from ilvr_ds.generation.context import Context
+from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.latent_sources import Constant, Markers
+from ilvr_ds.generation.row_modes import Barred
+from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.model.injection import write_images
 from tests.golden_set import DEFAULT
 
 if TYPE_CHECKING:
     from ilvr_ds.data.template import EncodedSample
-    from ilvr_ds.evaluation.answers import Answer
-    from ilvr_ds.evaluation.loading import Reasoner
+    from ilvr_ds.generation.answers import Answer
+    from ilvr_ds.generation.loading import Reasoner
     from tests.golden_set import GoldenSet
 
 
@@ -183,8 +185,8 @@ def test_looking_rarely_changes_nothing(
 
     def rarely(self: Any) -> list[bool]:
         calls.append(1)
-        if len(calls) % 7 and sum(map(len, self._tokens)) + len(self._unread) < 50:
-            return [False] * len(self.ids)
+        if len(calls) % 7 and sum(len(row.tokens) for row in self.rows) + len(self._unread) < 50:
+            return [False] * len(self.rows)
         return look(self)
 
     monkeypatch.setattr(generate.AnswerReader, "look", rarely)
@@ -240,7 +242,7 @@ def test_speeds_count_real_tokens(reasoner: Reasoner, prompts: list[EncodedSampl
 @torch.inference_mode()
 @pytest.mark.parametrize("barred", ["image", "prompt", "image_for_words"])
 def test_what_is_barred_is_as_a_mask_of_the_whole_sequence(
-    reasoner: Reasoner, prompts: list[EncodedSample], barred: generate.Barred
+    reasoner: Reasoner, prompts: list[EncodedSample], barred: Barred
 ) -> None:
     """Catches rows that share a mask, columns shifted by padding, and a bar that begins too early or too late."""
     special = reasoner.special
