@@ -27,7 +27,6 @@ from ilvr_ds.generation.decode_layers import (
     attend_by_mask,
     can_attend_by_length,
 )
-from ilvr_ds.generation.matvec import product
 from ilvr_ds.generation.row_modes import Barred, RowModes
 from ilvr_ds.generation.row_state import RowState
 from ilvr_ds.generation.sampling import choose_tokens
@@ -222,7 +221,7 @@ class _Step:
 
     def _draw(self) -> Tensor:
         state, program = self.state, self.program
-        logits = product(state.hidden, self.decoder.head.weight, None)
+        logits = self.decoder.head(state.hidden)
         if program.never:
             logits = logits.index_fill_(-1, self.never, -torch.inf)
         if program.is_sampled:
