@@ -42,9 +42,9 @@ def write_best(folder: Path, best: dict[str, Any]) -> None:
 
 
 def name_again(folder: Path, best: dict[str, Any]) -> None:
-    """Name a best checkpoint that is still there where none is named (main rank only): the run went back to it, or
-    behind it. Raises UserError."""
-    if read_best(folder) is None and (folder / checkpoint_name(best["step"]) / STATE_FILE).is_file():
+    """Name a best checkpoint that is there and not named (main rank only): the run went back to it or behind it, or was
+    killed before it named it. Raises UserError."""
+    if read_best(folder) != best and (folder / checkpoint_name(best["step"]) / STATE_FILE).is_file():
         try:
             write_best(folder, best)
         except OSError as error:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ilvr_ds.data.template import EncodedSample
+from ilvr_ds.errors import counted
 from ilvr_ds.generation.answers import Answer, AnswerReader, RowReader
 from ilvr_ds.generation.context import Context
 from ilvr_ds.generation.decoder import Decoder
@@ -27,7 +28,7 @@ from ilvr_ds.generation.latent_sources import LatentSource, OwnStates
 from ilvr_ds.generation.loading import Reasoner
 from ilvr_ds.generation.prefill import read_already
 from ilvr_ds.generation.refill import Refill, Request
-from ilvr_ds.generation.row_modes import Barred, RowModes
+from ilvr_ds.generation.row_modes import Barred, RowModes, never_drawn
 from ilvr_ds.generation.row_state import LOOK_EVERY
 from ilvr_ds.generation.sampling import choose_tokens, uniform_numbers
 from ilvr_ds.generation.settings import GenerationSettings, Speed
@@ -44,14 +45,10 @@ class Generated(NamedTuple):
 
     def summary(self) -> str:
         """What happened, in a line."""
-        steps = [str(count) for answer in self.answers for count in answer.steps]
-        ran = f"{len(steps)} latent segments ({', '.join(steps)} steps)" if steps else "no latent segment"
-        limit = ", at the token limit" if any(answer.hit_limit for answer in self.answers) else ""
-        rates = self.speed.to_dict()
-        return (
-            f"{ran}; {self.speed.decode_tokens} tokens{limit}; "
-            f"prefill {rates['prefill_tokens_per_s']:.0f}, decode {rates['decode_tokens_per_s']:.1f} tokens a second"
-        )
+        steps = [count for answer in self.answers for count in answer.steps]
+        ran = f"{counted(len(steps), 'latent segment')} ({', '.join(map(str, steps))} steps)" if steps else "no latents"
+        limit = "; at the token limit" if any(answer.hit_limit for answer in self.answers) else ""
+        return f"{ran}; {self.speed.in_words()}{limit}"
 
 
 def in_order(answers: Iterable[tuple[int, Answer]]) -> Iterator[tuple[int, Answer]]:
@@ -68,8 +65,9 @@ def in_order(answers: Iterable[tuple[int, Answer]]) -> Iterator[tuple[int, Answe
 class Generator:
     """Answers batches of prompts.
 
-    on_text(row, piece) gets the text of each row as it comes, which makes the loop look at every token. barred: what
-    later tokens cannot see. is_over says, where ranks must stay in step, whether all have ended when this one has.
+    on_text(row, piece) gets the text of each row as it comes, which makes the loop look at every token, and a decoder
+    every few. barred: what later tokens cannot see. is_over says, where ranks must stay in step, whether all have ended
+    when this one has.
     """
 
     def __init__(
@@ -89,9 +87,8 @@ class Generator:
         self.barred = barred
         self.speed = Speed()
         """Of all that `stream` has answered so far"""
-        latent = [reasoner.special.latent_pad, reasoner.special.latent_end] if reasoner.special.has_latents else []
-        never = [*latent, *settings.forbidden]
-        self.never = torch.tensor(sorted(set(never)), dtype=torch.int64, device=reasoner.device)
+        never = never_drawn(reasoner.special, settings.forbidden)
+        self.never = torch.tensor(never, dtype=torch.int64, device=reasoner.device)
 
     @torch.inference_mode()
     def __call__(self, prompts: list[EncodedSample], shared: Context | None = None) -> Generated:

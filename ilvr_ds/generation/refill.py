@@ -20,7 +20,7 @@ from ilvr_ds.generation.answers import Answer, RowReader
 from ilvr_ds.generation.decoder import Decoder, Program
 from ilvr_ds.generation.latent_sources import LatentSource, OwnStates
 from ilvr_ds.generation.prefill import Prefilled, in_passes, read_prompts
-from ilvr_ds.generation.row_modes import Barred
+from ilvr_ds.generation.row_modes import Barred, never_drawn
 from ilvr_ds.generation.row_state import LOOK_EVERY
 from ilvr_ds.generation.sampling import uniform_numbers
 from ilvr_ds.generation.settings import GenerationSettings, Speed
@@ -96,11 +96,10 @@ class Refill:
     @property
     def program(self) -> Program:
         """What the steps are."""
-        special, settings = self.decoder.reasoner.special, self.settings
-        latent = (special.latent_pad, special.latent_end) if special.has_latents else ()
+        settings = self.settings
         return Program(
             is_sampled=settings.temperature > 0,
-            never=tuple(sorted({*latent, *settings.forbidden})),
+            never=never_drawn(self.decoder.reasoner.special, settings.forbidden),
             forced=tuple(sorted(settings.forced.items())),
             barred=self.barred,
         )

@@ -22,6 +22,12 @@ after a row's first segment; image_for_words: the images, for all words after th
 still see them. What was read before stays: its states may have carried away what they saw."""
 
 
+def never_drawn(special: SpecialTokens, forbidden: tuple[int, ...]) -> tuple[int, ...]:
+    """Tokens that no row draws: those of latents, which come by themselves inside a segment, and `forbidden`."""
+    latent = (special.latent_pad, special.latent_end) if special.has_latents else ()
+    return tuple(sorted({*latent, *forbidden}))
+
+
 class Place(NamedTuple):
     """Where each row stands: number of its current segment and of its latent step, both [B] int64 from 0."""
 

@@ -258,9 +258,6 @@ class Trainer:
     def _restore(self) -> None:
         if self.parts.checkpoint is not None:
             self.done = self.saver.step = restore(self.parts, self.parts.checkpoint)
-            best = self.parts.best.found
-            if best is not None and best["step"] == self.done:  # a kill may have come before it was named
-                self.saver.keep_best(best)
 
     def _rehearse(self) -> None:
         """Targets of a window of the longest samples, forward and backward of its first micro-batch, at weight 0.

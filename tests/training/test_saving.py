@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ilvr_ds.checkpoint.best import read_best
-from ilvr_ds.config import Recipe
+from ilvr_ds.checkpoint.best import read_best, write_best
+from ilvr_ds.checkpoint.files import STATE_FILE, checkpoint_name
+from ilvr_ds.config import Recipe, RunConfig
 from ilvr_ds.errors import UserError
+from ilvr_ds.training import saving
 from ilvr_ds.training.best import Best
-from ilvr_ds.training.saving import Saver
+from ilvr_ds.training.saving import Saver, restore
 
 
 class Writer:
@@ -116,3 +119,28 @@ def test_a_best_that_fails_is_not_named(is_beside: bool, tmp_path: Path) -> None
     saver.begin(9)
     saver.finish()
     assert read_best(tmp_path) == found(3)
+
+
+def test_a_best_whose_run_was_killed_before_it_was_named_is_named_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation of step 4 is on record, and its checkpoint is whole; best.json still says step 2."""
+    before = {"metric": "eval/ce", "value": 2.0, "step": 2}
+    recipe = replace(Recipe(), run=RunConfig(name="run", output_dir=str(tmp_path)))
+    checkpoint = recipe.run_dir / "checkpoints" / checkpoint_name(4)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / STATE_FILE).touch()
+    write_best(checkpoint.parent, before)
+    told = {"found": before, "since": 0, "last": 2, "metric": "eval/ce", "samples": ""}
+    state = {"loader": {}, "quarantine": {}, "best": told}
+    monkeypatch.setattr(saving, "load_checkpoint", lambda *_: state)
+    monkeypatch.setattr(saving, "apply_settings", lambda *_: None)
+    parts: Any = SimpleNamespace(
+        recipe=recipe, step=SimpleNamespace(student=None, teacher=None), is_resharded=False, total_steps=6,
+        networks=SimpleNamespace(trained=[], teach_frozen=lambda: None), best=Best("eval/ce"),
+        loader=SimpleNamespace(step=4, load_state_dict=lambda _: None),
+        quarantine=SimpleNamespace(load_state_dict=lambda _: None),
+        tracker=SimpleNamespace(evaluations=lambda: [(2, {"eval/ce": 2.0}), (4, {"eval/ce": 1.0})]),
+    )  # fmt: skip
+    assert restore(parts, checkpoint) == 4
+    assert read_best(checkpoint.parent) == {"metric": "eval/ce", "value": 1.0, "step": 4}

@@ -237,16 +237,3 @@ def test_patience_that_an_evaluation_at_the_start_ends_is_at_an_end(tmp_path: Pa
     best.add(2, {"eval/ce": 2.0})
     assert go(tmp_path, stop_after=4, best=Best())[1][-1] == "save 4"
     assert go(tmp_path, best=best, losses=(3.0,)) == (True, ["evaluate 4", "draw 4"])
-
-
-@pytest.mark.parametrize("step", [2, 4])
-def test_the_best_that_a_kill_left_without_its_name_is_named(
-    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[str] = []
-    run = Run(tmp_path, told, best=Best("eval/ce"))
-    run.parts.best.add(step, {"eval/ce": 1.0})
-    run.parts.checkpoint = run.recipe.run_dir / "checkpoints/step"
-    monkeypatch.setattr("ilvr_ds.training.trainer.restore", lambda *_: 4)
-    Trainer._restore(run)
-    assert run.done == 4 and told == ["best 4"] * (step == 4)
