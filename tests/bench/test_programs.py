@@ -24,7 +24,9 @@ PROGRAMS = {
                  "--set", "data.lanes=2"],
     "selective_ops": ["--device", "cpu", "--seconds", "0.01", "--widths", "64", "--sizes", "8,64", "--no-compiled"],
 }  # fmt: skip
-LIBRARIES = {"chain_model", "geometry", "latents_table", "noise", "step_run", "step_table", "syncs", "timeline"}
+LIBRARIES = {
+    "chain_model", "geometry", "latents_data", "latents_table", "noise", "step_run", "step_table", "syncs", "timeline",
+}  # fmt: skip
 AUDIT_COST = [
     "--cpu", "--samples", "8", "--batch-size", "4", "--max-new-tokens", "24", "--chain", "4", "--latent-size", "2",
 ]  # fmt: skip

@@ -1,211 +1,17 @@
 from __future__ import annotations
 
 import json
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ilvr_ds.cli import main
-from ilvr_ds.data.reader import ShardReader
-from ilvr_ds.data.shards import open_dataset
-from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.evaluation import evaluate as module
-from ilvr_ds.evaluation import preparation
 from ilvr_ds.evaluation.preparation import default_output
-from ilvr_ds.generation.decoder import Decoder
-from ilvr_ds.generation.generate import Generator
-from ilvr_ds.generation.loading import load_reasoner
 from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.model.vision import VisionTower
-from tests.ranks import ROOT, free_port, rank_environment
-
-
-@pytest.fixture(scope="module")
-def model(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's random model with latent tokens; what it likes to say first opens a segment."""
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-    folder = tmp_path_factory.mktemp("model") / "model"
-    shutil.copytree(demo_folder / "model", folder)
-    tokenizer, special = load_tokenizer(str(demo_folder / "model"))
-    tokenizer.save_pretrained(folder)
-    stock = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
-    stock.config.latent_size = 3
-    stock.save_pretrained(folder)
-    reasoner = load_reasoner(str(folder), torch.device("cpu"))
-    sample = ShardReader(open_dataset(demo_folder / "held_out")).read(0)
-    [answer] = Generator(reasoner, GenerationSettings(max_new_tokens=1))([reasoner.encoder.prompt(sample)]).answers
-    weight = stock.lm_head.weight.data
-    weight[special.latent_start] = 1.02 * weight[answer.tokens[0]]
-    stock.save_pretrained(folder)
-    return folder
-
-
-def arguments(model: Path, demo: Path, output: Path, *more: str) -> list[str]:
-    fixed = ["--benchmark", "comt", "--batch-size", "5", "--max-new-tokens", "24"]
-    return [
-        "evaluate",
-        "--model",
-        f"{model}",
-        "--shards",
-        f"{demo / 'held_out'}",
-        "--output",
-        f"{output}",
-        *fixed,
-        *more,
-    ]
-
-
-def lines_of(output: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("speed")
-    return lines
-
-
-@pytest.mark.drill
-def test_a_killed_evaluation_goes_on_where_it_was(
-    model: Path, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Killed in its second batch, with a torn last line and a half batch on disk: the result is that of one piece."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert main(arguments(model, demo_folder, whole, "--ablate-latents")) == 0
-    assert "comt-official" in capsys.readouterr().out
-    answered: list[range] = []
-    answer = module._Run.answer
-
-    def dying(self: Any, batch: range) -> Any:
-        answered.append(batch)
-        if len(answered) == 2:
-            raise KeyboardInterrupt
-        return answer(self, batch)
-
-    monkeypatch.setattr(module._Run, "answer", dying)
-    with pytest.raises(KeyboardInterrupt):
-        main(arguments(model, demo_folder, killed, "--ablate-latents"))
-    part = killed / "part-00000.jsonl"
-    assert len(part.read_text().splitlines()) == 5 and not (killed / "scores.json").exists()
-    part.write_bytes(part.read_bytes()[:-20])
-    answered.append(range(0))
-    assert main(arguments(model, demo_folder, killed, "--ablate-latents")) == 0
-    assert lines_of(killed) == lines_of(whole)
-    assert answered[3:] == [range(0, 5), range(5, 10), range(10, 16)]
-    assert main(arguments(model, demo_folder, killed, "--ablate-latents")) == 0
-    assert len(answered) == 6, "a finished evaluation answers nothing again"
-    before, after = (json.loads((folder / "scores.json").read_text()) for folder in (whole, killed))
-    assert before["rules"] == after["rules"] and before["ablation"] == after["ablation"]
-
-
-def test_two_ranks_answer_what_one_answers_also_after_a_kill(model: Path, demo_folder: Path, tmp_path: Path) -> None:
-    """Catches batches that no rank or two ranks answer, and answers that a kill -9 loses or doubles."""
-    assert main(arguments(model, demo_folder, tmp_path / "one")) == 0
-
-    def start() -> list[subprocess.Popen[bytes]]:
-        command = [sys.executable, "-m", "ilvr_ds.cli", *arguments(model, demo_folder, tmp_path / "two")]
-        port = free_port()
-        return [subprocess.Popen(command, cwd=ROOT, env=rank_environment(rank, 2, port)) for rank in range(2)]
-
-    part = tmp_path / "two/part-00001.jsonl"
-    ranks = start()
-    deadline = time.monotonic() + 200
-    while not (part.exists() and part.read_bytes().count(b"\n") >= 5) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    for rank in ranks:
-        rank.kill()
-        rank.wait()
-    assert part.read_bytes().count(b"\n") >= 5
-    assert [rank.wait(200) for rank in start()] == [0, 0]
-    assert lines_of(tmp_path / "two") == lines_of(tmp_path / "one")
-
-
-def test_a_signal_drops_the_batch_in_hand_and_keeps_the_rest(
-    model: Path, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Ctrl-C in the second batch. Catches a traceback, an answer that is lost, and a batch of an hour that is awaited
-    for as long as schedulers wait."""
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert main(arguments(model, demo_folder, whole)) == 0
-    answer = module._Run.answer
-
-    def hearing(self: Any, batch: range) -> Any:
-        if batch.start == 5:
-            signal.raise_signal(signal.SIGINT)
-            time.sleep(60)
-        return answer(self, batch)
-
-    monkeypatch.setattr(module._Run, "answer", hearing)
-    capsys.readouterr()
-    assert main(arguments(model, demo_folder, stopped, "--stop-exit-code", "85")) == 85
-    said = [line for line in capsys.readouterr().err.splitlines() if "stopped" in line]
-    assert "5 of 16 samples" in said[0] and str(stopped) in said[0] and "start the same command again" in said[0]
-    assert (stopped / "part-00000.jsonl").read_text().count("\n") == 5 and not (stopped / "scores.json").exists()
-    monkeypatch.setattr(module._Run, "answer", answer)
-    assert main(arguments(model, demo_folder, stopped)) == 0
-    assert lines_of(stopped) == lines_of(whole)
-
-
-@pytest.fixture
-def with_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, but without graphs."""
-    load = preparation.load_reasoner
-
-    def loading(*arguments: Any) -> Any:
-        reasoner = load(*arguments)
-        return replace(reasoner, decoder=Decoder(reasoner))
-
-    monkeypatch.setattr(preparation, "load_reasoner", loading)
-
-
-def test_refilled_rows_answer_what_batches_answer_and_stop_at_a_signal(
-    model: Path, demo_folder: Path, tmp_path: Path, request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """Catches an answer that is another sample's, one that is lost or answered twice, and tokens that nobody counts."""
-    batches, rows = tmp_path / "batches", tmp_path / "rows"
-    assert main(arguments(model, demo_folder, batches)) == 0
-    request.getfixturevalue("with_decoder")
-    line_of, seen = module._Run._line, []
-
-    def hearing(self: Any, number: int, *rest: Any) -> Any:
-        seen.append(number)
-        if len(seen) == 4:
-            signal.raise_signal(signal.SIGINT)
-            time.sleep(60)
-        return line_of(self, number, *rest)
-
-    monkeypatch.setattr(module._Run, "_line", hearing)
-    assert main(arguments(model, demo_folder, rows, "--stop-exit-code", "85")) == 85
-    assert "3 of 16 samples" in capsys.readouterr().err
-    assert main(arguments(model, demo_folder, rows)) == 0
-    assert lines_of(rows) == lines_of(batches)
-    assert sorted(seen) == sorted([*range(16), seen[3]]), "the answer in hand is dropped, and no other"
-    tokens = [scores_of(folder)["speed"]["decode_tokens"] for folder in (batches, rows)]
-    assert tokens[1] == pytest.approx(tokens[0], abs=24 * 5), "what was not written down is not counted"
-
-
-def test_an_evaluation_goes_on_inside_a_batch(model: Path, demo_folder: Path, tmp_path: Path) -> None:
-    """Two lines and a torn third of a batch of five are on disk: the others are answered, and none twice. Catches a
-    batch that counts as done with its first line, and answers that are written again."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    few = ("--max-samples", "7")
-    assert main(arguments(model, demo_folder, whole, *few)) == 0
-    killed.mkdir()
-    shutil.copy(whole / "settings.json", killed)
-    answered = (whole / "part-00000.jsonl").read_bytes().splitlines(keepends=True)
-    assert len(answered) == 7
-    part = killed / "part-00000.jsonl"
-    part.write_bytes(answered[0] + answered[1] + answered[2][:-20])
-    assert main(arguments(model, demo_folder, killed, *few)) == 0
-    assert lines_of(killed) == lines_of(whole)
-    assert [json.loads(line)["number"] for line in part.read_text().splitlines()] == list(range(7))
+from tests.evaluation.evaluating import arguments, lines_of, scores_of
 
 
 def test_files_hold_what_is_promised(model: Path, demo_folder: Path, tmp_path: Path) -> None:
@@ -242,11 +48,6 @@ def base_scores(model: Path, demo_folder: Path, tmp_path_factory: pytest.TempPat
     for mode in ("latent", "cot", "direct"):
         assert main(arguments(model, demo_folder, folder / mode, *few, "--mode", mode)) == 0
     return {name: folder / name for name in ("base", "latent", "cot", "direct")}
-
-
-def scores_of(folder: Path) -> dict[str, Any]:
-    scores: dict[str, Any] = json.loads((folder / "scores.json").read_text())
-    return scores
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
