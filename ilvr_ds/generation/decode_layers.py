@@ -14,23 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+from ilvr_ds.generation.matvec import add_product, gated, product
+from ilvr_ds.generation.rotate import Rotation, rotate_and_keep
+from ilvr_ds.model.layers.fused import SILU
 
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """queries [B, H, d], keys and values [B, U, G, d], scale -> [B, H, d]"""
-
-
-class Rotation:
-    """Cosines and sines [B, 1, d] of each row's position, for `x cos + rotate_half(x) sin`."""
-
-    def __init__(self, cos: Tensor, sin: Tensor) -> None:
-        half = sin.shape[-1] // 2
-        self.cos = cos
-        self.sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # rotate_half is a roll with this sign
-
-    def __call__(self, heads: Tensor) -> Tensor:
-        """[B, heads, d], rotated; not in place."""
-        return torch.addcmul(heads * self.cos, heads.roll(heads.shape[-1] // 2, dims=-1), self.sin)
 
 
 class DecodeLayer:
@@ -39,6 +30,9 @@ class DecodeLayer:
     def __init__(self, layer: Any) -> None:
         attention = layer.self_attn
         self.layer, self.attention = layer, attention
+        others = attention.o_proj, layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj
+        if any(projection.bias is not None for projection in others) or not isinstance(layer.mlp.act_fn, SILU):
+            raise NotImplementedError("a decoder layer with other biases or another activation than Qwen's")
         self.weight, self.bias = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
         self.heads = attention.q_proj.weight.shape[0] // attention.head_dim
         self.groups = attention.k_proj.weight.shape[0] // attention.head_dim
@@ -49,15 +43,15 @@ class DecodeLayer:
         """hidden [B, D] is changed in place, and returned; columns [B]: where each row writes in keys and values
         [B, U, G, d], counted in rows laid end to end."""
         layer, attention, H, G = self.layer, self.attention, self.heads, self.groups
-        made = linear(layer.input_layernorm(hidden), self.weight, self.bias)
+        made = product(hidden, self.weight, self.bias, layer.input_layernorm)
         made = made.view(len(hidden), H + 2 * G, attention.head_dim)
-        rotated = rotation(self._normed(made))
-        keys.flatten(0, 1).index_copy_(0, columns, rotated[:, H:])
-        values.flatten(0, 1).index_copy_(0, columns, made[:, H + G :])
-        read = attend(rotated[:, :H], keys, values, attention.scaling)
-        _add_product(hidden, read.flatten(1), attention.o_proj)
-        mlp, normed = layer.mlp, layer.post_attention_layernorm(hidden)
-        return _add_product(hidden, mlp.act_fn(mlp.gate_proj(normed)) * mlp.up_proj(normed), mlp.down_proj)
+        flat = keys.flatten(0, 1), values.flatten(0, 1)
+        queries = rotate_and_keep(rotation, self._normed(made), made, columns, *flat)
+        read = attend(queries, keys, values, attention.scaling)
+        add_product(hidden, read.flatten(1), attention.o_proj.weight)
+        mlp = layer.mlp
+        between = gated(hidden, mlp.gate_proj.weight, mlp.up_proj.weight, layer.post_attention_layernorm)
+        return add_product(hidden, between, mlp.down_proj.weight)
 
     def _normed(self, made: Tensor) -> Tensor:
         """Queries and keys [B, H + G, d], with norms where the family has some."""
@@ -66,12 +60,6 @@ class DecodeLayer:
             return made[:, : H + G]
         parts = self.attention.q_norm(made[:, :H]), self.attention.k_norm(made[:, H : H + G])
         return torch.cat(parts, dim=1)
-
-
-def _add_product(residual: Tensor, inputs: Tensor, projection: nn.Linear) -> Tensor:
-    """residual [B, D] plus the projection of inputs, in place."""
-    assert projection.bias is None
-    return residual.addmm_(inputs, projection.weight.t())
 
 
 @torch.no_grad()
@@ -98,12 +86,12 @@ def attend_by_length(lengths: Tensor, columns: int) -> Attend:
     """
     rows = len(lengths)
     ends = torch.arange(rows + 1, dtype=torch.int32, device=lengths.device)
-    seen = lengths.int()
+    key_ends, seen = ends * columns, lengths.int()
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         assert keys.shape[1] == columns
         flat = keys.flatten(0, 1), values.flatten(0, 1)
-        return _flash(queries.contiguous(), *flat, ends, ends * columns, columns, seen, scale)
+        return _flash(queries.contiguous(), *flat, ends, key_ends, columns, seen, scale)
 
     return attend
 

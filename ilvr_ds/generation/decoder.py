@@ -22,11 +22,12 @@ from torch import Tensor
 from ilvr_ds.generation.decode_layers import (
     Attend,
     DecodeLayer,
-    Rotation,
     attend_by_length,
     attend_by_mask,
     can_attend_by_length,
 )
+from ilvr_ds.generation.matvec import product
+from ilvr_ds.generation.rotate import Rotation
 from ilvr_ds.generation.row_modes import Barred, RowModes
 from ilvr_ds.generation.row_state import RowState
 from ilvr_ds.generation.sampling import choose_tokens
@@ -114,6 +115,10 @@ class Decoder:
             self._pool = torch.cuda.graph_pool_handle()
             self._stream = self._stream or torch.cuda.Stream(self.embed.weight.device)  # type: ignore[no-untyped-call]
         return self.state
+
+    def forget(self) -> None:
+        """Record steps anew: something that they are made of has changed."""
+        self._recorded.clear()
 
     def bytes_of(self, rows: int, columns: int) -> int:
         """What the keys and values of so many rows and columns take."""
@@ -221,7 +226,7 @@ class _Step:
 
     def _draw(self) -> Tensor:
         state, program = self.state, self.program
-        logits = self.decoder.head(state.hidden)
+        logits = product(state.hidden, self.decoder.head.weight, None)
         if program.never:
             logits = logits.index_fill_(-1, self.never, -torch.inf)
         if program.is_sampled:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import DynamicCache, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.sample import Sample
@@ -33,13 +33,16 @@ from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.demo.tiny import build_tiny_model
 from ilvr_ds.evaluation.pixels import replay_cost
 from ilvr_ds.generation.answers import Answer
+from ilvr_ds.generation.context import Context
 from ilvr_ds.generation.decoder import Decoder, Program
 from ilvr_ds.generation.generate import Generator
+from ilvr_ds.generation.kernels import use_kernels
 from ilvr_ds.generation.loading import Reasoner
 from ilvr_ds.generation.prefill import in_passes, read_prompts
 from ilvr_ds.generation.refill import Refill, Request
 from ilvr_ds.generation.room import bytes_of_answers, bytes_of_weights
 from ilvr_ds.generation.settings import GenerationSettings
+from ilvr_ds.model.injection import last_hidden, write_images
 from ilvr_ds.model.layers.attention import use_varlen_attention
 from ilvr_ds.model.layers.fused import kernels_in_words, use_fused_kernels
 from ilvr_ds.model.student import detach_tower
@@ -78,6 +81,8 @@ def main() -> None:
     print(f"{options.geometry}, {dtype}, layers: {kernels_in_words(reasoner.model.model.language_model)}", flush=True)
     for rows in options.rows:
         shown(f"recorded step, {rows} rows, contexts of {options.context}", lambda rows=rows: bench.step(rows))
+    for rows in options.rows[:2]:
+        shown(f"the same without kernels of its own, {rows} rows", lambda rows=rows: bench.step(rows, False))
     for rows in (1, options.plain_rows[-1]):
         shown(f"prompts read, {rows} at a time", lambda rows=rows: bench.prefill(rows))
     for rows in options.plain_rows:
@@ -189,10 +194,15 @@ class Bench:
         self.mixed_prompts = [longer(reasoner, short, str(n), int(length)) for n, length in enumerate(lengths)]
 
     @torch.inference_mode()
-    def step(self, rows: int) -> str:
+    def step(self, rows: int, with_kernels: bool = True) -> str:
         """A replayed step of rows that are all in use, at contexts of a length."""
+        use_kernels(with_kernels)
+        self.decoder.forget()
         run = self._rows_in_use(rows)
-        return f"{self._time(run, 50) * 1e3:.2f} ms"
+        seconds = self._time(run, 50)
+        use_kernels(True)
+        self.decoder.forget()
+        return f"{seconds * 1e3:.2f} ms"
 
     def _rows_in_use(self, rows: int) -> Callable[[], None]:
         state = self.decoder.reserve(rows, self.options.context + 300)
@@ -231,7 +241,31 @@ class Bench:
             for members in in_passes(prompts):
                 read_prompts(self.reasoner, [prompts[member] for member in members])
 
-        return f"{self._time(run, 2) / rows * 1e3:.1f} ms a sample of {len(prompts[0].input_ids)} tokens"
+        seconds = self._time(run, 4)
+        return f"{seconds / rows * 1e3:.1f} ms a sample of {len(prompts[0].input_ids)} tokens{self._parts(prompts)}"
+
+    def _parts(self, prompts: list[EncodedSample]) -> str:
+        """Of a single prompt: how long each part takes on the host and on the device, and the plain loop's reading."""
+        if len(prompts) > 1:
+            return ""
+        reasoner, model = self.reasoner, self.reasoner.model.model
+        window = reasoner.collate(prompts, "right")
+        tokens = window.micro_batches[0].tokens
+        features = reasoner.tower(window.images[0])
+        embeddings = write_images(reasoner.model.get_input_embeddings()(tokens.input_ids), tokens, features)
+
+        def layers() -> None:
+            cache = DynamicCache(config=model.language_model.config)
+            last_hidden(model.language_model, tokens, embeddings, cache, features)
+
+        parts: dict[str, Callable[[], Any]] = {
+            "collated": lambda: reasoner.collate(prompts, "right"),
+            "tower": lambda: reasoner.tower(window.images[0]),
+            "layers": layers,
+            "all": lambda: read_prompts(reasoner, prompts),
+            "as the plain loop": lambda: Context(reasoner, prompts, 0).prefill(),
+        }
+        return "".join(f"; {name} {self._time(run, 4) * 1e3:.1f}" for name, run in parts.items())
 
     def plain(self, rows: int) -> str:
         settings = dataclasses.replace(self.settings, max_new_tokens=min(34, self.options.new[1]))

@@ -23,7 +23,7 @@ ALIGNMENT = 64
 """A tower's gated layers are widened to a multiple of this. Qwen2.5-VL's have 3420 columns, no multiple of 8, for which
 cuBLAS falls back to kernels of an older chip."""
 
-_SILU = type(ACT2FN["silu"])
+SILU = type(ACT2FN["silu"])
 
 
 def check_kernels(wanted: str) -> None:
@@ -49,7 +49,7 @@ def use_fused_kernels(network: Any, wanted: str, device: torch.device, dtype: to
     for module in network.modules():
         if isinstance(module, family.norms):
             module.forward = MethodType(_norm, module)
-        elif with_liger and isinstance(module, family.gated) and isinstance(module.act_fn, _SILU):
+        elif with_liger and isinstance(module, family.gated) and isinstance(module.act_fn, SILU):
             module.forward = MethodType(_gated, module)
     if isinstance(network, family.tower):
         widen_gated_layers(network)
