@@ -27,7 +27,7 @@ class Tile(NamedTuple):
     ahead: int
 
 
-PLAIN, GATED, LONG = Tile(4, 512, 4, 1), Tile(4, 512, 4, 1), Tile(4, 1024, 4, 1)
+PLAIN, GATED, LONG = Tile(4, 512, 2, 1), Tile(4, 512, 2, 1), Tile(4, 1024, 4, 1)
 """For one matrix, for two at once, and for one with more than LONG_FROM inputs"""
 LONG_FROM = 8192
 

@@ -18,6 +18,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from ilvr_ds.planning.geometry import KNOWN
 from tests.bench.geometry import ROPE, TEXT, TINY
 
 LATENT_SIZE, SEGMENTS = 8, 3
+LINES = ("step", "stock-step", "prompt", "plain", "generate", "mixed", "mixed-plain", "cost", "profile")
 SMALL = {**TINY, "hidden_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 1024}
 TOWER = {"depth": 2, "hidden_size": 64, "num_heads": 2, "intermediate_size": 128, "fullatt_block_indexes": [1]}
 
@@ -65,7 +67,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000, help="of mixed length")
     parser.add_argument("--new", type=int, nargs=2, default=[30, 400], help="least and most new tokens of these")
     parser.add_argument("--plain-rows", type=int, nargs="+", default=[1, 64], help="of the plain loop and `generate`")
-    parser.add_argument("--profile", action="store_true", help="the kernels of a step, by their time")
+    parser.add_argument("--lines", nargs="+", choices=LINES, help="only these")
     parser.add_argument("--check", action="store_true", help="only compare recorded steps with the plain loop")
     options = parser.parse_args()
     logging.basicConfig(stream=sys.stdout, format="%(message)s")
@@ -79,24 +81,31 @@ def main() -> None:
     reasoner = build(options.geometry, device, dtype)
     bench = Bench(reasoner, options)
     print(f"{options.geometry}, {dtype}, layers: {kernels_in_words(reasoner.model.model.language_model)}", flush=True)
+    for line, what, measure in lines_of(bench, options):
+        if options.lines is None or line in options.lines:
+            shown(what, measure)
+
+
+def lines_of(bench: Bench, options: argparse.Namespace) -> list[tuple[str, str, Callable[[], str]]]:
+    """Of each line the kind, what it says, and how it is measured."""
+    many, plain = options.rows[-1], options.plain_rows[-1]
+    lines: list[tuple[str, str, Callable[[], str]]] = []
     for rows in options.rows:
-        shown(f"recorded step, {rows} rows, contexts of {options.context}", lambda rows=rows: bench.step(rows))
-    for rows in options.rows[:2]:
-        shown(f"the same without kernels of its own, {rows} rows", lambda rows=rows: bench.step(rows, False))
-    for rows in (1, options.plain_rows[-1]):
-        shown(f"prompts read, {rows} at a time", lambda rows=rows: bench.prefill(rows))
+        what = f"recorded step, {rows} rows, contexts of {options.context}"
+        lines.append(("step", what, partial(bench.step, rows)))
+        lines.append(("stock-step", f"{what}, without kernels of its own", partial(bench.step, rows, False)))
+    lines += [("prompt", f"prompts read, {rows} at a time", partial(bench.prefill, rows)) for rows in (1, plain)]
     for rows in options.plain_rows:
-        shown(f"plain loop, {rows} rows", lambda rows=rows: bench.plain(rows))
-        shown(f"transformers' generate, {rows} rows, words alone", lambda rows=rows: bench.stock(rows))
-    for rows in options.rows[1:]:
-        shown(f"{options.samples} samples, {rows} rows, refilled", lambda rows=rows: bench.mixed(rows))
-        shown(f"memory, {rows} rows", bench.memory)
-    rows = options.plain_rows[-1]
-    shown(f"{rows} of these samples, plain loop, {rows} rows", lambda: bench.mixed_plain(rows))
-    shown(f"an answer with 3 segments, alone and each of {options.rows[-1]}", lambda: bench.cost(options.rows[-1]))
-    if options.profile:
-        for rows in options.rows:
-            shown(f"kernels of a step, {rows} rows", lambda rows=rows: bench.profile(rows))
+        lines.append(("plain", f"plain loop, {rows} rows", partial(bench.plain, rows)))
+        lines.append(("generate", f"transformers' generate, {rows} rows, words alone", partial(bench.stock, rows)))
+    return [
+        *lines,
+        ("mixed", f"{options.samples} samples, {many} rows, refilled", partial(bench.mixed, many)),
+        ("mixed", f"memory, {many} rows", bench.memory),
+        ("mixed-plain", f"{plain} of these samples, plain loop, {plain} rows", partial(bench.mixed_plain, plain)),
+        ("cost", f"an answer with 3 segments, alone and each of {many}", partial(bench.cost, many)),
+        *(("profile", f"kernels of a step, {rows} rows", partial(bench.profile, rows)) for rows in options.rows),
+    ]
 
 
 def shown(what: str, measure: Callable[[], str]) -> None:
@@ -241,7 +250,7 @@ class Bench:
             for members in in_passes(prompts):
                 read_prompts(self.reasoner, [prompts[member] for member in members])
 
-        seconds = self._time(run, 4)
+        seconds = self._time(run, 2)
         return f"{seconds / rows * 1e3:.1f} ms a sample of {len(prompts[0].input_ids)} tokens{self._parts(prompts)}"
 
     def _parts(self, prompts: list[EncodedSample]) -> str:
