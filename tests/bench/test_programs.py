@@ -25,7 +25,8 @@ PROGRAMS = {
     "selective_ops": ["--device", "cpu", "--seconds", "0.01", "--widths", "64", "--sizes", "8,64", "--no-compiled"],
 }  # fmt: skip
 LIBRARIES = {
-    "chain_model", "geometry", "latents_data", "latents_table", "noise", "step_run", "step_table", "syncs", "timeline",
+    "chain_model", "geometry", "latents_data", "latents_operations", "latents_table", "noise", "step_run", "step_table",
+    "syncs", "timeline",
 }  # fmt: skip
 AUDIT_COST = [
     "--cpu", "--samples", "8", "--batch-size", "4", "--max-new-tokens", "24", "--chain", "4", "--latent-size", "2",
@@ -79,6 +80,17 @@ def test_the_experiment_on_latents(tmp_path: Path) -> None:
     printed = run_program("latents", *arguments)
     assert "| changed@2 | 1 | 2, detached | 1 |" in printed and "| pads | 1 | 1 | 1 |" in printed
     assert run_program("latents", *arguments) == printed, "nothing is done again"
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(600)
+def test_the_experiment_on_latents_with_operations_after_learning_to_see(tmp_path: Path) -> None:
+    arguments = ["--output", str(tmp_path), "--task", "operations", "--look-steps", "2", "--arms", "changed", *LATENTS]
+    lines = run_program("latents", *arguments).splitlines()
+    assert any(line.startswith("| look | 0 | 1 | 1 |") for line in lines)
+    assert any(line.startswith("| changed | 0 | 1 | 1 |") for line in lines)
+    assert sum(line.startswith("| changed | 1 | ") for line in lines) == 4, "one line an operation"
+    assert (tmp_path / "changed-n0-s0-1.yaml").read_text().count(f"init_from: {tmp_path}/runs/look-n0-s0-1") == 1
 
 
 def test_no_program_is_left_out() -> None:

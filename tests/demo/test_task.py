@@ -307,7 +307,8 @@ def test_cells_are_told_apart_by_their_place() -> None:
 
 def kind_of(sample: Sample) -> str:
     """The words of its question that the kinds do not share."""
-    return re.match(r"What stands in row|What stands in the marked|What colour|Count|Where|Describe", sample.question)[0]
+    kinds = r"What stands in row|What stands in the marked|What colour|Count|Where|Describe"
+    return re.match(kinds, sample.question)[0]
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
