@@ -32,58 +32,21 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import yaml
 
 from ilvr_ds.demo.material import SIZES
+from tests.bench.latents_arms import ARMS, LOOK, MAIN, OF_OPERATIONS, SECOND
 from tests.bench.latents_data import FOUR, pixels, prepare, run_command
-from tests.bench.latents_operations import OF_OPERATIONS, accuracy_by_operation, operations_table
+from tests.bench.latents_operations import accuracy_by_operation, operations_table
 from tests.bench.latents_table import read_results, table
 
-CHANGED = {"pool": "changed", "by": "change", "order": "place", "top_p": 1.0}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What is taught."""
-
-    form: str
-    """Of the samples: latent, single, random, text, named, pads or look"""
-    selection: dict[str, Any] = field(default_factory=dict)
-    loss: dict[str, Any] = field(default_factory=dict)
-    latents: int = 0
-    """Of a segment; 0: as many as --latents says"""
-
-    @property
-    def has_latents(self) -> bool:
-        """Whether its samples hold latent steps."""
-        return self.form in ("latent", "single", "random")
-
-
-LOOK = "look"
-"""The arm before the arms: learning to see"""
-ARMS = {
-    LOOK: Arm("look"),
-    "text": Arm("text"),
-    "named": Arm("named"),
-    "pads": Arm("pads"),
-    "single": Arm("single", CHANGED),
-    "random": Arm("random", {"pool": "region", "top_p": 1.0}),
-    "published": Arm("latent", {"pool": "all", "temperature": 0.1}),
-    "query": Arm("latent", {"pool": "changed", "by": "query", "top_p": 1.0}),
-    "changed": Arm("latent", CHANGED),
-    "others": Arm("latent", CHANGED, {"contrastive_negatives": "micro_batch", "contrastive_weight": 0.3}),
-    "nearest": Arm("latent", CHANGED | {"compare": "nearest"}),
-    "region": Arm("latent", {"pool": "region", "top_p": 1.0}, latents=1),
-}
 ANSWER_SIGNS = 8
 """An answer to an operation is at most as long as that of a trail of so many signs"""
-SECOND = ("detached", "through", "full")
-MAIN = ["text", "pads", "random", "published+full", "changed+detached+full"]
 
 
 def main() -> None:
@@ -98,12 +61,13 @@ def main() -> None:
             prepare(options, task, {case.form for case in (*looks, *cases)})
         if options.draw_only:
             return
-        lock = Lock()
-        with ThreadPoolExecutor(options.together) as pool:
-            for part in (looks, cases):  # no arm begins before the runs that it begins from are there
-                for failure in pool.map(lambda case: case.run(results, lock), part):
-                    if failure:
-                        print(failure, file=sys.stderr)
+        lock, looked = Lock(), {case.seed: Event() for case in looks}
+        with ThreadPoolExecutor(options.together) as before, ThreadPoolExecutor(options.together) as pool:
+            jobs = [before.submit(case.run, results, lock, looked[case.seed]) for case in looks]
+            jobs += [pool.submit(case.run, results, lock, looked.get(case.seed)) for case in cases]
+            for job in jobs:
+                if failure := job.result():
+                    print(failure, file=sys.stderr)
     groups = read_results(results)
     print("\n".join(table(groups)))
     if options.task == FOUR:
@@ -117,7 +81,7 @@ def _options() -> Any:
     parser.add_argument("--task", choices=("trail", FOUR), default="trail")
     parser.add_argument("--look-steps", type=int, default=400, help="before --task operations; 0: none (default 400)")
     parser.add_argument("--look-samples", type=int, default=0, help="to look at (default: as many as --samples)")
-    parser.add_argument("--signs", type=int, nargs="+", default=[6], help="length of the trail (default 6)")
+    parser.add_argument("--signs", type=int, nargs="+", help="length of the trail (default 6)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of weights and sample order (default 0)")
     parser.add_argument("--samples", type=int, default=24_000)
     parser.add_argument("--held-out", type=int, default=1024)
@@ -133,7 +97,7 @@ def _options() -> Any:
     parser.add_argument("--family", default="qwen2_5_vl", help="of the model (default qwen2_5_vl)")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--together", type=int, default=5, help="arms that train at the same time (default 5)")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes of each (default 2)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes of each arm (default 2)")
     parser.add_argument("--draw-workers", type=int, default=14)
     parser.add_argument("--tests", default="replacement,donor", help="of the audit (default replacement,donor)")
     parser.add_argument("--minutes", type=float, default=60.0, help="of a stage, at most; then it saves and ends")
@@ -142,8 +106,10 @@ def _options() -> Any:
     options = parser.parse_args()
     options.output = options.output.absolute()
     options.looks = options.task == FOUR and options.look_steps > 0
-    options.arms = options.arms or (["text", "published", "changed"] if options.task == FOUR else MAIN)
-    options.signs = [0] if options.task == FOUR else options.signs
+    options.arms = options.arms or (list(OF_OPERATIONS[:3]) if options.task == FOUR else MAIN)
+    if options.task == FOUR and options.signs:
+        parser.error("--signs: only a trail has signs; leave it out with --task operations")
+    options.signs = [0] if options.task == FOUR else options.signs or [6]
     known = [arm for arm in ARMS if arm != LOOK and (arm in OF_OPERATIONS or options.task != FOUR)]
     for name in options.arms:
         title, *second = name.split("+")
@@ -194,8 +160,13 @@ class Case:
             return int(self.options.look_steps)
         return int(self.title.partition("@")[2] or self.options.steps)
 
-    def run(self, results: Path, lock: Lock) -> str | None:
-        """Train, and write down what is read after each stage; returns what failed."""
+    def run(self, results: Path, lock: Lock, looked: Event | None) -> str | None:
+        """Train, and write down what is read after each stage; returns what failed.
+
+        looked: whether the run that the arms begin from has been trained; they wait for it.
+        """
+        if looked and self.arm != LOOK:
+            looked.wait()
         done = {json.loads(line)["run"] for line in results.read_text().splitlines()} if results.exists() else set()
         try:
             for stage in ("1", *self.name.split("+")[1:]):
@@ -204,6 +175,8 @@ class Case:
                     continue
                 started = time.monotonic()
                 seconds = self._train(run, stage)
+                if looked:
+                    looked.set()
                 found = self._read(run)
                 line = {"run": run, "arm": self.title, "signs": self.signs, "seed": self.seed, "stage": stage,
                         "seconds": seconds, "wall": time.monotonic() - started,
@@ -213,6 +186,9 @@ class Case:
                 print(json.dumps(line), file=sys.stderr, flush=True)
         except subprocess.CalledProcessError as error:
             return f"{self.name}, N = {self.signs}, seed {self.seed}: {' '.join(map(str, error.cmd))} failed"
+        finally:
+            if looked:
+                looked.set()
         return None
 
     def _train(self, run: str, stage: str) -> float:
@@ -241,7 +217,8 @@ class Case:
             "data": {
                 "shards": str(data / "train"), "eval_shards": str(data / "held_out"), "max_tokens": 512, "lanes": 32,
                 "features": str(data / "train/features"), "eval_features": str(data / "held_out/features"),
-                "num_workers": options.workers, "max_image_pixels": pixels(options, self.task),
+                "num_workers": options.workers * (options.together if self.arm == LOOK else 1),
+                "max_image_pixels": pixels(options, self.task),
             },
             "model": {"path": str(output / f"model-{self.task}"), "latent_size": arm.latents or options.latents},
             "teacher": {"momentum": 0.99, "offload": "none"},

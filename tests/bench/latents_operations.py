@@ -1,4 +1,4 @@
-"""The four operations in tests/bench/latents.py: which arms they have, and what is read of each operation."""
+"""The four operations in tests/bench/latents.py: what is read of each, and their table."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 from tests.bench.latents_table import STAGES, in_per_cent
 
-OF_OPERATIONS = ("text", "pads", "single", "published", "query", "changed", "others", "nearest")
-"""Arms that need neither a region of the data nor texts without what is seen."""
 SHOWN = ("own", "true", "zeros", "other_sample", "same_group")
 """Of the audit's replacements, operation by operation"""
 
