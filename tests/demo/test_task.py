@@ -342,13 +342,16 @@ def test_a_caption_lists_what_is_in_the_picture() -> None:
     marks, contents = 0, Counter()
     for sample in captions:
         given, (text,) = read_picture(sample.input_images[0]), [step.content for step in sample.steps]
-        rows = re.findall(r"Row \d: (.+?)\.", text)
-        read = [row.split(", ") for row in rows]
-        contents.update(name for row in read for name in row)
-        assert [len(row) for row in read] == [given.side] * given.side
-        for place in np.ndindex(given.side, given.side):
-            assert read[place[0]][place[1]] == given.cells.get(place, "nothing")
-        found = re.search(r"The marked cell is in row (\d), column (\d)\.$", text)
+        asked = re.fullmatch(r"Describe (?:the image|row (\d) of the image) cell by cell\.", sample.question)[1]
+        assert (asked is None) == (given.side == 4)
+        read = {
+            (int(row) - 1, int(column) - 1): name
+            for row, column, name in re.findall(r"row (\d), column (\d): ([a-z ]+)", text)
+        }
+        contents.update(read.values())
+        places = [place for place in np.ndindex(given.side, given.side) if asked in (None, str(place[0] + 1))]
+        assert read == {place: given.cells.get(place, "nothing") for place in places} and list(read) == places
+        found = re.search(r"The marked cell is row (\d), column (\d)\.$", text)
         assert given.marked == (found and (int(found[1]) - 1, int(found[2]) - 1))
         marks += found is not None
     assert 0.3 < marks / len(captions) < 0.7 and 0.4 < contents["nothing"] / contents.total() < 0.6

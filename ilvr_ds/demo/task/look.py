@@ -1,7 +1,8 @@
 """Look: say what a picture shows. Questions about cells, and captions, without helper pictures.
 
 Such samples teach a random model to see before it learns to reason: what stands in a cell, what is marked, how many
-there are of a kind, where a figure is. A caption lists all cells; it has no options and no answer beside its text.
+there are of a kind, where a figure is. A caption lists cells by their places, in the words of the questions; it has no
+options and no answer beside its text.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ class Look:
     options: Sequence[object]
     draw_scene: _Draw
     """The picture for which option `right` is the answer"""
+    rows: Sequence[int] = ()
+    """Of a caption: what it describes"""
 
     @classmethod
     def draw(cls, rng: np.random.Generator, spec: TaskSpec) -> Look:
@@ -43,7 +46,7 @@ class Look:
 
     def rationale(self, scenes: list[Scene]) -> list[str]:
         """Of a caption its text; of a question nothing, for it would give the answer away."""
-        return [] if self.options else [_describe(scenes[0])]
+        return [] if self.options else [_describe(scenes[0], self.rows)]
 
 
 def _figure(rng: np.random.Generator, spec: TaskSpec) -> Look:
@@ -110,13 +113,15 @@ def _where(rng: np.random.Generator, spec: TaskSpec) -> Look:
 
 
 def _caption(rng: np.random.Generator, spec: TaskSpec) -> Look:
-    """All cells of a picture, which may have a mark."""
+    """All cells of a picture of 4 x 4, or one row of a larger one. It may have a mark."""
+    rows = range(spec.grid) if spec.grid == 4 else [int(rng.integers(spec.grid))]
+    what = "the image" if len(rows) > 1 else f"row {rows[0] + 1} of the image"
 
     def draw(rng: np.random.Generator, right: int) -> Scene:
         marked = pick(rng, all_cells(spec.grid, spec.grid)) if rng.random() < 0.5 else None
         return _filled(rng, spec, {}, all_figures(spec), marked)
 
-    return Look("Describe the image row by row.", (), draw)
+    return Look(f"Describe {what} cell by cell.", (), draw, rows)
 
 
 _KINDS: tuple[Callable[[np.random.Generator, TaskSpec], Look], ...] = (
@@ -152,11 +157,9 @@ def _scene(spec: TaskSpec, figures: dict[Place, Figure], marked: Place | None = 
     return Scene(spec.grid, spec.grid, figures, marked, is_shaded=spec.shaded)
 
 
-def _describe(scene: Scene) -> str:
-    """The cells of a picture in words, row by row."""
-    rows = []
-    for row in range(scene.rows):
-        cells = [str(scene.figures.get((row, column), "nothing")) for column in range(scene.columns)]
-        rows.append(f"Row {row + 1}: {', '.join(cells)}.")
-    mark = f"The marked cell is in {locate(scene.marked)}." if scene.marked else "No cell is marked."
-    return " ".join([*rows, mark])
+def _describe(scene: Scene, rows: Sequence[int]) -> str:
+    """The cells of these rows in words, and the mark."""
+    places = [(row, column) for row in rows for column in range(scene.columns)]
+    cells = "; ".join(f"{locate(place)}: {scene.figures.get(place, 'nothing')}" for place in places)
+    mark = f"The marked cell is {locate(scene.marked)}." if scene.marked else "No cell is marked."
+    return f"In {cells}. {mark}"
