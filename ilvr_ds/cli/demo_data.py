@@ -23,7 +23,8 @@ def add_demo_data(commands: Commands) -> None:
     command.add_argument("--grid", type=int, default=4, help="cells per side of a picture: 4, 6 or 8 (default 4)")
     command.add_argument(
         "--operations", nargs="+", metavar="NAME", default=["creation", "deletion", "update", "selection"],
-        help="what to draw, in turn: creation, deletion, update, selection (the default), trail",
+        help="what to draw, in turn: creation, deletion, update, selection (the default), trail, "
+        "look (questions about cells, and captions, without helper images)",
     )  # fmt: skip
     command.add_argument("--signs", type=int, help="signs of a trail (default 6)")
     command.add_argument(

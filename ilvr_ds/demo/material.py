@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -89,11 +89,15 @@ def _task_spec(grid: int, operations: tuple[str, ...], signs: int | None) -> Tas
 
 
 def write_demo_model(directory: Path, spec: TaskSpec, size: str, seed: int = 0, family: str = "qwen2_5_vl") -> None:
-    """A random model whose tokenizer knows the words of the task, and whose tower knows the pictures of a trail."""
+    """A random model whose tokenizer knows the words of the task, and whose tower knows its shaded pictures."""
     samples = list(islice(draw_samples(spec, seed, "train", TOKENIZER_SAMPLES), TOKENIZER_SAMPLES))
     texts = [text for sample in samples for text in _texts(sample)]
-    shown = samples if "trail" in spec.operations else []
-    pictures = [decode_image(image) for sample in shown[:WHITENING_SAMPLES] for image in sample.helper_images]
+    shown: Iterable[bytes] = ()
+    if "trail" in spec.operations:
+        shown = (image for sample in samples[:WHITENING_SAMPLES] for image in sample.helper_images)
+    elif spec.shaded:
+        shown = (image for sample in samples for image in (*sample.input_images, *sample.helper_images))
+    pictures = [decode_image(image) for image in shown]
     build_tiny_model(directory, texts=texts, size=SIZES[size], seed=seed, family=family, pictures=pictures)
 
 

@@ -5,6 +5,8 @@
     python -m tests.bench.latents --output /tmp/l --size tiny --precision fp32 --samples 256 --held-out 32 --steps 2 \\
         --second-steps 2 --batch 32 --arms changed --together 1                  # anywhere, to see that it runs
 
+    python -m tests.bench.latents --output outputs/operations --task operations --latents 4    # after it has seen
+
 Draws `trail` (ilvr_ds/demo/task/trail.py), packs it, stores its vision features, trains each arm through
 `launch/train.sh`, exports it and reads its free answers with `ilvr-ds audit`. Each reading is a line of
 OUTPUT/results.jsonl; the table at the end is made of that file, and so is a later one by `--table-only`.
@@ -17,6 +19,9 @@ earlier pictures), region (the marked cell, told by the data; one latent).
 Behind an @ the steps of the first stage, where they are not --steps; behind a plus the second stages: detached (own
 latents, targets kept), through (the same, gradient through the whole chain) or full (cross-entropy alone through the
 whole chain, as published). What OUTPUT holds already is not done again.
+
+With `--task operations` it is about the four operations like CoMT's, and the model first learns to see: all arms begin
+from one run of --look-steps on `look` (ilvr_ds/demo/task/look.py), which has no helper pictures.
 """
 
 from __future__ import annotations
@@ -27,52 +32,21 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import yaml
 
 from ilvr_ds.demo.material import SIZES
-from tests.bench.latents_data import pixels, prepare, run_command
+from tests.bench.latents_arms import ARMS, LOOK, MAIN, OF_OPERATIONS, SECOND
+from tests.bench.latents_data import FOUR, pixels, prepare, run_command
+from tests.bench.latents_operations import accuracy_by_operation, operations_table
 from tests.bench.latents_table import read_results, table
 
-CHANGED = {"pool": "changed", "by": "change", "order": "place", "top_p": 1.0}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What is taught."""
-
-    form: str
-    """Of the samples: latent, single, random, text, named or pads"""
-    selection: dict[str, Any] = field(default_factory=dict)
-    loss: dict[str, Any] = field(default_factory=dict)
-    latents: int = 0
-    """Of a segment; 0: as many as --latents says"""
-
-    @property
-    def has_latents(self) -> bool:
-        """Whether its samples hold latent steps."""
-        return self.form in ("latent", "single", "random")
-
-
-ARMS = {
-    "text": Arm("text"),
-    "named": Arm("named"),
-    "pads": Arm("pads"),
-    "single": Arm("single", CHANGED),
-    "random": Arm("random", {"pool": "region", "top_p": 1.0}),
-    "published": Arm("latent", {"pool": "all", "temperature": 0.1}),
-    "query": Arm("latent", {"pool": "changed", "by": "query", "top_p": 1.0}),
-    "changed": Arm("latent", CHANGED),
-    "others": Arm("latent", CHANGED, {"contrastive_negatives": "micro_batch", "contrastive_weight": 0.3}),
-    "nearest": Arm("latent", CHANGED | {"compare": "nearest"}),
-    "region": Arm("latent", {"pool": "region", "top_p": 1.0}, latents=1),
-}
-SECOND = ("detached", "through", "full")
-MAIN = ["text", "pads", "random", "published+full", "changed+detached+full"]
+ANSWER_SIGNS = 8
+"""An answer to an operation is at most as long as that of a trail of so many signs"""
 
 
 def main() -> None:
@@ -82,23 +56,32 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
         cases = [Case(options, name, signs, seed) for seed in options.seeds for signs in options.signs
                  for name in options.arms]  # fmt: skip
-        for signs in options.signs:
-            prepare(options, signs, {ARMS[case.arm].form for case in cases})
+        looks = [Case(options, LOOK, 0, seed) for seed in options.seeds if options.looks]
+        for task in {case.task: None for case in cases}:
+            prepare(options, task, {case.form for case in (*looks, *cases)})
         if options.draw_only:
             return
-        lock = Lock()
-        with ThreadPoolExecutor(options.together) as pool:
-            for failure in pool.map(lambda case: case.run(results, lock), cases):
-                if failure:
+        lock, looked = Lock(), {case.seed: Event() for case in looks}
+        with ThreadPoolExecutor(options.together) as before, ThreadPoolExecutor(options.together) as pool:
+            jobs = [before.submit(case.run, results, lock, looked[case.seed]) for case in looks]
+            jobs += [pool.submit(case.run, results, lock, looked.get(case.seed)) for case in cases]
+            for job in jobs:
+                if failure := job.result():
                     print(failure, file=sys.stderr)
-    print("\n".join(table(read_results(results))))
+    groups = read_results(results)
+    print("\n".join(table(groups)))
+    if options.task == FOUR:
+        print("\n".join(["", *operations_table(groups)]))
 
 
 def _options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--arms", nargs="+", default=MAIN, metavar="ARM[@STEPS][+STAGE...]")
-    parser.add_argument("--signs", type=int, nargs="+", default=[6], help="length of the trail (default 6)")
+    parser.add_argument("--arms", nargs="+", metavar="ARM[@STEPS][+STAGE...]")
+    parser.add_argument("--task", choices=("trail", FOUR), default="trail")
+    parser.add_argument("--look-steps", type=int, default=400, help="before --task operations; 0: none (default 400)")
+    parser.add_argument("--look-samples", type=int, default=0, help="to look at (default: as many as --samples)")
+    parser.add_argument("--signs", type=int, nargs="+", help="length of the trail (default 6)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of weights and sample order (default 0)")
     parser.add_argument("--samples", type=int, default=24_000)
     parser.add_argument("--held-out", type=int, default=1024)
@@ -114,7 +97,7 @@ def _options() -> Any:
     parser.add_argument("--family", default="qwen2_5_vl", help="of the model (default qwen2_5_vl)")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--together", type=int, default=5, help="arms that train at the same time (default 5)")
-    parser.add_argument("--workers", type=int, default=2, help="loader processes of each (default 2)")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes of each arm (default 2)")
     parser.add_argument("--draw-workers", type=int, default=14)
     parser.add_argument("--tests", default="replacement,donor", help="of the audit (default replacement,donor)")
     parser.add_argument("--minutes", type=float, default=60.0, help="of a stage, at most; then it saves and ends")
@@ -122,14 +105,20 @@ def _options() -> Any:
     parser.add_argument("--table-only", action="store_true")
     options = parser.parse_args()
     options.output = options.output.absolute()
+    options.looks = options.task == FOUR and options.look_steps > 0
+    options.arms = options.arms or (list(OF_OPERATIONS[:3]) if options.task == FOUR else MAIN)
+    if options.task == FOUR and options.signs:
+        parser.error("--signs: only a trail has signs; leave it out with --task operations")
+    options.signs = [0] if options.task == FOUR else options.signs or [6]
+    known = [arm for arm in ARMS if arm != LOOK and (arm in OF_OPERATIONS or options.task != FOUR)]
     for name in options.arms:
         title, *second = name.split("+")
         arm, _, steps = title.partition("@")
-        if arm not in ARMS or not (steps or "1").isdigit() or set(second) - set(SECOND) or (
+        if arm not in known or not (steps or "1").isdigit() or set(second) - set(SECOND) or (
             second and not ARMS[arm].has_latents
         ):  # fmt: skip
             parser.error(
-                f"--arms {name}: expected one of {', '.join(ARMS)}, behind it @STEPS, and for those with "
+                f"--arms {name}: expected one of {', '.join(known)}, behind it @STEPS, and for those with "
                 f"latents +{', +'.join(SECOND)}"
             )
     return options
@@ -137,7 +126,7 @@ def _options() -> Any:
 
 @dataclass(frozen=True)
 class Case:
-    """An arm with a length of trail and a seed."""
+    """An arm with a length of trail, 0 for operations, and a seed."""
 
     options: Any
     name: str
@@ -155,12 +144,29 @@ class Case:
         return self.title.split("@")[0]
 
     @property
+    def form(self) -> str:
+        """Of its samples."""
+        return ARMS[self.arm].form
+
+    @property
+    def task(self) -> str:
+        """As its data and model are named."""
+        return str(self.signs) if self.signs else FOUR
+
+    @property
     def steps(self) -> int:
         """Of the first stage."""
+        if self.arm == LOOK:
+            return int(self.options.look_steps)
         return int(self.title.partition("@")[2] or self.options.steps)
 
-    def run(self, results: Path, lock: Lock) -> str | None:
-        """Train, and write down what is read after each stage; returns what failed."""
+    def run(self, results: Path, lock: Lock, looked: Event | None) -> str | None:
+        """Train, and write down what is read after each stage; returns what failed.
+
+        looked: whether the run that the arms begin from has been trained; they wait for it.
+        """
+        if looked and self.arm != LOOK:
+            looked.wait()
         done = {json.loads(line)["run"] for line in results.read_text().splitlines()} if results.exists() else set()
         try:
             for stage in ("1", *self.name.split("+")[1:]):
@@ -169,6 +175,8 @@ class Case:
                     continue
                 started = time.monotonic()
                 seconds = self._train(run, stage)
+                if looked:
+                    looked.set()
                 found = self._read(run)
                 line = {"run": run, "arm": self.title, "signs": self.signs, "seed": self.seed, "stage": stage,
                         "seconds": seconds, "wall": time.monotonic() - started,
@@ -178,6 +186,9 @@ class Case:
                 print(json.dumps(line), file=sys.stderr, flush=True)
         except subprocess.CalledProcessError as error:
             return f"{self.name}, N = {self.signs}, seed {self.seed}: {' '.join(map(str, error.cmd))} failed"
+        finally:
+            if looked:
+                looked.set()
         return None
 
     def _train(self, run: str, stage: str) -> float:
@@ -199,16 +210,17 @@ class Case:
     def recipe(self, run: str, stage: str) -> dict[str, Any]:
         """The settings of a stage: 1, detached or full."""
         output, is_first, options = self.options.output, stage == "1", self.options
-        data = output / f"data-{self.signs}-{ARMS[self.arm].form}"
+        data = output / f"data-{self.task}-{self.form}"
         arm, weights = ARMS[self.arm], {"align_weight": 0.0, "contrastive_weight": 0.0} if stage == "full" else {}
         recipe: dict[str, Any] = {
             "run": {"name": run, "output_dir": str(output / "runs"), "seed": self.seed},
             "data": {
                 "shards": str(data / "train"), "eval_shards": str(data / "held_out"), "max_tokens": 512, "lanes": 32,
                 "features": str(data / "train/features"), "eval_features": str(data / "held_out/features"),
-                "num_workers": options.workers, "max_image_pixels": pixels(options, self.signs),
+                "num_workers": options.workers * (options.together if self.arm == LOOK else 1),
+                "max_image_pixels": pixels(options, self.task),
             },
-            "model": {"path": str(output / f"model-{self.signs}"), "latent_size": arm.latents or options.latents},
+            "model": {"path": str(output / f"model-{self.task}"), "latent_size": arm.latents or options.latents},
             "teacher": {"momentum": 0.99, "offload": "none"},
             "selection": arm.selection,
             "loss": {"contrastive_temperature": 0.1, "contrastive_weight": 0.1, **arm.loss, **weights},
@@ -224,6 +236,8 @@ class Case:
             "tracking": {"every_steps": 50, "experiment": "latents", "picture_samples": 0},
             "deepspeed": {"config": str(Path("ds_configs/zero2.json").absolute())},
         }  # fmt: skip
+        if is_first and options.looks and self.arm != LOOK:
+            recipe["model"]["init_from"] = str(output / "runs" / f"{LOOK}-n0-s{self.seed}-1")
         if not is_first:
             recipe["model"]["init_from"] = str(output / "runs" / run.removesuffix(stage)) + "1"
             recipe["train"] |= {"stage": 2, "latent_gradient": "detached" if stage == "detached" else "full"}
@@ -233,16 +247,19 @@ class Case:
         """Export the run and read its free answers."""
         folder, model = self.options.output / "runs" / run, self.options.output / "models" / run
         run_command(["export", folder, "--to", model, "--overwrite"], folder / "export.log")
-        data = self.options.output / f"data-{self.signs}-{ARMS[self.arm].form}" / "held_out"
+        data = self.options.output / f"data-{self.task}-{self.form}" / "held_out"
+        tokens = 24 + 14 * (self.signs or ANSWER_SIGNS)
         common = ["--model", model, "--shards", data, "--benchmark", "option-letter", "--batch-size", 256,
-                  "--max-new-tokens", 24 + 14 * self.signs, "--precision", self.options.precision]  # fmt: skip
+                  "--max-new-tokens", tokens, "--precision", self.options.precision]  # fmt: skip
         if not ARMS[self.arm].has_latents:
             run_command(["evaluate", *common, "--output", model / "readings"], folder / "evaluate.log")
             scores = json.loads((model / "readings/scores.json").read_text())
-            return {"own": scores["rules"][next(iter(scores["rules"]))]["accuracy"]}
-        tests = ["--tests", self.options.tests]
-        run_command(["audit", *common, "--output", model / "readings", *tests], folder / "audit.log")
-        return readings(json.loads((model / "readings/audit.json").read_text()))
+            found = {"own": scores["rules"][next(iter(scores["rules"]))]["accuracy"]}
+        else:
+            tests = ["--tests", self.options.tests]
+            run_command(["audit", *common, "--output", model / "readings", *tests], folder / "audit.log")
+            found = readings(json.loads((model / "readings/audit.json").read_text()))
+        return found | (accuracy_by_operation(model / "readings") if self.task == FOUR else {})
 
     def _last_metrics(self, run: str) -> dict[str, float]:
         """The last of what training logged that says whether it learned."""
@@ -260,7 +277,7 @@ class Case:
         return found
 
 
-def readings(audit: dict[str, Any]) -> dict[str, float]:
+def readings(audit: dict[str, Any]) -> dict[str, Any]:
     """Accuracies by what stood in the latents' place, and how many answers followed a donor's latents."""
     found = {name: part["accuracy"] for name, part in audit["replacement"].items()}
     donor, inside = audit.get("donor", {}), audit.get("inside", {})

@@ -1,4 +1,7 @@
-"""The data of tests/bench/latents.py: trails drawn and packed in every form, with their vision features stored."""
+"""The data of tests/bench/latents.py: drawn and packed in every form, with their vision features stored.
+
+A trail's data are named by its number of signs, those of the four operations `operations`.
+"""
 
 from __future__ import annotations
 
@@ -17,99 +20,117 @@ from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import LatentStep, Sample, TextStep
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.demo.material import write_demo_model
-from ilvr_ds.demo.task import TaskSpec, draw_samples
+from ilvr_ds.demo.task import OPERATIONS, TaskSpec, draw_samples
 from ilvr_ds.demo.task.drawing import CELL
 from ilvr_ds.demo.task.generate import Split
 from ilvr_ds.ingest.pack import pack_samples
 from ilvr_ds.model.student import load_config, vision_layout
 
 CHUNK = 256
+FOUR = "operations"
+DRAWN = ("named", "look")
+"""Forms that are samples of their own, and no other way to say the same samples."""
 
 
-def prepare(options: Any, signs: int, forms: set[str]) -> None:
-    """Model, shards and stored features of trails of a length, where they are not there yet."""
-    folder = options.output / f"model-{signs}"
+def spec_of(form: str, task: str) -> TaskSpec:
+    """What is drawn. Options are in a fixed order, and pictures are shaded: else no target says where it is."""
+    if task == FOUR:
+        operations = ("look",) if form == "look" else OPERATIONS
+        return TaskSpec(operations=operations, shaded=True, shuffled_options=False)
+    return TaskSpec(operations=("trail",), signs=int(task), named=form == "named", shuffled_options=False)
+
+
+def model_spec(task: str) -> TaskSpec:
+    """What the model's words and tower are made from."""
+    if task == FOUR:
+        return replace(spec_of("latent", task), operations=(*OPERATIONS, "look"))
+    return TaskSpec(operations=("trail",), signs=int(task), named=True)
+
+
+def prepare(options: Any, task: str, forms: set[str]) -> None:
+    """Model, shards and stored features, where they are not there yet."""
+    folder = options.output / f"model-{task}"
     if not folder.exists():
-        spec = TaskSpec(operations=("trail",), signs=signs, named=True)
-        write_demo_model(folder, spec, options.size, family=options.family)
-    derived = sorted(forms - {"latent", "named"})
+        write_demo_model(folder, model_spec(task), options.size, family=options.family)
+    drawn = forms & set(DRAWN)
+    derived = sorted(forms - {"latent", *DRAWN})
     with ThreadPoolExecutor() as pool:
         counts: dict[Split, int] = {"train": options.samples, "held_out": options.held_out}
         waiting = [
-            pool.submit(_prepare_split, options, signs, derived, "named" in forms, split, count)
+            pool.submit(_prepare_split, options, task, derived, sorted(drawn), split, count)
             for split, count in counts.items()
         ]
         for job in waiting:
             job.result()
 
 
-def _prepare_split(options: Any, signs: int, forms: list[str], is_named: bool, split: Split, count: int) -> None:
-    """Draw the trails, derive their other `forms`, and store the vision features of all."""
-    _draw_shards(options, "latent", signs, split, count)
+def _prepare_split(options: Any, task: str, forms: list[str], drawn: list[str], split: Split, count: int) -> None:
+    """Draw the samples, derive their other `forms`, draw other samples, and store the vision features of all."""
+    _draw_shards(options, "latent", task, split, count)
     with ProcessPoolExecutor(options.draw_workers, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(_derive_shards, options, form, signs, split) for form in forms]
-        if is_named:
-            _draw_shards(options, "named", signs, split, count)
+        waiting = [pool.submit(_derive_shards, options, form, task, split) for form in forms]
+        for form in drawn:
+            is_look = form == "look" and split == "train"
+            _draw_shards(options, form, task, split, options.look_samples or count if is_look else count)
         workers = max(1, options.draw_workers // (1 + len(forms)))
-        done = [pool.submit(_encode, options, form, signs, split, workers) for form in ("latent", "named")]
+        done = [pool.submit(_encode, options, form, task, split, workers) for form in ("latent", *drawn)]
         for form, job in zip(forms, waiting, strict=True):
             job.result()
-            done.append(pool.submit(_encode, options, form, signs, split, workers))
+            done.append(pool.submit(_encode, options, form, task, split, workers))
         for job in done:
             job.result()
 
 
-def pixels(options: Any, signs: int) -> int:
+def pixels(options: Any, task: str) -> int:
     """Of a picture whose every cell is a merged patch."""
-    return (4 * vision_layout(load_config(str(options.output / f"model-{signs}"))).cell) ** 2
+    return (4 * vision_layout(load_config(str(options.output / f"model-{task}"))).cell) ** 2
 
 
-def shards_of(options: Any, form: str, signs: int, split: Split) -> Path:
+def shards_of(options: Any, form: str, task: str, split: Split) -> Path:
     """Where samples of a form lie."""
-    path: Path = options.output / f"data-{signs}-{form}" / split
+    path: Path = options.output / f"data-{task}-{form}" / split
     return path
 
 
-def _draw_shards(options: Any, form: str, signs: int, split: Split, count: int) -> None:
-    folder = shards_of(options, form, signs, split)
+def _draw_shards(options: Any, form: str, task: str, split: Split, count: int) -> None:
+    folder = shards_of(options, form, task, split)
     if folder.exists():
         return
     start = time.monotonic()
-    jobs = [(form, signs, split, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
+    jobs = [(form, task, split, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
     with ProcessPoolExecutor(options.draw_workers, mp_context=get_context("spawn")) as pool:
         pack_samples((sample for part in pool.map(_draw, jobs) for sample in part), folder, max_samples_per_shard=5_000)
     print(f"{folder}: drawn in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
-def _draw(job: tuple[str, int, Split, int, int]) -> list[Sample]:
-    form, signs, split, start, count = job
-    spec = TaskSpec(operations=("trail",), signs=signs, named=form == "named", shuffled_options=False)
-    samples = draw_samples(spec, 0, split, count, start)
+def _draw(job: tuple[str, str, Split, int, int]) -> list[Sample]:
+    form, task, split, start, count = job
+    samples = draw_samples(spec_of(form, task), 0, split, count, start)
     return [in_form(sample, form, start + number) for number, sample in enumerate(samples)]
 
 
-def _derive_shards(options: Any, form: str, signs: int, split: Split) -> None:
-    """The same trails in another form."""
-    folder = shards_of(options, form, signs, split)
+def _derive_shards(options: Any, form: str, task: str, split: Split) -> None:
+    """The same samples in another form."""
+    folder = shards_of(options, form, task, split)
     if not folder.exists():
-        reader = ShardReader(open_dataset(str(shards_of(options, "latent", signs, split))))
+        reader = ShardReader(open_dataset(str(shards_of(options, "latent", task, split))))
         samples = (in_form(reader.read(number), form, number, options.latents) for number in range(len(reader)))
         pack_samples(samples, folder, max_samples_per_shard=5_000)
 
 
-def _encode(options: Any, form: str, signs: int, split: Split, workers: int) -> None:
+def _encode(options: Any, form: str, task: str, split: Split, workers: int) -> None:
     """Store the vision features of shards, where there are shards without."""
-    folder = shards_of(options, form, signs, split)
+    folder = shards_of(options, form, task, split)
     if folder.exists() and not (folder / "features").exists():
         start = time.monotonic()
-        run_command(["encode", "--model", options.output / f"model-{signs}", "--shards", folder, "--precision",
-               options.precision, "--max-image-pixels", pixels(options, signs), "--workers", workers],
+        run_command(["encode", "--model", options.output / f"model-{task}", "--shards", folder, "--precision",
+               options.precision, "--max-image-pixels", pixels(options, task), "--workers", workers],
               folder.with_suffix(".encode.log"))  # fmt: skip
         print(f"{folder}: encoded in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
 def in_form(sample: Sample, form: str, number: int, latents: int = 0) -> Sample:
-    """A trail as an arm wants it: as it is, with boxes around random cells, or without helper pictures.
+    """A sample as an arm wants it: as it is, with boxes around random cells, or without helper pictures.
 
     latents: of a segment, as many as `pads` has filler tokens.
     """
@@ -121,7 +142,7 @@ def in_form(sample: Sample, form: str, number: int, latents: int = 0) -> Sample:
         return replace(sample, steps=(*filled, texts[-1]), helper_images=())
     if form == "single":
         return replace(sample, steps=(*texts[:-1], LatentStep(0), texts[-1]), helper_images=sample.helper_images[-1:])
-    if form == "latent":
+    if form in ("latent", "look"):
         return sample
     draw, steps = np.random.default_rng((7, number)), []
     for step in sample.steps:

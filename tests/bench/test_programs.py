@@ -25,7 +25,8 @@ PROGRAMS = {
     "selective_ops": ["--device", "cpu", "--seconds", "0.01", "--widths", "64", "--sizes", "8,64", "--no-compiled"],
 }  # fmt: skip
 LIBRARIES = {
-    "chain_model", "geometry", "latents_data", "latents_table", "noise", "step_run", "step_table", "syncs", "timeline",
+    "chain_model", "geometry", "latents_arms", "latents_data", "latents_operations", "latents_table", "noise",
+    "step_run", "step_table", "syncs", "timeline",
 }  # fmt: skip
 AUDIT_COST = [
     "--cpu", "--samples", "8", "--batch-size", "4", "--max-new-tokens", "24", "--chain", "4", "--latent-size", "2",
@@ -36,7 +37,7 @@ LEARNING = [
 ]  # fmt: skip
 LATENTS = [
     "--size", "tiny", "--precision", "fp32", "--samples", "64", "--held-out", "32", "--steps", "2",
-    "--second-steps", "1", "--batch", "32", "--signs", "1", "--together", "1", "--workers", "1", "--draw-workers", "2",
+    "--second-steps", "1", "--batch", "32", "--together", "1", "--workers", "1", "--draw-workers", "2",
 ]  # fmt: skip
 
 
@@ -75,10 +76,21 @@ def test_the_learning_experiment_and_what_reads_its_run(tmp_path: Path) -> None:
 @pytest.mark.drill
 @pytest.mark.timeout(600)
 def test_the_experiment_on_latents(tmp_path: Path) -> None:
-    arguments = ["--output", str(tmp_path), "--arms", "changed@2+detached", "pads", *LATENTS]
+    arguments = ["--output", str(tmp_path), "--signs", "1", "--arms", "changed@2+detached", "pads", *LATENTS]
     printed = run_program("latents", *arguments)
     assert "| changed@2 | 1 | 2, detached | 1 |" in printed and "| pads | 1 | 1 | 1 |" in printed
     assert run_program("latents", *arguments) == printed, "nothing is done again"
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(600)
+def test_the_experiment_on_latents_with_operations_after_learning_to_see(tmp_path: Path) -> None:
+    arguments = ["--output", str(tmp_path), "--task", "operations", "--look-steps", "2", "--tests", "replacement"]
+    lines = run_program("latents", *arguments, "--arms", "changed", *LATENTS).splitlines()
+    assert any(line.startswith("| look | 0 | 1 | 1 |") for line in lines)
+    assert any(line.startswith("| changed | 0 | 1 | 1 |") for line in lines)
+    assert sum(line.startswith("| changed | 1 | ") for line in lines) == 4, "one line an operation"
+    assert (tmp_path / "changed-n0-s0-1.yaml").read_text().count(f"init_from: {tmp_path}/runs/look-n0-s0-1") == 1
 
 
 def test_no_program_is_left_out() -> None:

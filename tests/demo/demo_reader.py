@@ -111,6 +111,8 @@ def _read_shape(mask: np.ndarray) -> str:
 
 def solve(question: str, given: Picture) -> tuple[str, list[Picture]]:
     """The letter of the right option, and the helper pictures on the way to it."""
+    if question.startswith("Describe"):
+        return "", []
     ask, _, listed = question.rpartition("? ")
     options = dict(re.findall(r"([A-D])\) (.+?)(?= [A-D]\)|$)", listed))
     assert list(options) == list("ABCD") and len(set(options.values())) == 4
@@ -127,6 +129,8 @@ def _solve(ask: str, given: Picture) -> tuple[str, list[Picture]]:
         return _move(ask, given)
     if ask.startswith("Follow"):
         return _follow(ask, given)
+    if not ask.startswith("Zoom"):
+        return _look(ask, given), []
     return _zoom(ask, given)
 
 
@@ -176,6 +180,19 @@ def _follow(ask: str, given: Picture) -> tuple[str, list[Picture]]:
         place = SHAPES.index(shape), colours.index(colour)
         helpers.append(Picture(given.side, given.cells, place))
     return given.cells[place].split()[0], helpers
+
+
+def _look(ask: str, given: Picture) -> str:
+    if found := re.match(r"What (stands|colour is the shape) in row (\d), column (\d)", ask):
+        name = given.cells[int(found[2]) - 1, int(found[3]) - 1]
+        return name if found[1] == "stands" else name.split()[0]
+    if ask == "What stands in the marked cell":
+        return given.cells[given.marked]
+    if found := re.match(r"Count every (\w+)", ask):
+        return str(sum(found[1] in name.split() for name in given.cells.values()))
+    figure = re.fullmatch(r"Where is the (\w+ \w+)", ask)[1]
+    ((row, column),) = (place for place, name in given.cells.items() if name == figure)
+    return f"row {row + 1}, column {column + 1}"
 
 
 def _zoom(ask: str, given: Picture) -> tuple[str, list[Picture]]:

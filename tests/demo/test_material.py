@@ -20,6 +20,7 @@ ARGUMENTS = ["demo-data", "--train", "5", "--held-out", "2", "--output"]
         ([], {"creation", "deletion", "update", "selection"}, 2),
         (["--operations", "trail", "--grid", "6", "--signs", "9"], {"trail"}, 9),
         (["--operations", "trail"], {"trail"}, 6),
+        (["--operations", "look"], {"look"}, 0),
     ],
 )
 def test_the_operations_that_are_asked_for(tmp_path: Path, more: list[str], groups: set[str], latents: int) -> None:

@@ -32,6 +32,8 @@ SPECS = [
     TaskSpec(grid=8),
 ]
 TRAILS = [TaskSpec(operations=("trail",)), TaskSpec(grid=6, shapes=6, colours=6, operations=("trail",), signs=9)]
+LOOKS = [TaskSpec(operations=("look",)), TaskSpec(grid=6, shapes=8, colours=8, operations=("look",), shaded=True)]
+SHADED = TaskSpec(operations=OPERATIONS, shaded=True, shuffled_options=False)
 OPERATION_CLASSES = (Creation, Deletion, Update, Selection)
 
 
@@ -41,7 +43,9 @@ def words_before_answer(sample: Sample) -> str:
 
 
 @pytest.mark.parametrize(
-    "spec", [*SPECS, *TRAILS], ids=lambda spec: f"{spec.grid}-{spec.operations[-1]}-{spec.colours}"
+    "spec",
+    [*SPECS, *TRAILS, *LOOKS, SHADED],
+    ids=lambda spec: f"{spec.grid}-{spec.operations[-1]}-{spec.colours}-{'shaded' if spec.shaded else 'plain'}",
 )
 def test_the_answer_and_the_helper_pictures_follow_from_the_pixels_and_the_question(spec: TaskSpec) -> None:
     for split in ("train", "held_out"):
@@ -298,13 +302,108 @@ def test_cells_are_told_apart_by_their_place() -> None:
     assert len(seen) == 16 * 15  # no sign points to its own cell
 
 
+# --- looks ---
+
+
+def kind_of(sample: Sample) -> str:
+    """The words of its question that the kinds do not share."""
+    kinds = r"What stands in row|What stands in the marked|What colour|Count|Where|Describe"
+    return re.match(kinds, sample.question)[0]
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_looks_are_balanced_in_every_kind_and_have_no_helper_pictures(split: str) -> None:
+    letters, counts = defaultdict(Counter), Counter()
+    for sample in draw_samples(LOOKS[0], 4, split, 2400):
+        check_sample(sample)
+        counts[kind_of(sample)] += 1
+        letters[kind_of(sample)][sample.answer] += 1
+        assert not sample.helper_images and len(sample.steps) == 1 and sample.group == "look"
+    assert len(counts) == 6 and min(counts.values()) > 340 and max(counts.values()) < 460
+    assert set(letters.pop("Describe")) == {""}, "a caption has no answer"
+    for kind, found in letters.items():
+        expected = sum(found.values()) / 4
+        assert sum((found[letter] - expected) ** 2 / expected for letter in "ABCD") < 16.3, kind
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_the_text_of_a_look_is_no_better_than_chance(shuffled: bool) -> None:
+    """One learner for each kind."""
+    spec = TaskSpec(operations=("look",), shuffled_options=shuffled)
+    train, test = (
+        [replace(sample, group=kind_of(sample)) for sample in draw_samples(spec, 9, *which) if sample.answer]
+        for which in (("train", 4000), ("held_out", 2000))
+    )
+    assert naive_bayes_score(train, test, text_features) < 0.25 + 3.3 * math.sqrt(0.25 * 0.75 / len(test))
+
+
+def test_a_caption_lists_what_is_in_the_picture() -> None:
+    captions = [sample for spec in LOOKS for sample in draw_samples(spec, 6, "train", 120) if not sample.answer]
+    marks, contents = 0, Counter()
+    for sample in captions:
+        given, (text,) = read_picture(sample.input_images[0]), [step.content for step in sample.steps]
+        asked = re.fullmatch(r"Describe (?:the image|row (\d) of the image) cell by cell\.", sample.question)[1]
+        assert (asked is None) == (given.side == 4)
+        read = {
+            (int(row) - 1, int(column) - 1): name
+            for row, column, name in re.findall(r"row (\d), column (\d): ([a-z ]+)", text)
+        }
+        contents.update(read.values())
+        places = [place for place in np.ndindex(given.side, given.side) if asked in (None, str(place[0] + 1))]
+        assert read == {place: given.cells.get(place, "nothing") for place in places} and list(read) == places
+        found = re.search(r"The marked cell is row (\d), column (\d)\.$", text)
+        assert given.marked == (found and (int(found[1]) - 1, int(found[2]) - 1))
+        marks += found is not None
+    assert 0.3 < marks / len(captions) < 0.7 and 0.4 < contents["nothing"] / contents.total() < 0.6
+
+
+def test_how_many_shapes_there_are_does_not_tell_how_many_of_a_kind() -> None:
+    ranks, totals = [], []
+    for sample in draw_samples(LOOKS[0], 3, "train", 3000):
+        if kind_of(sample) == "Count":
+            numbers = [int(number) for number in re.findall(r"\) (\d+)", sample.question)]
+            ranks.append(sorted(numbers).index(numbers["ABCD".index(sample.answer)]))
+            totals.append(len(read_picture(sample.input_images[0]).cells))
+    assert abs(np.corrcoef(ranks, totals)[0, 1]) < 3.3 / math.sqrt(len(ranks))
+
+
+def test_a_picture_does_not_tell_which_option_is_asked_for() -> None:
+    """Each figure that is an option is in the picture once; each cell that is one holds something."""
+    for sample in draw_samples(LOOKS[0], 3, "train", 400):
+        shown = Counter(read_picture(sample.input_images[0]).cells.values())
+        if kind_of(sample).startswith("What stands"):
+            options = re.findall(r"[A-D]\) (\w+ \w+)", sample.question)
+            assert [shown[option] for option in options] == [1] * 4
+        if kind_of(sample) == "Where":
+            cells = read_picture(sample.input_images[0]).cells
+            places = re.findall(r"[A-D]\) row (\d), column (\d)", sample.question)
+            assert len(places) == 4 and all((int(row) - 1, int(column) - 1) in cells for row, column in places)
+
+
+# --- shades ---
+
+
+def test_a_shaded_piece_of_a_picture_is_the_same_pixels() -> None:
+    corners = {"top left": (0, 0), "top right": (0, 2), "bottom left": (2, 0), "bottom right": (2, 2)}
+    for sample in draw_samples(replace(SHADED, operations=("selection",)), 6, "train", 12):
+        row, column = corners[re.match(r"Zoom in on the (\w+ \w+) quarter", sample.question)[1]]
+        given, zoomed = read_pixels(sample.input_images[0]), read_pixels(sample.helper_images[0])
+        cut = given[row * CELL : (row + 2) * CELL, column * CELL : (column + 2) * CELL]
+        assert (zoomed == cut).all() and not np.all(zoomed == zoomed[0, 0])
+
+
+def test_only_the_steps_of_a_trail_have_regions() -> None:
+    for sample in draw_samples(SHADED, 6, "train", 40):
+        assert all(step.region is None for step in sample.steps if isinstance(step, LatentStep))
+
+
 # --- files ---
 
 
 def test_a_written_task_reads_back_as_it_was_drawn(tmp_path) -> None:
-    spec = TaskSpec()
-    write_task(tmp_path / "task", spec, 3, train=9, held_out=5)
-    for split, count in (("train", 9), ("held_out", 5)):
+    spec = TaskSpec(operations=(*OPERATIONS, "look"))
+    write_task(tmp_path / "task", spec, 3, train=19, held_out=35)
+    for split, count in (("train", 19), ("held_out", 35)):
         samples = list(read_records(tmp_path / "task" / f"{split}.jsonl", tmp_path / "task"))
         assert not any(isinstance(sample, Rejected) for sample in samples)
         assert samples == list(draw_samples(spec, 3, split, count))
@@ -343,6 +442,7 @@ def test_a_folder_that_exists_is_not_overwritten(tmp_path) -> None:
         ({"operations": ("update", "update")}, "named twice"),
         ({"operations": ()}, "none given"),
         ({"operations": ("trial",)}, "did you mean 'trail'"),
+        ({"operations": ("looks",)}, "did you mean 'look'"),
         ({"operations": ("trail",), "grid": 6}, "all three must be the same"),
         ({"operations": ("trail",), "signs": 15}, "signs: 15; choose 1 to 14"),
     ],

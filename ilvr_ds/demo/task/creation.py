@@ -53,8 +53,9 @@ class Creation:
         for quarter, candidate in zip([self.options[right], *others], candidates, strict=True):
             row, column = quarter_corner(quarter, half)
             shown |= {(row + place[0], column + place[1]): figure for place, figure in candidate}
-        growing = [Scene(half, half, dict(parts[: count + 1])) for count in range(len(parts))]
-        return [Scene(self.spec.grid, self.spec.grid, shown), *growing]
+        shaded = self.spec.shaded
+        growing = [Scene(half, half, dict(parts[: count + 1]), is_shaded=shaded) for count in range(len(parts))]
+        return [Scene(self.spec.grid, self.spec.grid, shown, is_shaded=shaded), *growing]
 
     def rationale(self, scenes: list[Scene]) -> list[str]:
         """Shape by shape."""

@@ -46,7 +46,7 @@ class Deletion:
         survivors = self._deleted_by(len(kinds))
         figures = [pick(rng, survivors) for _ in range(remain)] + [pick(rng, kinds[step]) for step in steps]
         places = some(rng, all_cells(grid, grid), total)
-        scenes = [Scene(grid, grid, dict(zip(places, figures, strict=True)))]
+        scenes = [Scene(grid, grid, dict(zip(places, figures, strict=True)), is_shaded=self.spec.shaded)]
         for name in self.criteria:
             left = {place: figure for place, figure in scenes[-1].figures.items() if name not in figure}
             scenes.append(scenes[-1].keep(left))

@@ -70,9 +70,10 @@ def _on_white(scene: Scene) -> Image.Image:
 def _shaded(scene: Scene) -> Image.Image:
     """An RGB image."""
     pixels = np.empty((scene.rows * CELL, scene.columns * CELL, 3), dtype=np.uint8)
+    (top, left), (rows, columns) = scene.cut_from or ((0, 0), (scene.rows, scene.columns))
     for row in range(scene.rows):
         for column in range(scene.columns):
-            place = (row / (scene.rows - 1), column / (scene.columns - 1))
+            place = ((top + row) / (rows - 1), (left + column) / (columns - 1))
             cell = pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
             cell[:] = _shaded_tile(scene.figures.get((row, column)), *place)
             if scene.marked == (row, column):

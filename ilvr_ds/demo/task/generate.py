@@ -20,6 +20,7 @@ from ilvr_ds.data.sample import LatentStep, Region, Sample, Step, TextStep
 from ilvr_ds.demo.task.creation import Creation
 from ilvr_ds.demo.task.deletion import Deletion
 from ilvr_ds.demo.task.drawing import CELL, encode_scene
+from ilvr_ds.demo.task.look import Look
 from ilvr_ds.demo.task.scene import Scene
 from ilvr_ds.demo.task.selection import Selection
 from ilvr_ds.demo.task.spec import TaskSpec
@@ -40,6 +41,7 @@ def draw_samples(spec: TaskSpec, seed: int, split: Split, count: int, start: int
 def draw_sample(spec: TaskSpec, seed: int, index: int, split: Split) -> Sample:
     """Sample number `index` of a split; its group is the operation, its answer the letter, its images PNG files.
 
+    A caption has no answer: its text is its last step.
     Raises UserError for a negative seed and an unknown split.
     """
     if split not in SPLITS:
@@ -60,7 +62,7 @@ def draw_sample(spec: TaskSpec, seed: int, index: int, split: Split) -> Sample:
         steps=_steps(words, scenes, right),
         input_images=(given,),
         helper_images=tuple(helpers),
-        answer=LETTERS[right],
+        answer=LETTERS[right] if words.options else "",
         group=operation,
     )
 
@@ -80,19 +82,25 @@ def _draw_words(operation: str, rng: np.random.Generator, spec: TaskSpec) -> Wor
         return Update.draw(rng, spec)
     if operation == "trail":
         return Trail.draw(rng, spec)
+    if operation == "look":
+        return Look.draw(rng, spec)
     return Selection.draw(rng, spec)
 
 
 def _steps(words: Words, scenes: list[Scene], right: int) -> tuple[Step, ...]:
     steps: list[Step] = []
     for number, text in enumerate(words.rationale(scenes)):
-        steps += [TextStep(text), LatentStep(number, _marked_box(scenes[number + 1]))]
+        steps.append(TextStep(text))
+        if number + 1 < len(scenes):
+            steps.append(LatentStep(number, _marked_box(scenes[number + 1]) if isinstance(words, Trail) else None))
+    if not words.options:
+        return tuple(steps)
     return (*steps, TextStep(f"The final answer is: {LETTERS[right]}) {words.options[right]}"))
 
 
 def _marked_box(scene: Scene) -> Region | None:
-    """The marked cell in pixels, where the picture is about nothing else."""
-    if scene.marked is None or not scene.is_shaded:
+    """The marked cell in pixels: the pictures of a trail are about nothing else."""
+    if scene.marked is None:
         return None
     row, column = scene.marked
     return float(column * CELL), float(row * CELL), float((column + 1) * CELL), float((row + 1) * CELL)

@@ -32,6 +32,9 @@ class Scene:
     marked: Place | None = None
     is_shaded: bool = False
     """Whether the background tells the place of a cell: it turns blue from left to right and red from top to bottom."""
+    cut_from: tuple[Place, Place] | None = None
+    """Of a piece of a picture: its top left cell there, and that picture's rows and columns. Its cells keep their
+    background."""
 
     def keep(self, figures: Mapping[Place, Figure]) -> Scene:
         """The same grid with other figures."""
@@ -51,7 +54,8 @@ class Scene:
             for (row, column), figure in self.figures.items()
             if row in rows and column in columns
         }
-        return Scene(side, side, inside)
+        cut_from = (corner, (self.rows, self.columns))
+        return Scene(side, side, inside, is_shaded=self.is_shaded, cut_from=cut_from)
 
     def describe(self) -> str:
         """The scene in words, the same for equal scenes."""

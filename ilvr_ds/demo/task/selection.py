@@ -47,7 +47,7 @@ class Selection:
             colour = self.options[right] if quarter == self.quarter else wrong.pop()
             figures[cells[0]] = Figure(colour, self.shape)
             figures |= {cell: pick(rng, fillers) for cell in cells[1:] if rng.random() < FILLED}
-        full = Scene(self.spec.grid, self.spec.grid, figures)
+        full = Scene(self.spec.grid, self.spec.grid, figures, is_shaded=self.spec.shaded)
         zoomed = full.crop(quarter_corner(self.quarter, half), half)
         found = {place: figure for place, figure in zoomed.figures.items() if figure.shape == self.shape}
         return [full, zoomed, zoomed.keep(found)]

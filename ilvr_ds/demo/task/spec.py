@@ -8,7 +8,7 @@ from ilvr_ds.errors import UserError, nearest
 
 OPERATIONS = ("creation", "deletion", "update", "selection")
 """CoMT's kinds of task, drawn by default."""
-ALL_OPERATIONS = (*OPERATIONS, "trail")
+ALL_OPERATIONS = (*OPERATIONS, "trail", "look")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring", "hourglass")
 COLOURS = ("red", "blue", "green", "black", "orange", "purple", "cyan", "yellow")
 
@@ -31,6 +31,8 @@ class TaskSpec:
     """How many signs a trail has: 1 to two fewer than there are cells."""
     named: bool = False
     """Whether the text of a trail names each figure on the way."""
+    shaded: bool = False
+    """Whether the background tells the place of a cell, as it always does on a trail."""
 
     def __post_init__(self) -> None:
         if self.grid not in (4, 6, 8):

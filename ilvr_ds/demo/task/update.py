@@ -65,7 +65,7 @@ class Update:
         fillers = [figure for figure in all_figures(self.spec) if figure != self.mover and figure not in self.options]
         figures |= {cell: pick(rng, fillers) for cell in free[len(others) :] if rng.random() < FILLED}
 
-        scenes = [Scene(grid, grid, figures)]
+        scenes = [Scene(grid, grid, figures, is_shaded=self.spec.shaded)]
         origin, walked = path[0], 0
         for _, length in self.moves:
             walked += length

@@ -31,13 +31,13 @@ class Words(Protocol):
 
     @property
     def options(self) -> Sequence[object]:
-        """The four options, each with a text."""
+        """The four options, each with a text; none where the rationale is the answer."""
 
     def scenes(self, rng: np.random.Generator, right: int) -> list[Scene]:
         """The input picture, then the helper pictures, for which option `right` (0 to 3) is the answer."""
 
     def rationale(self, scenes: list[Scene]) -> list[str]:
-        """One text step before each helper picture of `scenes`."""
+        """One text step before each helper picture of `scenes`, or one alone that is the answer."""
 
 
 def list_options(options: Sequence[object]) -> str:
