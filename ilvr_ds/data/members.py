@@ -11,6 +11,7 @@ import mmap
 import re
 import tarfile
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ilvr_ds.data.check import check_sample
@@ -23,6 +24,8 @@ SAMPLE_BYTES_LIMIT = 1024 * 1024 * 1024
 
 _NAME = re.compile(r"(\d{10})\.(json|(?:in|helper)(?:0|[1-9]\d{0,3})\.(?:png|jpg|webp))", re.ASCII)
 _MAGIC = {"png": rb"\x89PNG\r\n\x1a\n", "jpg": rb"\xff\xd8\xff", "webp": rb"RIFF....WEBP"}
+_SIZE, _CHECKSUM = re.compile(rb"[0-7]{11}\0"), re.compile(rb"[0-7]{6}\0 ")
+"""Of a header, as tarfile writes them"""
 
 
 class MemberError(OneLineError):
@@ -127,17 +130,47 @@ def walk_members(data: bytes | mmap.mmap) -> list[Member]:
         if not any(header):
             break
         try:
-            info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+            kind, name, size = _parse_header(header)
         except (tarfile.HeaderError, ValueError) as error:
             raise MemberError(f"damaged header at byte {start} ({error})") from error
-        if info.type != tarfile.REGTYPE or not _NAME.fullmatch(info.name):
-            raise MemberError(f"member {info.name!r} at byte {start} is not allowed")
-        member = Member(info.name, start, info.size)
-        if info.size < 0 or member.end > len(data):
-            raise MemberError(f"member {info.name} at byte {start} is cut off")
+        if kind != tarfile.REGTYPE or not _NAME.fullmatch(name):
+            raise MemberError(f"member {name!r} at byte {start} is not allowed")
+        member = Member(name, start, size)
+        if size < 0 or member.end > len(data):
+            raise MemberError(f"member {name} at byte {start} is cut off")
         members.append(member)
         start = member.end
     return members
+
+
+def _parse_header(header: bytes) -> tuple[bytes, str, int]:
+    """Type, name and size of a member, as tarfile finds them; raises what tarfile does.
+
+    Members of one kind differ in key, size and checksum: where these three, and no folder, are written in the usual
+    way, the rest of the header has been parsed before.
+    """
+    key, size, checksum = header[:10], header[124:136], header[148:156]
+    is_usual = key.isdigit() and _SIZE.fullmatch(size) and _CHECKSUM.fullmatch(checksum)
+    if is_usual and len(header) == BLOCK and header[345] == 0 and int(checksum[:6], 8) == _sum_of(header):
+        kind, extension = _parse_rest(header[10:124], header[136:148], header[156:])
+        return kind, key.decode() + extension, int(size[:11], 8)
+    info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+    return info.type, info.name, info.size
+
+
+@lru_cache(maxsize=1024)
+def _parse_rest(before: bytes, between: bytes, behind: bytes) -> tuple[bytes, str]:
+    """Type, and name behind the key, of a header whose parts before, between and behind size and checksum these are."""
+    key = b"0" * 10
+    header = key + before + b"0" * 11 + b"\0" + between + bytes(8) + behind
+    header = header[:148] + b"%06o\0 " % _sum_of(header) + header[156:]
+    info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+    return info.type, info.name[len(key) :]
+
+
+def _sum_of(header: bytes) -> int:
+    """The checksum that belongs in a header: its own eight bytes count as blanks."""
+    return sum(header) - sum(header[148:156]) + 8 * ord(" ")
 
 
 def _step_record(step: Step) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,13 @@ from ilvr_ds.data.answer_place import find_answer
 from ilvr_ds.data.decode import image_size
 from ilvr_ds.data.features import Rows
 from ilvr_ds.data.images import Grid, ImageEncoder
-from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Region, Sample, SampleError, TextStep, Turn
+from ilvr_ds.data.sample import LatentStep, Region, Sample, SampleError, Step, TextStep, Turn
 from ilvr_ds.data.tokens import LATENT_TOKENS, THOUGHT_TOKENS, SpecialTokens, opens_thought
+from ilvr_ds.data.turns import prompt_turns
 
 IGNORE = -100
+REMEMBERED = 256
+"""Texts whose tokens an encoder keeps: samples of small tasks often differ in their pictures alone."""
 Int64 = NDArray[np.int64]
 
 
@@ -56,6 +60,17 @@ class EncodedSample:
     do not say it. Empty where helper images are not encoded."""
 
 
+class Words(NamedTuple):
+    """What of an EncodedSample depends on texts and grids alone; its arrays are shared by samples, and read-only."""
+
+    input_ids: Int64
+    labels: Int64
+    position_ids: Int64
+    assistant: int
+    segments: Int64
+    answer: tuple[int, int]
+
+
 class SampleEncoder:
     """Turns samples into EncodedSamples with one tokenizer, one image encoder and one latent size.
 
@@ -87,6 +102,7 @@ class SampleEncoder:
         reserved = [*tokenizer.all_special_tokens, *LATENT_TOKENS, *_vision_words()]
         reserved += THOUGHT_TOKENS if self._opens_thought else ()
         self._reserved = re.compile("|".join(map(re.escape, reserved)))
+        self._words = lru_cache(REMEMBERED)(self._encode_words)
 
     def __call__(self, sample: Sample) -> EncodedSample:
         """Encode one sample; raises SampleError where it is too long or holds reserved tokens as text."""
@@ -94,24 +110,44 @@ class SampleEncoder:
         sizes = [image_size(data) for data in files]
         grids = tuple(map(self.images.grid_of_size, sizes))
         patches = tuple(patches for patches, _ in self.images(files)) if self.with_pixels else ()
-        ids, answer = self._tokens(sample, list(grids[: len(sample.input_images)]))
-        if len(ids) > self.max_tokens:
-            raise SampleError(f"{len(ids)} tokens, data.max_tokens allows {self.max_tokens}")
-        assistant = self._assistant(ids)
+        steps = tuple(LatentStep(step.helper) if isinstance(step, LatentStep) else step for step in sample.steps)
+        words = self._words(sample.question, sample.history, steps, sample.answer, grids[: len(sample.input_images)])
+        if len(words.input_ids) > self.max_tokens:
+            raise SampleError(f"{len(words.input_ids)} tokens, data.max_tokens allows {self.max_tokens}")
         return EncodedSample(
             id=sample.id,
             group=sample.group,
-            input_ids=ids,
-            labels=self._labels(ids),
-            position_ids=self.positions(ids, list(grids[: len(sample.input_images)])),
-            assistant=assistant,
-            segments=np.flatnonzero(ids == self.special.latent_start) + 1,
-            answer=answer,
+            **words._asdict(),
             patches=patches,
             grids=grids,
             num_input_images=len(sample.input_images),
             regions=_regions(sample, sizes[len(sample.input_images) :]),
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_words"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._words = lru_cache(REMEMBERED)(self._encode_words)
+
+    def _encode_words(
+        self, question: str, history: tuple[Turn, ...], steps: tuple[Step, ...], answer: str, grids: tuple[Grid, ...]
+    ) -> Words:
+        """The tokens of samples with this text, steps without regions, and input images of these grids."""
+        sample = Sample("", question, steps, (b"",) * len(grids), answer=answer, history=history)
+        ids, span = self._tokens(sample, list(grids))
+        words = Words(
+            input_ids=ids,
+            labels=self._labels(ids),
+            position_ids=self.positions(ids, list(grids)),
+            assistant=self._assistant(ids),
+            segments=np.flatnonzero(ids == self.special.latent_start) + 1,
+            answer=span,
+        )
+        for array in (words.input_ids, words.labels, words.position_ids, words.segments):
+            array.flags.writeable = False
+        return words
 
     def seeing_helpers(self) -> SampleEncoder:
         """A copy that encodes helper images too."""
@@ -170,9 +206,7 @@ class SampleEncoder:
 
     def prompt_text(self, sample: Sample) -> str:
         """The chat prompt up to and including the assistant's opening, one image token per image."""
-        return str(
-            self.tokenizer.apply_chat_template(_prompt_turns(sample), tokenize=False, add_generation_prompt=True)
-        )
+        return str(self.tokenizer.apply_chat_template(prompt_turns(sample), tokenize=False, add_generation_prompt=True))
 
     def _tokens(self, sample: Sample, grids: list[Grid]) -> tuple[Int64, tuple[int, int]]:
         """Ids with image and latent tokens spread out, and the span of the answer."""
@@ -181,7 +215,7 @@ class SampleEncoder:
             if isinstance(step, TextStep):
                 self._check_text(step.content)
         steps = self._step_texts(sample)
-        turns = [*_prompt_turns(sample), self._answer_turn(sample, steps)]
+        turns = [*prompt_turns(sample), self._answer_turn(sample, steps)]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False)
         encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         ids, starts = self._spread(encoded["input_ids"], grids)
@@ -251,30 +285,6 @@ class SampleEncoder:
             token, taken = start + count, taken + count
         positions[:, token:] = np.arange(following, following + len(ids) - token)
         return positions
-
-
-def _prompt_turns(sample: Sample) -> list[dict[str, Any]]:
-    """The messages before the assistant's last: images at the markers of the user's texts, without any before them."""
-    image = {"type": "image"}
-    is_marked = any(IMAGE_MARKER in text for text in sample.user_texts)
-    first = [image] * (0 if is_marked else len(sample.input_images))
-    turns: list[dict[str, Any]] = []
-    for turn in (*sample.history, Turn("user", sample.question)):
-        if turn.role == "user":
-            turns.append({"role": "user", "content": [*first, *_parts(turn.text)]})
-            first = []
-        else:
-            turns.append({"role": turn.role, "content": turn.text})
-    return turns
-
-
-def _parts(text: str) -> list[dict[str, str]]:
-    """A user's text with an image at each marker."""
-    pieces = text.split(IMAGE_MARKER)
-    parts = [{"type": "text", "text": pieces[0]}] if pieces[0] or len(pieces) == 1 else []
-    for piece in pieces[1:]:
-        parts += [{"type": "image"}, *([{"type": "text", "text": piece}] if piece else [])]
-    return parts
 
 
 def _regions(sample: Sample, sizes: list[tuple[int, int]]) -> tuple[Region | None, ...]:

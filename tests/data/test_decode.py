@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 import ilvr_ds
-from ilvr_ds.data.decode import decode_image, image_size, treatments
+from ilvr_ds.data.decode import _size_of_png, decode_image, image_size, treatments
 from ilvr_ds.data.sample import SampleError
 
 TURN, WHITE, SCALE = "turned upright", "with transparency, laid on white", "16-bit grey, scaled to 8 bits"
@@ -76,6 +76,40 @@ def test_no_pixel_is_decoded_for_the_size(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("pixels are decoded"))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("pixels are decoded"))
     assert [image_size(data) for data in files] == [(10, 20)] * 3 + [(20, 10)]
+
+
+def test_a_size_that_is_remembered_hides_nothing() -> None:
+    """PNGs of one header: it is parsed once, but another one may be damaged, turned, animated or above a limit."""
+    plain, frames = saved(photo(21, 11)), [photo(21, 11), photo(21, 11).rotate(180)]
+    assert plain[37:41] == b"IDAT"
+    before = _size_of_png.cache_info()
+    assert [image_size(plain), image_size(saved(frames[1]))] == [(21, 11)] * 2
+    after = _size_of_png.cache_info()
+    assert (after.misses, after.hits) == (before.misses + 1, before.hits + 1)
+    assert image_size(exif_behind_the_pixels(plain, 6)) == (11, 21)
+    with pytest.raises(SampleError, match="animated PNG of 2 frames"):
+        image_size(saved(frames[0], save_all=True, append_images=frames[1:]))
+    with pytest.raises(SampleError, match="above the limit of 230 pixels"):
+        image_size(plain, pixel_limit=230)
+    assert image_size(plain, pixel_limit=231) == (21, 11)
+
+
+def test_a_damaged_beginning_of_a_png_is_what_pillow_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte up to the pixels changed: the same size, or the same words, as without the shorter way."""
+    plain = saved(photo(22, 12))
+    damaged = [plain[:place] + bytes([new]) + plain[place + 1 :] for place in range(41) for new in (0, 1, 255)]
+    damaged += [plain[:end] for end in range(42)]
+    assert image_size(plain) == (22, 12)
+    short = [size_or_fault(data) for data in damaged]
+    monkeypatch.setattr("ilvr_ds.data.decode._PNG_BEGINNING", b"never")
+    assert short == [size_or_fault(data) for data in damaged]
+
+
+def size_or_fault(data: bytes) -> tuple[int, int] | str:
+    try:
+        return image_size(data)
+    except SampleError as error:
+        return str(error)
 
 
 def drawing(mode: str) -> Image.Image:

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import tarfile
 from dataclasses import replace
 
@@ -107,6 +108,36 @@ def test_a_flipped_header_byte_in_the_middle_is_noticed():
     data[second + 3] ^= 1
     with pytest.raises(MemberError, match=f"damaged header at byte {second}"):
         decode_members(bytes(data), KEY)
+
+
+def test_headers_are_read_as_tarfile_reads_them():
+    """Whatever stands in them, and whatever was read before: each byte changed, with and without a new checksum."""
+    data = tar_of(stored(make_sample(3)))
+    walk_members(data)
+    changed = [
+        data[:place] + bytes([new]) + data[place + 1 : 512] for place in range(512) for new in (0, 0x20, 0x37, 0xE9)
+    ]
+    for header in [*changed, *map(with_checksum, changed)]:
+        try:
+            wanted = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+        except (tarfile.HeaderError, ValueError) as error:
+            with pytest.raises(MemberError, match=re.escape(f"damaged header at byte 0 ({error})")):
+                walk_members(header + data[512:])
+            continue
+        if wanted.type != tarfile.REGTYPE or not re.fullmatch(
+            r"\d{10}\.(json|(in|helper)\d\.(png|jpg|webp))", wanted.name
+        ):
+            with pytest.raises(MemberError, match=re.escape(f"member {wanted.name!r} at byte 0 is not allowed")):
+                walk_members(header + data[512:])
+        else:
+            found = walk_members(header + bytes(-(-wanted.size // 512) * 512))[0]
+            assert (found.name, found.size) == (wanted.name, wanted.size)
+
+
+def with_checksum(header):
+    """The header with the checksum that belongs to it."""
+    total = 256 + sum(header[:148]) + sum(header[156:])
+    return header[:148] + b"%06o\0 " % total + header[156:]
 
 
 def test_a_cut_member_other_keys_and_empty_blocks_are_noticed():

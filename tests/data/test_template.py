@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import pickle
+from copy import copy
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
 
 from ilvr_ds.data.decode import image_size
 from ilvr_ds.data.sample import LatentStep, Sample, SampleError, TextStep, Turn
-from ilvr_ds.data.template import IGNORE, SampleEncoder
+from ilvr_ds.data.template import IGNORE, REMEMBERED, EncodedSample, SampleEncoder
 from tests.data.packing import image_bytes
 from tests.golden_set import GoldenSet, golden_set
 
@@ -197,7 +199,7 @@ def test_positions_are_the_stock_models(
     """mRoPE of the input images only: helper images have none, a latent token is one text position."""
     question = "<image> or ".join(["", *([""] * len(images))]) + "what?" if marked else "what?"
     encoded = encoder(sample_of(question, images, "first ", None, "A"))
-    ids = torch.from_numpy(encoded.input_ids)[None]
+    ids = torch.tensor(encoded.input_ids)[None]
     is_image = ids == encoder.special.image_pad
     grids = torch.tensor([(1, *grid) for grid in encoded.grids[: len(images)]])
     wanted, _ = stock.get_rope_index(
@@ -207,6 +209,60 @@ def test_positions_are_the_stock_models(
     (segment,) = encoded.segments
     steps = np.diff(encoded.position_ids[:, segment - 1 : segment + 9], axis=1)
     assert (steps == 1).all()
+
+
+def same(a: EncodedSample, b: EncodedSample) -> bool:
+    pairs = [(getattr(a, field.name), getattr(b, field.name)) for field in fields(a) if field.name != "patches"]
+    is_same = all(np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y for x, y in pairs)
+    return is_same and all(map(np.array_equal, a.patches, b.patches))
+
+
+def test_remembered_tokens_are_those_of_a_new_encoder(encoder: SampleEncoder) -> None:
+    """Samples that differ in one thing each, all twice; a pickled encoder remembers nothing."""
+    steps = (TextStep("first\n"), LatentStep(0, (0, 0, 10, 10)), TextStep("then "), LatentStep(1), TextStep("Final: C"))
+    base = Sample("a", "Look here", steps, (WIDE,), (TALL, TALL), "C", "group")
+    samples = [
+        base,
+        replace(base, id="b", group="other", meta={"key": "value"}),
+        replace(base, steps=(steps[0], LatentStep(0, (0, 0, 5, 5)), *steps[2:])),
+        replace(base, helper_images=(WIDE, TALL)),
+        replace(base, input_images=(TALL,)),
+        replace(base, input_images=(WIDE, TALL)),
+        replace(base, answer="F"),
+        replace(base, question="Look there"),
+        replace(base, history=(Turn("system", "Be brief."),)),
+        replace(base, steps=(*steps[:3], TextStep("so "), LatentStep(1), steps[4])),
+    ]
+    remembering = pickle.loads(pickle.dumps(encoder))
+    for sample in (*samples, *samples):
+        assert same(remembering(sample), pickle.loads(pickle.dumps(encoder))(sample))
+    assert remembering._words.cache_info().misses == 7  # the first four have one text and one grid
+
+
+def test_each_encoder_remembers_its_own_tokens(golden: GoldenSet, encoder: SampleEncoder) -> None:
+    """Catches memories that go along with a copy, and those that several tokenizers or latent sizes share."""
+    encoder(PLAIN)
+    short = SampleEncoder(golden.encoder.tokenizer, encoder.special, encoder.images, 3, 1000)
+    other = copy(encoder)
+    other.latent_size = 3
+    assert len(encoder(PLAIN).input_ids) - len(short(PLAIN).input_ids) == 2 * (8 - 3)
+    assert same(short(PLAIN), other(PLAIN))
+    assert len(encoder.seeing_helpers()(PLAIN).grids) == 3
+
+
+def test_what_is_remembered_is_bounded_and_cannot_be_changed(encoder: SampleEncoder) -> None:
+    new = pickle.loads(pickle.dumps(encoder))
+    for number in range(REMEMBERED + 5):
+        encoded = new(Sample("s", f"Question {number}", (TextStep("A"),)))
+    assert new._words.cache_info().currsize == REMEMBERED
+    with pytest.raises(ValueError, match="read-only"):
+        encoded.labels[0] = 0
+
+
+def test_a_text_that_is_refused_is_refused_again(encoder: SampleEncoder) -> None:
+    for _ in range(2):
+        with pytest.raises(SampleError, match="reserved token"):
+            encoder(replace(PLAIN, question="<|im_end|>"))
 
 
 def test_images_are_input_images_then_helper_images(encoder: SampleEncoder) -> None:
