@@ -18,6 +18,7 @@ from ilvr_ds.evaluation.preparation import Prepared, prepare
 from ilvr_ds.evaluation.report import left_out_lines
 from ilvr_ds.evaluation.results import Results
 from ilvr_ds.evaluation.scoring import clean
+from ilvr_ds.monitoring.run_lock import ANSWERING, run_lock
 from ilvr_ds.monitoring.stop_signal import StopSignal
 
 
@@ -38,11 +39,11 @@ def audit(settings: AuditSettings) -> list[str]:
         "tests": list(tests),
         "selection": selection.__dict__ if chooser else None,
     }
-    dist.decided_by_main(lambda: results.open(identity))
-    dist.decided_by_main(lambda: own_results.open(identity))
     size, numbers = ready.settings.batch_size, ready.numbers
     store = LatentStore(output, [numbers[batch.start : batch.stop] for batch in cut_batches(len(numbers), size)])
-    with StopSignal() as signal:
+    with run_lock(output, ANSWERING), StopSignal() as signal:
+        dist.decided_by_main(lambda: results.open(identity))
+        dist.decided_by_main(lambda: own_results.open(identity))
         first = OwnPass(
             ready,
             store,

@@ -33,6 +33,7 @@ from ilvr_ds.generation.context import Context
 from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.room import rows_that_fit
 from ilvr_ds.generation.settings import GenerationSettings, Speed
+from ilvr_ds.monitoring.run_lock import ANSWERING, run_lock
 from ilvr_ds.monitoring.stop_signal import StopSignal
 from ilvr_ds.tracking.registry import attach, read_origin
 from ilvr_ds.tracking.scores import log_scores
@@ -52,8 +53,8 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
     settings = ready.settings
     results = Results(ready.settings.output or Path())
     identity = ready.identity() | {"ablate_latents": settings.ablate_latents, "compare_pixels": settings.compare_pixels}
-    dist.decided_by_main(lambda: results.open(identity))
-    with StopSignal() as signal:
+    with run_lock(results.folder, ANSWERING), StopSignal() as signal:
+        dist.decided_by_main(lambda: results.open(identity))
         run = _Run(ready)
         if ready.reasoner.decoder is None or settings.ablate_latents:
             answer_batches(results, ready.numbers, settings.batch_size, run.answer, ready.reader.location, signal)

@@ -1,4 +1,4 @@
-"""One process at a time trains a run: `lock.json` in its folder names the owner while it lives.
+"""One process at a time trains a run, or answers into an evaluation's folder: `lock.json` in it names the owner.
 
 Works without flock, which shared file systems often lack: the file is made exclusively, and its owner touches it every
 BEAT_S. Another process takes it over where the owner is certainly dead (same machine, process gone; an earlier start of
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ilvr_ds import dist
@@ -29,15 +30,32 @@ SETTLE_S = 0.5
 """Of two that take a lock over at once the later one has it: both check again after this pause."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is done in the folder, for messages."""
+
+    parent: str
+    """The setting that says where the folder lies"""
+    name: str
+    """The setting that gives it a name"""
+    doing: str
+    other: str
+    """What to do instead of waiting"""
+
+
+TRAINING = Work("run.output_dir", "run.name", "trained", "take another run.name")
+ANSWERING = Work("--output", "--output", "written", "give another --output")
+
+
 @contextmanager
-def run_lock(directory: Path) -> Iterator[None]:
+def run_lock(directory: Path, work: Work = TRAINING) -> Iterator[None]:
     """Hold the lock of the run in `directory` (collective: the main rank holds it for all).
 
     The folder is made, and removed again where nothing is written to it. Raises UserError on all ranks where another
-    process trains this run.
+    process holds it.
     """
     made = [folder for folder in (directory, *directory.parents) if not folder.exists()]
-    mine = dist.decided_by_main(lambda: _take(directory))
+    mine = dist.decided_by_main(lambda: _take(directory, work))
     if not dist.is_main():
         yield
         return
@@ -54,7 +72,7 @@ def run_lock(directory: Path) -> Iterator[None]:
                 folder.rmdir()  # refused where it is not empty
 
 
-def _take(directory: Path) -> Owner:
+def _take(directory: Path, work: Work = TRAINING) -> Owner:
     """Make the lock, or take that of a dead owner over; raises UserError."""
     path, mine = directory / FILE, Owner()
     try:
@@ -63,14 +81,14 @@ def _take(directory: Path) -> Owner:
             return mine
         other, silent_s = read_owner(path), _silent_s(path)
         if not (other and other.is_dead_for(mine)) and silent_s < STALE_S:
-            raise UserError(_refusal(directory, other, mine, silent_s))
+            raise UserError(_refusal(work, directory, other, mine, silent_s))
         logger.warning("took over the lock of %s, which is gone", named(other))
         _replace(path, mine)
         time.sleep(SETTLE_S)
         if (winner := read_owner(path)) != mine:
-            raise UserError(_refusal(directory, winner, mine, 0.0))
+            raise UserError(_refusal(work, directory, winner, mine, 0.0))
     except OSError as error:
-        raise UserError(f"run.output_dir: cannot write to {directory} ({error.strerror})") from error
+        raise UserError(f"{work.parent}: cannot write to {directory} ({error.strerror})") from error
     return mine
 
 
@@ -98,11 +116,11 @@ def _keep(path: Path, mine: Owner, ended: threading.Event) -> None:
     while not ended.wait(BEAT_S):
         try:
             if (owner := read_owner(path)) is not None and owner != mine:
-                logger.error("%s: %s has taken this run over; this process ends", path, named(owner))
+                logger.error("%s: %s has taken over; this process ends", path, named(owner))
                 os._exit(1)
             os.utime(path)
         except OSError as error:
-            logger.warning("%s: cannot be touched (%s); training goes on", path, error.strerror)
+            logger.warning("%s: cannot be touched (%s); the work goes on", path, error.strerror)
 
 
 def _silent_s(path: Path) -> float:
@@ -118,9 +136,9 @@ def _silent_s(path: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _refusal(directory: Path, other: Owner | None, mine: Owner, silent_s: float) -> str:
-    advice = "wait for its end, or take another run.name"
+def _refusal(work: Work, directory: Path, other: Owner | None, mine: Owner, silent_s: float) -> str:
+    advice = f"wait for its end, or {work.other}"
     if other is None or other.machine != mine.machine:
         left = max(1.0, STALE_S - silent_s)
         advice += f"; if it is gone, start again in {left:.0f} s, or delete {directory / FILE}"
-    return f"run.name: {directory} is being trained by {named(other)}; {advice}"
+    return f"{work.name}: {directory} is being {work.doing} by {named(other)}; {advice}"

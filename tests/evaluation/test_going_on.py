@@ -157,3 +157,30 @@ def test_an_evaluation_goes_on_inside_a_batch(model: Path, demo_folder: Path, tm
     assert main(arguments(model, demo_folder, killed, *few)) == 0
     assert lines_of(killed) == lines_of(whole)
     assert [json.loads(line)["number"] for line in part.read_text().splitlines()] == list(range(7))
+
+
+@pytest.mark.parametrize("command", ["evaluate", "audit"])
+def test_a_second_one_into_the_same_folder_is_refused_until_the_first_is_dead(
+    command: str, model: Path, demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real processes. Catches two that append to one part, and a lock that a killed one leaves behind."""
+    output = tmp_path / "out"
+    words = arguments(model, demo_folder, output)
+    words = ["audit", *words[1:], "--tests", "barred", "--samples", "5"] if command == "audit" else words
+    first = subprocess.Popen([sys.executable, "-m", "ilvr_ds.cli", *words], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 200
+        while not (output / "lock.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)
+        before = sorted(path.name for path in output.iterdir())
+        assert first.poll() is None and main(words) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if "--output" in line]
+        assert len(said) == 1 and f"{output} is being written by process {first.pid} on " in said[0]
+        assert said[0].endswith("wait for its end, or give another --output")
+        assert sorted(path.name for path in output.iterdir()) == before
+    finally:
+        first.kill()
+        first.wait()
+    assert main(words) == 0
+    assert not (output / "lock.json").exists()
