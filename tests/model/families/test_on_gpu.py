@@ -109,6 +109,6 @@ def test_neither_student_nor_teacher_waits(found: GoldenSet) -> None:
             embeddings = write_images(language_model.embed_tokens(micro.tokens.input_ids), micro.tokens, features)
             last_hidden(language_model, micro.tokens, embeddings, features=features).sum().backward()
             with torch.no_grad():
-                teacher(window.tokens, window.context, features)
+                teacher(window.tokens, features, window.context)
         torch.cuda.synchronize()
     assert not syncs.places, dict(syncs.places)
