@@ -9,7 +9,7 @@
 
 Draws `trail` (ilvr_ds/demo/task/trail.py), packs it, stores its vision features, trains each arm through
 `launch/train.sh`, exports it and reads its free answers with `ilvr-ds audit`. Each reading is a line of
-OUTPUT/results.jsonl; the table at the end is made of that file, and so is a later one by `--table-only`.
+OUTPUT/results.jsonl; the table at the end and results.png are made of that file, also later by `--table-only`.
 
 Arms: text (steps that say nothing), named (steps that name the figure), pads (the same words and filler tokens),
 single (one segment, of the last picture), random (latents of random patches), published (`selection.pool: all`), query
@@ -43,7 +43,7 @@ from ilvr_ds.demo.material import SIZES
 from tests.bench.latents_arms import ARMS, LOOK, MAIN, OF_OPERATIONS, SECOND
 from tests.bench.latents_data import FOUR, pixels, prepare, run_command
 from tests.bench.latents_operations import accuracy_by_operation, operations_table
-from tests.bench.latents_table import read_results, table
+from tests.bench.latents_table import draw_results, read_results, table
 
 ANSWER_SIGNS = 8
 """An answer to an operation is at most as long as that of a trail of so many signs"""
@@ -68,8 +68,11 @@ def main() -> None:
             for job in jobs:
                 if failure := job.result():
                     print(failure, file=sys.stderr)
+    if not results.exists():
+        raise SystemExit(f"{results}: no arm has been read")
     groups = read_results(results)
     print("\n".join(table(groups)))
+    draw_results(groups, options.output / "results.png", options.held_out)
     if options.task == FOUR:
         print("\n".join(["", *operations_table(groups)]))
 

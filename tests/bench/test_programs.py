@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.ranks import ROOT
 
@@ -95,4 +96,14 @@ def test_the_experiment_on_latents_with_operations_after_learning_to_see(tmp_pat
 
 def test_no_program_is_left_out() -> None:
     files = {file.stem for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith(("test_", "__"))}
-    assert files - LIBRARIES - {"audit_cost", "latents", "learning", "selected_cells"} == set(PROGRAMS)
+    assert files - LIBRARIES - {"audit_cost", "latents", "learning", "matvec", "selected_cells"} == set(PROGRAMS)
+
+
+def test_products_are_timed_on_a_gpu_or_not_at_all() -> None:
+    """Catches a traceback without a GPU; with one, a program that no longer runs."""
+    command = [sys.executable, "-m", "tests.bench.matvec", "--compile", "0"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=560)
+    if torch.cuda.is_available():
+        assert result.returncode == 0 and "tiles compiled" in result.stdout
+    else:
+        assert result.returncode == 1 and result.stderr.splitlines()[-1].startswith("tests.bench.matvec: no GPU")
