@@ -17,7 +17,7 @@ PROGRAMS = {
              "--micro-batch", "2", "--accum", "1", "--samples", "8"],
     "stage2": ["--geometry", "tiny", "--layers", "1", "--tokens", "120", "--micro-batches", "1", "--repeats", "1"],
     "decode": ["--geometry", "tiny", "--side", "84", "--prompt", "60", "--context", "80", "--rows", "1", "4",
-               "--plain-rows", "1", "2", "--samples", "8", "--new", "12", "24", "--profile"],
+               "--plain-rows", "1", "2", "--samples", "8", "--new", "12", "24"],
     "compiled_layers": ["--geometry", "tiny", "--layers", "1", "--tokens", "1024", "--repeats", "1"],
     "load_memory": ["--ranks", "1"],
     "looking_cost": [],
@@ -26,8 +26,8 @@ PROGRAMS = {
     "selective_ops": ["--device", "cpu", "--seconds", "0.01", "--widths", "64", "--sizes", "8,64", "--no-compiled"],
 }  # fmt: skip
 LIBRARIES = {
-    "chain_model", "geometry", "latents_arms", "latents_data", "latents_operations", "latents_table", "noise",
-    "step_run", "step_table", "syncs", "timeline",
+    "chain_model", "decode_model", "geometry", "latents_arms", "latents_data", "latents_operations", "latents_table",
+    "noise", "step_run", "step_table", "syncs", "timeline",
 }  # fmt: skip
 AUDIT_COST = [
     "--cpu", "--samples", "8", "--batch-size", "4", "--max-new-tokens", "24", "--chain", "4", "--latent-size", "2",
