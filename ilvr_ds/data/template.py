@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,17 +60,6 @@ class EncodedSample:
     do not say it. Empty where helper images are not encoded."""
 
 
-class Words(NamedTuple):
-    """What of an EncodedSample depends on texts and grids alone; its arrays are shared by samples, and read-only."""
-
-    input_ids: Int64
-    labels: Int64
-    position_ids: Int64
-    assistant: int
-    segments: Int64
-    answer: tuple[int, int]
-
-
 class SampleEncoder:
     """Turns samples into EncodedSamples with one tokenizer, one image encoder and one latent size.
 
@@ -114,15 +103,8 @@ class SampleEncoder:
         words = self._words(sample.question, sample.history, steps, sample.answer, grids[: len(sample.input_images)])
         if len(words.input_ids) > self.max_tokens:
             raise SampleError(f"{len(words.input_ids)} tokens, data.max_tokens allows {self.max_tokens}")
-        return EncodedSample(
-            id=sample.id,
-            group=sample.group,
-            **words._asdict(),
-            patches=patches,
-            grids=grids,
-            num_input_images=len(sample.input_images),
-            regions=_regions(sample, sizes[len(sample.input_images) :]),
-        )
+        regions = _regions(sample, sizes[len(sample.input_images) :])
+        return replace(words, id=sample.id, group=sample.group, patches=patches, grids=grids, regions=regions)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_words"}
@@ -133,17 +115,25 @@ class SampleEncoder:
 
     def _encode_words(
         self, question: str, history: tuple[Turn, ...], steps: tuple[Step, ...], answer: str, grids: tuple[Grid, ...]
-    ) -> Words:
-        """The tokens of samples with this text, steps without regions, and input images of these grids."""
+    ) -> EncodedSample:
+        """A sample of this text, steps without regions, and input images of these grids, but without name and images.
+
+        Its arrays are shared by all samples with this text, and read-only.
+        """
         sample = Sample("", question, steps, (b"",) * len(grids), answer=answer, history=history)
         ids, span = self._tokens(sample, list(grids))
-        words = Words(
+        words = EncodedSample(
+            id="",
+            group="",
             input_ids=ids,
             labels=self._labels(ids),
             position_ids=self.positions(ids, list(grids)),
             assistant=self._assistant(ids),
             segments=np.flatnonzero(ids == self.special.latent_start) + 1,
             answer=span,
+            patches=(),
+            grids=(),
+            num_input_images=len(grids),
         )
         for array in (words.input_ids, words.labels, words.position_ids, words.segments):
             array.flags.writeable = False

@@ -135,11 +135,11 @@ class Bench:
         """A replayed step of rows that are all in use, at contexts of a length."""
         use_kernels(with_kernels)
         self.decoder.forget()
-        run = self._rows_in_use(rows)
-        seconds = self._time(run, 50)
-        use_kernels(True)
-        self.decoder.forget()
-        return f"{seconds * 1e3:.2f} ms"
+        try:
+            return f"{self._time(self._rows_in_use(rows), 50) * 1e3:.2f} ms"
+        finally:  # a step that fails must not leave the later lines without kernels
+            use_kernels(True)
+            self.decoder.forget()
 
     def _rows_in_use(self, rows: int) -> Callable[[], None]:
         state = self.decoder.reserve(rows, self.options.context + 300)

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--compile", type=int, default=None)
     only = parser.parse_args().compile
     if not torch.cuda.is_available():
-        raise SystemExit("tests.bench.matvec: no GPU is visible; Triton's kernels run on nothing else")
+        parser.error("no GPU is visible, and Triton's kernels run on nothing else")
     device = torch.device("cuda")
     if only is not None:
         name = list(SHAPES)[only]

@@ -4,14 +4,13 @@ import math
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
-from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ilvr_ds.data.check import check_sample
-from ilvr_ds.data.sample import LatentStep, Sample, TextStep
+from ilvr_ds.data.sample import LatentStep, TextStep
 from ilvr_ds.demo.task import OPERATIONS, TaskSpec, draw_sample, draw_samples, write_task, writing
 from ilvr_ds.demo.task.creation import Creation
 from ilvr_ds.demo.task.deletion import Deletion
@@ -24,6 +23,8 @@ from ilvr_ds.demo.task.update import Update
 from ilvr_ds.errors import UserError
 from ilvr_ds.ingest.importers import Rejected, read_records
 from tests.demo.demo_reader import CELL, read_picture, read_pixels, solve
+from tests.demo.test_look import LOOKS
+from tests.demo.text_alone import naive_bayes_score, text_and_picture_features, text_features, words_before_answer
 
 SPECS = [
     TaskSpec(),
@@ -32,14 +33,8 @@ SPECS = [
     TaskSpec(grid=8),
 ]
 TRAILS = [TaskSpec(operations=("trail",)), TaskSpec(grid=6, shapes=6, colours=6, operations=("trail",), signs=9)]
-LOOKS = [TaskSpec(operations=("look",)), TaskSpec(grid=6, shapes=8, colours=8, operations=("look",), shaded=True)]
 SHADED = TaskSpec(operations=OPERATIONS, shaded=True, shuffled_options=False)
 OPERATION_CLASSES = (Creation, Deletion, Update, Selection)
-
-
-def words_before_answer(sample: Sample) -> str:
-    steps = [step.content for step in sample.steps[:-1] if isinstance(step, TextStep)]
-    return " ".join([sample.question, *steps])
 
 
 @pytest.mark.parametrize(
@@ -194,40 +189,6 @@ def test_every_shape_in_every_colour_can_be_told() -> None:
 # --- text alone is worth nothing ---
 
 
-def text_features(sample: Sample) -> list[str]:
-    """Words, words at their places, and pairs of options."""
-    words = words_before_answer(sample).split()
-    options = [f"{letter}{option}" for letter, option in re.findall(r"([A-D])\) (\S+)", sample.question)]
-    pairs = ["+".join(pair) for pair in combinations(options, 2)]
-    return [*words, *(f"{place}:{word}" for place, word in enumerate(words)), *options, *pairs]
-
-
-def text_and_picture_features(sample: Sample) -> list[str]:
-    """The same, and each option beside what the last helper picture holds."""
-    last = read_picture(sample.helper_images[-1])
-    facts = [str(len(last.cells)), *last.cells.values()]
-    options = re.findall(r"[A-D]\) \S+", sample.question)
-    return text_features(sample) + [f"{option}|{fact}" for option in options for fact in facts]
-
-
-def naive_bayes_score(train: list[Sample], test: list[Sample], features) -> float:
-    """The share of right letters, with one learner for each operation."""
-    counts: dict[str, np.ndarray] = defaultdict(lambda: np.ones(4))
-    priors: dict[str, np.ndarray] = defaultdict(lambda: np.ones(4))
-    for sample in train:
-        letter = "ABCD".index(sample.answer)
-        priors[sample.group][letter] += 1
-        for feature in features(sample):
-            counts[sample.group + feature][letter] += 1
-    right = 0
-    for sample in test:
-        prior = priors[sample.group]
-        known = [counts[key] for f in features(sample) if (key := sample.group + f) in counts]
-        score = np.log(prior) + np.log(np.array(known) / prior).sum(axis=0)
-        right += "ABCD"[int(score.argmax())] == sample.answer
-    return right / len(test)
-
-
 @pytest.mark.parametrize("shuffled", [True, False])
 def test_text_alone_is_no_better_than_chance(shuffled: bool) -> None:
     spec = TaskSpec(shuffled_options=shuffled)
@@ -300,84 +261,6 @@ def test_cells_are_told_apart_by_their_place() -> None:
             if picture.marked != (row, column):
                 assert seen.setdefault(cell.tobytes(), (row, column)) == (row, column)
     assert len(seen) == 16 * 15  # no sign points to its own cell
-
-
-# --- looks ---
-
-
-def kind_of(sample: Sample) -> str:
-    """The words of its question that the kinds do not share."""
-    kinds = r"What stands in row|What stands in the marked|What colour|Count|Where|Describe"
-    return re.match(kinds, sample.question)[0]
-
-
-@pytest.mark.parametrize("split", ["train", "held_out"])
-def test_looks_are_balanced_in_every_kind_and_have_no_helper_pictures(split: str) -> None:
-    letters, counts = defaultdict(Counter), Counter()
-    for sample in draw_samples(LOOKS[0], 4, split, 2400):
-        check_sample(sample)
-        counts[kind_of(sample)] += 1
-        letters[kind_of(sample)][sample.answer] += 1
-        assert not sample.helper_images and len(sample.steps) == 1 and sample.group == "look"
-    assert len(counts) == 6 and min(counts.values()) > 340 and max(counts.values()) < 460
-    assert set(letters.pop("Describe")) == {""}, "a caption has no answer"
-    for kind, found in letters.items():
-        expected = sum(found.values()) / 4
-        assert sum((found[letter] - expected) ** 2 / expected for letter in "ABCD") < 16.3, kind
-
-
-@pytest.mark.parametrize("shuffled", [True, False])
-def test_the_text_of_a_look_is_no_better_than_chance(shuffled: bool) -> None:
-    """One learner for each kind."""
-    spec = TaskSpec(operations=("look",), shuffled_options=shuffled)
-    train, test = (
-        [replace(sample, group=kind_of(sample)) for sample in draw_samples(spec, 9, *which) if sample.answer]
-        for which in (("train", 4000), ("held_out", 2000))
-    )
-    assert naive_bayes_score(train, test, text_features) < 0.25 + 3.3 * math.sqrt(0.25 * 0.75 / len(test))
-
-
-def test_a_caption_lists_what_is_in_the_picture() -> None:
-    captions = [sample for spec in LOOKS for sample in draw_samples(spec, 6, "train", 120) if not sample.answer]
-    marks, contents = 0, Counter()
-    for sample in captions:
-        given, (text,) = read_picture(sample.input_images[0]), [step.content for step in sample.steps]
-        asked = re.fullmatch(r"Describe (?:the image|row (\d) of the image) cell by cell\.", sample.question)[1]
-        assert (asked is None) == (given.side == 4)
-        read = {
-            (int(row) - 1, int(column) - 1): name
-            for row, column, name in re.findall(r"row (\d), column (\d): ([a-z ]+)", text)
-        }
-        contents.update(read.values())
-        places = [place for place in np.ndindex(given.side, given.side) if asked in (None, str(place[0] + 1))]
-        assert read == {place: given.cells.get(place, "nothing") for place in places} and list(read) == places
-        found = re.search(r"The marked cell is row (\d), column (\d)\.$", text)
-        assert given.marked == (found and (int(found[1]) - 1, int(found[2]) - 1))
-        marks += found is not None
-    assert 0.3 < marks / len(captions) < 0.7 and 0.4 < contents["nothing"] / contents.total() < 0.6
-
-
-def test_how_many_shapes_there_are_does_not_tell_how_many_of_a_kind() -> None:
-    ranks, totals = [], []
-    for sample in draw_samples(LOOKS[0], 3, "train", 3000):
-        if kind_of(sample) == "Count":
-            numbers = [int(number) for number in re.findall(r"\) (\d+)", sample.question)]
-            ranks.append(sorted(numbers).index(numbers["ABCD".index(sample.answer)]))
-            totals.append(len(read_picture(sample.input_images[0]).cells))
-    assert abs(np.corrcoef(ranks, totals)[0, 1]) < 3.3 / math.sqrt(len(ranks))
-
-
-def test_a_picture_does_not_tell_which_option_is_asked_for() -> None:
-    """Each figure that is an option is in the picture once; each cell that is one holds something."""
-    for sample in draw_samples(LOOKS[0], 3, "train", 400):
-        shown = Counter(read_picture(sample.input_images[0]).cells.values())
-        if kind_of(sample).startswith("What stands"):
-            options = re.findall(r"[A-D]\) (\w+ \w+)", sample.question)
-            assert [shown[option] for option in options] == [1] * 4
-        if kind_of(sample) == "Where":
-            cells = read_picture(sample.input_images[0]).cells
-            places = re.findall(r"[A-D]\) row (\d), column (\d)", sample.question)
-            assert len(places) == 4 and all((int(row) - 1, int(column) - 1) in cells for row, column in places)
 
 
 # --- shades ---

@@ -88,5 +88,7 @@ def test_kernels_can_be_switched_off() -> None:
     x = torch.zeros(1, 4, device="cuda").bfloat16()
     assert can_run(x)
     use_kernels(False)
-    assert not can_run(x)
-    use_kernels(True)
+    try:
+        assert not can_run(x)
+    finally:
+        use_kernels(True)
