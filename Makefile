@@ -34,7 +34,7 @@ test-browser: .venv/ready
 	$(BIN)/python -m pytest -m browser -rs tests/browser
 
 drill: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m drill -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m drill -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready
 	$(BIN)/ruff check .

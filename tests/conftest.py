@@ -23,6 +23,15 @@ LATENT_QUESTION = "How many remain? A) 1 B) 2"
 LAUNCHER_VARIABLES = tuple(launcher.Place(0, 0, 1, "", 0).variables())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests may take longest come first, so that no worker is alone with one of them at the end."""
+    longest: dict[Path, float] = {}
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        longest[item.path] = max(longest.get(item.path, 0.0), float(mark.args[0]) if mark and mark.args else 0.0)
+    items.sort(key=lambda item: -longest[item.path])
+
+
 def pytest_sessionfinish() -> None:
     """A process that a failed test left behind would be waited for at the end, for ever."""
     for process in multiprocessing.active_children():

@@ -130,6 +130,7 @@ def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
 
 def _serve() -> None:
     """Answer calls until standard input ends."""
+    importlib.import_module("ilvr_ds.engine")  # DeepSpeed as ranks of training import it, which is quicker
     torch.set_num_threads(1)
     for line in sys.stdin:
         folder = Path(line.strip())
