@@ -1,10 +1,11 @@
-"""Exports in a real transformers 4, in an environment of its own: the same tokens and logits as ours."""
+"""Exports in a real transformers 4, in an environment of its own that borrows torch: the same tokens and logits as
+ours."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,25 +19,25 @@ from ilvr_ds.generation.context import Context
 from ilvr_ds.generation.loading import load_reasoner
 from ilvr_ds.model.injection import write_images
 from tests.data.packing import image_bytes
+from tests.evaluation.environment import borrowing_environment, pip_install
 from tests.evaluation.exporting import export_base
 from tests.ranks import ROOT
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(1500)]
 QUESTION = "What is left of 12 circles?"
-PACKAGES = ("transformers==4.57.*", "pillow", f"torch=={torch.__version__.partition('+')[0]}")
+RELEASE = "transformers==4.57.*"
 
 
 @pytest.fixture(scope="module")
 def python_with_4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a fresh environment with transformers 4."""
-    folder = tmp_path_factory.mktemp("transformers-4")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    pip = [str(folder / "bin/pip"), "install", "-q"]
-    first = subprocess.run([*pip, "--no-deps", PACKAGES[0]], capture_output=True, text=True, check=False)
+    bin = borrowing_environment(tmp_path_factory.mktemp("transformers-4") / "venv")
+    first = pip_install(bin, "--no-deps", RELEASE, env={**os.environ})
     if first.returncode:
         pytest.skip(f"PyPI cannot be reached: {first.stderr.strip().splitlines()[-1]}")
-    subprocess.run([*pip, *PACKAGES], check=True)
-    return folder / "bin/python"
+    rest = pip_install(bin, RELEASE, env={**os.environ})
+    assert rest.returncode == 0, rest.stderr
+    return bin / "python"
 
 
 def tied(base: Path, folder: Path) -> Path:

@@ -11,8 +11,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import pytest
 
 from ilvr_ds.demo.material import TRAINED, TRAINED_ON
 from ilvr_ds.evaluation.published import letters
+from tests.evaluation.environment import borrowing_environment, pip_install
 from tests.evaluation.harness import records
 from tests.evaluation.harness.replies import OPTIONS, draw_replies
 from tests.evaluation.latent_model import build_latent_model
@@ -54,15 +53,13 @@ class Environment:
     """With a harness, and our package."""
 
     def __init__(self, folder: Path, harness: str, needs: tuple[str, ...]) -> None:
-        subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
-        self.bin = folder / "venv/bin"
-        packages = next((folder / "venv/lib").glob("python*/site-packages"))
-        (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        self.bin = borrowing_environment(folder / "venv")
         self._pip("--no-deps", harness, may_skip=True)
         self._pip(*needs)
         if "vlmeval" in harness:
             self._pip("--no-deps", "torchvision")
             if "+cpu" in _version("torch"):
+                packages = next((folder / "venv/lib").glob("python*/site-packages"))
                 (packages / "sitecustomize.py").write_text(DECLARED)
         for name in SOURCES:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -71,8 +68,7 @@ class Environment:
         self._pip("--no-deps", "--no-build-isolation", str(folder / "source"))
 
     def _pip(self, *packages: str, may_skip: bool = False) -> None:
-        command = [str(self.bin / "pip"), "install", "-q", *packages]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=self._environment())
+        done = pip_install(self.bin, *packages, env=self._environment())
         if done.returncode and may_skip:
             pytest.skip(f"PyPI cannot be reached: {done.stderr.strip().splitlines()[-1]}")
         assert done.returncode == 0, done.stderr
