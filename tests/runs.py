@@ -70,7 +70,7 @@ class SmallRun:
         """Encoded samples as this rank's window of the recipe's stage, in micro-batches of these sizes."""
         is_free = self.recipe.train.has_free_latents
         collator = self.golden.collator("packed" if self.recipe.packs else self.recipe.data.padding_side, is_free)
-        seen = samples if self.recipe.has_teacher else [without_helpers(s) for s in samples]
+        seen = samples if self.recipe.has_targets else [without_helpers(s) for s in samples]
         return collator(seen, numbers, sizes).to(dist.device())
 
     def train(self, window: Window, step: int) -> float:

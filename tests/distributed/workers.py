@@ -53,7 +53,7 @@ def _golden_batch(run: SmallRun, batch: list[int]) -> dict[str, Any]:
     with _last_hidden(run.networks.student.module.model.model.language_model) as student:
         loss, sums, grads = _losses_and_gradients(run, run.step, micro, prepared)
     ce_only = dataclasses.replace(run.recipe.loss, align_weight=0.0)
-    ce_step = StageOneStep(run.step.student, run.step.vision, run.step.teacher, ce_only)
+    ce_step = StageOneStep(run.step.student, run.step.vision, run.step.selector, run.step.teacher, ce_only)
     return {
         "teacher_hidden": _real_rows(teacher[0], window.tokens),
         "student_hidden": _real_rows(student[0], micro.tokens),

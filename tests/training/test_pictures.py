@@ -92,7 +92,7 @@ def test_views_hold_the_teachers_choice(demo_folder: Path, tmp_path: Path, stage
         assert view.segments and view.question
         for segment in view.segments:
             assert segment.selection is not None
-            cosine, cells = segment.selection.cosine, segment.selection.cells
+            cosine, cells = segment.selection.score, segment.selection.cells
             inside = segment.selection.pool
             assert (inside is None) == (pool == "all")
             known = [cosine[cell] for cell in inside] if inside else cosine
