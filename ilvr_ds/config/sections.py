@@ -70,8 +70,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The momentum teacher: an exponential moving average (EMA) of the student's language model. There is none with
-    `selection.unchanged: none`."""
+    """The momentum teacher, an exponential moving average (EMA) of the student; see `selection.unchanged`."""
 
     momentum: float = 0.999
     """EMA decay: teacher <- momentum * teacher + (1 - momentum) * student after each optimizer step."""
