@@ -83,7 +83,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """How the teacher selects features of a helper image."""
+    """How features of a helper image are selected as targets."""
 
     group_size: int = 256
     """At most this many candidates per helper image (L): neighbouring patches are averaged to get there."""
