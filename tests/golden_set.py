@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from ilvr_ds.config import LossConfig, ModelConfig, SelectionConfig
+from ilvr_ds.config import LossConfig, ModelConfig, Pool, SelectionConfig
 from ilvr_ds.data.collate import Collator
 from ilvr_ds.data.images import ImageEncoder
 from ilvr_ds.data.sample import Sample
@@ -85,11 +85,11 @@ class GoldenSet:
             ce_weight=s["ce_weight"], align_weight=s["sim_weight"], contrastive_weight=0.0, target_noise_std=s["noise"]
         )
 
-    def collator(self, rows: str | None = None, free_latents: bool = False) -> Collator:
+    def collator(self, rows: str | None = None, free_latents: bool = False, pool: Pool = "all") -> Collator:
         layout = vision_layout(load_config(str(self.weights)))
         group = self.selection.group_size
         size = self.settings["latent_size"]
-        return Collator(self.encoder.special, layout, size, group, rows or self.padding_side, free_latents)
+        return Collator(self.encoder.special, layout, size, group, rows or self.padding_side, free_latents, pool=pool)
 
     def window(self, indices: list[int], micro_batch_size: int, rows: str | None = None) -> Window:
         """Padded as the folder says where `rows` does not say otherwise."""

@@ -69,8 +69,9 @@ class SmallRun:
     def collate(self, samples: list[EncodedSample], numbers: Any, sizes: list[int]) -> Window:
         """Encoded samples as this rank's window of the recipe's stage, in micro-batches of these sizes."""
         is_free = self.recipe.train.has_free_latents
-        collator = self.golden.collator("packed" if self.recipe.packs else self.recipe.data.padding_side, is_free)
-        seen = samples if self.recipe.has_teacher else [without_helpers(s) for s in samples]
+        rows = "packed" if self.recipe.packs else self.recipe.data.padding_side
+        collator = self.golden.collator(rows, is_free, self.recipe.selection.pool)
+        seen = samples if self.recipe.has_targets else [without_helpers(s) for s in samples]
         return collator(seen, numbers, sizes).to(dist.device())
 
     def train(self, window: Window, step: int) -> float:

@@ -42,22 +42,31 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
     _check_batch(path, recipe, state["loader"]["samples per step"])
     check_base_is_the_same(path, state["recipe"]["model"], recipe)
     now = recipe.flat()
-    if recipe.train.has_free_latents and recipe.has_teacher and teacher_file(0) not in state["files"]:
-        raise UserError(
-            f"{path}: made without a teacher; go on with loss.align_weight=0 and loss.contrastive_weight=0 (and, if "
-            "it is older than that key, train.latent_gradient=full), or name it in model.init_from of another run.name"
-        )
     before = Recipe().flat()  # a key that came later: its default is what was done before, but for these
     before |= {"model.lora_base": "full", "train.gradient_precision": "model"}
     before["train.latent_gradient"] = "full" if recipe.train.has_free_latents else recipe.train.latent_gradient
     before |= {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
     changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
+    was = {key: f"{key} = {before.get(key)}, this run has {now[key]}" for key in changed}
     for key in changed:
-        was = f"{key} = {before.get(key)}, this run has {now[key]}"
         if key in _FIXED:
-            raise UserError(f"{path}: made with {was}; go on with the old value, or take another run.name")
-        dist.warn("going on with other settings: the checkpoint was made with %s", was)
+            raise UserError(f"{path}: made with {was[key]}; go on with the old value, or take another run.name")
+    if recipe.has_teacher and teacher_file(0) not in state["files"]:
+        raise UserError(_no_average(path, before))
+    for key in changed:
+        dist.warn("going on with other settings: the checkpoint was made with %s", was[key])
     return state
+
+
+def _no_average(path: Path, before: dict[str, Any]) -> str:
+    """What to say of a checkpoint without the average that a run's teacher needs; before: its recipe, flat."""
+    without = "selection.unchanged=none"
+    if before["selection.unchanged"] == "query":  # then no loss asked for targets
+        without = (
+            "loss.align_weight=0 and loss.contrastive_weight=0 (and, if it is older than that key, "
+            "train.latent_gradient=full)"
+        )
+    return f"{path}: made without a teacher; go on with {without}, or name it in model.init_from of another run.name"
 
 
 def check_frozen_is_the_same(path: Path, found: dict[str, str], model: str) -> None:

@@ -123,6 +123,11 @@ def _check_selection(recipe: Recipe) -> Iterator[str]:
         yield f"selection.by is change, but selection.pool is {selection.pool}; set it to changed"
     if selection.compare == "nearest" and selection.pool != "changed":
         yield f"selection.compare is nearest, but selection.pool is {selection.pool}; set it to changed"
+    if selection.unchanged == "none" and selection.by != "change":
+        yield (
+            f"selection.unchanged is none, but selection.by is {selection.by}, which needs the teacher's query for "
+            "every picture; set it to change"
+        )
     if 0 < selection.pool_size < latents:
         yield (
             f"selection.pool_size is {selection.pool_size}, less than model.latent_size {latents}; 0 takes "

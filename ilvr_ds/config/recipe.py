@@ -46,9 +46,15 @@ class Recipe:
         return self.data.packing and not self.train.has_whole_chain
 
     @property
-    def has_teacher(self) -> bool:
-        """Whether a teacher selects targets: always in stage 1, in stage 2 if a loss needs them."""
+    def has_targets(self) -> bool:
+        """Whether features of helper images are selected as targets: always in stage 1, in stage 2 if a loss needs
+        them."""
         return not self.train.has_free_latents or self.loss.align_weight > 0 or self.loss.contrastive_weight > 0
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher takes part in selecting them."""
+        return self.has_targets and self.selection.needs_query
 
     @property
     def run_dir(self) -> Path:

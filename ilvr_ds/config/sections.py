@@ -39,8 +39,8 @@ class ModelConfig:
     """Draw random weights for the configuration at `path` instead of reading them (for benchmarks)."""
     init_from: str | None = None
     """A checkpoint of another run, or a run's folder (its newest checkpoint). The language model starts from these
-    weights, and in stage 2 the teacher starts from their average. Configuration, tokenizer and vision tower still come
-    from `path`. Number of ranks and ZeRO stage may differ."""
+    weights, and in stage 2 the teacher starts from their average, if that run had one. Configuration, tokenizer and
+    vision tower still come from `path`. Number of ranks and ZeRO stage may differ."""
     latent_size: int = 8
     """Latent slots per segment (K)."""
     attention: Literal["auto", "sdpa", "varlen", "flash_attention_2", "flash_attention_3", "flash_attention_4"] = "auto"
@@ -70,7 +70,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The momentum teacher: an exponential moving average (EMA) of the student's language model."""
+    """The momentum teacher, an exponential moving average (EMA) of the student; see `selection.unchanged`."""
 
     momentum: float = 0.999
     """EMA decay: teacher <- momentum * teacher + (1 - momentum) * student after each optimizer step."""
@@ -83,7 +83,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class SelectionConfig:
-    """How the teacher selects features of a helper image."""
+    """How features of a helper image are selected as targets."""
 
     group_size: int = 256
     """At most this many candidates per helper image (L): neighbouring patches are averaged to get there."""
@@ -107,10 +107,19 @@ class SelectionConfig:
     by: Literal["query", "change"] = "query"
     """What ranks the pool. query: cosine to the teacher's query, as published; change (needs pool changed): how much
     the candidate differs from the picture before."""
+    unchanged: Literal["query", "none"] = "query"
+    """With pool changed: what becomes of a helper image in which nothing differs from the picture before. query: its
+    targets are chosen among all patches by the query; none (needs by change): its segment has no target. The query is
+    then read nowhere, and there is no teacher: nothing of it is computed, held or saved."""
     order: Literal["score", "place"] = "score"
     """Which of the selected comes first. score: the highest, as published; place: the first patch of the picture.
     Patches that score about the same come in an arbitrary order, which the student cannot predict: with score it then
     predicts a mean of them."""
+
+    @property
+    def needs_query(self) -> bool:
+        """Whether the query, which a teacher reads, decides anything."""
+        return self.unchanged == "query"
 
     def pool_limit(self, latent_size: int) -> int:
         """The largest number of candidates in a pool of changed ones."""
@@ -168,9 +177,9 @@ class TrainConfig:
     """Length, batch and precision."""
 
     stage: Literal[1, 2] = 1
-    """Stage of the method. 1: teacher forcing with features that a momentum teacher selects; 2: latents are the
-    student's own hidden states, held to the teacher's features by the same losses. With `loss.align_weight` and
-    `loss.contrastive_weight` both 0, stage 2 has no teacher and reads no helper images."""
+    """Stage of the method. 1: teacher forcing with selected features of the helper images; 2: latents are the
+    student's own hidden states, held to those features by the same losses. With `loss.align_weight` and
+    `loss.contrastive_weight` both 0, stage 2 has no targets: no teacher, and no helper images are read."""
     latent_gradient: Literal["full", "detached"] | int = "detached"
     """Stage 2: how far gradients flow back through the latents that the student feeds itself. detached: not at all,
     each latent learns from its own target and as context of what follows; N: through at most N latents in a row, for N
@@ -257,7 +266,7 @@ class TrackingConfig:
     """Optimizer steps between two logged points."""
     pictures_every_steps: int = 500
     """Optimizer steps between pictures, with more at the start and the end; 0: only those. Drawn are the curves, where
-    latents look and, with a teacher, what is selected; they go to the run's folder `pictures` and to MLflow."""
+    latents look and what is selected, if anything is; they go to the run's folder `pictures` and to MLflow."""
     picture_samples: int = 3
     """Draw this many samples of `data.eval_shards` (else of `data.shards`), always the same; 0: no pictures."""
 

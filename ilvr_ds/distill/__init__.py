@@ -1,1 +1,1 @@
-"""The method: what the momentum teacher selects, what the student learns from it, the teacher's EMA update."""
+"""The method: which features are selected, what the student learns from it, the teacher's EMA update."""

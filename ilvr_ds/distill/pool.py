@@ -1,4 +1,4 @@
-"""Among which candidates of each helper image the teacher chooses (`selection.pool`).
+"""Among which candidates of each helper image targets are chosen (`selection.pool`).
 
 Letters: M segments of the window, N candidates, E rows of the earlier table, D features.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from ilvr_ds.config import SelectionConfig
 from ilvr_ds.data.window import Before, Candidates, MicroBatch
 from ilvr_ds.ops.change import change_at_place, change_to_nearest, most_changed
-from ilvr_ds.ops.reference import pool_candidates
+from ilvr_ds.ops.reference import pool_candidates, segment_of_rows
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class ChoicePool:
     stands_out: Tensor | None = None
     """[N] bool: it changed by more than most of its picture"""
     unchanged: Tensor | None = None
-    """[M] bool: no candidate stands apart, or there is no picture before; all are members"""
+    """[M] bool: no candidate stands apart, or there is no picture before; all are members, or none is, as
+    `selection.unchanged` says"""
 
     def of(self, micro: MicroBatch) -> ChoicePool:
         """The same for one micro-batch."""
@@ -52,7 +53,10 @@ def find_pool(
         assert where.before is not None, "collate for a pool of what changed"
         change = change_from_before(features, where.before, candidates)
         found = most_changed(change, where.offsets, settings.pool_min, settings.pool_limit(k))
-        return ChoicePool(found.members, change, found.stands_out, found.unchanged)
+        members = found.members
+        if settings.unchanged == "none":
+            members = members & ~found.unchanged[segment_of_rows(where.offsets, len(change))]
+        return ChoicePool(members, change, found.stands_out, found.unchanged)
     return None
 
 

@@ -1,4 +1,5 @@
-"""Which candidates of each helper image matter: sequential over a sample's segments, parallel over samples.
+"""Which candidates of each helper image matter. By the query: sequential over a sample's segments, parallel over
+samples. By change alone: all segments at once.
 
 Letters: M segments of the window, N candidates, K latent slots, D features.
 """
@@ -20,7 +21,7 @@ from ilvr_ds.ops.selective_topk import selective_topk
 
 @dataclass(frozen=True)
 class Targets:
-    """What the teacher selected, for a window or for one micro-batch."""
+    """What was selected, for a window or for one micro-batch."""
 
     candidates: Tensor
     """[N, D] in the model's dtype"""
@@ -32,8 +33,8 @@ class Targets:
     """[M] int32"""
     entropy: Tensor
     """[M] float32, nats"""
-    query: Tensor
-    """[M, D] float32"""
+    query: Tensor | None
+    """[M, D] float32; None where change alone decides"""
     pool: ChoicePool | None = None
     """The candidates that were chosen among; None: all"""
 
@@ -47,7 +48,7 @@ class Targets:
             indices=torch.where(indices >= 0, indices + shift[:, None], -1),
             kept=self.kept[micro.segments],
             entropy=self.entropy[micro.segments],
-            query=self.query[micro.segments],
+            query=self.query[micro.segments] if self.query is not None else None,
             pool=self.pool.of(micro) if self.pool else None,
         )
 
@@ -97,6 +98,23 @@ def select_targets(
         picked = here[top.clamp(min=0)].float()
         selected_mean[now] = torch.einsum("mkd,mk->md", picked, is_kept.float()) / kept[now, None].clamp(min=1)
     return Targets(candidates, offsets, indices, kept, entropy, queries, pool)
+
+
+@torch.no_grad()
+def select_by_change(
+    candidates: Tensor, offsets: Tensor, settings: SelectionConfig, k: int, pool: ChoicePool
+) -> Targets:
+    """Select what changed most; a segment whose pool is empty has no target. Nothing depends on weights or on other
+    segments, and what is selected is what `select_targets` selects by change, to the last bit."""
+    assert pool.change is not None
+    M, D = len(offsets) - 1, candidates.shape[1]
+    unread = candidates.new_zeros(M, D, dtype=torch.float32)  # the score takes the place of cosines to a query
+    rows, kept, entropy = selective_topk(
+        unread, candidates, offsets, k, settings.top_p, settings.temperature, pool.members, pool.change
+    )
+    if settings.order == "place":
+        rows = _by_place(rows, len(candidates))
+    return Targets(candidates, offsets, rows, kept, entropy, None, pool)
 
 
 def _by_place(rows: Tensor, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The momentum teacher: selects the targets of a window, and is updated after the student's step."""
+"""The momentum teacher: reads windows for the queries of a selection, and is updated after the student's step."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ilvr_ds.config import SelectionConfig
 from ilvr_ds.data.window import Window
 from ilvr_ds.distill.ema import MomentumShards
-from ilvr_ds.distill.pool import find_pool
 from ilvr_ds.distill.query import Context
-from ilvr_ds.distill.selection import Targets, select_targets
-from ilvr_ds.ops.reference import pool_candidates
 
 
 class MomentumTeacher:
@@ -29,15 +25,11 @@ class MomentumTeacher:
         network: Callable[..., Context],
         shards: MomentumShards,
         student_shards: Callable[[], Iterator[Tensor]],
-        selection: SelectionConfig,
-        latent_size: int,
         micro_batches_at_once: int,
     ) -> None:
         self.network = network
         self.shards = shards
         self.student_shards = student_shards
-        self.selection = selection
-        self.latent_size = latent_size
         self.micro_batches_at_once = micro_batches_at_once
         self._since: torch.cuda.Event | None = None
         self._is_stale = False
@@ -56,15 +48,6 @@ class MomentumTeacher:
         ends = list(accumulate((len(micro.ids) for micro in window.micro_batches), initial=0))
         cuts = [*ends[: -1 : self.micro_batches_at_once], ends[-1]]
         return [range(first, last) for first, last in pairwise(cuts)]
-
-    @torch.no_grad()
-    def select(self, window: Window, features: Tensor, context: Context) -> Targets:
-        """Targets of the whole window, by what the teacher read."""
-        where, settings, k = window.candidates, self.selection, self.latent_size
-        features = features[:, : context.user.shape[1]]
-        candidates = pool_candidates(features, where.rows, where.weights)
-        pool = find_pool(features, where, candidates, settings, k)
-        return select_targets(context, window.context, candidates, where.offsets, settings, k, pool)
 
     def mark_stale(self) -> None:
         """Say that the student has moved. The update comes when the teacher is needed next: by then the next batch has

@@ -1,7 +1,7 @@
 """The networks of a run: the student's engine, the teacher's engine, and the shards of their weights.
 
 There are three: the student (ZeRO engine with optimizer), the frozen vision tower (one plain copy per
-device, outside any engine; none where its features are stored) and, where there are targets, the teacher's language
+device, outside any engine; none where its features are stored) and, where targets need it, the teacher's language
 model (an engine without an optimizer, always ZeRO-3, with its shards in host memory unless `teacher.offload` is none).
 """
 
@@ -60,7 +60,7 @@ class Networks:
     student: Any
     """DeepSpeed engine around a StageOne or a StageTwo."""
     teacher: Any
-    """DeepSpeed engine around a ContextEncoder; None where no loss of stage 2 asks for targets."""
+    """DeepSpeed engine around a ContextEncoder; None where there are no targets, or what changed alone decides."""
     vision: VisionTower | StoredFeatures
     zero_stage: int
     trained: list[str]

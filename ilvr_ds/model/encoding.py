@@ -37,7 +37,7 @@ def build_encoding(recipe: Recipe) -> Encoding:
     size, longest = recipe.model.latent_size, recipe.data.max_tokens
     encoder = SampleEncoder(
         tokenizer, special, images, size, longest,
-        with_helpers=recipe.has_teacher, with_pixels=not recipe.data.has_features,
+        with_helpers=recipe.has_targets, with_pixels=not recipe.data.has_features,
     )  # fmt: skip
     return Encoding(encoder, special, vision_layout(config), config)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ilvr_ds import dist
 
 ALIKE = 0.9
@@ -11,9 +13,13 @@ INTERVALS = 5
 
 
 class TargetWatch:
-    """Reads the metrics of each logged interval; each warning is given once."""
+    """Reads the metrics of each logged interval; each warning is given once.
 
-    def __init__(self) -> None:
+    unchanged: `selection.unchanged`.
+    """
+
+    def __init__(self, unchanged: Literal["query", "none"] = "query") -> None:
+        self.become = "have no target" if unchanged == "none" else "are selected over all patches, by the query"
         self.alike = 0
         """Logged intervals in a row whose targets were alike."""
         self.has_seen_unchanged = False
@@ -32,6 +38,6 @@ class TargetWatch:
             self.has_seen_unchanged = True
             dist.warn(
                 "in %.1f %% of the segments no part of the helper image differs from the picture before (or there is "
-                "none): they are selected over all patches, by the query (select/unchanged)",
-                100 * share,
+                "none): they %s (select/unchanged)",
+                100 * share, self.become,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Draws what the teacher selected in each helper image, and where each of the student's latents looks.
+"""Draws what was selected in each helper image, and where each of the student's latents looks.
 
 Letters: M segments, K latent slots, R x C merged patches of a helper image.
 """
@@ -25,13 +25,13 @@ INPUT = 240
 
 def draw_selection(view: SampleView, step: int, path: Path) -> None:
     """Question and input images; below, for each segment, the text so far, the helper image with the selected patches
-    outlined and numbered, and every patch's cosine to the teacher's query, pale outside the pool."""
+    outlined and numbered, and every patch's score, pale outside the pool."""
     shown = [segment for segment in view.segments[:MAX_SEGMENTS] if segment.selection]
     helpers = [fitted(segment.helper, 250, 250) for segment in shown]
     columns = (EDGE, 420, 420 + 250 + GAP)
     header, heights = _header_height(view), [TITLE + max(len(h), 6 * LINE) + GAP for h in helpers]
     page = Page(header + sum(heights) + EDGE)
-    _header(page, view, f"step {step}: what the teacher selected")
+    _header(page, view, f"step {step}: what was selected")
     top, text = header, ""
     for number, (segment, helper, height) in enumerate(zip(shown, helpers, heights, strict=True)):
         assert segment.selection is not None
@@ -41,14 +41,14 @@ def draw_selection(view: SampleView, step: int, path: Path) -> None:
         text += f" [segment {number + 1}] "
         page.words(columns[1], top, "helper image, selected patches")
         in_pool = segment.selection.pool
-        title = "cosine to the query, pale: not in the pool" if in_pool else "cosine to the teacher's query"
-        page.words(columns[2], top, title)
-        low, high = limits(segment.selection.cosine)
-        heat = _enlarged(_faded(coloured(segment.selection.cosine, low, high), in_pool), helper)
+        score, name = segment.selection.score, segment.selection.score_name
+        page.words(columns[2], top, name if in_pool is None else f"{name}, pale: not in the pool")
+        low, high = limits(score)
+        heat = _enlarged(_faded(coloured(score, low, high), in_pool), helper)
         marks = _numbered(segment.selection.cells)
         for x, pixels in zip(columns[1:], (helper, heat), strict=True):
             page.image(x, top + TITLE, pixels)
-            _outline(page, x, top + TITLE, pixels, segment.selection.cosine.shape, marks)
+            _outline(page, x, top + TITLE, pixels, score.shape, marks)
         page.scale(columns[2] + helper.shape[1] + 8, top + TITLE, len(helper), low, high)
         top += height
     page.save(path)
@@ -58,8 +58,8 @@ def draw_latents(view: SampleView, step: int | None, path: Path) -> None:
     """Question and input images; below, for each segment, the text before it, the helper image, and a map for each
     latent slot: the cosine of the student's latent there to every patch, in one colour scale for all.
 
-    Outlined in each map, and numbered in the helper image: the patch that the teacher picked for the slot; without a
-    teacher, the patch closest to the latent. step None: of a model that is done."""
+    Outlined in each map, and numbered in the helper image: the patch that is the slot's target; where none is selected,
+    the patch closest to the latent. step None: of a model that is done."""
     shown = view.segments[:MAX_SEGMENTS]
     slots = min(MAX_SLOTS, max((len(segment.latents) for segment in shown), default=0))
     helpers = [fitted(segment.helper, 170, 200) for segment in shown]
@@ -73,8 +73,8 @@ def draw_latents(view: SampleView, step: int | None, path: Path) -> None:
     header = _header_height(view)
     page = Page(header + sum(heights) + EDGE)
     low, high = limits(np.concatenate([segment.latents[:slots].ravel() for segment in shown]))
-    has_teacher = all(segment.selection for segment in shown)
-    marked = "the teacher's choice for it" if has_teacher else "the patch that it is closest to"
+    has_targets = all(segment.selection for segment in shown)
+    marked = "its target" if has_targets else "the patch that it is closest to"
     when = "" if step is None else f"step {step}: "
     _header(page, view, f"{when}where each latent looks (cosine to each patch; outlined: {marked})")
     page.scale(WIDTH - 50, header + TITLE, 100, low, high)
@@ -113,7 +113,7 @@ def _header(page: Page, view: SampleView, title: str) -> None:
 
 
 def _cells_of_slots(segment: SegmentView) -> list[tuple[Cell, ...]]:
-    """For each latent slot the patches of its target; without a teacher, those closest to it."""
+    """For each latent slot the patches of its target; where none is selected, those closest to it."""
     if segment.selection:
         return [*segment.selection.cells, *[()] * (len(segment.latents) - len(segment.selection.cells))]
     return [_largest(values) for values in segment.latents]

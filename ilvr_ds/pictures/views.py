@@ -24,14 +24,15 @@ def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the teacher picked for a segment."""
+    """What was picked for a segment."""
 
-    cosine: NDArray[np.float32]
-    """[R, C] cosine of the query to each candidate, on every patch that it averages; NaN where there is none"""
+    score: NDArray[np.float32]
+    """[R, C] of each candidate, on every patch that it averages; NaN where there is none"""
     cells: tuple[tuple[Cell, ...], ...]
     """Patches of each kept candidate, in order of selection."""
     pool: frozenset[Cell] | None = None
     """Patches of the candidates to choose from; None: all"""
+    score_name: str = "cosine to the query"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class SegmentView:
     latents: NDArray[np.float32]
     """[K, R, C] cosine of the student's latent at each slot to each candidate; NaN where there is none"""
     selection: Selection | None = None
-    """None without a teacher."""
+    """None where nothing is selected."""
     name: str = ""
     """What `helper` is where it is no helper image."""
 

@@ -141,5 +141,7 @@ def _choices(setup: Setup) -> Iterator[tuple[str, Setup]]:
     if setup.has_teacher:
         other = "none" if setup.teacher_offload == "cpu" else "cpu"
         yield f"teacher.offload={other}", replace(setup, teacher_offload=other)
+    if setup.may_do_without_teacher:
+        yield "selection.unchanged=none", replace(setup, has_teacher=False, may_do_without_teacher=False)
     if setup.has_tower:
         yield "features stored (data.features)", replace(setup, has_tower=False)

@@ -94,6 +94,8 @@ class Setup:
     num_workers: int
     sums_in_fp32: bool = False
     """Gradients are accumulated in float32: train.gradient_precision"""
+    may_do_without_teacher: bool = False
+    """Its query serves only pictures in which nothing changed: selection.unchanged"""
     has_4_bit_base: bool = False
     """Frozen linear layers in 4 bits, whole on every rank: model/layers/four_bit.py"""
     may_record: bool = True
@@ -128,6 +130,7 @@ class Setup:
             lora_targets=model.lora_targets,
             has_teacher=recipe.has_teacher,
             teacher_offload=recipe.teacher.offload,
+            may_do_without_teacher=recipe.has_teacher and recipe.selection.by == "change",
             has_tower=not recipe.data.has_features,
             num_workers=recipe.data.num_workers,
             sums_in_fp32=train.gradient_precision == "fp32",

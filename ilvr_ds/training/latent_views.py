@@ -1,4 +1,4 @@
-"""What the teacher selects and the student's latents resemble in a few fixed samples, as plain arrays for pictures.
+"""What is selected and the student's latents resemble in a few fixed samples, as plain arrays for pictures.
 
 Letters: M segments, K latent slots, N candidates, D features, R x C merged patches of a helper image.
 """
@@ -82,10 +82,12 @@ class _Segments:
         self.offsets = window.candidates.offsets.tolist()
         self.rows, self.weights = window.candidates.rows.numpy(), window.candidates.weights.numpy()
         self.candidates, self.latents = _unit(probe.candidates), _unit(probe.latents)
-        self.query = _unit(probe.targets.query) if probe.targets else None
-        self.indices = probe.targets.indices.cpu().tolist() if probe.targets else None
-        pool = probe.targets.pool if probe.targets else None
+        targets = probe.targets
+        self.indices = targets.indices.cpu().tolist() if targets else None
+        pool = targets.pool if targets else None
         self.members = pool.members.cpu().tolist() if pool else None
+        self.change = pool.change.cpu() if pool and pool.change is not None else None
+        self.query = _unit(targets.query) if targets and targets.query is not None else None
 
     def of_sample(self, row: int) -> list[int]:
         """Numbers of a sample's segments in their order."""
@@ -99,15 +101,25 @@ class _Segments:
         patches = [self.rows[n][self.weights[n] > 0] - start for n in range(first, last)]
         candidates = self.candidates[first:last]
         latents = _map(self.latents[number] @ candidates.T, patches, grid)
-        if self.query is None or self.indices is None:
+        if self.indices is None:
             return SegmentView(text, pixels_of(helper), latents)
-        cosine = _map(self.query[number][None] @ candidates.T, patches, grid)[0]
+        score = _map(self._score(number)[None], patches, grid)[0]
         kept = [index - first for index in self.indices[number] if index >= 0]
         cells = [tuple((int(p) // grid[1], int(p) % grid[1]) for p in run) for run in patches]
         pool = None
         if self.members is not None:
             pool = frozenset(cell for n, run in enumerate(cells) if self.members[first + n] for cell in run)
-        return SegmentView(text, pixels_of(helper), latents, Selection(cosine, tuple(cells[n] for n in kept), pool))
+        name = "change" if self.query is None else "cosine to the query"
+        selection = Selection(score, tuple(cells[n] for n in kept), pool, name)
+        return SegmentView(text, pixels_of(helper), latents, selection)
+
+    def _score(self, number: int) -> Tensor:
+        """Of a segment's candidates [P]: cosine to the query or, where none is asked for, how much they changed."""
+        here = slice(self.offsets[number], self.offsets[number + 1])
+        if self.query is not None:
+            return self.candidates[here] @ self.query[number]
+        assert self.change is not None, "change alone decides"
+        return self.change[here]
 
 
 def _unit(rows: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ from torch import Tensor
 from ilvr_ds import dist
 from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch, Window
+from ilvr_ds.distill.query import Context
 from ilvr_ds.distill.selection import Targets
+from ilvr_ds.distill.selector import Selector
 from ilvr_ds.distill.similarity import similarity, unit_sums
 from ilvr_ds.distill.stage1 import Negatives
 from ilvr_ds.distill.teacher import MomentumTeacher
@@ -56,42 +58,53 @@ class PreparedWithTargets(Prepared):
 
 
 class StageOneStep:
-    """Vision, teacher and student of stage 1, put together. `student` is the engine around a StageOne."""
+    """Vision, selection and student of stage 1, put together. `student` is the engine around a StageOne.
+
+    teacher: None where the selection asks for no query.
+    """
 
     def __init__(
         self,
         student: Any,
         vision: VisionTower | StoredFeatures,
-        teacher: MomentumTeacher,
+        selector: Selector,
+        teacher: MomentumTeacher | None,
         settings: LossConfig,
         types: tuple[str, ...] = (),
         sets: tuple[str, ...] = (),
     ) -> None:
         self.student = student
         self.vision = vision
+        self.selector = selector
         self.teacher = teacher
         self.settings = settings
         self.types, self.sets = types, sets
         self.sums = SUMS + type_sums(types) + set_sums(sets, SET_LOSSES)
         self.phases = PhaseTimer(dist.device())
-        self.watch = TargetWatch()
+        self.watch = TargetWatch(selector.settings.unchanged)
 
     @torch.no_grad()
     def prepare(self, window: Window) -> PreparedWithTargets:
         """Features, targets and global counts of a window that is on the device already."""
         with self.phases("vision"):
             features = self.vision.features(window)
-        with self.phases("momentum"):  # what of the EMA did not run beside vision
-            self.teacher.update()
-        with self.phases("teacher"):
-            context = self.teacher.read(window, features)
+        context = self._read(window, features)
         with self.phases("selection"):
-            targets = self.teacher.select(window, features, context)
+            targets = self.selector(window, features, context)
         counts = [window.supervised.float(), targets.kept.sum(0, keepdim=True).float()]
         alike = unit_sums(targets, window.context.sample, len(window.context.prompt))
         sums = dist.sum_over_ranks(torch.cat([*counts, alike]))
         supervised, slots = sums[:2].clamp(min=1).unbind()
         return PreparedWithTargets(window, features, supervised, targets, slots, similarity(sums[2:]))
+
+    def _read(self, window: Window, features: Tensor) -> Context | None:
+        """What the teacher, where there is one, reads after its update."""
+        if self.teacher is None:
+            return None
+        with self.phases("momentum"):  # what of the EMA did not run beside vision
+            self.teacher.update()
+        with self.phases("teacher"):
+            return self.teacher.read(window, features)
 
     def loss(self, micro: MicroBatch, prepared: PreparedWithTargets, step: int, totals: MetricSums) -> Tensor:
         """This micro-batch's part of the step's loss: summed over micro-batches and ranks it is the step's loss."""
@@ -112,19 +125,21 @@ class StageOneStep:
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Means over the logged interval and all ranks, from the sums of SUMS."""
-        losses, s = self.losses(sums), self.settings
+        losses, s, selection = self.losses(sums), self.settings, self.selector.settings
+        chosen = sums["segments"] - (sums["unchanged"] if selection.unchanged == "none" else 0)
         weighted = s.ce_weight * losses["ce"] + s.align_weight * losses["alignment"]
         metrics = {
             "loss/total": weighted + s.contrastive_weight * losses["contrastive"],
             **{f"loss/{name}": value for name, value in losses.items()},
             "select/kept_per_segment": ratio(sums["slots"], sums["segments"]),
-            "select/entropy": ratio(sums["entropy"], sums["segments"]),
-            "select/cosine_top1": ratio(sums["cosine_top1"], sums["segments"]),
+            "select/entropy": ratio(sums["entropy"], chosen),
             "select/pool_size": ratio(sums["pool"], sums["segments"]),
-            "teacher/drift": math.sqrt(ratio(sums["drift"], sums["weight"])),
-            "teacher/momentum": self.teacher.shards.momentum,
         }
-        if self.teacher.selection.pool == "changed":
+        if self.teacher is not None:
+            metrics["select/cosine_top1"] = ratio(sums["cosine_top1"], sums["segments"])
+            metrics["teacher/drift"] = math.sqrt(ratio(sums["drift"], sums["weight"]))
+            metrics["teacher/momentum"] = self.teacher.shards.momentum
+        if selection.pool == "changed":
             metrics["select/unchanged"] = ratio(sums["unchanged"], sums["segments"])
             metrics["select/changed_share"] = ratio(sums["stands_out"], sums["slots"])
         if sums["pairs"]:
@@ -134,7 +149,7 @@ class StageOneStep:
         return metrics | split | answer_accuracy(sums, "train")
 
     def probe(self, micro: MicroBatch, prepared: PreparedWithTargets) -> LatentProbe:
-        """The student's prediction at each slot, and what the teacher selected for it."""
+        """The student's prediction at each slot, and what was selected for it."""
         targets = prepared.targets.of(micro)
         sums = self.student(micro, prepared.features, targets, 0, self._foreign(micro, targets))
         return LatentProbe(sums["prediction"], targets.candidates, targets)
@@ -173,16 +188,15 @@ def _counts(micro: MicroBatch, targets: Targets) -> dict[str, Tensor]:
         "slots": kept,
         "segments": torch.full_like(kept, len(micro.segments)),
         "entropy": targets.entropy.sum(),
-        "cosine_top1": _largest_cosines(targets).sum(),
         "answers": micro.has_answer.sum(),
+        **({} if targets.query is None else {"cosine_top1": _largest_cosines(targets, targets.query).sum()}),
         **_pool_counts(targets, kept),
     }
 
 
-def _largest_cosines(targets: Targets) -> Tensor:
+def _largest_cosines(targets: Targets, query: Tensor) -> Tensor:
     """[M]: of the cosines of what was selected to the query the largest, wherever it stands; 0 where nothing was."""
-    values, query = targets.values().float(), targets.query.float()[:, None]
-    cosines = torch.nn.functional.cosine_similarity(values, query, dim=-1)
+    cosines = torch.nn.functional.cosine_similarity(targets.values().float(), query.float()[:, None], dim=-1)
     largest = cosines.masked_fill(targets.indices < 0, -torch.inf).amax(1)
     return torch.where(targets.kept > 0, largest, 0.0)
 

@@ -1,4 +1,4 @@
-"""How one optimizer step of stage 2 is computed: as in stage 1, or without a teacher and the cross-entropy alone."""
+"""How one optimizer step of stage 2 is computed: as in stage 1, or without targets and the cross-entropy alone."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from ilvr_ds import dist
-from ilvr_ds.config import LossConfig
 from ilvr_ds.data.window import MicroBatch, Window
-from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
 from ilvr_ds.monitoring.metric_sums import MetricSums, ratio
 from ilvr_ds.monitoring.phases import PhaseTimer
@@ -45,30 +43,17 @@ def with_equal_rounds(window: Window, latent_size: int) -> Window:
 
 
 class TaughtStageTwoStep(StageOneStep):
-    """Stage 2 with a teacher: a step of stage 1 whose `student` is the engine around a StageTwo."""
-
-    def __init__(
-        self,
-        student: Any,
-        vision: VisionTower | StoredFeatures,
-        teacher: MomentumTeacher,
-        settings: LossConfig,
-        types: tuple[str, ...],
-        latent_size: int,
-        sets: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__(student, vision, teacher, settings, types, sets)
-        self.latent_size = latent_size
+    """Stage 2 with targets: a step of stage 1 whose `student` is the engine around a StageTwo."""
 
     @torch.no_grad()
     def prepare(self, window: Window) -> PreparedWithTargets:
         """Features, targets, global counts, and layouts of equal length, of a window that is on the device already."""
         prepared = super().prepare(window)
-        return replace(prepared, window=with_equal_rounds(prepared.window, self.latent_size))
+        return replace(prepared, window=with_equal_rounds(prepared.window, self.selector.latent_size))
 
 
 class StageTwoStep:
-    """Vision and student of stage 2 without a teacher. `student` is the engine around a StageTwo."""
+    """Vision and student of stage 2 without targets. `student` is the engine around a StageTwo."""
 
     teacher = None
 

@@ -35,7 +35,7 @@ class TrainingStep(Protocol):
 
     @property
     def teacher(self) -> MomentumTeacher | None:
-        """The EMA of the student that selects targets, if the stage has one."""
+        """The EMA of the student that is asked for queries, if the run has one."""
 
     def prepare(self, window: Window) -> Any:
         """What the micro-batches of a window share (a Prepared). Collective."""
@@ -65,7 +65,7 @@ class LatentProbe:
     candidates: Tensor
     """[N, D]"""
     targets: Targets | None
-    """What the teacher selected, as rows of `candidates`; None without a teacher."""
+    """What was selected, as rows of `candidates`; None where nothing is."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def table(parts: Components) -> None:
     for start in range(0, SAMPLES, 16):
         window = dataset.window([np.arange(start, start + 16)])
         features = parts.step.vision.features(window)
-        targets = teacher.select(window, features, teacher.read(window, features))
+        targets = parts.step.selector(window, features, teacher.read(window, features))
         is_empty = torch.cat([_is_empty(dataset, number) for number in _in_order(window)])
         unit = torch.nn.functional.normalize(targets.candidates.float(), dim=-1)
         context, image, text = _parts(teacher.network, window, features)

@@ -54,6 +54,36 @@ def test_keys_that_a_checkpoint_does_not_know_yet_had_their_defaults(
     ]
 
 
+CHANGED = SelectionConfig(pool="changed", by="change")
+WITHOUT = dataclasses.replace(CHANGED, unchanged="none")
+
+
+def test_a_run_may_go_on_without_its_teacher(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The average is of no more use: the student and its optimizer are whole."""
+    path = save(folder, 7)
+    state = saved_state(path)
+    state["recipe"]["selection"] |= {"pool": "changed", "by": "change"}
+    (path / "state.json").write_text(json.dumps(state))
+    check_fits(path, dataclasses.replace(recipe(folder, "must"), selection=WITHOUT))
+    assert caplog.messages == [
+        "going on with other settings: the checkpoint was made with selection.unchanged = query, this run has none"
+    ]
+
+
+def test_a_run_without_a_teacher_does_not_go_on_with_one(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a teacher that would begin in the middle as a copy of the student."""
+    path = save(folder, 7)
+    state = saved_state(path)
+    state["files"] = {name: sums for name, sums in state["files"].items() if not name.startswith("teacher")}
+    state["recipe"]["selection"] |= {"pool": "changed", "by": "change", "unchanged": "none"}
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match=r"made without a teacher; go on with selection.unchanged=none, or name it in "):
+        check_fits(path, dataclasses.replace(recipe(folder, "must"), selection=CHANGED))
+    assert not caplog.messages
+    assert check_fits(path, dataclasses.replace(recipe(folder, "must"), selection=WITHOUT)) == state
+    assert not caplog.messages
+
+
 def test_the_commit_is_pinned_where_the_name_is_the_same(tmp_path: Path) -> None:
     """Of the checkpoint's run; none where it had a folder, another name, or was made before commits were kept."""
     for state, pinned in (({"model_commit": "abc"}, "abc"), ({"model_commit": None}, None), ({}, None)):

@@ -106,6 +106,11 @@ def test_a_base_in_4_bits_needs_adapters(load: Load) -> None:
     [
         (["selection.compare=nearest"], "selection.compare is nearest, but selection.pool is all; set it to changed"),
         (["selection.by=change"], "selection.by is change, but selection.pool is all; set it to changed"),
+        (
+            ["selection.unchanged=none", "selection.pool=changed"],
+            "selection.unchanged is none, but selection.by is query, which needs the teacher's query for every "
+            "picture; set it to change",
+        ),
         (["selection.by=change", "selection.pool=region"], "selection.by is change, but selection.pool is region"),
         (
             ["selection.pool=changed", "selection.pool_size=3"],

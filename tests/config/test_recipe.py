@@ -24,6 +24,14 @@ def test_stage_2_has_a_teacher_where_a_loss_asks_for_one(load: Load) -> None:
     assert load("train: {stage: 2}", none[0]).has_teacher and load("train: {stage: 2}", none[1]).has_teacher
 
 
+def test_where_only_change_decides_there_are_targets_and_no_teacher(load: Load) -> None:
+    alone = ["selection.pool=changed", "selection.by=change", "selection.unchanged=none"]
+    for stage in ("1", "2"):
+        recipe = load("", f"train.stage={stage}", *alone)
+        assert recipe.has_targets and not recipe.has_teacher
+        assert load("", f"train.stage={stage}", *alone[:2]).has_teacher
+
+
 def test_a_recipe_survives_json(load: Load) -> None:
     recipe = load("optim: {lr: 3e-4}\nmodel: {path: m, lora_targets: [q_proj]}", text=MINIMAL.replace("model", "#"))
     assert recipe_from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe

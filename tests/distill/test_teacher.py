@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ilvr_ds.config import SelectionConfig
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.distill.query import Context
 from ilvr_ds.distill.teacher import MomentumTeacher
@@ -44,7 +43,7 @@ def published() -> Tensor:
 def teacher(student: Student, published: Tensor) -> MomentumTeacher:
     shards = MomentumShards([published], [torch.zeros(2)], RATE, torch.device("cpu"))
     seen: Any = lambda *_: published.clone()  # noqa: E731
-    return MomentumTeacher(seen, shards, student.shards, SelectionConfig(), 1, 1)
+    return MomentumTeacher(seen, shards, student.shards, 1)
 
 
 def read(teacher: MomentumTeacher) -> Tensor:
@@ -101,7 +100,7 @@ def test_whole_micro_batches_are_read_together(at_once: int, expected: list[rang
         asked.extend(pieces)
         return Context(torch.zeros(0), torch.zeros(0), torch.zeros(0))
 
-    teacher = MomentumTeacher(network, SimpleNamespace(), lambda: iter(()), SelectionConfig(), 2, at_once)  # type: ignore[arg-type]
+    teacher = MomentumTeacher(network, SimpleNamespace(), lambda: iter(()), at_once)  # type: ignore[arg-type]
     micro_batches = [SimpleNamespace(ids=("sample",) * samples) for samples in (2, 3, 1, 2, 1)]
     window: Any = SimpleNamespace(tokens=None, context=None, micro_batches=micro_batches)
     teacher.read(window, torch.zeros(0))

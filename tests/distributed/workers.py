@@ -18,7 +18,15 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import nn
 
 from ilvr_ds import dist
-from ilvr_ds.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TeacherConfig, TrainConfig
+from ilvr_ds.config import (
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    SelectionConfig,
+    TeacherConfig,
+    TrainConfig,
+)
 from ilvr_ds.data.template import IGNORE, EncodedSample
 from ilvr_ds.data.window import MicroBatch, TokenBatch
 from ilvr_ds.distill.query import ContextEncoder
@@ -53,7 +61,7 @@ def _golden_batch(run: SmallRun, batch: list[int]) -> dict[str, Any]:
     with _last_hidden(run.networks.student.module.model.model.language_model) as student:
         loss, sums, grads = _losses_and_gradients(run, run.step, micro, prepared)
     ce_only = dataclasses.replace(run.recipe.loss, align_weight=0.0)
-    ce_step = StageOneStep(run.step.student, run.step.vision, run.step.teacher, ce_only)
+    ce_step = StageOneStep(run.step.student, run.step.vision, run.step.selector, run.step.teacher, ce_only)
     return {
         "teacher_hidden": _real_rows(teacher[0], window.tokens),
         "student_hidden": _real_rows(student[0], micro.tokens),
@@ -246,6 +254,22 @@ def with_choices(choices: list[tuple[str, int]], zero: dict[str, Any]) -> list[d
         prepared = run.step.prepare(window)
         value, _, grads = _losses_and_gradients(run, run.step, window.micro_batches[0], prepared)
         results.append({"loss": value, "grads": grads, "labels": len(window.micro_batches[0].label_ids)})
+    return results
+
+
+def with_and_without_teacher(stage: int, zero: dict[str, Any], steps: int) -> list[dict[str, Any]]:
+    """Losses and weights of steps in which the most changed patches are targets: with a teacher, and without one."""
+    golden = golden_set()
+    results = []
+    for unchanged in ("query", "none"):
+        selection = SelectionConfig(pool="changed", by="change", unchanged=unchanged, temperature=0.1)
+        train = TrainConfig(stage=stage, precision="fp32", micro_batch_size=2, grad_accum_steps=2)
+        run = SmallRun.start(golden_recipe(golden, selection=selection, train=train, loss=ALL_LOSSES), zero)
+        windows = [run.window([step + dist.rank() + i for i in range(4)]) for step in range(steps)]
+        losses = [run.train(window, step) for step, window in enumerate(windows)]
+        sums = run.totals.take()
+        has_teacher = run.networks.teacher is not None and run.step.teacher is not None
+        results.append({"losses": losses, "sums": sums, "weights": _all_weights(run), "has_teacher": has_teacher})
     return results
 
 

@@ -39,7 +39,7 @@ def with_and_without_tower(recipe: str, overrides: list[str], features: list[str
         results["tower"] = {**_step(tower), "built": built[0] - results["stored"]["built"]}
     for dataset, rows in ((tower.loader.dataset, stored.loader.dataset), (_held_out(tower), _held_out(stored))):
         dataset.numbers_of = _Noting(dataset.numbers_of)
-        tower.step.vision = _Rows(rows.features.features[0], dataset.numbers_of, not tower.recipe.has_teacher)
+        tower.step.vision = _Rows(rows.features.features[0], dataset.numbers_of, not tower.recipe.has_targets)
         if rows is stored.loader.dataset:
             results["rows"] = _losses(tower)
         else:

@@ -81,25 +81,39 @@ def test_the_recipe_refuses_more_samples_than_can_be_looked_at() -> None:
         load_recipe(RECIPE, ["tracking.picture_samples=17"])
 
 
-@pytest.mark.parametrize(("stage", "pool"), [(1, "all"), (1, "changed"), (2, "all")])
-def test_views_hold_the_teachers_choice(demo_folder: Path, tmp_path: Path, stage: int, pool: str) -> None:
-    """Catches maps whose cells are not those of the candidates: the best cosine is the first selected patch."""
+@pytest.mark.parametrize(
+    ("stage", "selection"),
+    [
+        (1, ["pool=all"]),
+        (1, ["pool=changed"]),
+        (1, ["pool=changed", "by=change", "unchanged=none"]),
+        (2, ["pool=all"]),
+    ],
+)
+def test_views_hold_what_was_chosen(demo_folder: Path, tmp_path: Path, stage: int, selection: list[str]) -> None:
+    """Catches maps whose cells are not those of the candidates: the best score is the first selected patch."""
     recipe, changes = (RECIPE, []) if stage == 1 else ("launch/recipes/demo-stage2.yaml", ["model.init_from=null"])
-    arguments = {"demo": str(demo_folder), "recipe": recipe, "changes": [*changes, f"selection.pool={pool}"]}
+    changes += [f"selection.{setting}" for setting in selection]
+    arguments = {"demo": str(demo_folder), "recipe": recipe, "changes": changes}
     views = run_ranks("tests.training.views:views", 1, tmp_path, **arguments)[0]
     assert len(views) == 3
     for view in views:
         assert view.segments and view.question
         for segment in view.segments:
             assert segment.selection is not None
-            cosine, cells = segment.selection.cosine, segment.selection.cells
+            score, cells = segment.selection.score, segment.selection.cells
             inside = segment.selection.pool
-            assert (inside is None) == (pool == "all")
-            known = [cosine[cell] for cell in inside] if inside else cosine
-            assert cosine[cells[0][0]] == pytest.approx(np.nanmax(known), abs=1e-5)
+            assert (inside is None) == (selection == ["pool=all"])
+            has_query = selection[-1] != "unchanged=none"
+            assert segment.selection.score_name == ("cosine to the query" if has_query else "change")
+            if inside is not None and not inside:
+                assert not has_query and not cells, "nothing differs"
+                continue
+            known = [score[cell] for cell in inside] if inside else score
+            assert score[cells[0][0]] == pytest.approx(np.nanmax(known), abs=1e-5)
             assert inside is None or {cell for group in cells for cell in group} <= inside
-            assert segment.latents.shape == (4, *cosine.shape)
-            rows, columns = cosine.shape
+            assert segment.latents.shape == (4, *score.shape)
+            rows, columns = score.shape
             assert segment.helper.shape[0] * columns == segment.helper.shape[1] * rows
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ilvr_ds.config import LossConfig, Pool, SelectionConfig
+from ilvr_ds.config import LossConfig, SelectionConfig
 from ilvr_ds.distill.selection import Targets
 from ilvr_ds.training.stage1 import StageOneStep, _counts
 
@@ -20,10 +20,16 @@ SUMS = {
 }  # fmt: skip
 
 
-def metrics(pool: Pool = "all", **changes: float) -> dict[str, float]:
+def metrics(selection: SelectionConfig = SelectionConfig(), **changes: float) -> dict[str, float]:  # noqa: B008
     weights = LossConfig(ce_weight=2.0, align_weight=3.0, contrastive_weight=0.5)
-    teacher = SimpleNamespace(shards=SimpleNamespace(momentum=0.9), selection=SelectionConfig(pool=pool))
-    step: Any = SimpleNamespace(settings=weights, teacher=teacher, types=("a", "b"), sets=(), watch=lambda _: None)
+    step: Any = SimpleNamespace(
+        settings=weights,
+        selector=SimpleNamespace(settings=selection),
+        teacher=SimpleNamespace(shards=SimpleNamespace(momentum=0.9)) if selection.needs_query else None,
+        types=("a", "b"),
+        sets=(),
+        watch=lambda _: None,
+    )
     step.losses = lambda sums: StageOneStep.losses(step, sums)
     return StageOneStep.metrics(step, SUMS | changes)
 
@@ -48,8 +54,18 @@ def test_what_is_logged_is_the_mean_and_the_total_is_weighted() -> None:
 
 
 def test_a_pool_of_what_changed_says_how_much_did() -> None:
-    found = metrics(pool="changed")
+    found = metrics(SelectionConfig(pool="changed"))
     assert found["select/unchanged"] == 0.5 and found["select/changed_share"] == 0.75
+
+
+def test_without_a_teacher_nothing_of_it_is_logged() -> None:
+    """Catches zeros that look like a teacher which agrees with its student, and an entropy that counts segments whose
+    pool is empty."""
+    found = metrics(SelectionConfig(pool="changed", by="change", unchanged="none"))
+    with_one = metrics(SelectionConfig(pool="changed", by="change"))
+    assert with_one.keys() - found.keys() == {"select/cosine_top1", "teacher/drift", "teacher/momentum"}
+    assert found["select/entropy"] == 5.0 and with_one["select/entropy"] == 2.5
+    assert all(found[name] == value for name, value in with_one.items() if name in found and name != "select/entropy")
 
 
 def test_where_nothing_was_seen_means_are_0_and_no_accuracy_is_said() -> None:

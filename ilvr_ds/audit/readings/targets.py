@@ -1,4 +1,5 @@
-"""What a model would have been taught: targets of helper images, selected as in training, by the model as its teacher.
+"""What a model would have been taught: targets of helper images, selected as in training, by the model as its teacher
+where the selection asks for one.
 
 The audited weights take the teacher's place: a momentum teacher ends up close to its student, and is not exported.
 
@@ -19,12 +20,10 @@ from ilvr_ds.config import SelectionConfig
 from ilvr_ds.data.collate import Collator
 from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.data.template import EncodedSample
-from ilvr_ds.distill.pool import find_pool
 from ilvr_ds.distill.query import ContextEncoder
-from ilvr_ds.distill.selection import select_targets
+from ilvr_ds.distill.selector import Selector
 from ilvr_ds.generation.loading import Reasoner
 from ilvr_ds.model.student import vision_layout
-from ilvr_ds.ops.reference import pool_candidates
 
 logger = logging.getLogger("ilvr_ds")
 
@@ -68,7 +67,9 @@ class TargetChooser:
             pool=selection.pool,
             compare=selection.compare,
         )
-        self.teacher = ContextEncoder(reasoner.model.model.language_model)
+        width = reasoner.model.config.text_config.hidden_size
+        self.selector = Selector(selection, reasoner.latent_size, width)
+        self.teacher = ContextEncoder(reasoner.model.model.language_model) if selection.needs_query else None
 
     @torch.inference_mode()
     def __call__(self, samples: Sequence[Sample]) -> list[Chosen]:
@@ -95,13 +96,9 @@ class TargetChooser:
             return []
         window = self.collator(encoded, np.arange(len(encoded)), [1] * len(encoded)).to(self.reasoner.device)
         features = torch.cat([self.reasoner.tower(images) for images in window.images])
-        context = self.teacher(window.tokens, features, window.context)
-        features = features[:, : context.user.shape[1]]
-        where, k = window.candidates, self.reasoner.latent_size
-        candidates = pool_candidates(features, where.rows, where.weights)
-        pool = find_pool(features, where, candidates, self.selection, k)
-        targets = select_targets(context, window.context, candidates, where.offsets, self.selection, k, pool)
-        offsets, indices = where.offsets.tolist(), targets.indices.tolist()
+        context = self.teacher(window.tokens, features, window.context) if self.teacher else None
+        targets = self.selector(window, features, context)
+        candidates, offsets, indices = targets.candidates, targets.offsets.tolist(), targets.indices.tolist()
         found = []
         for micro in window.micro_batches:
             segments = micro.segments.tolist()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ilvr_ds.config import DataSetConfig, Recipe, TrainConfig
+from ilvr_ds.config import DataSetConfig, Recipe, TeacherConfig, TrainConfig
 from ilvr_ds.data.mixture import Mixture
 from ilvr_ds.data.mixture_plan import Plan, build_plan
 from ilvr_ds.data.packing import PackedNumbers
@@ -115,6 +115,13 @@ def say_what_does_nothing(recipe: Recipe, inputs: Inputs, total_steps: int) -> N
             logger.warning(
                 "selection.%s is %d, which is for selection.pool: changed; here it is %s", name, value, selection.pool
             )
+    if recipe.has_targets and not recipe.has_teacher:
+        for field in fields(TeacherConfig):
+            if (value := getattr(recipe.teacher, field.name)) != field.default:
+                logger.warning(
+                    "teacher.%s is %s, but selection.unchanged is %s: there is no teacher",
+                    field.name, value, selection.unchanged,
+                )  # fmt: skip
     if optim.min_lr_ratio and optim.schedule == "constant":
         logger.warning("optim.min_lr_ratio is %g, but optim.schedule is constant: optim.lr stays", optim.min_lr_ratio)
     if train.latent_gradient != TrainConfig.latent_gradient and not train.has_free_latents:
@@ -135,7 +142,7 @@ def _open(recipe: Recipe, entries: Sequence[DataSetConfig], key: str) -> Mixture
     mixture = Mixture.open(entries, key)
     for shards in mixture.sets:
         shards.check_trainable()
-        if recipe.selection.pool == "region" and recipe.has_teacher:
+        if recipe.selection.pool == "region" and recipe.has_targets:
             shards.check_regions()
     return mixture
 

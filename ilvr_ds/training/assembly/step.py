@@ -9,6 +9,7 @@ from typing import Any
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
 from ilvr_ds.distill.ema import MomentumShards
+from ilvr_ds.distill.selector import Selector
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.engine.initial import load_average
 from ilvr_ds.engine.networks import Networks, build_networks
@@ -32,7 +33,8 @@ def build_step(
     longest: int = 0,
     sets: tuple[str, ...] = (),
 ) -> tuple[TrainingStep, Networks]:
-    """Student, vision (tower or stored features) and teacher, if any, ready to compute optimizer steps (collective).
+    """Student, vision (tower or stored features), selection and teacher, if any, ready for optimizer steps.
+    Collective.
 
     initial: the checkpoint whose weights the student starts from, where it is not `model.path`. types: the kinds of
     task by which losses are split; sets: the data sets of a mixture. longest: tokens of the longest sample; 0: as long
@@ -43,12 +45,16 @@ def build_step(
     networks = build_networks(recipe, file_settings, encoding.model_config, vocabulary, stats, initial)
     _log_networks(networks)
     student, vision, size = networks.student, networks.vision, recipe.model.latent_size
-    if networks.teacher is None:
+    if not recipe.has_targets:
         return StageTwoStep(student, vision, size, types, sets), networks
-    teacher = _build_teacher(recipe, networks, initial, longest or recipe.data.max_tokens)
-    if not recipe.train.has_free_latents:
-        return StageOneStep(student, vision, teacher, recipe.loss, types, sets), networks
-    return TaughtStageTwoStep(student, vision, teacher, recipe.loss, types, size, sets), networks
+    selector = Selector(recipe.selection, size, encoding.model_config.text_config.hidden_size)
+    teacher = None
+    if recipe.has_teacher:
+        teacher = _build_teacher(recipe, networks, initial, longest or recipe.data.max_tokens)
+    else:
+        logger.info("no teacher: what changed alone decides (selection.unchanged is %s)", recipe.selection.unchanged)
+    kind = TaughtStageTwoStep if recipe.train.has_free_latents else StageOneStep
+    return kind(student, vision, selector, teacher, recipe.loss, types, sets), networks
 
 
 def _build_teacher(recipe: Recipe, networks: Networks, initial: Path | None, longest: int) -> MomentumTeacher:
@@ -60,8 +66,6 @@ def _build_teacher(recipe: Recipe, networks: Networks, initial: Path | None, lon
         networks.teacher,
         shards,
         networks.student_shards,
-        recipe.selection,
-        recipe.model.latent_size,
         _micro_batches_at_once(recipe, longest),
     )
 

@@ -27,6 +27,17 @@ def test_the_model_as_its_own_teacher_picks_the_golden_targets(golden: GoldenSet
             assert torch.equal(fed[m][len(rows) :], filler.expand(K - len(rows), -1))
 
 
+def test_where_change_alone_decides_no_model_is_asked(golden: GoldenSet, reasoner: Reasoner) -> None:
+    """The same targets as with one, in every picture that differs from the one before; none in the others."""
+    by_change = SelectionConfig(pool="changed", by="change", group_size=golden.selection.group_size)
+    chooser = TargetChooser(reasoner, replace(by_change, unchanged="none"))
+    assert chooser.teacher is None
+    found = [rows for chosen in chooser(golden.samples) for rows in chosen.rows]
+    wanted = [rows for chosen in TargetChooser(reasoner, by_change)(golden.samples) for rows in chosen.rows]
+    assert any(found) and all(wanted)
+    assert [a for a in found if a] == [b for a, b in zip(found, wanted, strict=True) if a]
+
+
 def test_targets_alone_are_compared_across_samples() -> None:
     """Slots without a target hold the pad embedding, in all samples the same: with pool changed most slots may be
     empty, and targets that differ would look alike."""

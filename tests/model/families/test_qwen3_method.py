@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText
 
 from ilvr_ds.config import LossConfig, SelectionConfig
 from ilvr_ds.distill.query import ContextEncoder
+from ilvr_ds.distill.selector import Selector
 from ilvr_ds.distill.stage1 import StageOne
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.model.layers.attention import use_packed_attention
@@ -164,14 +165,16 @@ def test_stage_1_is_the_slow_reference(golden: Qwen3Set, rows: str) -> None:
     window = golden.window(ALL, len(ALL), rows)
     micro, features = window.micro_batches[0], tower.features(window)
     nothing: Any = None
-    teacher = MomentumTeacher(ContextEncoder(reader.eval()), nothing, nothing, SELECTION, size, micro_batches_at_once=1)
-    own = teacher.select(window, features, teacher.read(window, features)).of(micro)
+    teacher = MomentumTeacher(ContextEncoder(reader.eval()), nothing, nothing, micro_batches_at_once=1)
+    selector = Selector(SELECTION, size, language_model.config.hidden_size)
+    own = selector(window, features, teacher.read(window, features)).of(micro)
     seen = dict.fromkeys(ALL, 0)
     for m, number in enumerate(micro.sample_of_segment.tolist()):
         candidates, chosen, query = (part[seen[number]] for part in wanted[number])
         seen[number] += 1
         first, last = own.offsets[m : m + 2].tolist()
         torch.testing.assert_close(own.candidates[first:last], candidates, rtol=1e-5, atol=1e-5)
+        assert own.query is not None
         torch.testing.assert_close(own.query[m], query, rtol=1e-5, atol=1e-5)
         assert (own.indices[m][own.indices[m] >= 0] - first).tolist() == chosen.tolist()
     assert [seen[number] for number in ALL] == [len(chosen) for _, chosen, _ in wanted]

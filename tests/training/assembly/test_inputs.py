@@ -90,6 +90,11 @@ def test_settings_that_do_nothing_are_named(demo_folder: Path, caplog: pytest.Lo
         ),
         (("selection.pool_size=16", "selection.pool=changed"), 320, []),
         (
+            ("selection.pool=changed", "selection.by=change", "selection.unchanged=none"),
+            320,
+            ["teacher.momentum is 0.99, but selection.unchanged is none: there is no teacher"],
+        ),
+        (
             ("optim.min_lr_ratio=0.1", "optim.schedule=constant", "train.latent_gradient=2"),
             320,
             [
