@@ -128,7 +128,7 @@ class _Run:
     def begin(self, first: list[tuple[int, Request]]) -> None:
         """Room for these at least, and nothing in any row."""
         state = self.decoder.reserve(len(self.rows), max(request.room for _, request in first), keeps=False)
-        state.modes.finished.fill_(True)
+        state.end(torch.arange(len(state.length), device=self.reasoner.device))
         state.modes.steps.fill_(self.refill.latents.steps(self.reasoner.latent_size))
         state.temperature.fill_(self.settings.temperature)
         state.top_p.fill_(self.settings.top_p)
@@ -223,7 +223,7 @@ class _Run:
             if row.reader.is_over:
                 over.append(place)
         if over:
-            state.modes.finished.index_fill_(0, torch.tensor(over, device=self.reasoner.device), True)
+            state.end(torch.tensor(over, device=self.reasoner.device))
         self.refill.speed += Speed(0, 0.0, decoded, self.reasoner.now() - started)
         for place in over:
             yield self._taken_out(place)

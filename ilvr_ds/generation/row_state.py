@@ -113,3 +113,9 @@ class RowState:
         """Copy the rows `sources` over the rows `targets` [n], which are others; what the last look saw stays."""
         for part in self._of_rows():
             part.index_copy_(0, targets, part[sources])
+        self.end(sources)
+
+    def end(self, rows: Tensor) -> None:
+        """Finish rows [n]. At their length they would go on writing, and that may be where the next row begins."""
+        self.modes.finished.index_fill_(0, rows, True)
+        self.length.index_fill_(0, rows, 0)

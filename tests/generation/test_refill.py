@@ -188,6 +188,23 @@ def test_what_was_barred_in_a_row_before_is_in_sight_again(
         same(found, expected)
 
 
+def test_a_row_that_a_stop_string_ends_at_its_last_column_writes_into_no_other(
+    plain: Reasoner, prompts: list[EncodedSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest of four is over when its columns are full; the others go on, the next row right behind it."""
+    monkeypatch.setattr(refill, "ROOM", 4)
+    monkeypatch.setattr(decoder, "GRAIN", 1)
+    settings = GenerationSettings(24, 1.0, seed=1, forbidden=(*plain.stop_ids, plain.special.latent_start))
+    longest = sorted(prompts, key=lambda prompt: len(prompt.input_ids), reverse=True)[:4]
+    begins = Generator(plain, settings)(longest[:1]).answers[0].tokens[:4]
+    stop = plain.encoder.tokenizer.decode(begins, skip_special_tokens=True)
+    settings = dataclasses.replace(settings, stop=(stop,))
+    expected = Generator(plain, settings)(longest).answers
+    assert not expected[0].hit_limit and all(answer.hit_limit for answer in expected[1:])
+    found = dict(Refill(Decoder(plain), settings, look_every=2)((Request(prompt, 24) for prompt in longest), 4))
+    same([found[number] for number in range(4)], expected)
+
+
 def test_markers_stop_strings_and_streamed_text(
     plain: Reasoner, decoding: Reasoner, prompts: list[EncodedSample], answers: Any
 ) -> None:
