@@ -22,7 +22,7 @@ from ilvr_ds.generation.latent_sources import LatentSource, OwnStates
 from ilvr_ds.generation.prefill import Prefilled, in_passes, read_prompts
 from ilvr_ds.generation.row_modes import Barred, never_drawn
 from ilvr_ds.generation.row_state import LOOK_EVERY
-from ilvr_ds.generation.sampling import uniform_numbers
+from ilvr_ds.generation.sampling import LEAST, uniform_numbers
 from ilvr_ds.generation.settings import GenerationSettings, Speed
 
 ROOM = 1024
@@ -130,8 +130,8 @@ class _Run:
         state = self.decoder.reserve(len(self.rows), max(request.room for _, request in first), keeps=False)
         state.end(torch.arange(len(state.length), device=self.reasoner.device))
         state.modes.steps.fill_(self.refill.latents.steps(self.reasoner.latent_size))
-        state.temperature.fill_(self.settings.temperature)
-        state.top_p.fill_(self.settings.top_p)
+        state.temperature.fill_(max(self.settings.temperature, LEAST))
+        state.top_p.fill_(max(self.settings.top_p, LEAST))
         state.tick.zero_()
 
     def admit(self, requests: list[tuple[int, Request]], places: list[int], prefilled: Prefilled) -> None:

@@ -81,6 +81,16 @@ def test_a_batch_is_answered_as_by_the_plain_loop(
     same(Generator(decoding, settings)(prompts).answers, expected)
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 1e-300}, {"temperature": 1.0, "top_p": 1e-300}], ids=str)
+def test_a_trace_of_chance_is_none(
+    decoding: Reasoner, prompts: list[EncodedSample], answers: Any, settings: dict[str, float]
+) -> None:
+    """In float32 both numbers are 0: logits over the one are no numbers, and no token is before the other."""
+    greedy = answers(GenerationSettings(8))
+    for reasoner in (decoding, dataclasses.replace(decoding, decoder=None)):
+        same(Generator(reasoner, GenerationSettings(8, **settings))(prompts).answers, greedy)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_rows_that_end_are_given_the_next_prompt(
     decoding: Reasoner, prompts: list[EncodedSample], answers: Any, rows: int
