@@ -215,6 +215,25 @@ def test_a_row_that_a_stop_string_ends_at_its_last_column_writes_into_no_other(
     same([found[number] for number in range(4)], expected)
 
 
+def test_a_row_that_is_over_still_sees_a_column(
+    plain: Reasoner, decoding: Reasoner, prompts: list[EncodedSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its prompt was barred, and it has no other column any more."""
+    seen: list[torch.Tensor] = []
+    attend = decoder.attend_by_mask
+    monkeypatch.setattr(decoder, "attend_by_mask", lambda mask, dtype: seen.append(mask) or attend(mask, dtype))
+    special = plain.special
+    settings = GenerationSettings(
+        24, 1.0, seed=1, forced={0: special.latent_start}, forbidden=(*plain.stop_ids, special.latent_start)
+    )
+    free = Generator(plain, settings, barred="prompt")(prompts[:4]).answers
+    settings = dataclasses.replace(settings, stop=(free[1].text[2:5],))
+    expected = Generator(plain, settings, barred="prompt")(prompts[:4]).answers
+    assert not expected[1].hit_limit and sum(answer.hit_limit for answer in expected) > 2
+    same(Generator(decoding, settings, barred="prompt")(prompts[:4]).answers, expected)
+    assert len(seen) >= 24 and all(mask.any(1).all() for mask in seen)
+
+
 def test_markers_stop_strings_and_streamed_text(
     plain: Reasoner, decoding: Reasoner, prompts: list[EncodedSample], answers: Any
 ) -> None:
