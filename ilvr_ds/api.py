@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import TypeAlias
 
@@ -96,7 +97,8 @@ class Model:
         An answer does not depend on the questions beside it. Raises UserError, before anything is answered, where one
         of the questions cannot be.
         """
-        if batch_size < 1 or max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or seed < 0 or "" in stop:
+        is_chance = 0 <= temperature < inf and 0 < top_p <= 1
+        if batch_size < 1 or max_new_tokens < 1 or not is_chance or seed < 0 or "" in stop:
             raise UserError(
                 "ask: batch_size and max_new_tokens must be 1 or more, temperature and seed 0 or more, top_p above 0 "
                 "and at most 1, and no stop empty"

@@ -73,7 +73,10 @@ def test_a_question_that_cannot_be_asked_is_named(
 
 
 def test_settings_are_checked(model: ilvr_ds.Model) -> None:
-    for wrong in ({"temperature": -1.0}, {"top_p": 0.0}, {"max_new_tokens": 0}, {"stop": [""]}):
+    for wrong in (
+        {"temperature": -1.0}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0.0},
+        {"max_new_tokens": 0}, {"stop": [""]},
+    ):  # fmt: skip
         with pytest.raises(UserError, match="ask: batch_size and max_new_tokens must be 1 or more"):
             model.ask([], "?", **wrong)  # type: ignore[arg-type]
 

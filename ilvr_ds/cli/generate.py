@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def generation_settings(options: argparse.Namespace) -> GenerationSettings:
     """What `add_generation` added. Raises UserError."""
     from ilvr_ds.generation.settings import GenerationSettings
 
-    if options.max_new_tokens < 1 or options.temperature < 0 or not 0 < options.top_p <= 1:
+    if options.max_new_tokens < 1 or not 0 <= options.temperature < inf or not 0 < options.top_p <= 1:
         raise UserError("--max-new-tokens must be 1 or more, --temperature 0 or more, --top-p above 0 and at most 1")
     if "" in options.stop:
         raise UserError("--stop: is empty; give a text, or leave it out")

@@ -132,7 +132,6 @@ class Decoder:
         for layer in self.held:
             layer.index_copy_(1, to, layer.index_select(1, at))
         self.state.move(at, to)
-        self.state.modes.finished.index_fill_(0, at, True)
 
     def parts(self, rows: int, columns: int, program: Program) -> Parts:
         """The step of the first `rows`, none of which looks at or writes beyond `columns`.

@@ -30,7 +30,7 @@ from ilvr_ds.generation.prefill import read_already
 from ilvr_ds.generation.refill import Refill, Request
 from ilvr_ds.generation.row_modes import Barred, RowModes, never_drawn
 from ilvr_ds.generation.row_state import LOOK_EVERY
-from ilvr_ds.generation.sampling import choose_tokens, uniform_numbers
+from ilvr_ds.generation.sampling import LEAST, choose_tokens, uniform_numbers
 from ilvr_ds.generation.settings import GenerationSettings, Speed
 
 SHOW_EVERY = 4
@@ -187,7 +187,8 @@ class Generator:
             return torch.full((len(hidden),), self.settings.forced[number], device=hidden.device)
         logits = self.reasoner.model.lm_head(hidden).index_fill(-1, self.never, -torch.inf)
         now = None if uniform is None else uniform[number]
-        return choose_tokens(logits, self.settings.temperature, self.settings.top_p, now)
+        temperature, top_p = (max(number, LEAST) for number in (self.settings.temperature, self.settings.top_p))
+        return choose_tokens(logits, temperature, top_p, now)
 
     def _out_of_sight(self, context: Context, modes: RowModes) -> Tensor | None:
         """[B, T] columns of the prompts that each row's token cannot see; None: it sees all."""

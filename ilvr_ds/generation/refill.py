@@ -22,7 +22,7 @@ from ilvr_ds.generation.latent_sources import LatentSource, OwnStates
 from ilvr_ds.generation.prefill import Prefilled, in_passes, read_prompts
 from ilvr_ds.generation.row_modes import Barred, never_drawn
 from ilvr_ds.generation.row_state import LOOK_EVERY
-from ilvr_ds.generation.sampling import uniform_numbers
+from ilvr_ds.generation.sampling import LEAST, uniform_numbers
 from ilvr_ds.generation.settings import GenerationSettings, Speed
 
 ROOM = 1024
@@ -128,10 +128,10 @@ class _Run:
     def begin(self, first: list[tuple[int, Request]]) -> None:
         """Room for these at least, and nothing in any row."""
         state = self.decoder.reserve(len(self.rows), max(request.room for _, request in first), keeps=False)
-        state.modes.finished.fill_(True)
+        state.end(torch.arange(len(state.length), device=self.reasoner.device))
         state.modes.steps.fill_(self.refill.latents.steps(self.reasoner.latent_size))
-        state.temperature.fill_(self.settings.temperature)
-        state.top_p.fill_(self.settings.top_p)
+        state.temperature.fill_(max(self.settings.temperature, LEAST))
+        state.top_p.fill_(max(self.settings.top_p, LEAST))
         state.tick.zero_()
 
     def admit(self, requests: list[tuple[int, Request]], places: list[int], prefilled: Prefilled) -> None:
@@ -223,7 +223,7 @@ class _Run:
             if row.reader.is_over:
                 over.append(place)
         if over:
-            state.modes.finished.index_fill_(0, torch.tensor(over, device=self.reasoner.device), True)
+            state.end(torch.tensor(over, device=self.reasoner.device))
         self.refill.speed += Speed(0, 0.0, decoded, self.reasoner.now() - started)
         for place in over:
             yield self._taken_out(place)

@@ -113,3 +113,11 @@ class RowState:
         """Copy the rows `sources` over the rows `targets` [n], which are others; what the last look saw stays."""
         for part in self._of_rows():
             part.index_copy_(0, targets, part[sources])
+        self.end(sources)
+
+    def end(self, rows: Tensor) -> None:
+        """Finish rows [n]. At their length they would go on writing, and that may be where the next row begins; and of
+        the column that is theirs then nothing may be barred: attention to no column is no number."""
+        self.modes.finished.index_fill_(0, rows, True)
+        self.modes.segment.index_fill_(0, rows, -1)
+        self.length.index_fill_(0, rows, 0)

@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LEAST = 1e-30
+"""Temperatures, and masses of a nucleus, that are above 0 but below this count as this: float32 has no use for them."""
+
 
 def choose_tokens(logits: Tensor, temperature: float | Tensor, top_p: float | Tensor, uniform: Tensor | None) -> Tensor:
     """Tokens [B] for logits [B, V]: greedy without `uniform` [B], else by inverting the distribution there.
 
-    top_p: tokens are drawn from the smallest set of likeliest ones whose probability reaches it. Both numbers may stand
-    on the device.
+    top_p: tokens are drawn from the smallest set of likeliest ones whose probability reaches it. Both numbers are
+    LEAST or more, and may stand on the device.
     """
     if uniform is None:
         return logits.argmax(-1)

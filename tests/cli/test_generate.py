@@ -98,6 +98,8 @@ def test_options_that_do_not_go_together_are_refused(
         (("--question", "?", "--image", image, "--show-latents", "a.jpg"), "is written as PNG"),
         (("--questions", empty, "--batch-size", 0), "--batch-size must be 1 or more"),
         (("--questions", empty), "empty.jsonl: holds no question"),
+        (("--question", "?", "--temperature", "nan"), "--temperature 0 or more"),
+        (("--question", "?", "--temperature", "inf"), "--temperature 0 or more"),
     ):
         assert generate(latent_model, *options) == 2
         assert words in capsys.readouterr().err

@@ -81,6 +81,16 @@ def test_a_batch_is_answered_as_by_the_plain_loop(
     same(Generator(decoding, settings)(prompts).answers, expected)
 
 
+@pytest.mark.parametrize("settings", [{"temperature": 1e-300}, {"temperature": 1.0, "top_p": 1e-300}], ids=str)
+def test_a_trace_of_chance_is_none(
+    decoding: Reasoner, prompts: list[EncodedSample], answers: Any, settings: dict[str, float]
+) -> None:
+    """In float32 both numbers are 0: logits over the one are no numbers, and no token is before the other."""
+    greedy = answers(GenerationSettings(8))
+    for reasoner in (decoding, dataclasses.replace(decoding, decoder=None)):
+        same(Generator(reasoner, GenerationSettings(8, **settings))(prompts).answers, greedy)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_rows_that_end_are_given_the_next_prompt(
     decoding: Reasoner, prompts: list[EncodedSample], answers: Any, rows: int
@@ -186,6 +196,42 @@ def test_what_was_barred_in_a_row_before_is_in_sight_again(
             Generator(reasoner, settings, barred="prompt")([prompt]).answers for reasoner in (plain, decoding)
         )
         same(found, expected)
+
+
+def test_a_row_that_a_stop_string_ends_at_its_last_column_writes_into_no_other(
+    plain: Reasoner, prompts: list[EncodedSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest of four is over when its columns are full; the others go on, the next row right behind it."""
+    monkeypatch.setattr(refill, "ROOM", 4)
+    monkeypatch.setattr(decoder, "GRAIN", 1)
+    settings = GenerationSettings(24, 1.0, seed=1, forbidden=(*plain.stop_ids, plain.special.latent_start))
+    longest = sorted(prompts, key=lambda prompt: len(prompt.input_ids), reverse=True)[:4]
+    begins = Generator(plain, settings)(longest[:1]).answers[0].tokens[:4]
+    stop = plain.encoder.tokenizer.decode(begins, skip_special_tokens=True)
+    settings = dataclasses.replace(settings, stop=(stop,))
+    expected = Generator(plain, settings)(longest).answers
+    assert not expected[0].hit_limit and all(answer.hit_limit for answer in expected[1:])
+    found = dict(Refill(Decoder(plain), settings, look_every=2)((Request(prompt, 24) for prompt in longest), 4))
+    same([found[number] for number in range(4)], expected)
+
+
+def test_a_row_that_is_over_still_sees_a_column(
+    plain: Reasoner, decoding: Reasoner, prompts: list[EncodedSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its prompt was barred, and it has no other column any more."""
+    seen: list[torch.Tensor] = []
+    attend = decoder.attend_by_mask
+    monkeypatch.setattr(decoder, "attend_by_mask", lambda mask, dtype: seen.append(mask) or attend(mask, dtype))
+    special = plain.special
+    settings = GenerationSettings(
+        24, 1.0, seed=1, forced={0: special.latent_start}, forbidden=(*plain.stop_ids, special.latent_start)
+    )
+    free = Generator(plain, settings, barred="prompt")(prompts[:4]).answers
+    settings = dataclasses.replace(settings, stop=(free[1].text[2:5],))
+    expected = Generator(plain, settings, barred="prompt")(prompts[:4]).answers
+    assert not expected[1].hit_limit and sum(answer.hit_limit for answer in expected) > 2
+    same(Generator(decoding, settings, barred="prompt")(prompts[:4]).answers, expected)
+    assert len(seen) >= 24 and all(mask.any(1).all() for mask in seen)
 
 
 def test_markers_stop_strings_and_streamed_text(
