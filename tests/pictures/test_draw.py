@@ -78,7 +78,7 @@ def test_the_map_is_pale_where_a_patch_was_not_in_the_pool(tmp_path: Path) -> No
     """Catches rows and columns mixed up: of 2 x 4 patches the last one of the first row is in the pool."""
     view = segment(2, 4, 2, [3])
     assert view.selection is not None
-    full = replace(view, selection=replace(view.selection, cosine=np.zeros((2, 4), dtype=np.float32)))
+    full = replace(view, selection=replace(view.selection, score=np.zeros((2, 4), dtype=np.float32)))
     assert full.selection is not None
     pooled = replace(full, selection=replace(full.selection, pool=frozenset({(0, 3)})))
     pixels = []
