@@ -105,7 +105,7 @@ class RowReader:
     def _has_stop(self, tokens: list[int]) -> bool:
         if not self.stop:
             return False
-        text = self._text(tokens)
+        text = self._text(tokens).rstrip("\ufffd")  # half a letter, which the next token may complete
         return any(word in text for word in self.stop)
 
     def _until_stop(self, text: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ilvr_ds.data.sample import IMAGE_MARKER
 from ilvr_ds.generation import generate
+from ilvr_ds.generation.answers import RowReader
 from ilvr_ds.generation.context import Context
 from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.latent_sources import Constant, Markers
@@ -202,6 +203,20 @@ def test_a_stop_string_ends_an_answer_and_stays_in_it(
     assert answer.text == free.text[: free.text.index(word) + len(word)]
     assert answer.tokens == free.tokens[: len(answer.tokens)]
     assert not answer.hit_limit
+
+
+def test_half_a_letter_stops_nothing(reasoner: Reasoner) -> None:
+    """It is shown as U+FFFD until the other half comes: whether a stop string has it must not depend on our looks."""
+    halves = reasoner.encoder.tokenizer("é", add_special_tokens=False)["input_ids"]
+    broken = [halves[0], *reasoner.encoder.tokenizer("a", add_special_tokens=False)["input_ids"]]
+    assert len(halves) == 2
+    for tokens, is_ended in ((halves, False), (broken, True)):
+        at_once, one_by_one = (RowReader(reasoner, "a", ("\ufffd",), 9) for _ in range(2))
+        at_once.read(tokens)
+        for token in tokens:
+            one_by_one.read([token])
+        assert at_once.tokens == one_by_one.tokens == tokens
+        assert at_once.is_ended == one_by_one.is_ended == is_ended
 
 
 def test_text_is_streamed_as_it_comes(golden: GoldenSet, reasoner: Reasoner, prompts: list[EncodedSample]) -> None:
