@@ -9,6 +9,8 @@ from PIL import Image
 
 from ilvr_ds.data.sample import Sample
 
+LIMIT = "data.max_image_pixels=24000"
+
 
 def picture(seed: int, width: int, height: int) -> bytes:
     """Coloured cells, blurred at their edges."""
@@ -18,9 +20,10 @@ def picture(seed: int, width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-def questions() -> list[Sample]:
-    """About no image, two alike in size, and two of which one is above the limit of pixels."""
-    small, other, large = picture(0, 140, 112), picture(2, 140, 112), picture(1, 300, 200)
+def questions(cell: int = 28) -> list[Sample]:
+    """About no image, two alike in size, and two of which the last is above `LIMIT`; cell: pixels of a merged patch,
+    so that the others are not scaled."""
+    small, other, large = picture(0, 5 * cell, 4 * cell), picture(2, 5 * cell, 4 * cell), picture(1, 300, 200)
     return [
         Sample("none", "What is left of 12 circles?", ()),
         Sample("one", "How many remain?", (), (small,)),

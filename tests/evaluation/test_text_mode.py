@@ -22,7 +22,7 @@ from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.loading import load_reasoner
 from ilvr_ds.generation.settings import GenerationSettings
 from tests.evaluation.exporting import export_base, tied
-from tests.evaluation.questions import questions
+from tests.evaluation.questions import LIMIT, questions
 
 MAX_TOKENS = 24
 
@@ -46,7 +46,7 @@ def test_stock_generate_answers_in_text(name: str, tmp_path: Path, monkeypatch: 
     family = "qwen3_vl" if name == "qwen3_vl" else "qwen2_5_vl"
     build_tiny_model(tmp_path / "base", texts=["How many remain?"] * 3, family=family)
     base = tied(tmp_path / "base", tmp_path / "tied-base") if name == "tied" else tmp_path / "base"
-    folder = export_base(base, tmp_path / "model", monkeypatch)
+    folder = export_base(base, tmp_path / "model", monkeypatch, LIMIT)
     card = (folder / "README.md").read_text()
     forbidden = json.loads(card.partition("suppress_tokens=")[2].partition(")")[0])
     bias = json.loads(card.partition('"logit_bias": ')[2].partition("`")[0])
@@ -56,12 +56,13 @@ def test_stock_generate_answers_in_text(name: str, tmp_path: Path, monkeypatch: 
 
     reasoner = load_reasoner(str(folder), torch.device("cpu"), "fp32")
     settings = GenerationSettings(max_new_tokens=MAX_TOKENS, forbidden=(reasoner.special.latent_start,))
-    prompts = [reasoner.encoder.prompt(sample) for sample in questions()]
+    samples = questions(32 if name == "qwen3_vl" else 28)
+    prompts = [reasoner.encoder.prompt(sample) for sample in samples]
     answers = [list(answer.tokens) for answer in Generator(reasoner, settings)(prompts).answers]
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     how = {"max_new_tokens": MAX_TOKENS, "do_sample": False, "suppress_tokens": forbidden}
     first = []
-    for sample, prompt, answer in zip(questions(), prompts, answers, strict=True):
+    for sample, prompt, answer in zip(samples, prompts, answers, strict=True):
         inputs = stock_inputs(folder, sample)
         found = model.generate(**inputs, **how, return_dict_in_generate=True, output_logits=True)
         assert found.sequences[0].tolist() == [*prompt.input_ids.tolist(), *answer]

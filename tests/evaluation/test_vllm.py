@@ -27,7 +27,7 @@ from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.loading import Reasoner, load_reasoner
 from ilvr_ds.generation.settings import GenerationSettings
 from tests.evaluation.exporting import export_base, tied
-from tests.evaluation.questions import questions
+from tests.evaluation.questions import LIMIT, questions
 from tests.ranks import ROOT
 
 PYTHON = os.environ.get("ILVR_DS_VLLM")
@@ -37,6 +37,9 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON, reason="ILVR_DS_VLLM names no Python that has vLLM"),
 ]
 MAX_TOKENS = 24
+ATOL = 1e-4
+SCALED_ATOL = 5e-3
+"""With an image that is scaled: torchvision, which vLLM uses, and Pillow differ by up to two of 255 levels then."""
 SIZE = TinySize(128, 256, 2, 2, 1, vision_hidden_size=64, vision_heads=2, vocab_size=512)
 """Heads of 64: vLLM's attention on a CPU refuses those of 16 that the smallest model has."""
 
@@ -85,7 +88,8 @@ def check(found: dict[str, Any], reasoner: Reasoner, prompts: list[EncodedSample
         with torch.no_grad():
             ours = reasoner.model.lm_head(Context(reasoner, [prompt], 1).prefill())[0].log_softmax(-1)
         tokens = [int(token) for token in first]
-        torch.testing.assert_close(torch.tensor([*first.values()]), ours[tokens], atol=2e-5, rtol=0)
+        atol = SCALED_ATOL if prompt.id == "two" else ATOL
+        torch.testing.assert_close(torch.tensor([*first.values()]), ours[tokens], atol=atol, rtol=0)
     settings = GenerationSettings(max_new_tokens=MAX_TOKENS, forbidden=(reasoner.special.latent_start,))
     said = [list(answer.tokens) for answer in Generator(reasoner, settings)(prompts).answers]
     assert found["text"] == said
@@ -102,9 +106,10 @@ def opened(model: Path, samples: list[Sample]) -> tuple[Reasoner, list[EncodedSa
 
 @pytest.mark.parametrize("name", ["plain", "tied", "qwen3_vl"])
 def test_a_random_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = export_base(base(name, tmp_path / "base"), tmp_path / "model", monkeypatch)
-    reasoner, prompts, latent = opened(model, questions())
-    found = engine_says(model, questions(), latent, tmp_path)
+    model = export_base(base(name, tmp_path / "base"), tmp_path / "model", monkeypatch, LIMIT)
+    samples = questions(32 if name == "qwen3_vl" else 28)
+    reasoner, prompts, latent = opened(model, samples)
+    found = engine_says(model, samples, latent, tmp_path)
     check(found, reasoner, prompts)
     one, another = found["first"][1:3]
     assert max(abs(one[token] - another[token]) for token in one.keys() & another.keys()) > 1e-3  # images are seen
@@ -113,9 +118,9 @@ def test_a_random_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_adapters_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = base("plain", tmp_path / "base")
     (tmp_path / "merged").mkdir()
-    merged = export_base(start, tmp_path / "merged/model", monkeypatch, "model.lora_rank=8", random=True)
+    merged = export_base(start, tmp_path / "merged/model", monkeypatch, LIMIT, "model.lora_rank=8", random=True)
     apart = export_base(
-        start, tmp_path / "model", monkeypatch, "model.lora_rank=8", adapters="apart", random=True
+        start, tmp_path / "model", monkeypatch, LIMIT, "model.lora_rank=8", adapters="apart", random=True
     )  # fmt: skip
     reasoner, prompts, latent = opened(merged, questions())
     found = engine_says(apart, questions(), latent, tmp_path, adapter=str(apart / "adapter"))
