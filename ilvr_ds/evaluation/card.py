@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ilvr_ds import __version__
+from ilvr_ds.data.tokens import SpecialTokens
 from ilvr_ds.model.families import Family
 from ilvr_ds.provenance import commit
 from ilvr_ds.tracking.registry import is_exported
@@ -34,9 +35,13 @@ A {title} trained for interleaved latent visual reasoning by ilvr_ds {version} (
 - weights: {dtype}
 
 Stock `{model}.from_pretrained` of transformers {loaded_by} loads it; `AutoProcessor` needs
-torchvision too (`pip install torchvision`). The stock `generate` does not run latent segments; this does:
+torchvision too (`pip install torchvision`). This runs latent segments:
 
     ilvr-ds generate --model . --image a.png --question "..."
+
+The stock `generate`, vLLM and SGLang do not: a segment that is opened there has no latents. They answer in text where
+its tokens are forbidden, by `generate(suppress_tokens={latent_tokens})`, or in a request by
+`"logit_bias": {logit_bias}`.
 
 ## Scores
 {scores}
@@ -47,9 +52,12 @@ torchvision too (`pip install torchvision`). The stock `generate` does not run l
 """
 
 
-def write_card(folder: Path, state: dict[str, Any], checkpoint: Path, dtype: torch.dtype, family: Family) -> None:
+def write_card(
+    folder: Path, state: dict[str, Any], checkpoint: Path, dtype: torch.dtype, family: Family, special: SpecialTokens
+) -> None:
     """Write the model card for a checkpoint whose state.json holds `state`."""
     recipe = state["recipe"]
+    latent_tokens = [special.latent_pad, special.latent_start, special.latent_end]
     text = _TEXT.format(
         name=recipe["run"]["name"],
         base=recipe["model"]["path"],
@@ -57,6 +65,8 @@ def write_card(folder: Path, state: dict[str, Any], checkpoint: Path, dtype: tor
         step=state["step"],
         stage=recipe["train"]["stage"],
         latent_size=recipe["model"]["latent_size"],
+        latent_tokens=latent_tokens,
+        logit_bias=json.dumps(dict.fromkeys(map(str, latent_tokens), -100)),
         dtype=str(dtype).removeprefix("torch."),
         version=__version__,
         title=family.title,

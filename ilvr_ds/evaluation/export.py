@@ -76,7 +76,7 @@ def export(
             write_tokenizer(partial, tokenizer)
             write_image_processor(partial, ImageEncoder(settings.path, recipe["data"]["max_image_pixels"]))
             copy_side_files(settings.path, partial)
-            write_card(partial, state, checkpoint, dtype, family_of(config))
+            write_card(partial, state, checkpoint, dtype, family_of(config), special)
             write_origin(partial, state, checkpoint)
             for file in [path for path in partial.rglob("*") if path.is_file()]:
                 follow_umask(file)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.config import load_recipe
 from ilvr_ds.evaluation import export as module
@@ -50,3 +51,15 @@ def export_base(
     monkeypatch.setattr(module, "read_student_weights", lambda path: weights)
     module.export(checkpoint, to, adapters, None, overwrite=False)
     return to
+
+
+def tied(base: Path, folder: Path) -> Path:
+    """The same with an embedding that is the head as well, as the 3B release has it."""
+    shutil.copytree(base, folder)
+    config = AutoConfig.from_pretrained(folder)
+    config.tie_word_embeddings = True
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(base, config=config, dtype=torch.float32)
+    with torch.no_grad():  # as large as an embedding, it would say the last token again whatever stands before
+        model.get_input_embeddings().weight.mul_(0.03)
+    model.save_pretrained(folder)
+    return folder

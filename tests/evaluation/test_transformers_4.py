@@ -4,14 +4,12 @@ ours."""
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.demo.tiny import build_tiny_model
@@ -20,7 +18,7 @@ from ilvr_ds.generation.loading import load_reasoner
 from ilvr_ds.model.injection import write_images
 from tests.data.packing import image_bytes
 from tests.evaluation.environment import borrowing_environment, pip_install
-from tests.evaluation.exporting import export_base
+from tests.evaluation.exporting import export_base, tied
 from tests.ranks import ROOT
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(1500)]
@@ -38,16 +36,6 @@ def python_with_4(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rest = pip_install(bin, RELEASE, env={**os.environ})
     assert rest.returncode == 0, rest.stderr
     return bin / "python"
-
-
-def tied(base: Path, folder: Path) -> Path:
-    """The same with an embedding that is the head as well, as the 3B release has it."""
-    shutil.copytree(base, folder)
-    config = AutoConfig.from_pretrained(folder)
-    config.tie_word_embeddings = True
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(base, config=config, dtype=torch.float32)
-    model.save_pretrained(folder)
-    return folder
 
 
 @torch.no_grad()
