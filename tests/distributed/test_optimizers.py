@@ -12,6 +12,7 @@ WORKER = "tests.distributed.workers:trained_by"
 
 
 @pytest.mark.drill
+@pytest.mark.timeout(900)
 def test_cpu_adam_with_offload_equals_adamw(tmp_path: Path) -> None:
     """Catches a DeepSpeedCPUAdam in Adam's mode (coupled decay) or with other betas; its first use compiles it."""
     reference, tested = (
