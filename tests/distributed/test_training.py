@@ -176,8 +176,9 @@ def test_mixed_batches_never_hang(rows: str, negatives: str, tmp_path: Path) -> 
 @pytest.mark.drill
 @pytest.mark.timeout(1200)
 def test_mixed_batches_never_hang_for_long(tmp_path: Path) -> None:
-    arguments = {"steps": 200, "rows": "packed", "negatives": "world"}
-    check_mixed(run_ranks(WORKERS + "mixed_batches", 4, tmp_path, timeout_s=1100, **arguments), 200)
+    """On four ranks, each with draws of its own; twice the steps of the short ones."""
+    arguments = {"steps": 100, "rows": "packed", "negatives": "world"}
+    check_mixed(run_ranks(WORKERS + "mixed_batches", 4, tmp_path, timeout_s=1100, **arguments), 100)
 
 
 def check_mixed(ranks: list[dict[str, Any]], steps: int) -> None:
