@@ -102,6 +102,8 @@ class _Team:
 _teams: dict[int, _Team] = {}
 _destroyed: WeakSet[Any] = WeakSet()
 """Engines of this rank's earlier calls, of which something may still hold the rest"""
+_stores: list[Any] = []
+"""Of the watches of earlier calls"""
 
 
 @atexit.register
@@ -157,6 +159,7 @@ def _end_what_is_left() -> None:
     for one in [thing for thing in gc.get_objects() if isinstance(thing, (engine, Watchdog))]:
         if isinstance(one, Watchdog):
             one.leave()
+            _stores.append(one._store)  # another rank's watch may still be speaking to this rank's
         elif one not in _destroyed:
             one.destroy()
             _destroyed.add(one)
