@@ -89,7 +89,9 @@ def teacher_files(folder: Path) -> list[str]:
 def test_steps_are_the_same_without_a_teacher(stage: int, zero: dict[str, Any], tmp_path: Path) -> None:
     """To the last bit: losses, and weights after the optimizer. Catches a part of the step that the teacher touches."""
     arguments = {"stage": stage, "zero": zero, "steps": 2}
-    for taught, alone in run_ranks("tests.distributed.workers:with_and_without_teacher", 2, tmp_path, **arguments):
+    for taught, alone in run_ranks(
+        "tests.distributed.workers_teacher:with_and_without_teacher", 2, tmp_path, **arguments
+    ):
         assert taught["has_teacher"] and not alone["has_teacher"]
         assert alone["losses"] == taught["losses"] and alone["sums"]["slots"] > 0
         assert alone["sums"] == taught["sums"] | {"cosine_top1": 0.0}

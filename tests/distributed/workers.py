@@ -18,15 +18,7 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import nn
 
 from ilvr_ds import dist
-from ilvr_ds.config import (
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    SelectionConfig,
-    TeacherConfig,
-    TrainConfig,
-)
+from ilvr_ds.config import DataConfig, LossConfig, ModelConfig, OptimConfig, TeacherConfig, TrainConfig
 from ilvr_ds.data.template import IGNORE, EncodedSample
 from ilvr_ds.data.window import MicroBatch, TokenBatch
 from ilvr_ds.distill.query import ContextEncoder
@@ -224,7 +216,7 @@ def weights_after(
         numbers = np.arange(first, first + sum(turns[dist.rank()]))
         samples = [golden.encoded[i % len(golden.encoded)] for i in numbers]
         losses.append(run.train(run.collate(samples, numbers, turns[dist.rank()]), step))
-    return {"weights": _all_weights(run), "losses": losses}
+    return {"weights": all_weights(run), "losses": losses}
 
 
 def feature_losses(negatives: str, batches: list[list[int]]) -> dict[str, float]:
@@ -257,23 +249,8 @@ def with_choices(choices: list[tuple[str, int]], zero: dict[str, Any]) -> list[d
     return results
 
 
-def with_and_without_teacher(stage: int, zero: dict[str, Any], steps: int) -> list[dict[str, Any]]:
-    """Losses and weights of steps in which the most changed patches are targets: with a teacher, and without one."""
-    golden = golden_set()
-    results = []
-    for unchanged in ("query", "none"):
-        selection = SelectionConfig(pool="changed", by="change", unchanged=unchanged, temperature=0.1)
-        train = TrainConfig(stage=stage, precision="fp32", micro_batch_size=2, grad_accum_steps=2)
-        run = SmallRun.start(golden_recipe(golden, selection=selection, train=train, loss=ALL_LOSSES), zero)
-        windows = [run.window([step + dist.rank() + i for i in range(4)]) for step in range(steps)]
-        losses = [run.train(window, step) for step, window in enumerate(windows)]
-        sums = run.totals.take()
-        has_teacher = run.networks.teacher is not None and run.step.teacher is not None
-        results.append({"losses": losses, "sums": sums, "weights": _all_weights(run), "has_teacher": has_teacher})
-    return results
-
-
-def _all_weights(run: SmallRun) -> dict[str, torch.Tensor]:
+def all_weights(run: SmallRun) -> dict[str, torch.Tensor]:
+    """The student's, whole and in float32."""
     weights = {n: safe_get_full_fp32_param(p) for n, p in run.networks.student.module.model.named_parameters()}
     return {name: value.detach().clone() for name, value in weights.items()}
 
@@ -293,7 +270,7 @@ def with_and_without_rehearsal(zero: dict[str, Any], grad_accum_steps: int) -> l
         for step in range(2):
             first = grad_accum_steps * (2 * step + dist.rank())
             run.train(run.window(list(range(first, first + grad_accum_steps))), step)
-        results.append(_all_weights(run))
+        results.append(all_weights(run))
     return results
 
 
