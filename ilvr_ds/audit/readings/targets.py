@@ -67,7 +67,7 @@ class TargetChooser:
             pool=selection.pool,
             compare=selection.compare,
         )
-        width = reasoner.model.config.text_config.hidden_size
+        width = reasoner.model.get_input_embeddings().weight.shape[1]
         self.selector = Selector(selection, reasoner.latent_size, width)
         self.teacher = ContextEncoder(reasoner.model.model.language_model) if selection.needs_query else None
 
