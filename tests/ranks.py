@@ -12,17 +12,16 @@ import importlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from weakref import WeakSet
 
 import torch
 
-ROOT = Path(__file__).parent.parent
+from tests.forks import ROOT, Fork
 
 
 def run_ranks(
@@ -53,33 +52,26 @@ def run_ranks(
 class _Team:
     """Ranks that wait for calls."""
 
-    ranks: list[subprocess.Popen[str]]
+    ranks: list[Fork]
     logs: list[Path]
-    files: list[IO[str]]
 
     @staticmethod
     def start(world: int, folder: Path) -> _Team:
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
         logs = [folder / f"rank-{rank}.log" for rank in range(world)]
-        files = [log.open("w") for log in logs]
         ranks = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.ranks"], env=rank_environment(rank, world, port), cwd=ROOT,
-                stdin=subprocess.PIPE, stdout=files[rank], stderr=subprocess.STDOUT, text=True,
-            )
-            for rank in range(world)
-        ]  # fmt: skip
-        return _Team(ranks, logs, files)
+            Fork("tests.ranks", env=rank_environment(rank, world, port), out=log, has_input=True)
+            for rank, log in enumerate(logs)
+        ]
+        return _Team(ranks, logs)
 
     def call(self, folder: Path, timeout_s: float) -> list[Any]:
         results = [folder / f"result-{rank}.pt" for rank in range(len(self.ranks))]
         for result in results:
             result.unlink(missing_ok=True)  # of an earlier call with the same folder
         for process in self.ranks:
-            assert process.stdin is not None
-            process.stdin.write(f"{folder}\n")
-            process.stdin.flush()
+            process.send(str(folder))
         deadline = time.monotonic() + timeout_s
         while not all(result.exists() for result in results):
             codes = [process.poll() for process in self.ranks]
@@ -92,8 +84,6 @@ class _Team:
         for process in self.ranks:
             process.kill()
             process.wait()
-        for file in self.files:
-            file.close()
 
     def _report(self, what: str) -> str:
         return "\n".join([what, *(f"--- rank {r} ---\n{log.read_text()[-4000:]}" for r, log in enumerate(self.logs))])
@@ -132,8 +122,6 @@ def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
 
 def _serve() -> None:
     """Answer calls until standard input ends."""
-    importlib.import_module("ilvr_ds.engine")  # DeepSpeed as ranks of training import it, which is quicker
-    torch.set_num_threads(1)
     for line in sys.stdin:
         folder = Path(line.strip())
         call = torch.load(folder / "call.pt", weights_only=False)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,8 @@ from ilvr_ds.tracking.registry import register
 from ilvr_ds.tracking.scores import log_scores
 from tests.audit.planted import PlantedTower, planted_reasoner
 from tests.evaluation.published import copies
-from tests.ranks import ROOT, free_port, rank_environment
+from tests.forks import Fork
+from tests.ranks import free_port, rank_environment
 
 Audit = Callable[..., dict[str, Any]]
 
@@ -118,10 +117,12 @@ def test_no_benchmark_is_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_two_ranks_say_what_one_says_also_after_a_kill(planted_folder: Path, tmp_path: Path) -> None:
     """A stock model: ranks are processes of their own."""
 
-    def start(world: int, output: str) -> list[subprocess.Popen[bytes]]:
-        command = [sys.executable, "-m", "ilvr_ds.cli", *stock(planted_folder, tmp_path / output)]
-        port = free_port()
-        return [subprocess.Popen(command, cwd=ROOT, env=rank_environment(n, world, port)) for n in range(world)]
+    def start(world: int, output: str) -> list[Fork]:
+        words, port = stock(planted_folder, tmp_path / output), free_port()
+        return [
+            Fork("ilvr_ds.cli", *words, env=rank_environment(n, world, port), out=tmp_path / f"{output}-{n}.log")
+            for n in range(world)
+        ]
 
     [one] = start(1, "one")
     ranks, part = start(2, "two"), tmp_path / "two/own-00001.jsonl"

@@ -41,7 +41,7 @@ import yaml
 
 from ilvr_ds.demo.material import SIZES
 from tests.bench.latents_arms import ARMS, LOOK, MAIN, OF_OPERATIONS, SECOND
-from tests.bench.latents_data import FOUR, pixels, prepare, run_command
+from tests.bench.latents_data import FOUR, pixels, prepare
 from tests.bench.latents_operations import accuracy_by_operation, operations_table
 from tests.bench.latents_table import draw_results, read_results, table
 
@@ -75,6 +75,13 @@ def main() -> None:
     draw_results(groups, options.output / "results.png", options.held_out)
     if options.task == FOUR:
         print("\n".join(["", *operations_table(groups)]))
+
+
+def run_command(arguments: list[Any], log: Path) -> None:
+    """Run ilvr-ds."""
+    command = [sys.executable, "-m", "ilvr_ds.cli", *map(str, arguments)]
+    with log.open("w") as file:
+        subprocess.run(command, check=True, stdout=file, stderr=subprocess.STDOUT)
 
 
 def _options() -> Any:

@@ -5,7 +5,6 @@ A trail's data are named by its number of signs, those of the four operations `o
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ilvr_ds import dist
+from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import LatentStep, Sample, TextStep
 from ilvr_ds.data.shards import open_dataset
@@ -24,6 +25,7 @@ from ilvr_ds.demo.task import OPERATIONS, TaskSpec, draw_samples
 from ilvr_ds.demo.task.drawing import CELL
 from ilvr_ds.demo.task.generate import Split
 from ilvr_ds.ingest.pack import pack_samples
+from ilvr_ds.model.feature_pass import EncodeSettings, encode
 from ilvr_ds.model.student import load_config, vision_layout
 
 CHUNK = 256
@@ -52,33 +54,32 @@ def prepare(options: Any, task: str, forms: set[str]) -> None:
     folder = options.output / f"model-{task}"
     if not folder.exists():
         write_demo_model(folder, model_spec(task), options.size, family=options.family)
-    drawn = forms & set(DRAWN)
-    derived = sorted(forms - {"latent", *DRAWN})
-    with ThreadPoolExecutor() as pool:
-        counts: dict[Split, int] = {"train": options.samples, "held_out": options.held_out}
-        waiting = [
-            pool.submit(_prepare_split, options, task, derived, sorted(drawn), split, count)
-            for split, count in counts.items()
-        ]
+    drawn, derived = sorted(forms & set(DRAWN)), sorted(forms - {"latent", *DRAWN})
+    splits: tuple[tuple[Split, int], ...] = (("train", options.samples), ("held_out", options.held_out))
+    context = get_context("forkserver")  # a fork of this process, which has threads, can hang
+    context.set_forkserver_preload([__name__])
+    with ThreadPoolExecutor() as threads, ProcessPoolExecutor(options.draw_workers, context) as pool:
+        waiting = [threads.submit(_prepare_split, options, pool, task, derived, drawn, *split) for split in splits]
         for job in waiting:
             job.result()
 
 
-def _prepare_split(options: Any, task: str, forms: list[str], drawn: list[str], split: Split, count: int) -> None:
+def _prepare_split(
+    options: Any, pool: ProcessPoolExecutor, task: str, forms: list[str], drawn: list[str], split: Split, count: int
+) -> None:
     """Draw the samples, derive their other `forms`, draw other samples, and store the vision features of all."""
-    _draw_shards(options, "latent", task, split, count)
-    with ProcessPoolExecutor(options.draw_workers, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(_derive_shards, options, form, task, split) for form in forms]
-        for form in drawn:
-            is_look = form == "look" and split == "train"
-            _draw_shards(options, form, task, split, options.look_samples or count if is_look else count)
-        workers = max(1, options.draw_workers // (1 + len(forms)))
-        done = [pool.submit(_encode, options, form, task, split, workers) for form in ("latent", *drawn)]
-        for form, job in zip(forms, waiting, strict=True):
-            job.result()
-            done.append(pool.submit(_encode, options, form, task, split, workers))
-        for job in done:
-            job.result()
+    _draw_shards(options, pool, "latent", task, split, count)
+    waiting = [pool.submit(_derive_shards, options, form, task, split) for form in forms]
+    for form in drawn:
+        is_look = form == "look" and split == "train"
+        _draw_shards(options, pool, form, task, split, options.look_samples or count if is_look else count)
+    workers = max(1, options.draw_workers // (1 + len(forms)))
+    done = [pool.submit(_encode, options, form, task, split, workers) for form in ("latent", *drawn)]
+    for form, job in zip(forms, waiting, strict=True):
+        job.result()
+        done.append(pool.submit(_encode, options, form, task, split, workers))
+    for job in done:
+        job.result()
 
 
 def pixels(options: Any, task: str) -> int:
@@ -92,14 +93,13 @@ def shards_of(options: Any, form: str, task: str, split: Split) -> Path:
     return path
 
 
-def _draw_shards(options: Any, form: str, task: str, split: Split, count: int) -> None:
+def _draw_shards(options: Any, pool: ProcessPoolExecutor, form: str, task: str, split: Split, count: int) -> None:
     folder = shards_of(options, form, task, split)
     if folder.exists():
         return
     start = time.monotonic()
     jobs = [(form, task, split, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
-    with ProcessPoolExecutor(options.draw_workers, mp_context=get_context("spawn")) as pool:
-        pack_samples((sample for part in pool.map(_draw, jobs) for sample in part), folder, max_samples_per_shard=5_000)
+    pack_samples((sample for part in pool.map(_draw, jobs) for sample in part), folder, max_samples_per_shard=5_000)
     print(f"{folder}: drawn in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
@@ -123,9 +123,10 @@ def _encode(options: Any, form: str, task: str, split: Split, workers: int) -> N
     folder = shards_of(options, form, task, split)
     if folder.exists() and not (folder / "features").exists():
         start = time.monotonic()
-        run_command(["encode", "--model", options.output / f"model-{task}", "--shards", folder, "--precision",
-               options.precision, "--max-image-pixels", pixels(options, task), "--workers", workers],
-              folder.with_suffix(".encode.log"))  # fmt: skip
+        model = ModelConfig(path=str(options.output / f"model-{task}"))
+        encode(
+            EncodeSettings(str(folder), model, options.precision, pixels(options, task), workers=workers), dist.device()
+        )
         print(f"{folder}: encoded in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
@@ -152,10 +153,3 @@ def in_form(sample: Sample, form: str, number: int, latents: int = 0) -> Sample:
             step = replace(step, region=box)
         steps.append(step)
     return replace(sample, steps=tuple(steps))
-
-
-def run_command(arguments: list[Any], log: Path) -> None:
-    """Run ilvr-ds."""
-    command = [sys.executable, "-m", "ilvr_ds.cli", *map(str, arguments)]
-    with log.open("w") as file:
-        subprocess.run(command, check=True, stdout=file, stderr=subprocess.STDOUT)

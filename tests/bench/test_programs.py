@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import forks
 from tests.ranks import ROOT
 
 PROGRAMS = {
@@ -45,8 +46,7 @@ LATENTS = [
 def run_program(name: str, *arguments: str) -> str:
     """What the program prints."""
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", f"tests.bench.{name}", *arguments]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=560)
+    result = forks.run(f"tests.bench.{name}", *arguments, env=environment, timeout=560)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     return result.stdout
 

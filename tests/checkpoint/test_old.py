@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from tests.ranks import ROOT, free_port, rank_environment
+from tests import forks
+from tests.ranks import free_port, rank_environment
 
 ARCHIVE = Path(__file__).parent / "old/run.tar.xz"
 
@@ -22,9 +21,8 @@ def test_a_run_of_an_older_version_goes_on_to_its_own_losses(tmp_path: Path) -> 
     expected = json.loads((tmp_path / "expected.json").read_text())
     changes = {**expected["changes"], "deepspeed.config": "zero3", "checkpoint.resume": "must"}
     sets = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "ilvr_ds.cli", "train", "--config", "recipe.yaml", *sets]
-    environment = {**rank_environment(0, 1, free_port()), "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    environment = rank_environment(0, 1, free_port())
+    ended = forks.run("ilvr_ds.cli", "train", "--config", "recipe.yaml", *sets, env=environment, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     lines = [json.loads(line) for line in (tmp_path / "demo/metrics.jsonl").read_text().splitlines()]
     found = {line["step"]: line["metrics"] for line in lines if "loss/ce" in line.get("metrics", {})}

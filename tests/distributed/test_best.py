@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ilvr_ds.cli import main
+from tests import forks
 from tests.distributed.test_runs import RECIPE, overrides
-from tests.ranks import ROOT
 
 
 def train(demo: Path, folder: Path, **changes: Any) -> str:
     """What a run on one rank says."""
     sets = [part for text in overrides(folder, demo, **changes) for part in ("--set", text)]
-    command = [sys.executable, "-m", "ilvr_ds.cli", "train", "--config", RECIPE, *sets]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=420)
+    result = forks.run("ilvr_ds.cli", "train", "--config", RECIPE, *sets, timeout=420)
     assert result.returncode == 0, result.stderr[-4000:]
     return result.stderr
 

@@ -6,8 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,7 +13,8 @@ import pytest
 import torch
 
 from tests.distributed.test_runs import RECIPE, losses, overrides
-from tests.ranks import ROOT, free_port, rank_environment
+from tests.forks import Fork
+from tests.ranks import free_port, rank_environment
 
 ALIVE_S = 6
 """`run.rank_timeout_s` of these runs."""
@@ -25,9 +24,7 @@ AT = 4
 """Optimizer step, counted from 1, in which the fault strikes; a checkpoint stands after 2."""
 
 
-def start(
-    folder: Path, demo: Path, fault: str, rank: int, world: int = 2, **changes: object
-) -> list[subprocess.Popen[str]]:
+def start(folder: Path, demo: Path, fault: str, rank: int, world: int = 2, **changes: object) -> list[Fork]:
     """Ranks without a launcher that would end the others itself."""
     settings = overrides(
         folder,
@@ -44,19 +41,13 @@ def start(
     sets = [word for value in settings for word in ("--set", value)]
     arguments = ["tests.distributed.faulty", fault, str(rank), str(AT), "train", "--config", RECIPE, *sets]
     port = free_port()
-    processes = []
-    for number in range(world):
-        log = (folder / f"log-{number}").open("w")
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", *arguments], cwd=ROOT, env=rank_environment(number, world, port),
-                stdout=log, stderr=log, text=True, start_new_session=True,
-            )
-        )  # fmt: skip
-    return processes
+    return [
+        Fork(*arguments, env=rank_environment(number, world, port), out=folder / f"log-{number}")
+        for number in range(world)
+    ]
 
 
-def finish(processes: list[subprocess.Popen[str]], waited_for: list[int]) -> list[int | None]:
+def finish(processes: list[Fork], waited_for: list[int]) -> list[int | None]:
     """Exit codes of the ranks that are expected to end; the others are killed afterwards."""
     deadline = time.monotonic() + LIMIT_S
     try:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from ilvr_ds.cli import main
 from ilvr_ds.data.features import open_features
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import open_dataset
+from tests import forks
 from tests.distributed.test_bad_data import lines
 from tests.distributed.test_runs import RECIPE, losses, overrides
 from tests.ranks import ROOT, run_ranks
@@ -145,9 +144,8 @@ def test_a_mismatch_of_each_kind_is_refused_before_anything_is_loaded(
 
 def test_a_mismatch_ends_with_code_2(tmp_path: Path, demo_folder: Path, features: Path) -> None:
     settings: list[Any] = [*overrides(tmp_path / "out", demo_folder), *keys(features), "data.max_image_pixels=6272"]
-    command = [sys.executable, "-m", "ilvr_ds.cli", "train", "--config", RECIPE]
-    command += [word for value in settings for word in ("--set", value)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    sets = [word for value in settings for word in ("--set", value)]
+    run = forks.run("ilvr_ds.cli", "train", "--config", RECIPE, *sets)
     assert run.returncode == 2 and "Traceback" not in run.stderr
     assert run.stderr.splitlines()[-1].startswith("ilvr-ds: error: data.features: ")
     assert not (tmp_path / "out").exists()

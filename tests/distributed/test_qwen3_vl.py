@@ -24,6 +24,7 @@ from ilvr_ds.serving.server import own_names
 from tests.conftest import RECIPE
 from tests.data.packing import image_bytes
 from tests.ranks import run_ranks
+from tests.stores import with_tables
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(1200)]
 
@@ -43,7 +44,7 @@ def train(demo: Path, folder: Path, world: int, *changes: str, stop_after: int =
     worker = "tests.distributed.workers_run:train" + ("" if stop_after else "_unrehearsed")
     stopping = {"stop_after": stop_after} if stop_after else {}
     overrides = [
-        f"run.output_dir={folder}", f"data.shards={demo / 'train'}", "data.eval_shards=null",
+        f"run.output_dir={with_tables(folder)}", f"data.shards={demo / 'train'}", "data.eval_shards=null",
         f"model.path={demo / 'model'}", "train.max_steps=2", "train.micro_batch_size=4", "optim.warmup_steps=0",
         f"train.grad_accum_steps={2 // world}", "checkpoint.every_steps=0", "tracking.picture_samples=0",
         "optim.lr=1e-4", *changes,

@@ -16,13 +16,14 @@ import torch
 
 from tests.checkpoint.stand_ins import save
 from tests.ranks import ROOT, free_port, heeding_ctrl_c, run_ranks
+from tests.stores import with_tables
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 
 
 def overrides(folder: Path, demo: Path, **changes: Any) -> list[str]:
     values = {
-        "run.output_dir": folder,
+        "run.output_dir": with_tables(folder),
         "data.shards": demo / "train",
         "data.eval_shards": demo / "held_out",
         "model.path": demo / "model",

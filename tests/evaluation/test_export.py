@@ -16,13 +16,14 @@ from ilvr_ds.model.layers import four_bit
 from ilvr_ds.model.layers.four_bit import pack_layers, weight_of
 from tests.evaluation.exporting import abandoned, export_base
 from tests.ranks import ROOT, run_ranks
+from tests.stores import with_tables
 
 RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 
 
 def train(demo: Path, folder: Path, *changes: str) -> Any:
     overrides = [
-        f"run.output_dir={folder}", f"data.shards={demo / 'train'}", "data.eval_shards=null",
+        f"run.output_dir={with_tables(folder)}", f"data.shards={demo / 'train'}", "data.eval_shards=null",
         f"model.path={demo / 'model'}", "train.max_steps=2", "train.micro_batch_size=4", "optim.warmup_steps=0",
         "checkpoint.every_steps=0", "tracking.picture_samples=0", *changes,
     ]  # fmt: skip

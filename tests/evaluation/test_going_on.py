@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,8 @@ from ilvr_ds.evaluation import evaluate as module
 from ilvr_ds.evaluation import preparation
 from ilvr_ds.generation.decoder import Decoder
 from tests.evaluation.evaluating import arguments, lines_of, scores_of
-from tests.ranks import ROOT, free_port, rank_environment
+from tests.forks import Fork
+from tests.ranks import free_port, rank_environment
 
 
 @pytest.mark.drill
@@ -59,10 +59,12 @@ def test_two_ranks_answer_what_one_answers_also_after_a_kill(model: Path, demo_f
     """Catches batches that no rank or two ranks answer, and answers that a kill -9 loses or doubles."""
     assert main(arguments(model, demo_folder, tmp_path / "one")) == 0
 
-    def start() -> list[subprocess.Popen[bytes]]:
-        command = [sys.executable, "-m", "ilvr_ds.cli", *arguments(model, demo_folder, tmp_path / "two")]
-        port = free_port()
-        return [subprocess.Popen(command, cwd=ROOT, env=rank_environment(rank, 2, port)) for rank in range(2)]
+    def start() -> list[Fork]:
+        words, port = arguments(model, demo_folder, tmp_path / "two"), free_port()
+        return [
+            Fork("ilvr_ds.cli", *words, env=rank_environment(rank, 2, port), out=tmp_path / f"log-{rank}")
+            for rank in range(2)
+        ]
 
     part = tmp_path / "two/part-00001.jsonl"
     ranks = start()
@@ -167,7 +169,7 @@ def test_a_second_one_into_the_same_folder_is_refused_until_the_first_is_dead(
     output = tmp_path / "out"
     words = arguments(model, demo_folder, output)
     words = ["audit", *words[1:], "--tests", "barred", "--samples", "5"] if command == "audit" else words
-    first = subprocess.Popen([sys.executable, "-m", "ilvr_ds.cli", *words], cwd=ROOT)
+    first = Fork("ilvr_ds.cli", *words, env=os.environ, out=tmp_path / "log")
     try:
         deadline = time.monotonic() + 200
         while not (output / "lock.json").exists() and time.monotonic() < deadline:

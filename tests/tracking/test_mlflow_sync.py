@@ -26,6 +26,9 @@ from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
 from tests.ranks import ROOT, free_port
 from tests.tracking.proxy import Door, door_to
 
+NO_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""A server without the fifteen processes that run what we never ask for."""
+
 STEPS, NAMES = 120, 20
 
 
@@ -51,7 +54,9 @@ class Server:
             "1",
         ]
         with (self.folder / "server.log").open("a") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, env={**os.environ, **NO_JOBS}, stdout=log, stderr=log, start_new_session=True
+            )
         deadline = time.monotonic() + 120
         while True:
             with socket.socket() as probe:

@@ -7,13 +7,14 @@ from typing import Any
 
 from ilvr_ds.tracking.record import read_record
 from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
+from tests.stores import with_tables
 
 START_S = 60.0
 """The first run in a store waits for MLflow's import and for its tables."""
 
 
 def start(folder: Path, uri: str | None = None, **more: Any) -> Tracker:
-    root = folder.parent if uri is None else folder  # the root's lock is held while a server is waited for
+    root = with_tables(folder.parent) if uri is None else folder  # the root's lock is held while a server is waited for
     target = TrackingTarget(uri, "exp", folder.name, root)
     settings: dict[str, Any] = {"params": {"optim.lr": 1e-5}, "tags": {"stage": "1"}, **more}
     return Tracker(folder, target, **settings)

@@ -14,6 +14,7 @@ from ilvr_ds.tracking.record import Record, read_record
 from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
 from ilvr_ds.training.pictures import Pictures, panels_of
 from tests.ranks import ROOT, run_ranks
+from tests.stores import with_tables
 
 RECIPE = "launch/recipes/demo.yaml"
 
@@ -52,7 +53,7 @@ def test_a_run_draws_at_start_at_its_steps_and_at_the_end(tmp_path: Path, demo_f
     weights = {}
     for count in (2, 0):
         overrides = {
-            "run.output_dir": tmp_path, "run.name": f"drawn-{count}",
+            "run.output_dir": with_tables(tmp_path), "run.name": f"drawn-{count}",
             "data.shards": demo_folder / "train", "data.eval_shards": demo_folder / "held_out",
             "model.path": demo_folder / "model", "train.max_steps": 4, "evaluation.max_samples": 16,
             "checkpoint.every_steps": 0, "tracking.pictures_every_steps": 2, "tracking.picture_samples": count,
