@@ -100,4 +100,5 @@ def _become(
     if "OMP_NUM_THREADS" in env:
         sys.modules["torch"].set_num_threads(int(env["OMP_NUM_THREADS"]))
     sys.argv = [module, *arguments]
+    sys.path.insert(0, str(cwd))  # as -m does
     runpy.run_module(module, run_name="__main__", alter_sys=True)
