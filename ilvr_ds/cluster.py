@@ -103,8 +103,8 @@ def compare(everyone: list[Findings]) -> Iterator[Check]:
         if key in PACKAGES and all(findings.same[key] == "none" for findings in everyone):
             continue
         odd = [f"{findings.name}: {findings.same[key]}" for findings in everyone if findings.same[key] != usual]
-        remedy = "install the same on every host" if odd else ""
-        yield Check(key, "bad" if odd else "ok", "; ".join([usual, *odd]), remedy)
+        remedy = "give every host the same copy" if key == "data" else "install the same on every host"
+        yield Check(key, "bad" if odd else "ok", "; ".join([usual, *odd]), remedy * bool(odd))
     if unreadable := [f"{findings.name}: {findings.unreadable}" for findings in everyone if findings.unreadable]:
         yield Check("shards", "bad", "; ".join(unreadable), "mount them at the same path on every host")
     yield from _at_least("disk", everyone, "free_disk_gib", SMALL_DISK_GIB, "GiB free")
@@ -121,7 +121,7 @@ def compare(everyone: list[Findings]) -> Iterator[Check]:
 
 
 def _examine_host(shards: str | None) -> Findings:
-    read, unreadable = _read(shards)
+    read, data, unreadable = _read(shards)
     operators = _operators()
     dist.barrier()
     return Findings(
@@ -129,7 +129,8 @@ def _examine_host(shards: str | None) -> Findings:
         host=socket.gethostname(),
         device=_device(),
         same={"python": platform.python_version(), **{name: installed(name) or "none" for name in _PACKAGES}}
-        | {"code": _code(), "driver": _driver(), "operators": operators},
+        | {"code": _code(), "driver": _driver(), "operators": operators}
+        | ({"data": data} if shards is not None else {}),
         free_disk_gib=shutil.disk_usage(Path.cwd()).free / GIB,
         shared_memory_gib=shutil.disk_usage("/dev/shm").total / GIB if Path("/dev/shm").is_dir() else 0.0,
         clock_s=time.time(),
@@ -166,18 +167,18 @@ def _driver() -> str:
     return number.group() if number else "none"
 
 
-def _read(shards: str | None) -> tuple[float | None, str]:
-    """Reading speed in MiB/s, else why there is none."""
+def _read(shards: str | None) -> tuple[float | None, str, str]:
+    """Reading speed in MiB/s and a checksum of what the shards hold, else why there is none."""
     if shards is None:
-        return None, ""
+        return None, "", ""
     try:
         dataset = open_dataset(shards)
         shard = dataset.manifest.shards[dist.rank() % len(dataset.manifest.shards)]
         start = time.perf_counter()
         size = len(dataset.storage.read_range(shard.name, 0, min(READ_MIB * 2**20, shard.size_bytes)))
     except UserError as error:
-        return None, str(error)
-    return size / 2**20 / (time.perf_counter() - start), ""
+        return None, "none", str(error)
+    return size / 2**20 / (time.perf_counter() - start), dataset.fingerprint[:12], ""
 
 
 def _groups(hosts: dict[str, list[int]]) -> Iterator[tuple[str, list[list[int]]]]:

@@ -1,6 +1,6 @@
 """The best checkpoint of a run: `best.json` beside the checkpoints names its step, and old ones are deleted around it.
 
-{"metric": "eval/ce", "value": 1.25, "step": 400}
+{"metric": "eval/ce", "value": 1.25, "step": 400, "samples": "what was evaluated on"}
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def read_best(folder: Path) -> dict[str, Any] | None:
     file = folder / BEST_FILE
     try:
         content: dict[str, Any] = json.loads(file.read_text())
-        return {"metric": str(content["metric"]), "value": float(content["value"]), "step": int(content["step"])}
+        best = {"metric": str(content["metric"]), "value": float(content["value"]), "step": int(content["step"])}
+        return best | ({"samples": str(content["samples"])} if "samples" in content else {})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

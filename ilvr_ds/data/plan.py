@@ -1,6 +1,7 @@
 """Which samples belong to which optimizer step: a pure function of (seed, epoch, step).
 
-    1. The shards, in an order drawn for the epoch, are one sequence of samples; its remainder is cut off.
+    1. The shards, in an order drawn for the epoch, are one ring of samples. What no whole step is left for is left out:
+       the remainder behind a place that is drawn for the epoch, else some samples would never be seen.
     2. The sequence is cut into `lanes` of equal length; each is shuffled `shuffle_buffer` samples at a time.
     3. Step k of the epoch takes the k-th stretch of global_batch / lanes samples of every lane.
 
@@ -23,7 +24,7 @@ from ilvr_ds.errors import UserError
 Int64 = NDArray[np.int64]
 
 _GLOBAL_BATCH = "the global batch (train.micro_batch_size x train.grad_accum_steps x ranks)"
-_SHARDS, _BUFFER = 1, 2  # what a permutation is for: part of its seed
+_SHARDS, _BUFFER, _START = 1, 2, 3  # what is drawn: part of its seed
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,12 @@ class SamplePlan:
         lanes = range(rank, self.lanes, world)
         wanted = np.arange(step * share, (step + 1) * share)
         positions = np.concatenate([lane * lane_length + self._shuffled(epoch, lane, wanted) for lane in lanes])
+        positions = (positions + self._start(epoch)) % self.num_samples
         return in_shard_order(positions, self.shard_sizes, (self.seed, epoch, _SHARDS))
+
+    def _start(self, epoch: int) -> int:
+        """Where the epoch begins in the ring: at its beginning where nothing is left out."""
+        return int(random_words(1, (self.seed, epoch, _START))[0]) % self.num_samples if self.remainder else 0
 
     def _shuffled(self, epoch: int, lane: int, wanted: Int64) -> Int64:
         """Positions in a lane of its entries `wanted` (ascending) once each buffer is shuffled."""
@@ -154,8 +160,13 @@ def _buffer_order(length: int, key: tuple[int, ...]) -> Int64:
 
 def permutation(length: int, key: tuple[int, ...]) -> Int64:
     """A random order of 0 .. length-1 that depends on `key` alone."""
-    words = np.random.PCG64(np.random.SeedSequence(key)).random_raw(length)
-    return np.argsort(words, kind="stable").astype(np.int64)
+    return np.argsort(random_words(length, key), kind="stable").astype(np.int64)
+
+
+def random_words(length: int, key: tuple[int, ...]) -> NDArray[np.uint64]:
+    """[length]: 64 random bits each, which depend on `key` alone."""
+    words: NDArray[np.uint64] = np.random.PCG64(np.random.SeedSequence(key)).random_raw(length)
+    return words
 
 
 def _divisors(number: int) -> list[int]:

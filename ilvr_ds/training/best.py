@@ -26,7 +26,7 @@ class Best:
         self.last = 0
         """Step of the last evaluation"""
         self.found: dict[str, Any] | None = None
-        """Metric, value and step of the best evaluation, as `best.json` has them"""
+        """Metric, value, step and samples of the best evaluation, as `best.json` has them"""
         self.since = 0
         """Evaluations after it"""
 
@@ -44,8 +44,15 @@ class Best:
         if not math.isfinite(value) or not self._is_better(value, self.found):
             self.since += 1
             return False
-        self.found, self.since = {"metric": self.metric, "value": value, "step": step}, 0
+        about = {"samples": self.samples} if self.samples else {}
+        self.found, self.since = {"metric": self.metric, "value": value, "step": step, **about}, 0
         return True
+
+    def lose(self, on_disk: dict[str, Any] | None) -> None:
+        """The best evaluation has no checkpoint, it could not be written or is deleted: what `best.json` says is the
+        best again, and patience begins anew."""
+        self.found, self.since = None, 0
+        self._take_over(self.last, on_disk, 0)
 
     @property
     def is_over(self) -> bool:
@@ -75,6 +82,7 @@ class Best:
         state = state or {}
         if self.metric != NONE and state.get("samples", self.samples) != self.samples:
             dist.warn("evaluations are on other samples than before: %s begins anew as the best of them", self.metric)
+            self.last = done  # those before must not count after the next start either
             return
         # of a metric that was not looked for then, no checkpoint was kept: what is recorded of it does not count
         self.last = state["last"] if state.get("metric") == self.metric else done
@@ -87,6 +95,8 @@ class Best:
     def _take_over(self, done: int, found: dict[str, Any] | None, since: int) -> None:
         """What an earlier start found, where it is of this run up to here, and better."""
         if found is None or found["metric"] != self.metric or found["step"] > done:
+            return
+        if found.get("samples", self.samples) != self.samples:
             return
         if self._is_better(found["value"], self.found):
             self.found, self.since = found, since

@@ -13,6 +13,7 @@ from ilvr_ds.monitoring.run_lock import run_lock
 from ilvr_ds.tracking.record import summary_lines
 from ilvr_ds.tracking.tracker import Status
 from ilvr_ds.training.assembly import assemble
+from ilvr_ds.training.assembly.alike import check_alike
 from ilvr_ds.training.assembly.inputs import Inputs
 from ilvr_ds.training.shares import share_lines
 from ilvr_ds.training.trainer import Trainer
@@ -30,6 +31,7 @@ def train(recipe: Recipe, recipe_path: Path) -> int:
     """
     inputs = Inputs.read(recipe, recipe_path, dist.enter().world_size)  # before anything compiles
     init_process_group(recipe.run.stall_timeout_s + PATIENCE_S)
+    check_alike(recipe, inputs)
     with run_lock(recipe.run_dir):
         status = _train(recipe, recipe_path, inputs)
         dist.barrier()  # a scheduler that sees the exit code of one rank may kill the others: leave together

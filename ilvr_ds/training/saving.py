@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.best import name_again, read_best, write_best
+from ilvr_ds.checkpoint.best import best_checkpoint, name_again, read_best, write_best
 from ilvr_ds.checkpoint.find import is_of_run
 from ilvr_ds.checkpoint.load import load_checkpoint
 from ilvr_ds.checkpoint.reshard import load_resharded, universal_form
@@ -89,6 +89,9 @@ class Saver:
         if error is not None:
             failed, self.step = self.step, -1
             if self.best is not None and self.best["step"] == failed:
+                kept = _kept_best(self.parts.writer.folder)
+                if self.parts.best.found == self.best:  # and no later evaluation, which is about to be saved
+                    self.parts.best.lose(kept)
                 self.best = None
             tracker.event("checkpoint_failed", step=failed, reason=error)
             tracker.log(failed, {"checkpoint/saved": 0.0})
@@ -115,5 +118,12 @@ def restore(parts: Components, checkpoint: Path) -> int:
         parts.best.load(state.get("best"), on_disk, parts.loader.step, recorded)
         if (best := parts.best.found) is not None:
             dist.decided_by_main(lambda: name_again(checkpoint.parent, best))
+            if (kept := _kept_best(checkpoint.parent)) is None or kept["step"] != best["step"]:
+                parts.best.lose(kept)
     logger.info("going on from %s at step %d of %d", checkpoint, parts.loader.step, parts.total_steps)
     return parts.loader.step
+
+
+def _kept_best(folder: Path) -> dict[str, Any] | None:
+    """The best evaluation that has a checkpoint (collective)."""
+    return dist.decided_by_main(lambda: read_best(folder) if best_checkpoint(folder) else None)

@@ -57,6 +57,16 @@ def test_epochs_and_seeds_differ_in_order_and_in_what_they_leave_out():
     assert len(left_out) > 1, "the same samples would never be seen"
 
 
+@pytest.mark.parametrize("shards", [(63,), (40, 23)])
+def test_every_sample_is_seen_in_some_epoch(shards: tuple[int, ...]) -> None:
+    """Most data sets are one shard: catches a remainder that is always the same end of it."""
+    plan = SamplePlan(shards, seed=3, lanes=8, global_batch=32)
+    epochs = [epoch_samples(plan, epoch) for epoch in range(20)]
+    assert {len(set(samples.tolist())) for samples in epochs} == {32}
+    assert set(np.concatenate(epochs).tolist()) == set(range(63))
+    assert max(Counter(np.concatenate(epochs).tolist()).values()) < 18, "some samples would be seen twice as often"
+
+
 def test_a_lane_is_shuffled_within_buffers_and_not_beyond():
     plan = SamplePlan((1000,), 0, 1, 10, shuffle_buffer=100)
     samples = epoch_samples(plan, 0)
@@ -74,12 +84,18 @@ def test_buffers_that_a_step_straddles():
 
 def test_the_order_is_pinned():
     """Resuming with another release of numpy or ilvr_ds must go on in the same order."""
-    plan = SamplePlan((6, 5, 4), 7, 2, 4, 3)
-    assert [plan.samples(step, 0, 1).tolist() for step in range(4)] == [
-        [8, 7, 12, 14],
-        [6, 11, 13, 2],
-        [10, 9, 1, 0],
-        [12, 13, 9, 8],
+    whole, rest = (SamplePlan(shards, 7, 2, 4, 3) for shards in ((6, 5, 5), (6, 5, 4)))
+    assert [whole.samples(step, 0, 1).tolist() for step in range(4)] == [
+        [8, 7, 14, 0],
+        [6, 11, 15, 3],
+        [10, 9, 2, 1],
+        [12, 13, 4, 5],
+    ]
+    assert [rest.samples(step, 0, 1).tolist() for step in range(4)] == [
+        [3, 2, 7, 9],
+        [1, 6, 8, 12],
+        [5, 4, 11, 10],
+        [9, 10, 4, 3],
     ]
 
 

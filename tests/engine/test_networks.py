@@ -25,8 +25,8 @@ for group in (torch_dist.group.WORLD, engines, dist._host_group()):
 
 def test_a_rank_on_a_cpu_joins_with_patience_in_every_group_and_compiles_nothing(tmp_path: Path) -> None:
     """Catches a job that ends after torch's half an hour, or on GPUs 10 minutes, whatever run.stall_timeout_s says;
-    a minute of compiling, for collectives that training never calls; a start that loads mlflow or torch's compiler on every
-    rank, or leaves it unusable."""
+    a minute of compiling, for collectives that training never calls; a start that loads mlflow or torch's compiler on
+    every rank, or leaves it unusable."""
     environment = {**rank_environment(0, 1, free_port()), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
     made = subprocess.run([sys.executable, "-c", JOIN], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr

@@ -95,4 +95,9 @@ def test_values_on_other_held_out_samples_are_not_compared(caplog: pytest.LogCap
     after = Best("eval/ce", patience=1, samples="a, 512")
     after.load(before.state_dict(), EARLIER, 30, [(30, {"eval/ce": 0.1})])
     assert (after.found, after.since) == (None, 0) and "on other samples than before" in caplog.text
-    assert after.add(40, {"eval/ce": 2.0})
+    again = Best("eval/ce", patience=1, samples="a, 512")  # killed before its first evaluation
+    a_best = {**EARLIER, "samples": "a, 8"}
+    again.load(after.state_dict(), a_best, 30, [(20, {"eval/ce": 0.1}), (30, {"eval/ce": 0.1})])
+    assert (again.found, again.since) == (None, 0)
+    assert again.add(40, {"eval/ce": 2.0})
+    assert again.found == {"metric": "eval/ce", "value": 2.0, "step": 40, "samples": "a, 512"}

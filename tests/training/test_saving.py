@@ -114,24 +114,44 @@ def test_the_best_is_named_when_it_is_whole(is_beside: bool, tmp_path: Path) -> 
 def test_a_best_that_fails_is_not_named(is_beside: bool, tmp_path: Path) -> None:
     saver, writer, _ = saver_of(is_beside, None, "no room", None)
     writer.folder = tmp_path
-    saver.keep_best(found(3))
-    saver.keep_best(found(6))
+    (tmp_path / checkpoint_name(3)).mkdir()
+    (tmp_path / checkpoint_name(3) / STATE_FILE).touch()
+    best = saver.parts.best = Best("eval/ce", patience=2)
+    for step, value in ((3, 2.0), (6, 1.0)):
+        assert best.add(step, {"eval/ce": value}) and best.found is not None
+        saver.keep_best(best.found)
     saver.begin(9)
     saver.finish()
-    assert read_best(tmp_path) == found(3)
+    assert read_best(tmp_path) == best.found == {**found(3), "value": 2.0}, "the next is compared with what was kept"
+    assert best.add(12, {"eval/ce": 1.5}), "better than what was kept"
 
 
-def test_a_best_whose_run_was_killed_before_it_was_named_is_named_by_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The evaluation of step 4 is on record, and its checkpoint is whole; best.json still says step 2."""
-    before = {"metric": "eval/ce", "value": 2.0, "step": 2}
+def test_a_best_that_fails_when_a_better_one_is_there_leaves_that(tmp_path: Path) -> None:
+    """Beside training: the failure is met when the next is about to be saved."""
+    saver, writer, _ = saver_of(True, "no room", None)
+    writer.folder = tmp_path
+    best = saver.parts.best = Best("eval/ce")
+    for step, value in ((3, 2.0), (6, 1.0)):
+        assert best.add(step, {"eval/ce": value}) and best.found is not None
+        saver.keep_best(best.found)
+    saver.finish()
+    assert read_best(tmp_path) == best.found == found(6)
+
+
+def restored(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: dict[str, Any],
+    on_disk: dict[str, Any] | None,
+    **recorded: Any,
+) -> tuple[Best, Path]:
+    """What a run that goes on from its checkpoint of step 4 takes for the best, and the folder of checkpoints."""
     recipe = replace(Recipe(), run=RunConfig(name="run", output_dir=str(tmp_path)))
     checkpoint = recipe.run_dir / "checkpoints" / checkpoint_name(4)
     checkpoint.mkdir(parents=True)
     (checkpoint / STATE_FILE).touch()
-    write_best(checkpoint.parent, before)
-    told = {"found": before, "since": 0, "last": 2, "metric": "eval/ce", "samples": ""}
+    if on_disk:
+        write_best(checkpoint.parent, on_disk)
     state = {"loader": {}, "quarantine": {}, "best": told}
     monkeypatch.setattr(saving, "load_checkpoint", lambda *_: state)
     monkeypatch.setattr(saving, "apply_settings", lambda *_: None)
@@ -140,7 +160,26 @@ def test_a_best_whose_run_was_killed_before_it_was_named_is_named_by_the_next(
         networks=SimpleNamespace(trained=[], teach_frozen=lambda: None), best=Best("eval/ce"),
         loader=SimpleNamespace(step=4, load_state_dict=lambda _: None),
         quarantine=SimpleNamespace(load_state_dict=lambda _: None),
-        tracker=SimpleNamespace(evaluations=lambda: [(2, {"eval/ce": 2.0}), (4, {"eval/ce": 1.0})]),
+        tracker=SimpleNamespace(evaluations=lambda: recorded.get("evaluations", [])),
     )  # fmt: skip
     assert restore(parts, checkpoint) == 4
-    assert read_best(checkpoint.parent) == {"metric": "eval/ce", "value": 1.0, "step": 4}
+    return parts.best, checkpoint.parent
+
+
+def test_a_best_whose_run_was_killed_before_it_was_named_is_named_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation of step 4 is on record, and its checkpoint is whole; best.json still says step 2."""
+    before = {"metric": "eval/ce", "value": 2.0, "step": 2}
+    told = {"found": before, "since": 0, "last": 2, "metric": "eval/ce", "samples": ""}
+    evaluations = [(2, {"eval/ce": 2.0}), (4, {"eval/ce": 1.0})]
+    _, folder = restored(tmp_path, monkeypatch, told, before, evaluations=evaluations)
+    assert read_best(folder) == {"metric": "eval/ce", "value": 1.0, "step": 4}
+
+
+def test_a_best_whose_checkpoint_is_gone_is_not_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run went back behind a better one, for which the one of step 2 was deleted. Catches a run that keeps no best
+    any more, and names one that cannot be exported."""
+    told = {"found": found(2), "since": 1, "last": 4, "metric": "eval/ce", "samples": ""}
+    best, _ = restored(tmp_path, monkeypatch, told, None)
+    assert (best.found, best.since) == (None, 0) and best.add(6, {"eval/ce": 9.0})

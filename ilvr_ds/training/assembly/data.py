@@ -87,6 +87,8 @@ def build_loader(recipe: Recipe, inputs: Inputs, dataset: WindowDataset, state: 
         "samples per step": inputs.plan.global_batch,
     }
     notes = {}
+    if inputs.plan.remainder:
+        identity["what an epoch leaves out"] = "drawn"
     if isinstance(inputs.plan, MixturePlan):
         notes = {"mixture": [*zip(inputs.training.names, inputs.plan.rates, strict=True)]}
         identity |= {"rates": list(inputs.plan.rates), "samples an epoch": inputs.plan.epoch_samples}
@@ -94,6 +96,7 @@ def build_loader(recipe: Recipe, inputs: Inputs, dataset: WindowDataset, state: 
     loader = WindowLoader(dataset, inputs.plan, identity, recipe.data.num_workers, on_cuda, notes)
     if state is not None:
         _check_mixture(state, loader.state_dict())
+        _check_left_out(state, inputs)
         loader.check(state)
     return loader
 
@@ -108,6 +111,17 @@ def _check_mixture(saved: dict[str, Any], now: dict[str, Any]) -> None:
         raise UserError(
             f"data.shards: the checkpoint was made with {_in_words(saved)}{what}, this run has {_in_words(now)}; go on "
             "with the mixture of then, or take another run.name, with model.init_from to begin from its weights"
+        )
+
+
+def _check_left_out(saved: dict[str, Any], inputs: Inputs) -> None:
+    """Raise UserError where an older version made the checkpoint, whose order of the samples this one does not have."""
+    is_older = "mixture" not in saved and "what an epoch leaves out" not in saved
+    if inputs.plan.remainder and is_older and saved.get("data") == inputs.training.fingerprint:
+        raise UserError(
+            "checkpoint.resume: the checkpoint is of an older version of ilvr_ds, whose epochs could leave out the "
+            f"same {inputs.plan.remainder} of {sum(inputs.plan.set_sizes)} samples, and this one has another order; "
+            "take another run.name, with model.init_from to begin from its weights"
         )
 
 

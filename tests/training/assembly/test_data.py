@@ -8,7 +8,7 @@ import pytest
 
 from ilvr_ds.config import recipe_from_dict
 from ilvr_ds.errors import UserError
-from ilvr_ds.training.assembly.data import _check_mixture, longest_samples
+from ilvr_ds.training.assembly.data import _check_left_out, _check_mixture, longest_samples
 
 KNOWN = {"run": {"name": "r"}, "data": {"shards": "s"}, "model": {"path": "m"}, "deepspeed": {"config": "d"}}
 LENGTHS = np.array([300, 1000, 200, 900, 100, 800, 700], dtype=np.uint32)
@@ -84,3 +84,22 @@ def test_another_mixture_is_refused_with_what_was_and_what_is(now: dict[str, Any
 def test_a_renamed_set_and_one_data_set_as_before_go_on() -> None:
     _check_mixture(WAS, state([("large", 2), ("little", 1)]))
     _check_mixture({"data": "abc"}, {"data": "def"})  # the loader's own check says what differs
+
+
+@pytest.mark.parametrize(
+    ("saved", "remainder", "is_refused"),
+    [
+        ({"data": "abc"}, 2, True),
+        ({"data": "abc"}, 0, False),  # its order is the same
+        ({"data": "abc", "what an epoch leaves out": "drawn"}, 2, False),
+        ({"data": "other"}, 2, False),  # refused for that
+    ],
+)
+def test_a_checkpoint_of_the_order_of_an_older_version(saved: dict[str, Any], remainder: int, is_refused: bool) -> None:
+    """Catches an epoch whose first half has one order and whose second another: samples twice and never."""
+    plan, training = SimpleNamespace(remainder=remainder, set_sizes=(10,)), SimpleNamespace(fingerprint="abc")
+    inputs: Any = SimpleNamespace(plan=plan, training=training)
+    if not is_refused:
+        return _check_left_out(saved, inputs)
+    with pytest.raises(UserError, match=r"same 2 of 10 samples, .* take another run.name, with model.init_from"):
+        _check_left_out(saved, inputs)
