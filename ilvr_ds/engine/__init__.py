@@ -9,7 +9,7 @@ _is_blocked = "mlflow" not in sys.modules
 if _is_blocked:
     sys.modules["mlflow"] = None  # type: ignore[assignment]
 try:
-    import deepspeed
+    import deepspeed  # noqa: F401
     from deepspeed.runtime import compiler
 
     with patch.object(compiler, "compile", lambda: compiler.dummy_decorator):
