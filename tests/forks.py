@@ -55,6 +55,11 @@ class Fork:
             raise subprocess.TimeoutExpired(str(self._process), timeout or 0.0)
         return self._process.exitcode
 
+    def send_signal(self, number: int) -> None:
+        """To this process alone, where it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
     def kill(self) -> None:
         """SIGKILL."""
         self._process.kill()
