@@ -41,7 +41,7 @@ import yaml
 
 from ilvr_ds.demo.material import SIZES
 from tests.bench.latents_arms import ARMS, LOOK, MAIN, OF_OPERATIONS, SECOND
-from tests.bench.latents_data import FOUR, pixels, prepare
+from tests.bench.latents_data import FOUR, model_folder, pixels, prepare
 from tests.bench.latents_operations import accuracy_by_operation, operations_table
 from tests.bench.latents_table import draw_results, read_results, table
 
@@ -92,7 +92,8 @@ def _options() -> Any:
     parser.add_argument("--look-steps", type=int, default=400, help="before --task operations; 0: none (default 400)")
     parser.add_argument("--look-samples", type=int, default=0, help="to look at (default: as many as --samples)")
     parser.add_argument("--signs", type=int, nargs="+", help="length of the trail (default 6)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of weights and sample order (default 0)")
+    varied = "of the language model's weights, sample order and noise; data and tower are the same (default 0)"
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help=varied)
     parser.add_argument("--samples", type=int, default=24_000)
     parser.add_argument("--held-out", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=800)
@@ -220,7 +221,7 @@ class Case:
     def recipe(self, run: str, stage: str) -> dict[str, Any]:
         """The settings of a stage: 1, detached or full."""
         output, is_first, options = self.options.output, stage == "1", self.options
-        data = output / f"data-{self.task}-{self.form}"
+        data, model = output / f"data-{self.task}-{self.form}", model_folder(options, self.task, self.seed)
         arm, weights = ARMS[self.arm], {"align_weight": 0.0, "contrastive_weight": 0.0} if stage == "full" else {}
         recipe: dict[str, Any] = {
             "run": {"name": run, "output_dir": str(output / "runs"), "seed": self.seed},
@@ -230,7 +231,7 @@ class Case:
                 "num_workers": options.workers * (options.together if self.arm == LOOK else 1),
                 "max_image_pixels": pixels(options, self.task),
             },
-            "model": {"path": str(output / f"model-{self.task}"), "latent_size": arm.latents or options.latents},
+            "model": {"path": str(model), "latent_size": arm.latents or options.latents},
             "teacher": {"momentum": 0.99, "offload": "none"},
             "selection": arm.selection,
             "loss": {"contrastive_temperature": 0.1, "contrastive_weight": 0.1, **arm.loss, **weights},
