@@ -39,13 +39,16 @@ def draw_curves(panels: Mapping[str, Series], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Bar:
-    """A group's accuracy with its 95 % interval, its number of samples, and the accuracy of guessing, if known."""
+    """A group's accuracy with its 95 % interval, its number of samples, and the accuracy of guessing, if known.
+
+    Ends of the interval that are nan are not drawn.
+    """
 
     name: str
     accuracy: float
     low: float
     high: float
-    samples: int
+    samples: int | None
     chance: float | None
 
 
@@ -67,7 +70,8 @@ def draw_accuracy(title: str, bars: Sequence[Bar], path: Path) -> None:
         axes.text(float(x), 0.01, f"{bar.accuracy:.2f}", ha="center", va="bottom", fontsize=NORMAL)
     tilt: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if is_crowded else {}
     gap = ", " if is_crowded else "\n"
-    axes.set_xticks(places, [f"{bar.name}{gap}n = {bar.samples}" for bar in bars], fontsize=SMALL, **tilt)
+    names = [bar.name if bar.samples is None else f"{bar.name}{gap}n = {bar.samples}" for bar in bars]
+    axes.set_xticks(places, names, fontsize=SMALL, **tilt)
     axes.set_ylim(0, 1)
     _label(axes, title, "", "accuracy")
     axes.legend(fontsize=SMALL, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)

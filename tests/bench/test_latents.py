@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,8 @@ from safetensors.torch import load_file
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.demo.material import write_demo_model
 from ilvr_ds.model.student import load_student
-from tests.bench import latents_data
-from tests.bench.latents import Case
+from tests.bench import latents, latents_data
+from tests.bench.latents import Case, main, readings
 from tests.bench.latents_data import model_folder, model_spec, write_models
 
 
@@ -91,3 +94,84 @@ def test_a_case_trains_the_model_of_its_seed(tmp_path: Path) -> None:
     write_models(options, "1")
     paths = [Case(options, "changed", 1, seed).recipe("r", "1")["model"]["path"] for seed in (0, 1)]
     assert paths == [str(tmp_path / "model-1"), str(tmp_path / "model-1-s1")]
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was prepared and trained; nothing is."""
+    done: list[Any] = []
+    monkeypatch.setattr(latents, "prepare", lambda options, *_: done.append(options.samples))
+    monkeypatch.setattr(Case, "run", lambda self, *_: done.append(self.name))
+    return done
+
+
+def command(monkeypatch: pytest.MonkeyPatch, output: Path, *words: str) -> int:
+    """The exit code."""
+    monkeypatch.setattr(sys, "argv", ["latents", "--output", str(output), "--arms", "text", *words])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code) if isinstance(end.code, int) else 1
+    return 0
+
+
+RESULT = {"run": "text-n6-s0-1", "arm": "text", "signs": 6, "seed": 0, "stage": "1", "own": 0.25}
+
+
+def test_results_of_other_settings_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prepared: list[Any]
+) -> None:
+    """Catches a second command that trains nothing and prints the first one's table as its own."""
+    words = ("--samples", "64", "--steps", "9", "--batch", "32")
+    (tmp_path / "a").mkdir()
+    assert command(monkeypatch, tmp_path / "a", *words, "--draw-only") == 0, "the data first, for any training"
+    (tmp_path / "a/results.jsonl").write_text(json.dumps(RESULT) + "\n")
+    assert command(monkeypatch, tmp_path / "a", *words) == 0
+    assert json.loads((tmp_path / "a/settings.json").read_text())["steps"] == 9
+    done = list(prepared)
+    capsys.readouterr()
+    for option, before, now in (
+        ("--samples", "64", "65"), ("--steps", "9", "10"), ("--batch", "32", "64"), ("--lr", "0.0008", "0.001"),
+        ("--held-out", "1024", "3"), ("--size", "medium", "mini"), ("--precision", "bf16", "fp32"),
+    ):  # fmt: skip
+        assert command(monkeypatch, tmp_path / "a", *words, option, now) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err == (
+            f"error: {tmp_path / 'a/settings.json'}: what is there was made with {option} {before}, not {now}; give "
+            "another --output\n"
+        )
+    assert prepared == done
+    assert command(monkeypatch, tmp_path / "a", *words, "--seeds", "1", "--minutes", "5") == 0, "adds to the folder"
+    assert command(monkeypatch, tmp_path / "a", "--table-only") == 0, "reads whatever is there"
+
+
+def test_results_that_do_not_say_their_settings_are_refused_but_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prepared: list[Any]
+) -> None:
+    (tmp_path / "results.jsonl").write_text(json.dumps(RESULT) + "\n")
+    assert command(monkeypatch, tmp_path) == 2 and not prepared
+    assert "settings.json: is missing beside results or data" in capsys.readouterr().err
+    assert command(monkeypatch, tmp_path, "--table-only") == 0
+    assert "| text | 6 | 1 | 1 | 25.0 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("tests", "words"),
+    [
+        ("donor,inside", "--tests donor,inside: replacement is missing, of which the table is made; add it"),
+        ("replacement,donors", "--tests: 'donors' is unknown; did you mean 'donor'?; valid:"),
+    ],
+)
+def test_tests_that_no_table_can_be_made_of_are_refused_before_anything_is_trained(
+    tests: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    prepared: list[Any],
+) -> None:  # fmt: skip
+    """Catches a KeyError after an hour of training."""
+    assert command(monkeypatch, tmp_path / "a", "--tests", tests) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert not prepared and not (tmp_path / "a").exists()
+
+
+def test_readings_say_of_how_many_samples_they_are() -> None:
+    audit = {"replacement": {"own": {"accuracy": 0.5, "samples": 8}, "zeros": {"accuracy": 0.25, "samples": 4}}}
+    assert readings(audit) == {"own": 0.5, "zeros": 0.25, "samples": {"own": 8, "zeros": 4}}
