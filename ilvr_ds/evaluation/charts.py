@@ -24,7 +24,7 @@ def draw_scores(scores: dict[str, Any], benchmark: str, folder: Path) -> list[Pa
         files.append(folder / f"accuracy-{rule}.png")
         draw_accuracy(f"{benchmark}, rules {rule}: accuracy {part['accuracy']:.3f} (95 % interval)", bars, files[-1])
     for rule, effects in scores.get("ablation", {}).items():
-        changes = [AblationBar(name, e["accuracy"], *e["interval_95"]) for name, e in effects.items()]
+        changes = [AblationBar(name, e["accuracy"], e["difference"], *e["interval_95"]) for name, e in effects.items()]
         files.append(folder / f"ablation-{rule}.png")
         title = f"{benchmark}, rules {rule}: do the latents matter?"
         draw_ablation(title, scores["rules"][rule]["accuracy"], changes, files[-1])

@@ -195,7 +195,11 @@ def _notes(table: Table) -> list[str]:
     notes = [judged, *_unequal_settings(table)]
     if len(table.rows) == 1:
         return notes
-    paired = f"differences to {table.rows[0].name} on the same samples, with 95 % intervals (Newcombe, paired)"
+    first = table.rows[0]
+    paired = f"differences to {first.name} on the same samples, with 95 % intervals (Newcombe, paired)"
+    lacking = [f"{_title(table, column)} ({column[2]})" for column in table.columns if column not in first.cells]
+    if lacking:
+        notes.insert(0, f"{first.name} has no evaluation of {', '.join(lacking)}: no differences are shown there")
     return [paired, *notes]
 
 

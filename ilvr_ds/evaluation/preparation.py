@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds import dist
-from ilvr_ds.base_model import model_on_host
+from ilvr_ds.base_model import commit_of, model_on_host
 from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.data.template import EncodedSample
 from ilvr_ds.errors import UserError
@@ -107,9 +107,10 @@ class Prepared:
         """What must be the same when the work goes on."""
         settings = self.settings
         weights = sorted([*self.folder.glob("*.safetensors"), *self.folder.glob("*.bin")])
+        commit = commit_of(settings.model, str(self.folder))  # each node has a hub's files from a time of its own
         return {
             "model": str(self.folder.resolve()) if Path(settings.model).is_dir() else settings.model,
-            "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
+            "weights": [[file.name, file.stat().st_size, commit or file.stat().st_mtime_ns] for file in weights],
             "data": self.reader.fingerprint,
             "samples": len(self.numbers),
             "benchmark": settings.benchmark,

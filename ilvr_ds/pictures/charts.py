@@ -39,13 +39,16 @@ def draw_curves(panels: Mapping[str, Series], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Bar:
-    """A group's accuracy with its 95 % interval, its number of samples, and the accuracy of guessing, if known."""
+    """A group's accuracy with its 95 % interval, its number of samples, and the accuracy of guessing, if known.
+
+    Ends of the interval that are nan are not drawn.
+    """
 
     name: str
     accuracy: float
     low: float
     high: float
-    samples: int
+    samples: int | None
     chance: float | None
 
 
@@ -67,7 +70,8 @@ def draw_accuracy(title: str, bars: Sequence[Bar], path: Path) -> None:
         axes.text(float(x), 0.01, f"{bar.accuracy:.2f}", ha="center", va="bottom", fontsize=NORMAL)
     tilt: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if is_crowded else {}
     gap = ", " if is_crowded else "\n"
-    axes.set_xticks(places, [f"{bar.name}{gap}n = {bar.samples}" for bar in bars], fontsize=SMALL, **tilt)
+    names = [bar.name if bar.samples is None else f"{bar.name}{gap}n = {bar.samples}" for bar in bars]
+    axes.set_xticks(places, names, fontsize=SMALL, **tilt)
     axes.set_ylim(0, 1)
     _label(axes, title, "", "accuracy")
     axes.legend(fontsize=SMALL, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.1)
@@ -76,29 +80,34 @@ def draw_accuracy(title: str, bars: Sequence[Bar], path: Path) -> None:
 
 @dataclass(frozen=True)
 class AblationBar:
-    """A condition's accuracy, and the 95 % interval of its difference from that with the model's own latents."""
+    """A condition's accuracy, its difference from that with the model's own latents on the same samples, and the 95 %
+    interval of the difference."""
 
     name: str
     accuracy: float
+    difference: float
     low: float
     high: float
 
 
 def draw_ablation(title: str, own: float, bars: Sequence[AblationBar], path: Path) -> None:
-    """Each condition's difference in accuracy from the model's own latents, with its 95 % interval."""
+    """Each condition's difference in accuracy from the model's own latents, with its 95 % interval.
+
+    own: accuracy with these on all samples; a condition may have been tried on some of them.
+    """
     figure = new_figure(0.45 * len(bars) + 1.4)
     axes = figure.subplots()
     place(figure, 2.2, 0.3, 0.35, 0.6, 0, 0)
     places = np.arange(len(bars))
-    difference = np.array([bar.accuracy - own for bar in bars])
-    spread = np.abs(np.array([[bar.low for bar in bars], [bar.high for bar in bars]]) - difference)
+    difference = np.array([bar.difference for bar in bars])
+    spread = np.array([[bar.difference - bar.low for bar in bars], [bar.high - bar.difference for bar in bars]])
     axes.errorbar(
         difference, places, xerr=spread, fmt="o", color=COLOURS[0], ecolor=COLOURS[0], capsize=4, markersize=7
     )
     axes.axvline(0, color=COLOURS[3], linestyle="--", linewidth=1.6)
     axes.set_yticks(places, [f"{bar.name.replace('_', ' ')} ({bar.accuracy:.2f})" for bar in bars], fontsize=NORMAL)
     axes.set_ylim(len(bars) - 0.5, -0.5)
-    text = f"accuracy minus that with the model's own latents ({own:.2f}); bars: 95 % interval"
+    text = f"accuracy minus that with own latents on the same samples (on all: {own:.2f}); bars: 95 % interval"
     _label(axes, title, text, "latents replaced by")
     save(figure, path)
 

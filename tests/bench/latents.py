@@ -18,7 +18,8 @@ apart from other samples' candidates too, with three times the weight), nearest 
 earlier pictures), region (the marked cell, told by the data; one latent).
 Behind an @ the steps of the first stage, where they are not --steps; behind a plus the second stages: detached (own
 latents, targets kept), through (the same, gradient through the whole chain) or full (cross-entropy alone through the
-whole chain, as published). What OUTPUT holds already is not done again.
+whole chain, as published). What OUTPUT holds already is not done again; OUTPUT/settings.json has the options that it
+was made with, and others are refused. The table marks what ended before its last step (--minutes).
 
 With `--task operations` it is about the four operations like CoMT's, and the model first learns to see: all arms begin
 from one run of --look-steps on `look` (ilvr_ds/demo/task/look.py), which has no helper pictures.
@@ -39,10 +40,14 @@ from typing import Any
 
 import yaml
 
+from ilvr_ds.audit.settings import parse_tests
 from ilvr_ds.demo.material import SIZES
+from ilvr_ds.errors import UserError
+from ilvr_ds.tracking.registry import read_origin
 from tests.bench.latents_arms import ARMS, LOOK, MAIN, OF_OPERATIONS, SECOND
-from tests.bench.latents_data import FOUR, pixels, prepare
+from tests.bench.latents_data import FOUR, model_folder, pixels, prepare
 from tests.bench.latents_operations import accuracy_by_operation, operations_table
+from tests.bench.latents_settings import keep_settings
 from tests.bench.latents_table import draw_results, read_results, table
 
 ANSWER_SIGNS = 8
@@ -53,7 +58,11 @@ def main() -> None:
     options = _options()
     results = options.output / "results.jsonl"
     if not options.table_only:
-        options.output.mkdir(parents=True, exist_ok=True)
+        try:
+            keep_settings(options)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
         cases = [Case(options, name, signs, seed) for seed in options.seeds for signs in options.signs
                  for name in options.arms]  # fmt: skip
         looks = [Case(options, LOOK, 0, seed) for seed in options.seeds if options.looks]
@@ -72,7 +81,7 @@ def main() -> None:
         raise SystemExit(f"{results}: no arm has been read")
     groups = read_results(results)
     print("\n".join(table(groups)))
-    draw_results(groups, options.output / "results.png", options.held_out)
+    draw_results(groups, options.output / "results.png")
     if options.task == FOUR:
         print("\n".join(["", *operations_table(groups)]))
 
@@ -92,7 +101,8 @@ def _options() -> Any:
     parser.add_argument("--look-steps", type=int, default=400, help="before --task operations; 0: none (default 400)")
     parser.add_argument("--look-samples", type=int, default=0, help="to look at (default: as many as --samples)")
     parser.add_argument("--signs", type=int, nargs="+", help="length of the trail (default 6)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of weights and sample order (default 0)")
+    varied = "of the language model's weights, sample order and noise; data and tower are the same (default 0)"
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help=varied)
     parser.add_argument("--samples", type=int, default=24_000)
     parser.add_argument("--held-out", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=800)
@@ -131,6 +141,11 @@ def _options() -> Any:
                 f"--arms {name}: expected one of {', '.join(known)}, behind it @STEPS, and for those with "
                 f"latents +{', +'.join(SECOND)}"
             )
+    try:
+        if "replacement" not in parse_tests(options.tests):
+            parser.error(f"--tests {options.tests}: replacement is missing, of which the table is made; add it")
+    except UserError as error:
+        parser.error(str(error))
     return options
 
 
@@ -189,8 +204,9 @@ class Case:
                     looked.set()
                 found = self._read(run)
                 line = {"run": run, "arm": self.title, "signs": self.signs, "seed": self.seed, "stage": stage,
-                        "seconds": seconds, "wall": time.monotonic() - started,
-                        **self._last_metrics(run), **found}  # fmt: skip
+                        "seconds": seconds, "wall": time.monotonic() - started, **self._last_metrics(run),
+                        "steps": read_origin(str(self._model(run)))["step"], "planned_steps": self._planned(stage),
+                        **found}  # fmt: skip
                 with lock, results.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(json.dumps(line), file=sys.stderr, flush=True)
@@ -200,6 +216,15 @@ class Case:
             if looked:
                 looked.set()
         return None
+
+    def _planned(self, stage: str) -> int:
+        """Steps of a stage."""
+        return self.steps if stage == "1" else int(self.options.second_steps)
+
+    def _model(self, run: str) -> Path:
+        """Where a run is exported to."""
+        path: Path = self.options.output / "models" / run
+        return path
 
     def _train(self, run: str, stage: str) -> float:
         path = self.options.output / f"{run}.yaml"
@@ -220,7 +245,7 @@ class Case:
     def recipe(self, run: str, stage: str) -> dict[str, Any]:
         """The settings of a stage: 1, detached or full."""
         output, is_first, options = self.options.output, stage == "1", self.options
-        data = output / f"data-{self.task}-{self.form}"
+        data, model = output / f"data-{self.task}-{self.form}", model_folder(options, self.task, self.seed)
         arm, weights = ARMS[self.arm], {"align_weight": 0.0, "contrastive_weight": 0.0} if stage == "full" else {}
         recipe: dict[str, Any] = {
             "run": {"name": run, "output_dir": str(output / "runs"), "seed": self.seed},
@@ -230,7 +255,7 @@ class Case:
                 "num_workers": options.workers * (options.together if self.arm == LOOK else 1),
                 "max_image_pixels": pixels(options, self.task),
             },
-            "model": {"path": str(output / f"model-{self.task}"), "latent_size": arm.latents or options.latents},
+            "model": {"path": str(model), "latent_size": arm.latents or options.latents},
             "teacher": {"momentum": 0.99, "offload": "none"},
             "selection": arm.selection,
             "loss": {"contrastive_temperature": 0.1, "contrastive_weight": 0.1, **arm.loss, **weights},
@@ -238,7 +263,7 @@ class Case:
                 "lr": options.lr if is_first else options.second_lr, "warmup_steps": 100 if is_first else 20,
                 "schedule": "linear", "min_lr_ratio": 0.05, "beta2": 0.98, "weight_decay": 0.01,
             },
-            "train": {"max_steps": self.steps if is_first else options.second_steps,
+            "train": {"max_steps": self._planned(stage),
                       "micro_batch_size": options.batch // options.accum, "grad_accum_steps": options.accum,
                       "precision": options.precision},
             "evaluation": {"max_samples": min(512, options.held_out), "every_steps": options.look_every},
@@ -255,7 +280,7 @@ class Case:
 
     def _read(self, run: str) -> dict[str, Any]:
         """Export the run and read its free answers."""
-        folder, model = self.options.output / "runs" / run, self.options.output / "models" / run
+        folder, model = self.options.output / "runs" / run, self._model(run)
         run_command(["export", folder, "--to", model, "--overwrite"], folder / "export.log")
         data = self.options.output / f"data-{self.task}-{self.form}" / "held_out"
         tokens = 24 + 14 * (self.signs or ANSWER_SIGNS)
@@ -264,7 +289,8 @@ class Case:
         if not ARMS[self.arm].has_latents:
             run_command(["evaluate", *common, "--output", model / "readings"], folder / "evaluate.log")
             scores = json.loads((model / "readings/scores.json").read_text())
-            found = {"own": scores["rules"][next(iter(scores["rules"]))]["accuracy"]}
+            score = scores["rules"][next(iter(scores["rules"]))]
+            found = {"own": score["accuracy"], "samples": {"own": sum(t["samples"] for t in score["types"].values())}}
         else:
             tests = ["--tests", self.options.tests]
             run_command(["audit", *common, "--output", model / "readings", *tests], folder / "audit.log")
@@ -280,16 +306,16 @@ class Case:
             found |= {
                 key: float(value) for key, value in metrics.items() if key.startswith(("loss/", "select/", "grad/"))
             }
-            if "loss/total" in metrics:
-                found["steps"] = line["step"]
             if "eval/answer_accuracy" in metrics:
                 found["teacher_forced"] = float(metrics["eval/answer_accuracy"])
         return found
 
 
 def readings(audit: dict[str, Any]) -> dict[str, Any]:
-    """Accuracies by what stood in the latents' place, and how many answers followed a donor's latents."""
-    found = {name: part["accuracy"] for name, part in audit["replacement"].items()}
+    """Accuracies by what stood in the latents' place, of how many samples, and how many answers followed a donor's."""
+    replaced = audit["replacement"]
+    found = {name: part["accuracy"] for name, part in replaced.items()}
+    found["samples"] = {name: part["samples"] for name, part in replaced.items()}
     donor, inside = audit.get("donor", {}), audit.get("inside", {})
     if "follows_donor" in donor:
         found |= {"donor": donor["follows_donor"], "unrelated": donor["unrelated"]}

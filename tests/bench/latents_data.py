@@ -5,6 +5,7 @@ A trail's data are named by its number of signs, those of the four operations `o
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ilvr_ds import dist
 from ilvr_ds.config import ModelConfig
@@ -24,9 +26,10 @@ from ilvr_ds.demo.material import write_demo_model
 from ilvr_ds.demo.task import OPERATIONS, TaskSpec, draw_samples
 from ilvr_ds.demo.task.drawing import CELL
 from ilvr_ds.demo.task.generate import Split
+from ilvr_ds.file_modes import follow_umask
 from ilvr_ds.ingest.pack import pack_samples
 from ilvr_ds.model.feature_pass import EncodeSettings, encode
-from ilvr_ds.model.student import load_config, vision_layout
+from ilvr_ds.model.student import load_config, load_student, vision_layout
 
 CHUNK = 256
 FOUR = "operations"
@@ -50,10 +53,8 @@ def model_spec(task: str) -> TaskSpec:
 
 
 def prepare(options: Any, task: str, forms: set[str]) -> None:
-    """Model, shards and stored features, where they are not there yet."""
-    folder = options.output / f"model-{task}"
-    if not folder.exists():
-        write_demo_model(folder, model_spec(task), options.size, family=options.family)
+    """Models, shards and stored features, where they are not there yet."""
+    write_models(options, task)
     drawn, derived = sorted(forms & set(DRAWN)), sorted(forms - {"latent", *DRAWN})
     splits: tuple[tuple[Split, int], ...] = (("train", options.samples), ("held_out", options.held_out))
     context = get_context("forkserver")  # a fork of this process, which has threads, can hang
@@ -62,6 +63,39 @@ def prepare(options: Any, task: str, forms: set[str]) -> None:
         waiting = [threads.submit(_prepare_split, options, pool, task, derived, drawn, *split) for split in splits]
         for job in waiting:
             job.result()
+
+
+def model_folder(options: Any, task: str, seed: int) -> Path:
+    """Where the model of a seed lies."""
+    path: Path = options.output / (f"model-{task}-s{seed}" if seed else f"model-{task}")
+    return path
+
+
+def write_models(options: Any, task: str) -> None:
+    """A model for seed 0 and for each seed of the options; they have the tower in common, as stored features must."""
+    first = model_folder(options, task, 0)
+    if not first.exists():
+        write_demo_model(first, model_spec(task), options.size, family=options.family)
+    for seed in options.seeds:
+        folder = model_folder(options, task, seed)
+        if not folder.exists():
+            unfinished = folder.with_name(f"{folder.name}.unfinished")
+            shutil.copytree(first, unfinished, dirs_exist_ok=True)
+            redraw_language_model(unfinished, seed)
+            unfinished.rename(folder)
+
+
+def redraw_language_model(folder: Path, seed: int) -> None:
+    """Draw all weights of a demo model but its tower's again, as ilvr_ds/demo/tiny.py draws them."""
+    model = load_student(ModelConfig(path=str(folder)), torch.float32, 0)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        drawn = type(model)(load_config(str(folder))).float()
+        embedding = drawn.get_input_embeddings().weight
+        embedding.div_(embedding.square().mean().sqrt())
+    drawn.model.visual.load_state_dict(model.model.visual.state_dict())
+    drawn.save_pretrained(folder)
+    follow_umask(folder / "model.safetensors")
 
 
 def _prepare_split(
@@ -84,7 +118,7 @@ def _prepare_split(
 
 def pixels(options: Any, task: str) -> int:
     """Of a picture whose every cell is a merged patch."""
-    return (4 * vision_layout(load_config(str(options.output / f"model-{task}"))).cell) ** 2
+    return (4 * vision_layout(load_config(str(model_folder(options, task, 0)))).cell) ** 2
 
 
 def shards_of(options: Any, form: str, task: str, split: Split) -> Path:
@@ -123,7 +157,7 @@ def _encode(options: Any, form: str, task: str, split: Split, workers: int) -> N
     folder = shards_of(options, form, task, split)
     if folder.exists() and not (folder / "features").exists():
         start = time.monotonic()
-        model = ModelConfig(path=str(options.output / f"model-{task}"))
+        model = ModelConfig(path=str(model_folder(options, task, 0)))
         encode(
             EncodeSettings(str(folder), model, options.precision, pixels(options, task), workers=workers), dist.device()
         )

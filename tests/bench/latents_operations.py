@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from tests.bench.latents_table import STAGES, in_per_cent
+from tests.bench.latents_table import Groups, in_per_cent, stage_of
 
 SHOWN = ("own", "true", "zeros", "other_sample", "same_group")
 """Of the audit's replacements, operation by operation"""
@@ -39,14 +39,14 @@ def accuracy_by_operation(readings: Path) -> dict[str, Any]:
     }
 
 
-def operations_table(groups: dict[tuple[str, int, str], list[dict[str, Any]]]) -> list[str]:
+def operations_table(groups: Groups) -> list[str]:
     """A Markdown table: per cent of right answers by operation and what stood in the latents' place."""
     rows = [["arm", "stage", "operation", *SHOWN], ["---"] * (3 + len(SHOWN))]
-    for (arm, _, stage), lines in groups.items():
+    for (arm, signs, stage), lines in groups.items():
         for kind in sorted({kind for line in lines for kind in line.get("by_operation", {})}):
             parts = [line["by_operation"][kind] for line in lines if kind in line.get("by_operation", {})]
             cells = [in_per_cent([part[name] for part in parts if name in part]) for name in SHOWN]
-            rows.append([arm, STAGES[stage], kind, *cells])
+            rows.append([arm, stage_of(groups, arm, signs, stage), kind, *cells])
     return [f"| {' | '.join(row)} |" for row in rows]
 
 

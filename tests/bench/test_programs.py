@@ -27,8 +27,8 @@ PROGRAMS = {
     "selective_ops": ["--device", "cpu", "--seconds", "0.01", "--widths", "64", "--sizes", "8,64", "--no-compiled"],
 }  # fmt: skip
 LIBRARIES = {
-    "chain_model", "decode_model", "geometry", "latents_arms", "latents_data", "latents_operations", "latents_table",
-    "noise", "step_run", "step_table", "syncs", "timeline",
+    "chain_model", "decode_model", "geometry", "latents_arms", "latents_data", "latents_operations",
+    "latents_settings", "latents_table", "noise", "step_run", "step_table", "syncs", "timeline",
 }  # fmt: skip
 AUDIT_COST = [
     "--cpu", "--samples", "8", "--batch-size", "4", "--max-new-tokens", "24", "--chain", "4", "--latent-size", "2",

@@ -64,6 +64,25 @@ def test_columns_are_benchmarks_and_a_missing_cell_is_empty(both: list[Path], tm
     assert base.split()[-1] == "-" and trained.split()[-1] == "1.000", "the first line has none to compare with"
 
 
+def test_columns_that_the_first_line_lacks_are_named(tmp_path: Path) -> None:
+    """Catches differences that are missing in silence: the base's weights were written again between its evaluations,
+    so that they stand in two lines, and the second has nothing to be compared with."""
+    base = [
+        write(tmp_path / name, BASE, model="base", latent_size=0, benchmark=name, weights=[["w", 1, number]])
+        for number, name in enumerate(("comt", "vsp"))
+    ]
+    trained = [write(tmp_path / f"trained-{name}", TRAINED, benchmark=name) for name in ("comt", "vsp")]
+    table = compare_scores([*base, *trained])
+    lines = terminal_lines(table)
+    said = "base has no evaluation of vsp (comt-official): no differences are shown there"
+    assert lines[4].startswith("differences to base on the same samples") and lines[5] == said
+    assert f"- {said}" in markdown(table).splitlines()
+    assert lines[3].split("  ")[-1].strip() == "0.625", "that of the trained model on vsp"
+    alone = terminal_lines(compare_scores(base[:1]))
+    whole = terminal_lines(compare_scores([base[0], trained[0]]))
+    assert not any("no differences" in line for line in (*alone, *whole))
+
+
 def test_one_benchmark_on_two_data_sets_has_two_columns(both: list[Path], tmp_path: Path) -> None:
     more = write(tmp_path / "more", [1], data="0123456789")
     header = terminal_lines(compare_scores([*both, more]))[0]

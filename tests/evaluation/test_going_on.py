@@ -161,6 +161,40 @@ def test_an_evaluation_goes_on_inside_a_batch(model: Path, demo_folder: Path, tm
     assert [json.loads(line)["number"] for line in part.read_text().splitlines()] == list(range(7))
 
 
+def test_a_hubs_model_is_the_same_on_another_node_and_another_after_a_commit(
+    model: Path, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two nodes with caches of their own. Catches a requeue that is refused because another node downloaded the model
+    at another time, and answers of two commits in one result."""
+
+    def on_node(node: str, commit: str) -> int:
+        folder = tmp_path / node / "snapshots" / commit
+        if not folder.exists():
+            shutil.copytree(model, folder, copy_function=shutil.copy)
+            os.utime(folder / "model.safetensors", (len(node), len(node)))
+        monkeypatch.setattr(preparation, "model_on_host", lambda name: str(folder))
+        words = arguments(Path("someone/tiny"), demo_folder, tmp_path / "out", "--max-samples", "3")
+        return main(words)
+
+    assert on_node("first", "a" * 40) == 0
+    (tmp_path / "out/scores.json").unlink()
+    assert on_node("the second", "a" * 40) == 0
+    assert on_node("the second", "b" * 40) == 2
+    assert "holds an evaluation with another weights" in capsys.readouterr().err
+
+
+def test_weights_of_a_folder_that_were_written_again_are_others(
+    model: Path, demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder names no commit."""
+    shutil.copytree(model, tmp_path / "model")
+    words = arguments(tmp_path / "model", demo_folder, tmp_path / "out", "--max-samples", "3")
+    assert main(words) == 0
+    os.utime(tmp_path / "model/model.safetensors", (1, 1))
+    assert main(words) == 2
+    assert "holds an evaluation with another weights" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["evaluate", "audit"])
 def test_a_second_one_into_the_same_folder_is_refused_until_the_first_is_dead(
     command: str, model: Path, demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

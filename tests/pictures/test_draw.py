@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
+from ilvr_ds.pictures import charts
 from ilvr_ds.pictures.charts import AblationBar, Bar, draw_ablation, draw_accuracy, draw_curves
 from ilvr_ds.pictures.page import coloured
 from ilvr_ds.pictures.selection import draw_latents, draw_selection
@@ -122,10 +124,30 @@ def test_charts_are_drawn(tmp_path: Path) -> None:
         "accuracy": lambda path: draw_accuracy(
             "t", [Bar("a", 0.5, 0.2, 0.8, 4, 0.25), Bar("b", 1.0, 0.2, 1.0, 1, None)], path
         ),
-        "ablation": lambda path: draw_ablation("t", 0.5, [AblationBar("zeros", 0.25, -0.5, 0.1)], path),
+        "ablation": lambda path: draw_ablation("t", 0.5, [AblationBar("zeros", 0.25, -0.25, -0.5, 0.1)], path),
     }
     for name, draw in drawings.items():
         (tmp_path / name).mkdir()
         draw(tmp_path / name / "a.png")
         picture = opened(tmp_path / name / "a.png")
         assert picture.width == WIDTH and len(picture.getcolors(10**6) or []) > 10
+
+
+def test_a_replacement_is_drawn_at_its_difference_with_the_interval_of_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches the difference to the accuracy of all samples where a replacement covers some, and ends swapped over."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(charts, "save", lambda figure, path: figures.append(figure))
+    bars = [AblationBar("true", 0.9, 0.1, 0.02, 0.3), AblationBar("zeros", 0.25, -0.25, -0.5, 0.1)]
+    draw_ablation("t", 0.5, bars, tmp_path / "a.png")
+    assert drawn_differences(figures[0]) == [pytest.approx((0.1, 0.02, 0.3)), pytest.approx((-0.25, -0.5, 0.1))]
+    with pytest.raises(ValueError, match="negative"):
+        draw_ablation("t", 0.5, [AblationBar("true", 0.9, 0.4, 0.02, 0.3)], tmp_path / "a.png")
+
+
+def drawn_differences(figure: Figure) -> list[tuple[float, float, float]]:
+    """Where a row's dot and the ends of its bar stand."""
+    dots, _, (bars,) = figure.axes[0].containers[0]
+    ends = [segment[:, 0] for segment in bars.get_segments()]
+    return [(float(dot), float(low), float(high)) for dot, (low, high) in zip(dots.get_xdata(), ends, strict=True)]

@@ -17,7 +17,12 @@ def draw_audit(report: dict[str, Any], views: Sequence[SampleView], folder: Path
     files = []
     if replaced := report.get("replacement"):
         bars = [
-            AblationBar(name, part["accuracy"], *part["interval_95"])
+            AblationBar(
+                name + f", n = {part['samples']}" * (part["samples"] < report["samples"]),
+                part["accuracy"],
+                part["difference"],
+                *part["interval_95"],
+            )
             for name, part in replaced.items()
             if name != "own"
         ]

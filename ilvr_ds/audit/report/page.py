@@ -138,7 +138,9 @@ def _barred(part: dict[str, Any] | None) -> list[str]:
     return rows
 
 
-def _interval(ends: list[float], form: str) -> str:
+def _interval(ends: list[float | None], form: str) -> str:
+    if None in ends:
+        return "[unknown]"
     return f"[{ends[0]:{form}}, {ends[1]:{form}}]"
 
 

@@ -22,11 +22,14 @@ def smallest_effect(samples: int, discordant: int) -> float:
     return effect if effect <= share else z / (samples + z)
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of independent values and its 95 % interval by their standard deviation; (nan, nan, nan) of none."""
+def mean_interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """Mean of independent values, one or more, and the ends of its 95 % interval by their standard deviation.
+
+    The ends are None for one value, which says nothing of how values differ.
+    """
     n = len(values)
-    if not n:
-        return math.nan, math.nan, math.nan
     mean = sum(values) / n
-    half = Z95 * math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, n - 1) / n)
+    if n == 1:
+        return mean, None, None
+    half = Z95 * math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
     return mean, mean - half, mean + half

@@ -48,4 +48,8 @@ def test_interval_of_a_mean() -> None:
     mean, low, high = mean_interval([1.0, 2.0, 3.0, 4.0])
     assert mean == 2.5 and high - mean == pytest.approx(mean - low)
     assert high - mean == pytest.approx(1.959964 * np.std([1, 2, 3, 4], ddof=1) / 2)
-    assert all(np.isnan(mean_interval([])))
+
+
+def test_one_value_has_a_mean_whose_interval_is_unknown() -> None:
+    """Catches an interval of width 0: certainty from one sample."""
+    assert mean_interval([2.0]) == (2.0, None, None)
