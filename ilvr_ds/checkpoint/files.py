@@ -1,13 +1,15 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
     checkpoints/step-00000100/
-      state.json                  step, loader position, recipe, MLflow run, world size, hub's commit of the base and
-                                  fingerprints of what of it is not here, size and CRC-32 of each file
+      state.json                  step, loader position, recipe, MLflow run, world size, ZeRO stage and layout under it,
+                                  hub's commit of the base and fingerprints of what of it is not here, size and CRC-32
+                                  of each file
       student/                    DeepSpeed's files: weights, optimizer, loss scale
       teacher-rank-00000.safetensors, rng-rank-00000.pt
 
 This file names them, lists and removes checkpoints, and says whether one is intact; capture.py and writer.py write
-them, find.py chooses one, compatible.py says whether a job can go on from it, load.py and reshard.py load it.
+them, find.py chooses one, compatible.py says whether a job can go on from it, load.py and reshard.py load it, and
+layout.py says what decides where the elements of weights lie.
 """
 
 from __future__ import annotations
