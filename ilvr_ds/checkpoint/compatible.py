@@ -51,8 +51,9 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
     before |= {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
     changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
     was = {key: f"{key} = {before.get(key)}, this run has {now[key]}" for key in changed}
+    scale = ("model.lora_alpha",) if recipe.model.lora_rank else ()
     for key in changed:
-        if key in _FIXED:
+        if key in (*_FIXED, *scale):
             raise UserError(f"{path}: made with {was[key]}; go on with the old value, or take another run.name")
     if recipe.has_teacher and teacher_file(0) not in state["files"]:
         raise UserError(_no_average(path, before))

@@ -39,7 +39,8 @@ def find_initial(recipe: Recipe) -> Path | None:
         raise UserError(f"model.init_from: {path / STATE_FILE}: damaged ({type(error).__name__})") from error
     now = recipe.to_dict()["model"]
     before.setdefault("lora_base", "full")  # checkpoints from before it was a key
-    for key in ("latent_size", "lora_rank", "lora_base", "lora_targets"):
+    scale = ("lora_alpha",) if recipe.model.lora_rank else ()
+    for key in ("latent_size", "lora_rank", "lora_base", "lora_targets", *scale):
         if before[key] != now[key]:
             raise UserError(f"model.init_from: {path} was made with model.{key} = {before[key]}, here it is {now[key]}")
     check_base_is_the_same(path, before, recipe)

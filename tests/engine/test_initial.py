@@ -53,6 +53,15 @@ def test_other_settings_are_a_mistake(tmp_path: Path, change: dict[str, Any]) ->
         find_initial(recipe(tmp_path))
 
 
+def test_adapters_count_as_they_did_when_they_were_trained(tmp_path: Path) -> None:
+    """Catches another scale of their product, which no weight shows; without adapters it means nothing."""
+    checkpoint(tmp_path / "adapters", 1, lora_rank=4, lora_alpha=64.0)
+    with pytest.raises(UserError, match=r"was made with model\.lora_alpha = 64\.0, here it is 32\.0"):
+        find_initial(recipe(tmp_path / "adapters", lora_rank=4, lora_alpha=32.0))
+    path = checkpoint(tmp_path / "all", 1, lora_alpha=64.0)
+    assert find_initial(recipe(tmp_path / "all", lora_alpha=32.0)) == path
+
+
 def test_a_base_in_4_bits_must_be_the_same(tmp_path: Path) -> None:
     """No checkpoint holds it: adapters of one model would run on another without a word."""
     adapted: dict[str, Any] = {"lora_rank": 4, "lora_base": "nf4"}
