@@ -61,6 +61,5 @@ def saved_layout(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
 def _settings_of(path: Path) -> dict[str, Any]:
     """DeepSpeed's settings in a checkpoint; none where it has no such file."""
     file = next((path / "student").glob("*mp_rank_00_model_states.pt"), None)
-    found = torch.load(file, map_location="cpu", mmap=True, weights_only=False) if file else {}
-    settings: dict[str, Any] = found.get("ds_config", {})
-    return settings
+    found: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=False) if file else {}
+    return dict(found.get("ds_config", {}))

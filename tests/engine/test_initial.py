@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ilvr_ds.checkpoint.files import checksum_of
 from ilvr_ds.config import ModelConfig, Recipe
 from ilvr_ds.engine.initial import find_initial
 from ilvr_ds.errors import UserError
@@ -17,7 +20,9 @@ def checkpoint(folder: Path, step: int, **model: Any) -> Path:
     path = folder / "checkpoints" / f"step-{step:08d}"
     path.mkdir(parents=True)
     settings = {**Recipe().to_dict()["model"], **model}
-    (path / "state.json").write_text(json.dumps({"recipe": {"model": settings}}))
+    (path / "weights").write_bytes(b"x" * 100)
+    state = json.loads(json.dumps({"recipe": {"model": settings}, "files": {"weights": (100, zlib.crc32(b"x" * 100))}}))
+    (path / "state.json").write_text(json.dumps(state | {"checksum": checksum_of(state)}))
     return path
 
 
@@ -41,6 +46,22 @@ def test_a_state_that_is_torn_is_a_mistake(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, 1)
     (path / "state.json").write_text('{"recipe": {"mo')
     with pytest.raises(UserError, match=r"model\.init_from: .*state\.json: damaged \(JSONDecodeError\)"):
+        find_initial(recipe(tmp_path))
+
+
+def test_a_flipped_bit_is_a_mistake_and_a_run_means_the_checkpoint_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches weights that are silently wrong, and a torn file that ends in a traceback."""
+    older, newer = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10)
+    (newer / "weights").write_bytes(b"x" * 99 + b"y")
+    assert find_initial(recipe(tmp_path)) == older
+    damaged = f"{newer / 'weights'}: damaged (its checksum is another)"
+    assert caplog.messages == [f"{damaged}; looking at the checkpoint before it"]
+    with pytest.raises(UserError, match=re.escape(f"model.init_from: {damaged}; take another checkpoint")):
+        find_initial(recipe(newer))
+    (older / "weights").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"step-00000009/weights: damaged \(1 bytes .*\); no other is intact"):
         find_initial(recipe(tmp_path))
 
 
