@@ -139,8 +139,9 @@ def remove_old(folder: Path, keep_last: int, keep_every: int = 0, best: Path | N
     aside = [(path, _ASIDE.fullmatch(path.name)) for path in sorted(folder.iterdir())]
     old += [path for path, name in aside if name and int(name[1]) <= reached]
     for path in old:
-        (path / STATE_FILE).unlink(missing_ok=True)  # a half-deleted checkpoint is never taken for a whole one
-        shutil.rmtree(path)
+        partial = path.with_name(f"{path.name}.partial")  # a half-deleted checkpoint is never taken for a whole one,
+        path.rename(partial)  # and the next save deletes what is left of it
+        shutil.rmtree(partial)
     return old
 
 

@@ -202,6 +202,9 @@ def _make_folder(folder: Path, partial: Path) -> str | None:
     try:
         for rest in folder.glob("*.partial"):
             shutil.rmtree(rest)
+        final = folder / partial.name.removesuffix(".partial")
+        if final.is_dir() and not (final / STATE_FILE).is_file():  # half deleted, by an older version or by hand
+            shutil.rmtree(final)
         (partial / "student").mkdir(parents=True)
     except OSError as error:
         return f"{partial}: {first_line(error)}"
