@@ -61,5 +61,7 @@ def saved_layout(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
 def _settings_of(path: Path) -> dict[str, Any]:
     """DeepSpeed's settings in a checkpoint; none where it has no such file."""
     file = next((path / "student").glob("*mp_rank_00_model_states.pt"), None)
-    found: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=False) if file else {}
-    return dict(found.get("ds_config", {}))
+    if file is None:
+        return {}
+    found: dict[str, dict[str, Any]] = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
+    return found.get("ds_config", {})
