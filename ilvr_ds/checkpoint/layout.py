@@ -45,9 +45,9 @@ def saved_layout(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises UserError where no other job can read its order of the weights.
     """
-    stage = state["zero_stage"]
+    stage: int = state["zero_stage"]
     if "layout" in state:
-        layout = layout_of(stage) | state["layout"]  # a key that came later had its default
+        layout: dict[str, Any] = layout_of(stage) | state["layout"]  # a key that came later had its default
     else:
         layout = ZeroStage.of(_settings_of(path).get("zero_optimization", {"stage": stage})).layout
     if layout.get("round_robin_gradients") and state["world_size"] > 1:
