@@ -7,6 +7,7 @@ from typing import Any
 
 from ilvr_ds import dist
 from ilvr_ds.checkpoint.files import saved_state, teacher_file
+from ilvr_ds.checkpoint.layout import saved_layout
 from ilvr_ds.config import Recipe
 from ilvr_ds.errors import UserError, counted
 
@@ -34,11 +35,13 @@ _FREE = (
 
 
 def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
-    """What `state.json` of a checkpoint says, if this job can go on from it; warns of settings that changed since.
+    """What `state.json` of a checkpoint says, if this job can go on from it; warns of settings that changed since
+    (collective).
 
     Raises UserError for another batch, or other settings that weights, samples or optimizer state depend on.
     """
     state = saved_state(path)
+    state["layout"] = dist.decided_by_main(lambda: saved_layout(path, state))
     _check_batch(path, recipe, state["loader"]["samples per step"])
     check_base_is_the_same(path, state["recipe"]["model"], recipe)
     now = recipe.flat()
@@ -48,8 +51,9 @@ def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
     before |= {f"{section}.{key}": value for section, keys in state["recipe"].items() for key, value in keys.items()}
     changed = [key for key in now if before.get(key) != now[key] and not key.startswith(_FREE)]
     was = {key: f"{key} = {before.get(key)}, this run has {now[key]}" for key in changed}
+    scale = ("model.lora_alpha",) if recipe.model.lora_rank else ()
     for key in changed:
-        if key in _FIXED:
+        if key in (*_FIXED, *scale):
             raise UserError(f"{path}: made with {was[key]}; go on with the old value, or take another run.name")
     if recipe.has_teacher and teacher_file(0) not in state["files"]:
         raise UserError(_no_average(path, before))

@@ -1,18 +1,21 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
     checkpoints/step-00000100/
-      state.json                  step, loader position, recipe, MLflow run, world size, hub's commit of the base and
-                                  fingerprints of what of it is not here, size and CRC-32 of each file
+      state.json                  step, loader position, recipe, MLflow run, world size, ZeRO stage and layout under it,
+                                  hub's commit of the base and fingerprints of what of it is not here, size and CRC-32
+                                  of each file
       student/                    DeepSpeed's files: weights, optimizer, loss scale
       teacher-rank-00000.safetensors, rng-rank-00000.pt
 
 This file names them, lists and removes checkpoints, and says whether one is intact; capture.py and writer.py write
-them, find.py chooses one, compatible.py says whether a job can go on from it, load.py and reshard.py load it.
+them, find.py chooses one, compatible.py says whether a job can go on from it, load.py and reshard.py load it, and
+layout.py says what decides where the elements of weights lie.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import zlib
@@ -20,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from ilvr_ds import dist
+from ilvr_ds.errors import UserError
 
+logger = logging.getLogger("ilvr_ds")
 CHUNK = 2**24
 """Bytes that are summed at a time."""
 _NAME = re.compile(r"step-(\d{8})")
@@ -44,6 +49,27 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def first_fault(path: Path) -> str | None:
     """What is wrong with the first damaged file of a checkpoint, or None (collective: ranks share the reading)."""
+    fault = _first_fault(path, dist.rank(), dist.world_size())
+    return next((found for found in dist.gather_on_host(fault) if found), None)
+
+
+def newest_intact(candidates: list[Path]) -> Path:
+    """The last of these checkpoints whose every file is intact, read by this process alone; warns of those after it.
+
+    Raises UserError where none is.
+    """
+    fault = None
+    for path in reversed(candidates):
+        if fault:
+            logger.warning("%s; looking at the checkpoint before it", fault)
+        fault = _first_fault(path, 0, 1)
+        if fault is None:
+            return path
+    raise UserError(f"{fault}; {'no other is intact' if len(candidates) > 1 else 'take another checkpoint'}")
+
+
+def _first_fault(path: Path, part: int, parts: int) -> str | None:
+    """The same of one of so many parts of the files."""
     fault, files = None, []
     try:
         state = _read_state(path)
@@ -52,9 +78,9 @@ def first_fault(path: Path) -> str | None:
             fault = f"{path / STATE_FILE}: damaged (its checksum is another)"
     except (OSError, ValueError, KeyError, AttributeError) as error:  # perhaps on this rank alone
         fault = f"{path / STATE_FILE}: damaged ({type(error).__name__})"
-    for name, (size, checksum) in files[dist.rank() :: dist.world_size()]:
+    for name, (size, checksum) in files[part::parts]:
         fault = fault or _fault(path / name, size, checksum)
-    return next((found for found in dist.gather_on_host(fault) if found), None)
+    return fault
 
 
 def _fault(file: Path, size: int, checksum: int) -> str | None:
@@ -113,8 +139,9 @@ def remove_old(folder: Path, keep_last: int, keep_every: int = 0, best: Path | N
     aside = [(path, _ASIDE.fullmatch(path.name)) for path in sorted(folder.iterdir())]
     old += [path for path, name in aside if name and int(name[1]) <= reached]
     for path in old:
-        (path / STATE_FILE).unlink(missing_ok=True)  # a half-deleted checkpoint is never taken for a whole one
-        shutil.rmtree(path)
+        partial = path.with_name(f"{path.name}.partial")  # a half-deleted checkpoint is never taken for a whole one,
+        path.rename(partial)  # and the next save deletes what is left of it
+        shutil.rmtree(partial)
     return old
 
 

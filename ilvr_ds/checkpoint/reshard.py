@@ -1,4 +1,4 @@
-"""Resuming with another number of ranks, or another ZeRO stage.
+"""Resuming with another number of ranks, another ZeRO stage, or other settings of its layout.
 
 The student goes through DeepSpeed's universal checkpoint, which holds each weight and its moments whole. It has
 no frozen weights, which are read from the checkpoint itself, and no teacher, whose slices are cut anew here. Random
@@ -7,6 +7,7 @@ states of ranks cannot be split: they start anew; only LoRA's initial weights ar
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from argparse import Namespace
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from ilvr_ds import dist
 from ilvr_ds.checkpoint.files import saved_state, teacher_file
+from ilvr_ds.checkpoint.layout import layout_of
 from ilvr_ds.checkpoint.load import load_checkpoint, read_student_weights
 from ilvr_ds.config import Recipe
 from ilvr_ds.distill.ema import MomentumShards
@@ -42,19 +44,28 @@ WORKERS = 4
 
 
 def needs_resharding(state: dict[str, Any], zero_stage: int) -> bool:
-    """Whether a checkpoint, by its `state.json`, has other slices than this job."""
-    return bool(state["world_size"] != dist.world_size() or state["zero_stage"] != zero_stage)
+    """Whether a checkpoint, by its state as check_fits returns it, has other slices than this job."""
+    if state["world_size"] != dist.world_size() or state["zero_stage"] != zero_stage:
+        return True
+    return bool(state["layout"] != layout_of(zero_stage))
 
 
 def reshard(path: Path, state: dict[str, Any], zero_stage: int, recipe: Recipe) -> None:
     """Write the universal form of a checkpoint's student into the folder of this run, which no other process trains,
     while several may go on from the checkpoint (collective); raises UserError."""
-    was = f"{counted(state['world_size'], 'rank')} under ZeRO-{state['zero_stage']}"
-    now = f"{dist.world_size()} under ZeRO-{zero_stage}"
+    before, layout = state["layout"], layout_of(zero_stage)
+    was = f"{counted(state['world_size'], 'rank')} under ZeRO-{state['zero_stage']}{_others(before, layout)}"
+    now = f"{dist.world_size()} under ZeRO-{zero_stage}{_others(layout, before)}"
     if recipe.optim.name.endswith("8bit"):
         raise UserError(f"{path}: saved by {was}, this job has {now}; the state of {recipe.optim.name} cannot be split")
     logger.info("%s was saved by %s, this job has %s: converting", path.name, was, now)
     dist.decided_by_main(lambda: _convert(path, universal_form(recipe), state["zero_stage"], zero_stage))
+
+
+def _others(layout: dict[str, Any], than: dict[str, Any]) -> str:
+    """The settings of a layout that another, of the same stage, has otherwise."""
+    changed = [f"{key} {json.dumps(value)}" for key, value in layout.items() if than.get(key, value) != value]
+    return f" with {', '.join(changed)}" if changed else ""
 
 
 def universal_form(recipe: Recipe) -> Path:

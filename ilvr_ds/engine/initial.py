@@ -12,7 +12,7 @@ from torch import nn
 
 from ilvr_ds import dist
 from ilvr_ds.checkpoint.compatible import check_base_is_the_same
-from ilvr_ds.checkpoint.files import STATE_FILE, list_checkpoints, saved_state, teacher_file
+from ilvr_ds.checkpoint.files import STATE_FILE, list_checkpoints, newest_intact, saved_state, teacher_file
 from ilvr_ds.checkpoint.load import read_student_weights
 from ilvr_ds.checkpoint.reshard import teacher_slices
 from ilvr_ds.config import Recipe
@@ -23,23 +23,28 @@ logger = logging.getLogger("ilvr_ds")
 
 
 def find_initial(recipe: Recipe) -> Path | None:
-    """The checkpoint that `model.init_from` names, or None. Raises UserError where it is not one, or does not fit."""
+    """The checkpoint that `model.init_from` names, of a run the newest intact one, or None. This process reads it all.
+
+    Raises UserError where it is none, is damaged, or does not fit.
+    """
     wanted = recipe.model.init_from
     if wanted is None:
         return None
-    path = next(reversed(list_checkpoints(Path(wanted) / "checkpoints")), Path(wanted))
-    if not (path / STATE_FILE).is_file():
+    candidates = list_checkpoints(Path(wanted) / "checkpoints") or [Path(wanted)]
+    if not (candidates[-1] / STATE_FILE).is_file():
         raise UserError(
             f"model.init_from: '{wanted}' is neither a checkpoint nor the folder of a run that has one; "
             "expected RUN or RUN/checkpoints/step-00001000"
         )
     try:
-        before = saved_state(path)["recipe"]["model"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model.init_from: {path / STATE_FILE}: damaged ({type(error).__name__})") from error
+        path = newest_intact(candidates)
+    except UserError as error:
+        raise UserError(f"model.init_from: {error}") from error
+    before = saved_state(path)["recipe"]["model"]
     now = recipe.to_dict()["model"]
     before.setdefault("lora_base", "full")  # checkpoints from before it was a key
-    for key in ("latent_size", "lora_rank", "lora_base", "lora_targets"):
+    scale = ("lora_alpha",) if recipe.model.lora_rank else ()
+    for key in ("latent_size", "lora_rank", "lora_base", "lora_targets", *scale):
         if before[key] != now[key]:
             raise UserError(f"model.init_from: {path} was made with model.{key} = {before[key]}, here it is {now[key]}")
     check_base_is_the_same(path, before, recipe)

@@ -10,6 +10,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
 from ilvr_ds import shipped
+from ilvr_ds.checkpoint.layout import ZeroStage
 from ilvr_ds.config import Recipe
 from ilvr_ds.errors import UserError, nearest
 
@@ -74,9 +75,9 @@ def read_deepspeed_json(path: str, recipe_dir: Path | None = None) -> dict[str, 
     return settings
 
 
-def zero_stage_of(settings: dict[str, Any]) -> int:
-    """The ZeRO stage in DeepSpeed's settings."""
-    return int(settings.get("zero_optimization", {}).get("stage", 0))
+def zero_stage_of(settings: dict[str, Any]) -> ZeroStage:
+    """The ZeRO stage in DeepSpeed's settings, with what decides the layout under it."""
+    return ZeroStage.of(settings.get("zero_optimization", {}))
 
 
 def _check_zero(zero: Any, file: Path) -> None:
@@ -95,6 +96,10 @@ def _check_zero(zero: Any, file: Path) -> None:
         raise UserError(f"{file}: {where}: {first['msg']}") from error
     if checked.stage == 0:
         raise UserError(f"{file}: zero_optimization.stage is 0; the teacher follows sharded weights: take 1, 2 or 3")
+    if checked.round_robin_gradients:  # DeepSpeed (0.19) looks for each fp32 weight where another one lies then
+        raise UserError(
+            f"{file}: zero_optimization.round_robin_gradients: the teacher would follow wrong weights; remove it"
+        )
     for name in ("offload_optimizer", "offload_param"):
         offload = getattr(checked, name)
         if offload and offload.device == "nvme":

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ilvr_ds.checkpoint.best import best_checkpoint
 from ilvr_ds.checkpoint.compatible import LAYERS, TOWER, check_frozen_is_the_same
-from ilvr_ds.checkpoint.files import list_checkpoints, saved_state
+from ilvr_ds.checkpoint.files import list_checkpoints, newest_intact, saved_state
 from ilvr_ds.checkpoint.load import read_student_weights
 from ilvr_ds.config import ModelConfig
 from ilvr_ds.data.images import ImageEncoder
@@ -52,10 +52,12 @@ def export(
 
     adapters: "merge" adds LoRA to the weights; "apart" leaves them as the base has them and writes `to`/adapter for
     peft. precision None: the run's. overwrite: an exported model at `to` is replaced, and nothing else. Written under
-    another name and renamed at the end. Images are limited as the run's were. Raises UserError.
+    another name and renamed at the end. Images are limited as the run's were. Every file of the checkpoint is checked;
+    a run's newest one that is damaged is passed over with a warning. Raises UserError.
     """
-    checkpoint = _find_best(source) if best else _find(source)
-    _check_target(to, checkpoint, overwrite)
+    candidates = [_find_best(source)] if best else _find(source)
+    _check_target(to, candidates[-1], overwrite)  # before gigabytes are read
+    checkpoint = newest_intact(candidates)
     state = saved_state(checkpoint)
     recipe = state["recipe"]
     settings = ModelConfig(**{**recipe["model"], "lora_targets": tuple(recipe["model"]["lora_targets"])})
@@ -114,14 +116,14 @@ def _check_frozen(checkpoint: Path, settings: ModelConfig, dtype: torch.dtype) -
     check_frozen_is_the_same(checkpoint, found, settings.path)
 
 
-def _find(source: Path) -> Path:
-    """The checkpoint that a run's or a checkpoint's folder stands for."""
+def _find(source: Path) -> list[Path]:
+    """The checkpoints that a run's or a checkpoint's folder stands for, oldest first."""
     if (source / "state.json").is_file():
-        return source
+        return [source]
     found = list_checkpoints(source / "checkpoints") or list_checkpoints(source)
     if not found:
         raise UserError(f"{source}: is neither a run nor a checkpoint; expected {source}/checkpoints/step-...")
-    return found[-1]
+    return found
 
 
 def _find_best(run: Path) -> Path:

@@ -161,8 +161,7 @@ def _what_fits(options: PlanOptions, base: _Base, room: Room, read_deepspeed: Re
     """The search, and the recipe that it writes."""
     zero_of = cache(lambda name: Zero.of(read_deepspeed(name, base.path.parent)))
     fixed = {text.partition("=")[0].strip() for text in base.overrides}
-    needed = {key: value for key, value in for_ranks(base.recipe, room.world).items() if key not in fixed}
-    needed = {**base.needed, **needed}
+    needed = {**base.needed, **for_ranks(base.recipe, room.world, fixed)}
     recipe = changed_recipe(base.recipe, needed)
     found = search(recipe, fixed, base.geometry, options.sample, zero_of, room)
     best = best_of_each_kind(found, room)

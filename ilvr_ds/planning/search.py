@@ -6,7 +6,7 @@ teacher stays, and the file of ZeRO settings. A step keeps its samples, and what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -92,7 +92,7 @@ def search(
     refusal: UserError | None = None
     seen: set[tuple[Any, ...]] = set()
     before = recipe.flat()
-    for options in _combinations(recipe, room.world):
+    for options in _combinations(recipe, room.world, fixed):
         changes = {key: value for key, value in options.items() if key not in fixed and before[key] != value}
         if (identity := tuple(sorted(changes.items()))) in seen:
             continue
@@ -131,19 +131,25 @@ def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     return recipe_from_dict(sections)
 
 
-def for_ranks(recipe: Recipe, world: int) -> Changes:
+def for_ranks(recipe: Recipe, world: int, fixed: Collection[str] = ()) -> Changes:
     """What must change for the recipe's order of samples to suit `world` ranks: a step has as many samples as lanes
-    where that can be, else fewer lanes."""
+    where that can be, else there are other lanes. Raises UserError where keys that stay, `fixed`, do not allow it."""
     train, lanes = recipe.train, recipe.data.lanes
     step = train.micro_batch_size * train.grad_accum_steps * world
     if lanes % world == 0 and step % lanes == 0:
         return {}
-    if lanes % world == 0 and lanes % (train.micro_batch_size * world) == 0:
+    if lanes % (train.micro_batch_size * world) == 0 and "train.grad_accum_steps" not in fixed:
         return {"train.grad_accum_steps": lanes // (train.micro_batch_size * world)}
+    if "data.lanes" in fixed:
+        raise UserError(
+            f"plan: --set data.lanes={lanes}: {world} x train.micro_batch_size {train.micro_batch_size} x "
+            f"train.grad_accum_steps {train.grad_accum_steps} = {step} samples a step, not a multiple of lanes and "
+            f"ranks; try data.lanes={step}"
+        )
     return {"data.lanes": step}
 
 
-def _combinations(recipe: Recipe, world: int) -> Iterator[Changes]:
+def _combinations(recipe: Recipe, world: int, fixed: Collection[str]) -> Iterator[Changes]:
     """Values of the keys that are searched."""
     teachers: list[Changes] = [{}]
     if recipe.has_teacher:
@@ -152,7 +158,8 @@ def _combinations(recipe: Recipe, world: int) -> Iterator[Changes]:
             {"teacher.offload": place, "teacher.max_tokens": count} for place in ("none", "cpu") for count in counts
         ]
     checkpointing = [{"model.activation_checkpointing": kind} for kind in ("none", "selective", "full")]
-    for trained, kept, batch, teacher in product(_trained(recipe), checkpointing, _batches(recipe), teachers):
+    batches = list(_batches(recipe, fixed))
+    for trained, kept, batch, teacher in product(_trained(recipe), checkpointing, batches, teachers):
         for name in _zero_files(recipe, world, trained["optim.name"]):
             yield {**trained, **kept, **batch, **teacher, "deepspeed.config": name}
 
@@ -165,12 +172,16 @@ def _trained(recipe: Recipe) -> Iterator[Changes]:
         yield {"model.lora_rank": recipe.model.lora_rank or RANK, "model.lora_base": base, "optim.name": "adamw"}
 
 
-def _batches(recipe: Recipe) -> Iterator[Changes]:
-    """Micro-batches of other sizes, in steps of equally many samples."""
+def _batches(recipe: Recipe, fixed: Collection[str]) -> Iterator[Changes]:
+    """Micro-batches of other sizes, in steps of equally many samples: if one of size and number stays, so does the
+    other."""
     train, longest = recipe.train, recipe.data.max_tokens
     if recipe.packs:
         for tokens in sorted({longest, *(count for count in TOKENS if count > longest)}):
             yield {"train.micro_batch_tokens": tokens}
+        return
+    if {"train.micro_batch_size", "train.grad_accum_steps"} & set(fixed):
+        yield {}
         return
     samples = train.micro_batch_size * train.grad_accum_steps
     for size in (count for count in range(1, samples + 1) if samples % count == 0):

@@ -28,6 +28,19 @@ def test_a_setting_that_weights_depend_on_is_a_mistake(folder: Path) -> None:
         check_fits(save(folder, 1), now)
 
 
+def test_the_scale_of_adapters_is_fixed_where_there_are_some(folder: Path) -> None:
+    """Catches a resumed model whose adapters count otherwise than they were trained to."""
+    path = save(folder, 1)
+    other = ModelConfig(lora_alpha=1.0)
+    check_fits(path, dataclasses.replace(recipe(folder, "auto"), model=other))
+    state = saved_state(path)
+    state["recipe"]["model"]["lora_rank"] = 4
+    (path / "state.json").write_text(json.dumps(state))
+    now = dataclasses.replace(recipe(folder, "auto"), model=dataclasses.replace(other, lora_rank=4))
+    with pytest.raises(UserError, match=r"made with model\.lora_alpha = .*, this run has 1\.0; go on with"):
+        check_fits(path, now)
+
+
 def test_other_settings_that_changed_are_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Catches a run that goes on with another rate in silence, and warnings about where files lie."""
     now = dataclasses.replace(recipe(folder, "must"), optim=OptimConfig(lr=0.5), tracking=TrackingConfig(every_steps=3))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ilvr_ds.checkpoint import files
-from ilvr_ds.checkpoint.files import checkpoint_name, list_checkpoints, remove_old, size_and_checksum
+from ilvr_ds.checkpoint.files import checkpoint_name, list_checkpoints, remove_old, saved_state, size_and_checksum
 from tests.checkpoint.stand_ins import make_folder, save
 
 
@@ -32,6 +32,22 @@ def test_the_newest_are_kept(folder: Path, keep: int, left: list[int]) -> None:
     assert len(removed) + len(left) == 3
     names = {"best", "step-00000001.partial", *map(checkpoint_name, left)}
     assert {path.name for path in folder.iterdir()} == names
+
+
+def test_a_deletion_that_is_interrupted_leaves_what_the_next_save_deletes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches gigabytes that stay for ever, and a folder in the way of that step's next checkpoint."""
+    old, new = (folder / checkpoint_name(step) for step in (1, 2))
+    for path in (old, new):
+        make_folder(path)
+    monkeypatch.setattr(files.shutil, "rmtree", lambda path: (path / "state.json").unlink())
+    remove_old(folder, 1)
+    assert sorted(path.name for path in folder.iterdir()) == [f"{old.name}.partial", new.name]
+    monkeypatch.undo()
+    (folder / "step-00000001/student").mkdir(parents=True)  # as older versions left it
+    assert save(folder, 1) == old and saved_state(old)["step"] == 1
+    assert sorted(path.name for path in folder.iterdir()) == [old.name, new.name]
 
 
 def test_multiples_of_keep_every_stay(folder: Path) -> None:

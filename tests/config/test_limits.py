@@ -95,6 +95,13 @@ def test_every_number_has_a_range(load: Load, key: str) -> None:
         assert "expected a value from" in mistake(load, "", f"{key}={value}")
 
 
+@pytest.mark.parametrize("value", ["beta1=1", "beta2=1", "eps=0"])
+def test_an_optimizer_that_divides_by_zero_is_refused(load: Load, value: str) -> None:
+    """Catches a traceback after the model is loaded, and with eps 0 a NaN in every weight that had no gradient."""
+    message = mistake(load, "", f"optim.{value}")
+    assert "expected a value from" in message and f"optim.{value}" in message
+
+
 def test_a_base_in_4_bits_needs_adapters(load: Load) -> None:
     said = mistake(load, "", "model.lora_base=nf4")
     assert said.endswith("model.lora_base is nf4, but all weights are trained; set model.lora_rank")

@@ -1,7 +1,8 @@
-"""A run goes on with other numbers of ranks and other ZeRO stages: same samples, same curve."""
+"""A run goes on with other numbers of ranks, ZeRO stages and layouts under them: same samples, same curve."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from ilvr_ds.checkpoint import files
 from tests.distributed.test_runs import RECIPE, losses, overrides
 from tests.ranks import ROOT, run_ranks
 
@@ -86,6 +88,40 @@ def test_a_run_goes_on_under_zero3(
     run_ranks(WORKER, ranks, tmp_path / "1", recipe=RECIPE, overrides=settings, stop_after=3)
     settings = overrides(tmp_path / "run", demo_folder, train__grad_accum_steps=1, checkpoint__resume="must")
     run_ranks(WORKER, 2, tmp_path / "2", recipe=RECIPE, overrides=settings)
+    curve = losses(tmp_path / "run")
+    for step, values in stopped["losses"].items():
+        for name, value in values.items():
+            assert curve[step][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize(
+    ("saved", "now"),
+    [
+        ({"stage": 3}, {"stage": 3, "sub_group_size": 20000}),
+        ({"stage": 2}, {"stage": 2, "parameter_alignment": True}),
+        ({"stage": 2, "parameter_alignment": True}, {"stage": 2}),
+    ],
+    ids=lambda zero: "-".join(map(str, zero.values())),
+)
+def test_a_run_goes_on_with_another_layout(
+    tmp_path: Path, demo_folder: Path, stopped: dict[str, Any], saved: dict[str, Any], now: dict[str, Any]
+) -> None:
+    """Catches optimizer states that are copied by position into other pieces, and DeepSpeed's own traceback."""
+    for number, zero in enumerate((saved, now)):
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps({"zero_optimization": zero}))
+        settings = overrides(tmp_path / "run", demo_folder, train__grad_accum_steps=1, checkpoint__resume="auto")
+        settings.append(f"deepspeed.config={file}")
+        results = run_ranks(
+            WORKER, 2, tmp_path / f"ranks-{number}", recipe=RECIPE, overrides=settings, stop_after=0 if number else 3
+        )
+    assert (
+        files.saved_state(tmp_path / "run/demo/checkpoints/step-00000006")["layout"].items()
+        >= {key: value for key, value in now.items() if key != "stage"}.items()
+    )
+    for name, tensor in stopped["whole"][0]["weights"].items():
+        torch.testing.assert_close(results[0]["weights"][name], tensor, rtol=2e-3, atol=2e-6, msg=f"weight {name}")
     curve = losses(tmp_path / "run")
     for step, values in stopped["losses"].items():
         for name, value in values.items():

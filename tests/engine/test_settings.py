@@ -176,6 +176,7 @@ def test_the_teacher_is_sharded_and_keeps_no_gathered_copies(file: Path, offload
         ({"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}, "nvme is not supported"),
         ({"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/x"}}, "nvme is not supported"),
         ({"stage": 2, "offload_param": {"device": "cpu"}}, "offload_param needs stage 3, this is stage 2"),
+        ({"stage": 2, "round_robin_gradients": True}, "round_robin_gradients: .* follow wrong weights; remove it"),
     ],
 )
 def test_what_the_teacher_cannot_follow_is_refused(zero: dict[str, Any], message: str, tmp_path: Path) -> None:

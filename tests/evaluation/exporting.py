@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2_5_VLForConditionalGeneration
 
+from ilvr_ds.checkpoint.files import checksum_of
 from ilvr_ds.config import load_recipe
 from ilvr_ds.evaluation import export as module
 from ilvr_ds.model.layers.adapters import add_adapters
@@ -46,8 +47,8 @@ def export_base(
             tensor.normal_(std=0.05, generator=torch.Generator().manual_seed(len(name)))
     checkpoint = to.parent / "run/checkpoints/step-00000002"
     checkpoint.mkdir(parents=True, exist_ok=True)
-    state = {"step": 2, "recipe": dataclasses.asdict(recipe)}
-    (checkpoint / "state.json").write_text(json.dumps(state))
+    state = json.loads(json.dumps({"step": 2, "recipe": dataclasses.asdict(recipe), "files": {}}))
+    (checkpoint / "state.json").write_text(json.dumps(state | {"checksum": checksum_of(state)}))
     monkeypatch.setattr(module, "read_student_weights", lambda path: weights)
     module.export(checkpoint, to, adapters, None, overwrite=False)
     return to

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,22 @@ def test_two_exports_to_one_folder_do_not_meet(
     assert not list(tmp_path.glob("model.*")), "the slower one leaves nothing"
     assert "which was killed or still runs; if it does not: rm -r" in caplog.text
     assert f"{killed}: removed; process " in caplog.text
+
+
+def test_a_damaged_checkpoint_is_not_exported(
+    golden_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a flipped bit that goes into the model in silence; of a run the checkpoint before is taken."""
+    from ilvr_ds.evaluation import export as module
+
+    export_base(golden_model, tmp_path / "first", monkeypatch)
+    whole = tmp_path / "run/checkpoints/step-00000002"
+    torn = shutil.copytree(whole, whole.with_name("step-00000003"))
+    (torn / "state.json").write_text((whole / "state.json").read_text().replace('"step": 2', '"step": 3'))
+    with pytest.raises(UserError, match=r"step-00000003/state\.json: damaged .*; take another checkpoint"):
+        module.export(torn, tmp_path / "second", "merge", None, overwrite=False)
+    (line,) = module.export(tmp_path / "run", tmp_path / "second", "merge", None, overwrite=False)
+    assert ": step 2 of run" in line and "looking at the checkpoint before it" in caplog.text
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027])

@@ -12,6 +12,7 @@ import pytest
 from ilvr_ds.cli import main
 from ilvr_ds.config import load_recipe
 from ilvr_ds.data.plan import SamplePlan
+from ilvr_ds.shipped import find_recipe
 from tests.data.packing import make_dataset
 from tests.golden_set import golden_set
 from tests.ranks import ROOT
@@ -78,6 +79,10 @@ def test_a_folder_is_read_for_its_sizes(capsys: pytest.CaptureFixture[str]) -> N
             ["--config", "launch/recipes/comt_3b.yaml", "--gpus", "3", "--gpu-memory", "80"],
             "launch/recipes/comt_3b.yaml: data.lanes: 16 lanes cannot be shared by 3 ranks",
         ),
+        (
+            ["--model", "3b", "--card", "H200", "--set", "train.grad_accum_steps=3", "--set", "data.lanes=16"],
+            "plan: --set data.lanes=16: 1 x train.micro_batch_size 4 x train.grad_accum_steps 3 = 12 samples a step",
+        ),
         (["--model", "7b", *SIZE, "--set", "optim.nme=x"], "--set optim.nme=x: unknown key"),
         (
             ["--config", "launch/recipes/comt_3b.yaml", *SIZE, "--set", "model.lora_targets=[qproj]"],
@@ -105,6 +110,27 @@ def needs_gib(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> float
     found = re.search(r"at the peak; ([\d.]+) with CUDA", capsys.readouterr().out)
     assert found is not None
     return float(found[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "samples"),
+    [
+        (["--config", "comt_7b", "--set", "train.micro_batch_size=2", "--set", "data.packing=false",
+          "--set", "train.micro_batch_tokens=0"], 64),
+        (["--model", "3b", "--set", "train.grad_accum_steps=3"], 12),
+    ],
+)  # fmt: skip
+def test_what_is_set_keeps_the_samples_of_a_step(
+    arguments: list[str], samples: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches one half of a pair that is changed where the other stays, and a command that training refuses."""
+    assert main(["plan", *arguments, "--card", "H200"]) == 0
+    words = command_in(capsys.readouterr().out)
+    sets = [text for word, text in pairwise(words) if word == "--set"]
+    name = words[words.index("--config") + 1]
+    recipe = load_recipe(find_recipe(Path(name)), sets)
+    assert recipe.train.micro_batch_size * recipe.train.grad_accum_steps == samples
+    assert samples % recipe.data.lanes == 0, recipe.data.lanes
 
 
 def test_what_fits_is_a_command_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
