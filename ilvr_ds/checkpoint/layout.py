@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +19,31 @@ _KEYS = {
 }
 
 
-class ZeroStage(int):
-    """A ZeRO stage with the settings beside it that decide the layout under it; equal to the plain number."""
+@dataclass(frozen=True)
+class Layout:
+    """A ZeRO stage, and the settings beside it that decide the layout under it."""
 
-    layout: dict[str, Any]
+    zero_stage: int
+    settings: dict[str, Any]
     """By the names that they have in `zero_optimization`"""
 
     @staticmethod
-    def of(zero: Mapping[str, Any]) -> ZeroStage:
+    def of(zero: Mapping[str, Any]) -> Layout:
         """From DeepSpeed's section `zero_optimization`; what it leaves out has DeepSpeed's default."""
-        settings = DeepSpeedZeroConfig(**zero)
-        stage = ZeroStage(settings.stage)
-        known = DeepSpeedZeroConfig.model_fields  # parameter_alignment came with DeepSpeed 0.19.5 or later
-        stage.layout = {key: getattr(settings, key) for key in _KEYS.get(stage, ()) if key in known}
-        return stage
-
-
-def layout_of(zero_stage: int) -> dict[str, Any]:
-    """The settings that decide the layout; DeepSpeed's defaults for a plain number."""
-    stage = zero_stage if isinstance(zero_stage, ZeroStage) else ZeroStage.of({"stage": zero_stage})
-    return stage.layout
+        checked = DeepSpeedZeroConfig(**zero)
+        stage, known = int(checked.stage), DeepSpeedZeroConfig.model_fields  # parameter_alignment came with 0.19.5
+        return Layout(stage, {key: getattr(checked, key) for key in _KEYS.get(stage, ()) if key in known})
 
 
 def saved_layout(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of a checkpoint, by its `state.json`, or by DeepSpeed's own file where that is older than this key.
+    """The settings of a checkpoint's layout, by its `state.json`, or by DeepSpeed's own file where that is older than this key.
 
     Raises UserError where no other job can read its order of the weights.
     """
-    stage: int = state["zero_stage"]
-    if "layout" in state:
-        layout: dict[str, Any] = layout_of(stage) | state["layout"]  # a key that came later had its default
-    else:
-        layout = ZeroStage.of(_settings_of(path).get("zero_optimization", {"stage": stage})).layout
+    zero: dict[str, Any] = {"stage": state["zero_stage"], **state.get("layout", {})}
+    if "layout" not in state:
+        zero = _settings_of(path).get("zero_optimization", zero)
+    layout = Layout.of(zero).settings  # a key that came later had its default
     if layout.get("round_robin_gradients") and state["world_size"] > 1:
         raise UserError(
             f"{path}: made by {counted(state['world_size'], 'rank')} with zero_optimization.round_robin_gradients, "

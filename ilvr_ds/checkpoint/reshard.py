@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ilvr_ds import dist
 from ilvr_ds.checkpoint.files import saved_state, teacher_file
-from ilvr_ds.checkpoint.layout import layout_of
+from ilvr_ds.checkpoint.layout import Layout
 from ilvr_ds.checkpoint.load import load_checkpoint, read_student_weights
 from ilvr_ds.config import Recipe
 from ilvr_ds.distill.ema import MomentumShards
@@ -43,23 +43,22 @@ WORKERS = 4
 """Processes that convert."""
 
 
-def needs_resharding(state: dict[str, Any], zero_stage: int) -> bool:
+def needs_resharding(state: dict[str, Any], layout: Layout) -> bool:
     """Whether a checkpoint, by its state as check_fits returns it, has other slices than this job."""
-    if state["world_size"] != dist.world_size() or state["zero_stage"] != zero_stage:
-        return True
-    return bool(state["layout"] != layout_of(zero_stage))
+    before = state["world_size"], state["zero_stage"], state["layout"]
+    return before != (dist.world_size(), layout.zero_stage, layout.settings)
 
 
-def reshard(path: Path, state: dict[str, Any], zero_stage: int, recipe: Recipe) -> None:
+def reshard(path: Path, state: dict[str, Any], layout: Layout, recipe: Recipe) -> None:
     """Write the universal form of a checkpoint's student into the folder of this run, which no other process trains,
     while several may go on from the checkpoint (collective); raises UserError."""
-    before, layout = state["layout"], layout_of(zero_stage)
-    was = f"{counted(state['world_size'], 'rank')} under ZeRO-{state['zero_stage']}{_others(before, layout)}"
-    now = f"{dist.world_size()} under ZeRO-{zero_stage}{_others(layout, before)}"
+    before, after = state["layout"], layout.settings
+    was = f"{counted(state['world_size'], 'rank')} under ZeRO-{state['zero_stage']}{_others(before, after)}"
+    now = f"{dist.world_size()} under ZeRO-{layout.zero_stage}{_others(after, before)}"
     if recipe.optim.name.endswith("8bit"):
         raise UserError(f"{path}: saved by {was}, this job has {now}; the state of {recipe.optim.name} cannot be split")
     logger.info("%s was saved by %s, this job has %s: converting", path.name, was, now)
-    dist.decided_by_main(lambda: _convert(path, universal_form(recipe), state["zero_stage"], zero_stage))
+    dist.decided_by_main(lambda: _convert(path, universal_form(recipe), state["zero_stage"], layout.zero_stage))
 
 
 def _others(layout: dict[str, Any], than: dict[str, Any]) -> str:

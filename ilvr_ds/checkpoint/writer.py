@@ -33,7 +33,6 @@ from ilvr_ds.checkpoint.files import (
     size_and_checksum,
     teacher_file,
 )
-from ilvr_ds.checkpoint.layout import layout_of
 from ilvr_ds.checkpoint.load import random_state
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.distill.teacher import MomentumTeacher
@@ -131,7 +130,6 @@ class CheckpointWriter:
             return None, "; ".join(errors)
         files = {name: sums for part, _ in parts for name, sums in part.items()}
         content = {"step": saving.step, "world_size": dist.world_size(), **saving.state, "files": files}
-        content["layout"] = layout_of(saving.state["zero_stage"])
         partial, final = self._partial(saving.step), self.folder / checkpoint_name(saving.step)
         content = json.loads(json.dumps(content))  # as it will be read
         content["checksum"] = checksum_of(content)

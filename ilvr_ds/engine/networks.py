@@ -26,6 +26,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from ilvr_ds import dist
 from ilvr_ds.checkpoint.compatible import LAYERS, TOWER
+from ilvr_ds.checkpoint.layout import Layout
 from ilvr_ds.config import Recipe
 from ilvr_ds.distill.query import ContextEncoder
 from ilvr_ds.distill.stage1 import StageOne
@@ -33,7 +34,7 @@ from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.engine.even_slices import EvenSlices
 from ilvr_ds.engine.initial import load_weights
 from ilvr_ds.engine.optimizer import build_optimizer
-from ilvr_ds.engine.settings import deepspeed_settings, teacher_settings, zero_stage_of
+from ilvr_ds.engine.settings import deepspeed_settings, layout_of, teacher_settings
 from ilvr_ds.model.fingerprint import fingerprint
 from ilvr_ds.model.layers.adapters import add_adapters
 from ilvr_ds.model.layers.attention import attention_backend, use_packed_attention, use_varlen_attention
@@ -62,11 +63,17 @@ class Networks:
     teacher: Any
     """DeepSpeed engine around a ContextEncoder; None where there are no targets, or what changed alone decides."""
     vision: VisionTower | StoredFeatures
-    zero_stage: int
+    layout: Layout
+    """The ZeRO stage, and the settings that decide where the elements of weights lie."""
     trained: list[str]
     """Names of the language model's trained parameters, in order; the teacher follows these."""
     frozen: dict[str, str]
     """Fingerprints of what is frozen and in no checkpoint: the vision tower, layers in 4 bits."""
+
+    @property
+    def zero_stage(self) -> int:
+        """The student's."""
+        return self.layout.zero_stage
 
     def student_shards(self) -> Iterator[Tensor]:
         """This rank's float32 slice of each weight in `trained`, as the teacher's engine cuts it, in order.
@@ -123,7 +130,8 @@ def build_networks(
     the place of those at `model.path`.
     """
     settings = deepspeed_settings(recipe, file_settings)
-    zero_stage = zero_stage_of(settings)
+    layout = layout_of(settings)
+    zero_stage = layout.zero_stage
     # transformers holds the configuration by a weak reference: it must live until the model is built
     zero3_config = HfDeepSpeedConfig(settings) if zero_stage == 3 else None
     model = _load_model(recipe, num_tokens, is_sharded=zero_stage == 3)
@@ -141,7 +149,7 @@ def build_networks(
     del zero3_config
     teacher = _build_teacher(recipe, settings, config, model) if recipe.has_teacher else None
     trained = [name for name, parameter in language_model.named_parameters() if parameter.requires_grad]
-    networks = Networks(student, teacher, vision, zero_stage, trained, frozen)
+    networks = Networks(student, teacher, vision, layout, trained, frozen)
     if teacher is not None:
         _copy_to_teacher(networks)
     return networks

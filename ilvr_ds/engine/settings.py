@@ -10,7 +10,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
 from ilvr_ds import shipped
-from ilvr_ds.checkpoint.layout import ZeroStage
+from ilvr_ds.checkpoint.layout import Layout
 from ilvr_ds.config import Recipe
 from ilvr_ds.errors import UserError, nearest
 
@@ -75,9 +75,9 @@ def read_deepspeed_json(path: str, recipe_dir: Path | None = None) -> dict[str, 
     return settings
 
 
-def zero_stage_of(settings: dict[str, Any]) -> ZeroStage:
+def layout_of(settings: dict[str, Any]) -> Layout:
     """The ZeRO stage in DeepSpeed's settings, with what decides the layout under it."""
-    return ZeroStage.of(settings.get("zero_optimization", {}))
+    return Layout.of(settings.get("zero_optimization", {}))
 
 
 def _check_zero(zero: Any, file: Path) -> None:

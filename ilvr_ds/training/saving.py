@@ -41,6 +41,7 @@ class Saver:
             "loader": {**parts.loader.state_dict(), "step": done},
             "recipe": parts.recipe.to_dict(),
             "zero_stage": parts.networks.zero_stage,
+            "layout": parts.networks.layout.settings,
             "mlflow_run_id": parts.tracker.run_id,
             "quarantine": parts.quarantine.state_dict(),
             "best": parts.best.state_dict(),

@@ -10,7 +10,7 @@ import torch
 
 from ilvr_ds.checkpoint.compatible import check_fits
 from ilvr_ds.checkpoint.files import saved_state
-from ilvr_ds.checkpoint.layout import ZeroStage, saved_layout
+from ilvr_ds.checkpoint.layout import Layout, saved_layout
 from ilvr_ds.errors import UserError
 from tests.checkpoint.stand_ins import recipe, save
 
@@ -25,7 +25,7 @@ def older(path: Path, zero: dict[str, Any]) -> dict[str, Any]:
 def test_a_checkpoint_keeps_its_layout(folder: Path) -> None:
     path = save(folder, 1)
     assert saved_state(path)["layout"] == {"sub_group_size": 10**9}
-    assert check_fits(path, recipe(folder, "auto"))["layout"] == ZeroStage.of({"stage": 3}).layout
+    assert check_fits(path, recipe(folder, "auto"))["layout"] == Layout.of({"stage": 3}).settings
 
 
 def test_an_older_checkpoint_has_what_deepspeed_was_told(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from ilvr_ds import dist
 from ilvr_ds.checkpoint import reshard
 from ilvr_ds.checkpoint.files import teacher_file
-from ilvr_ds.checkpoint.layout import ZeroStage
+from ilvr_ds.checkpoint.layout import Layout
 from ilvr_ds.checkpoint.reshard import _own_step_counters, needs_resharding, teacher_slices
 from ilvr_ds.config import OptimConfig
 from ilvr_ds.errors import UserError
@@ -64,7 +64,9 @@ def test_a_conversion_writes_into_the_run_that_goes_on_alone(
 
     monkeypatch.setattr(reshard, "convert_to_universal", full)
     with pytest.raises(UserError, match=r"run/checkpoints/universal\.partial: no space left; conversion needs room"):
-        reshard.reshard(source, {"world_size": 2, "zero_stage": 3, "layout": {}}, 3, recipe(folder, str(source)))
+        reshard.reshard(
+            source, {"world_size": 2, "zero_stage": 3, "layout": {}}, Layout(3, {}), recipe(folder, str(source))
+        )
     written = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
     assert written == [folder.parent, folder, folder / "universal.partial"]
 
@@ -72,9 +74,9 @@ def test_a_conversion_writes_into_the_run_that_goes_on_alone(
 def test_a_conversion_of_8_bit_states_is_a_mistake_that_names_the_layout(folder: Path) -> None:
     """Catches keys beside the stage that change the layout and are not looked at."""
     state = {"world_size": 1, "zero_stage": 3, "layout": {"sub_group_size": 10**9}}
-    assert not needs_resharding(state, ZeroStage.of({"stage": 3}))
-    assert not needs_resharding(state, ZeroStage.of({"stage": 3, "sub_group_size": 1e9}))
-    stage = ZeroStage.of({"stage": 3, "sub_group_size": 20000})
+    assert not needs_resharding(state, Layout.of({"stage": 3}))
+    assert not needs_resharding(state, Layout.of({"stage": 3, "sub_group_size": 1e9}))
+    stage = Layout.of({"stage": 3, "sub_group_size": 20000})
     assert needs_resharding(state, stage)
     now = dataclasses.replace(recipe(folder, "auto"), optim=OptimConfig(name="adamw_8bit"))
     with pytest.raises(

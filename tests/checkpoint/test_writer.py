@@ -38,7 +38,7 @@ def writer_of(folder: Path, student: Student, background: bool = True, keep_last
 
 def state_of(folder: Path, step: int) -> dict[str, Any]:
     loader = {"step": step, "samples per step": 1}
-    return {"loader": loader, "recipe": recipe(folder, "auto").to_dict(), "zero_stage": 3}
+    return {"loader": loader, "recipe": recipe(folder, "auto").to_dict(), "zero_stage": 3, "layout": {}}
 
 
 class LiveStudent(Student):

@@ -10,10 +10,11 @@ from ilvr_ds import dist
 from ilvr_ds.base_model import model_on_host
 from ilvr_ds.checkpoint.compatible import LAYERS, check_fits, check_frozen_is_the_same, commit_of_base
 from ilvr_ds.checkpoint.find import find_checkpoint
+from ilvr_ds.checkpoint.layout import Layout
 from ilvr_ds.checkpoint.reshard import needs_resharding, reshard
 from ilvr_ds.config import Recipe
 from ilvr_ds.engine.initial import find_initial
-from ilvr_ds.engine.settings import zero_stage_of
+from ilvr_ds.engine.settings import layout_of
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,17 @@ class Start:
         """The recipe with the base model's folder as `model.path`."""
         return replace(recipe, model=replace(recipe.model, path=self.model_folder))
 
-    def is_resharded(self, zero_stage: int) -> bool:
-        """Whether the checkpoint was saved by another number of ranks, or under another ZeRO stage."""
-        return self.checkpoint is not None and needs_resharding(self.state, zero_stage)
+    def is_resharded(self, layout: Layout) -> bool:
+        """Whether the checkpoint was saved by another number of ranks, or in another layout."""
+        return self.checkpoint is not None and needs_resharding(self.state, layout)
 
     def prepare_checkpoint(self, recipe: Recipe, file_settings: dict[str, Any]) -> dict[str, Any]:
         """Convert the checkpoint where this job has other shards; returns DeepSpeed's settings to load it under
         (collective). Raises UserError."""
-        zero_stage = zero_stage_of(file_settings)
-        if self.checkpoint is None or not self.is_resharded(zero_stage):
+        layout = layout_of(file_settings)
+        if self.checkpoint is None or not self.is_resharded(layout):
             return file_settings
-        reshard(self.checkpoint, self.state, zero_stage, recipe)
+        reshard(self.checkpoint, self.state, layout, recipe)
         return {**file_settings, "checkpoint": {"load_universal": True}}
 
     def check_frozen(self, frozen: dict[str, str]) -> None:

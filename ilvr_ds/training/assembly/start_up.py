@@ -65,7 +65,7 @@ def assemble(recipe: Recipe, recipe_path: Path, inputs: Inputs | None = None) ->
         total_steps=total_steps,
         rehearsal=longest_samples(recipe, inputs.training) if inputs.are_measured else None,
         checkpoint=start.checkpoint,
-        is_resharded=start.is_resharded(networks.zero_stage),
+        is_resharded=start.is_resharded(networks.layout),
         best=Best(recipe.checkpoint.keep_best, recipe.train.patience, _evaluated_on(recipe, inputs)),
         base={"model_commit": commit_of(recipe.model.path, start.model_folder), "frozen": networks.frozen},
     )
