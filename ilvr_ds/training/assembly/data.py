@@ -35,6 +35,7 @@ from ilvr_ds.training.free_answers import build_free_answers
 from ilvr_ds.training.held_out import HeldOut, HeldOutSet
 from ilvr_ds.training.latent_views import LatentViews
 from ilvr_ds.training.pictures import Pictures
+from ilvr_ds.training.quarantine import EACH_ALONE
 from ilvr_ds.training.quarantines import Quarantines
 from ilvr_ds.training.step import TrainingStep
 
@@ -152,7 +153,7 @@ def build_held_out(
     """What evaluates `step` on held-out samples, where there are any."""
     if data.held_out is None or inputs.held_out is None:
         return None
-    quarantine = Quarantines.of(recipe, inputs.held_out)
+    quarantine = Quarantines.of(recipe, inputs.held_out, EACH_ALONE)
     free_answers = build_free_answers(recipe, encoding, inputs.held_out, networks)
     return HeldOut(data.held_out, recipe.data.num_workers, data.held_out_sets, step, quarantine, free_answers)
 
