@@ -106,7 +106,7 @@ def test_each_evaluation_is_judged_alone(tmp_path: Path, count: int, is_refused:
         assert one.exceeded == is_refused
     if is_refused:
         with pytest.raises(
-            UserError, match="6 of the last 512 samples of where could not be used, more than 0.01 of 512;"
+            UserError, match=r"6 of the last 512 samples of where could not be used, more than 0\.01 of 512;"
         ):
             one.check()
     else:
