@@ -28,7 +28,7 @@ from ilvr_ds.data.packing import PackedNumbers
 from ilvr_ds.engine.networks import Networks
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.encoding import Encoding, build_dataset
-from ilvr_ds.model.tower import tower_identity
+from ilvr_ds.model.tower import tower_identity, tower_settings
 from ilvr_ds.tracking.tracker import Tracker
 from ilvr_ds.training.assembly.inputs import Inputs, held_out_steps
 from ilvr_ds.training.free_answers import build_free_answers
@@ -76,6 +76,14 @@ def open_data(recipe: Recipe, recipe_path: Path, inputs: Inputs, encoding: Encod
         [one.steps for one in sets],
     )
     return RunData(training, windows(inputs.held_out, in_order, "eval_features"), sets, types)
+
+
+def check_features(recipe: Recipe, recipe_path: Path, inputs: Inputs, encoding: Encoding) -> None:
+    """Raise UserError for stored features that `open_data` would refuse, as far as no weights of the tower are read."""
+    known = tower_settings(recipe.model, encoding.encoder.images)
+    _open_features(recipe, recipe_path, known, inputs.training, "features")
+    if inputs.held_out is not None:
+        _open_features(recipe, recipe_path, known, inputs.held_out, "eval_features")
 
 
 def build_loader(recipe: Recipe, inputs: Inputs, dataset: WindowDataset, state: dict[str, Any] | None) -> WindowLoader:
