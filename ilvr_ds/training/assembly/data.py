@@ -73,7 +73,9 @@ def open_data(recipe: Recipe, recipe_path: Path, inputs: Inputs, encoding: Encod
     in_order = SetAfterSet(
         SequentialNumbers(recipe.train.micro_batch_size, dist.rank(), dist.world_size()),
         inputs.held_out.starts.tolist(),
+        [len(shards) for shards in inputs.held_out.sets],
         [one.steps for one in sets],
+        recipe.evaluation.max_samples,
     )
     return RunData(training, windows(inputs.held_out, in_order, "eval_features"), sets, types)
 
