@@ -34,15 +34,16 @@ _FREE = (
 )
 
 
-def check_fits(path: Path, recipe: Recipe) -> dict[str, Any]:
+def check_fits(path: Path, recipe: Recipe, world: int | None = None) -> dict[str, Any]:
     """What `state.json` of a checkpoint says, if this job can go on from it; warns of settings that changed since
     (collective).
 
-    Raises UserError for another batch, or other settings that weights, samples or optimizer state depend on.
+    world: ranks of the job, where they are not here. Raises UserError for another batch, or other settings that
+    weights, samples or optimizer state depend on.
     """
     state = saved_state(path)
     state["layout"] = dist.decided_by_main(lambda: saved_layout(path, state))
-    _check_batch(path, recipe, state["loader"]["samples per step"])
+    _check_batch(path, recipe, state["loader"]["samples per step"], world or dist.world_size())
     check_base_is_the_same(path, state["recipe"]["model"], recipe)
     now = recipe.flat()
     before = Recipe().flat()  # a key that came later: its default is what was done before, but for these
@@ -108,9 +109,9 @@ def check_base_is_the_same(path: Path, before: dict[str, Any], recipe: Recipe) -
         )
 
 
-def _check_batch(path: Path, recipe: Recipe, wanted: int) -> None:
+def _check_batch(path: Path, recipe: Recipe, wanted: int, ranks: int) -> None:
     """The samples of each step must stay the same, whatever the number of ranks."""
-    micro, ranks = recipe.train.micro_batch_size, dist.world_size()
+    micro = recipe.train.micro_batch_size
     if micro * recipe.train.grad_accum_steps * ranks == wanted:
         return
     advice = "take a micro-batch and a number of ranks whose product divides it"

@@ -45,6 +45,14 @@ def find_checkpoint(recipe: Recipe) -> Path | None:
     return None
 
 
+def next_checkpoint(recipe: Recipe) -> Path | None:
+    """The checkpoint that `find_checkpoint` would look at first: for a dry run, which does not read its files.
+
+    Raises UserError where `checkpoint.resume` asks for one that is not there.
+    """
+    return next(reversed(_candidates(recipe, _folder(recipe))), None)
+
+
 def branches_off(recipe: Recipe) -> bool:
     """Whether `checkpoint.resume` is a path that this run has not resumed from yet: it branches off there."""
     wanted = recipe.checkpoint.resume

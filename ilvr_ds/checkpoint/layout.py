@@ -36,7 +36,7 @@ class Layout:
 
 
 def saved_layout(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a checkpoint's layout, by its `state.json`, or by DeepSpeed's own file where that is older than this key.
+    """The settings of a checkpoint's layout, by its `state.json`, or by DeepSpeed's own file if it is older than that.
 
     Raises UserError where no other job can read its order of the weights.
     """

@@ -64,7 +64,7 @@ class DataConfig:
     max_bad_fraction: float = 0.01
     """Stand-ins without a loss replace samples that cannot be read or decoded; quarantine.jsonl lists them. The run
     stops when they exceed this fraction of the last 1,000 samples (of the data set, if that is smaller), or of the
-    held-out samples; in a mixture, of any of its sets; 0: at the first."""
+    held-out samples of an evaluation; in a mixture, of any of its sets; 0: at the first."""
 
     @property
     def is_mixture(self) -> bool:

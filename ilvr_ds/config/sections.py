@@ -226,7 +226,8 @@ class EvaluationConfig:
     every_steps: int = 0
     """Optimizer steps between evaluations, with one more at the end; 0: at the end only."""
     max_samples: int = 512
-    """At most this many held-out samples, rounded down to whole micro-batches of all ranks."""
+    """At most this many held-out samples, of a mixture of each set, evenly from all that are stored; rounded down to
+    whole micro-batches of all ranks."""
     generate_samples: int = 0
     """In each evaluation also answer this many of them freely (eval/generated_accuracy); 0: none. Slow under ZeRO-3."""
 

@@ -143,14 +143,15 @@ def open_features(location: str | Path, shards: ShardSet, made_of: dict[str, Any
     """Open the features of `shards` at a path or http(s) address.
 
     Every index must be the one that was written, and every file of rows must have its size (over http only the first
-    is asked for). made_of: what they must have been made of. Raises UserError that begins with the recipe's `key`,
-    says what differs, and ends with the command `mend`.
+    is asked for). made_of: what they must have been made of; without "tower" its weights do not matter.
+    Raises UserError that begins with the recipe's `key`, says what differs, and ends with the command `mend`.
     """
     try:
         storage = open_storage(str(location))
         manifest = FeatureManifest.from_json(storage.read(FEATURES_FILE), f"{storage.label}/{FEATURES_FILE}")
         # rows are rounded to bf16 whatever the tower computed in: its precision need not be the run's
-        stored = {name: value for name, value in manifest.made_of.items() if name != "precision"}
+        ignored = {"precision"} | ({"tower"} - made_of.keys())
+        stored = {name: value for name, value in manifest.made_of.items() if name not in ignored}
         if other := differences(stored, made_of):
             raise UserError(f"{storage.label}: made with {other}")
         _check_shards(manifest, shards.manifest.shards, storage.label)

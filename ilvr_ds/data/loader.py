@@ -116,20 +116,25 @@ class SequentialNumbers:
 
 @dataclass
 class SetAfterSet:
-    """Samples of each set of a mixture in stored order, one set after the other: for evaluation.
+    """At most `most` samples of each set of a mixture, evenly from all of it and in stored order, one set after the
+    other: for evaluation. Data may be sorted by kind, so the first samples of a set would stand for the first kinds.
 
-    starts [sets]: number of each set's first sample; steps [sets]: how many steps each set has.
+    starts [sets]: number of each set's first sample; sizes [sets]: samples of each; steps [sets]: how many steps each
+    set has. Where `most` is as large as a set, its samples are numbered as `of_set` does.
     """
 
     of_set: SequentialNumbers
     starts: Sequence[int]
+    sizes: Sequence[int]
     steps: Sequence[int]
+    most: int
 
     def __call__(self, step: int) -> list[Numbers]:
         """Sample numbers of evaluation step `step`: one micro-batch, of one set."""
-        for start, steps in zip(self.starts, self.steps, strict=True):
+        for start, size, steps in zip(self.starts, self.sizes, self.steps, strict=True):
             if step < steps:
-                return [start + numbers for numbers in self.of_set(step)]
+                # not of those that whole steps take: they depend on the number of ranks
+                return [start + numbers * size // min(self.most, size) for numbers in self.of_set(step)]
             step -= steps
         raise IndexError(f"no step {step} behind the last set")
 

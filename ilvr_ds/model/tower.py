@@ -23,14 +23,19 @@ def tower_identity(settings: ModelConfig, images: ImageEncoder) -> dict[str, Any
 
     Raises UserError where the model has no stored weights.
     """
-    config = load_config(settings.path)
+    known = tower_settings(settings, images)
     digest = hashlib.sha256()
     for name, tensor in sorted(tower_weights(settings)):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         # as float32, so that an exact copy in another precision counts as the same
         digest.update(tensor.detach().float().numpy().astype("<f4", copy=False).tobytes())
+    return {"tower": digest.hexdigest(), **known}
+
+
+def tower_settings(settings: ModelConfig, images: ImageEncoder) -> dict[str, Any]:
+    """What of `tower_identity` is known without the tower's weights."""
+    config = load_config(settings.path)
     return {
-        "tower": digest.hexdigest(),
         **{f"tower.{key}": getattr(config.vision_config, key) for key in family_of(config).tower_settings},
         **{f"images.{key}": value for key, value in images.settings.items()},
     }

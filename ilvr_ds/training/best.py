@@ -36,9 +36,8 @@ class Best:
         if self.metric == NONE:
             return False
         if self.metric not in metrics:
-            raise UserError(
-                f"checkpoint.keep_best is {self.metric}, which this evaluation lacks: no sample has an answer"
-            )
+            why = "no held-out sample could be used" if self.metric == "eval/ce" else "no sample has an answer"
+            raise UserError(f"checkpoint.keep_best is {self.metric}, which this evaluation lacks: {why}")
         self.last = step
         value = metrics[self.metric]
         if not math.isfinite(value) or not self._is_better(value, self.found):

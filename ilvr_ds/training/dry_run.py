@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.files import list_checkpoints
+from ilvr_ds.checkpoint.compatible import check_fits
+from ilvr_ds.checkpoint.find import next_checkpoint
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.mixture import Mixture, MixtureReader
 from ilvr_ds.data.reader import DamagedSampleError
@@ -23,7 +24,8 @@ from ilvr_ds.planning.geometry import geometry_of
 from ilvr_ds.planning.memory import GIB
 from ilvr_ds.planning.report import detail
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
-from ilvr_ds.training.assembly.inputs import Inputs
+from ilvr_ds.training.assembly.data import check_features
+from ilvr_ds.training.assembly.inputs import Inputs, say_what_does_nothing
 from ilvr_ds.training.shares import share_lines
 
 LOOKED_AT = 64
@@ -33,21 +35,24 @@ LOOKED_AT = 64
 def dry_run(recipe: Recipe, recipe_path: Path, world: int) -> list[str]:
     """The recipe with its defaults, counts of the data, memory and time of a run on `world` ranks, as lines.
 
-    Raises UserError for the mistakes in settings and data that would end a start.
+    Raises UserError for the mistakes in settings and data that would end a start, and warns of what has no effect.
     """
     inputs = Inputs.read(recipe, recipe_path, world)
     encoding = build_encoding(recipe)
+    if recipe.data.has_features:
+        check_features(recipe, recipe_path, inputs, encoding)
+    total = recipe.train.max_steps or recipe.train.epochs * inputs.plan.steps_per_epoch
+    say_what_does_nothing(recipe, inputs, total)
     lines = ["the recipe, with its defaults:", *yaml.safe_dump(recipe.to_dict(), sort_keys=False).splitlines()]
-    lines += ["", *_start(recipe, inputs, world)]
+    lines += ["", *_start(recipe, inputs, world, total)]
     sample, typical = _typical(inputs.training, encoding)
     lines.append(typical)
     return [*lines, "", *_plan(recipe, recipe_path, inputs, encoding, sample, world)]
 
 
-def _start(recipe: Recipe, inputs: Inputs, world: int) -> Iterator[str]:
+def _start(recipe: Recipe, inputs: Inputs, world: int, total: int) -> Iterator[str]:
     """The data, the length of the run, and what it would go on from."""
-    plan, train = inputs.plan, recipe.train
-    total = train.max_steps or train.epochs * plan.steps_per_epoch
+    plan = inputs.plan
     left = "by each for the next" if inputs.training.named else "out of each epoch"
     epoch = f"{counted(plan.steps_per_epoch, 'step')} an epoch"
     yield f"{inputs.training.location}: {_contents(inputs.training)}"
@@ -58,9 +63,19 @@ def _start(recipe: Recipe, inputs: Inputs, world: int) -> Iterator[str]:
         f"{plan.remainder} samples left {left}, {counted(total, 'step')} in all"
     )
     yield from (f"mixture: {line}" for line in share_lines(plan, inputs.training.named, total))
-    found = list_checkpoints(recipe.run_dir / "checkpoints")
-    if found and recipe.checkpoint.resume == "auto":
-        yield f"it would go on from {found[-1]}"
+    yield from _goes_on_from(recipe, world)
+
+
+def _goes_on_from(recipe: Recipe, world: int) -> Iterator[str]:
+    """The checkpoint that a start would look at first, if there is one. Raises UserError where it does not fit."""
+    if (path := next_checkpoint(recipe)) is None:
+        return
+    try:
+        check_fits(path, recipe, world)
+    except (OSError, ValueError, LookupError, AttributeError) as error:  # a start looks at every file
+        yield f"it would look at {path}, which is damaged ({type(error).__name__})"
+    else:
+        yield f"it would go on from {path}"
 
 
 def _contents(data: Mixture) -> str:

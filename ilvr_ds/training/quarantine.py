@@ -26,6 +26,8 @@ logger = logging.getLogger("ilvr_ds")
 FILE = "quarantine.jsonl"
 JUDGED = 1000
 """`data.max_bad_fraction` is judged over this many recent samples, or over a smaller data set."""
+EACH_ALONE = 1
+"""In place of JUDGED: each call of `add` is judged by itself, as for evaluations, which have the same samples again."""
 SHOWN = 20
 """Bad samples that are also shown in the log."""
 
@@ -33,7 +35,15 @@ SHOWN = 20
 class Quarantine:
     """The bad samples of one data set during a run."""
 
-    def __init__(self, directory: Path, shards: ShardSet, max_fraction: float, is_writer: bool, name: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        shards: ShardSet,
+        max_fraction: float,
+        is_writer: bool,
+        name: str = "",
+        judged: int = JUDGED,
+    ) -> None:
         self.path = directory / FILE
         self.max_fraction = max_fraction
         self.name = name
@@ -43,16 +53,16 @@ class Quarantine:
         self.retries = 0
         """Reads tried again so far, on all ranks."""
         self._location, self._fingerprint = shards.location, shards.fingerprint
-        self._judged = min(JUDGED, len(shards))
+        self._judged = min(judged, len(shards))
         self._recent: deque[tuple[int, int]] = deque()  # (bad, all) of the last steps
         self._last: BadSample | None = None
         self._lines = Lines(self.path) if is_writer else None
         self._listed = self._read() if is_writer else set()
 
     @staticmethod
-    def of(recipe: Recipe, shards: ShardSet, name: str = "") -> Quarantine:
+    def of(recipe: Recipe, shards: ShardSet, name: str = "", judged: int = JUDGED) -> Quarantine:
         """The quarantine of a run's data set; the main rank writes its file."""
-        return Quarantine(recipe.run_dir, shards, recipe.data.max_bad_fraction, dist.is_main(), name)
+        return Quarantine(recipe.run_dir, shards, recipe.data.max_bad_fraction, dist.is_main(), name, judged)
 
     def add(self, bad: Sequence[BadSample], samples: int, retries: int) -> None:
         """What happened on all ranks in one step of `samples` samples; must be the same call on every rank."""
@@ -71,8 +81,7 @@ class Quarantine:
     @property
     def exceeded(self) -> bool:
         """More than `max_fraction` of the recent samples were bad."""
-        recent = sum(n for _, n in self._recent)
-        return self._recent_bad > self.max_fraction * max(recent, self._judged)
+        return self._recent_bad > self.max_fraction * self._out_of
 
     def check(self) -> None:
         """Raise UserError where the fraction is exceeded; on all ranks or on none."""
@@ -80,7 +89,7 @@ class Quarantine:
             assert self._last is not None
             raise UserError(
                 f"data.max_bad_fraction: {self._recent_bad} of the last {sum(n for _, n in self._recent)} samples of "
-                f"{self._location} could not be used, more than {self.max_fraction:g} of {self._judged}; "
+                f"{self._location} could not be used, more than {self.max_fraction:g} of {self._out_of}; "
                 f"all are listed in {self.path}, the last: {self._last.reason}"
             )
 
@@ -100,6 +109,11 @@ class Quarantine:
         """Write what a full disk left to write, or say how much it is."""
         if self._lines:
             self._lines.close()
+
+    @property
+    def _out_of(self) -> int:
+        """Of how many samples `max_fraction` is taken: the recent ones, or more where there were few yet."""
+        return max(sum(n for _, n in self._recent), self._judged)
 
     @property
     def _recent_bad(self) -> int:

@@ -10,7 +10,7 @@ from ilvr_ds.config import Recipe
 from ilvr_ds.data.mixture import Mixture
 from ilvr_ds.data.window import BadSample
 from ilvr_ds.tracking.names import metric_name
-from ilvr_ds.training.quarantine import Quarantine
+from ilvr_ds.training.quarantine import JUDGED, Quarantine
 
 
 class Quarantines:
@@ -21,10 +21,10 @@ class Quarantines:
         self.parts = parts
 
     @staticmethod
-    def of(recipe: Recipe, mixture: Mixture) -> Quarantines:
-        """Those of a run's data; the main rank writes their file."""
+    def of(recipe: Recipe, mixture: Mixture, judged: int = JUDGED) -> Quarantines:
+        """Those of a run's data; the main rank writes their file. judged: as in quarantine.py."""
         pairs = zip(mixture.sets, mixture.names, strict=True)
-        return Quarantines(mixture, [Quarantine.of(recipe, shards, name) for shards, name in pairs])
+        return Quarantines(mixture, [Quarantine.of(recipe, shards, name, judged) for shards, name in pairs])
 
     def add(self, bad: Sequence[BadSample], samples: Sequence[int], retries: int) -> None:
         """What happened on all ranks in one step; must be the same call on every rank.

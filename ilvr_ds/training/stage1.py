@@ -28,7 +28,7 @@ from ilvr_ds.monitoring.phases import PhaseTimer
 from ilvr_ds.monitoring.target_watch import TargetWatch
 from ilvr_ds.ops.reference import segment_of_rows
 from ilvr_ds.training.step import (
-    SET_LOSSES,
+    LOSSES,
     LatentProbe,
     Prepared,
     answer_accuracy,
@@ -36,6 +36,7 @@ from ilvr_ds.training.step import (
     by_type,
     ce_by_type,
     losses_by_set,
+    mean_losses,
     set_sums,
     type_sums,
 )
@@ -79,7 +80,7 @@ class StageOneStep:
         self.teacher = teacher
         self.settings = settings
         self.types, self.sets = types, sets
-        self.sums = SUMS + type_sums(types) + set_sums(sets, SET_LOSSES)
+        self.sums = SUMS + type_sums(types) + set_sums(sets, LOSSES)
         self.phases = PhaseTimer(dist.device())
         self.watch = TargetWatch(selector.settings.unchanged)
 
@@ -119,17 +120,16 @@ class StageOneStep:
         return self._sums(micro, prepared, 0, totals)["right"]
 
     def losses(self, sums: dict[str, float]) -> dict[str, float]:
-        """Mean losses by name, from sums over all ranks."""
-        per_slot = {name: ratio(sums[name], sums["slots"]) for name in ("alignment", "contrastive")}
-        return {"ce": ratio(sums["ce"], sums["supervised"]), **per_slot}
+        """Mean losses by name, from sums over all ranks; none that nothing was counted for."""
+        return mean_losses(sums, LOSSES)
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Means over the logged interval and all ranks, from the sums of SUMS."""
         losses, s, selection = self.losses(sums), self.settings, self.selector.settings
         chosen = sums["segments"] - (sums["unchanged"] if selection.unchanged == "none" else 0)
-        weighted = s.ce_weight * losses["ce"] + s.align_weight * losses["alignment"]
+        weights = {"ce": s.ce_weight, "alignment": s.align_weight, "contrastive": s.contrastive_weight}
         metrics = {
-            "loss/total": weighted + s.contrastive_weight * losses["contrastive"],
+            **({"loss/total": sum(weights[name] * value for name, value in losses.items())} if losses else {}),
             **{f"loss/{name}": value for name, value in losses.items()},
             "select/kept_per_segment": ratio(sums["slots"], sums["segments"]),
             "select/entropy": ratio(sums["entropy"], chosen),

@@ -11,7 +11,7 @@ from torch import Tensor
 from ilvr_ds import dist
 from ilvr_ds.data.window import MicroBatch, Window
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
-from ilvr_ds.monitoring.metric_sums import MetricSums, ratio
+from ilvr_ds.monitoring.metric_sums import MetricSums
 from ilvr_ds.monitoring.phases import PhaseTimer
 from ilvr_ds.ops.reference import pool_candidates
 from ilvr_ds.training.stage1 import PreparedWithTargets, StageOneStep
@@ -23,6 +23,7 @@ from ilvr_ds.training.step import (
     by_type,
     ce_by_type,
     losses_by_set,
+    mean_losses,
     set_sums,
     type_sums,
 )
@@ -90,14 +91,15 @@ class StageTwoStep:
         return self._sums(micro, prepared, totals)["right"]
 
     def losses(self, sums: dict[str, float]) -> dict[str, float]:
-        """Mean losses by name, from sums over all ranks."""
-        return {"ce": ratio(sums["ce"], sums["supervised"])}
+        """Mean losses by name, from sums over all ranks; none that nothing was counted for."""
+        return mean_losses(sums, ["ce"])
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """Means over the logged interval and all ranks."""
-        ce = self.losses(sums)["ce"]
+        ce = self.losses(sums).get("ce")
+        losses = {} if ce is None else {"loss/total": ce, "loss/ce": ce}
         split = ce_by_type(sums, self.types) | losses_by_set(sums, self.sets)
-        return {"loss/total": ce, "loss/ce": ce} | split | answer_accuracy(sums, "train")
+        return losses | split | answer_accuracy(sums, "train")
 
     @torch.no_grad()
     def probe(self, micro: MicroBatch, prepared: Prepared) -> LatentProbe:

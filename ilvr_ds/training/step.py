@@ -47,7 +47,7 @@ class TrainingStep(Protocol):
         """[B] bool: is the answer of each sample the most probable one? Adds the losses to `totals`."""
 
     def losses(self, sums: dict[str, float]) -> dict[str, float]:
-        """Mean losses by name, from sums over all ranks."""
+        """Mean losses by name, from sums over all ranks; none that nothing was counted for."""
 
     def metrics(self, sums: dict[str, float]) -> dict[str, float]:
         """The metrics of a logged interval, from sums over all ranks."""
@@ -96,13 +96,18 @@ def ce_by_type(sums: dict[str, float], types: tuple[str, ...]) -> dict[str, floa
     return {metric_name("loss/ce_by_type", name): sums[f"ce/{name}"] / sums[f"supervised/{name}"] for name in seen}
 
 
-SET_LOSSES = {"ce": "supervised", "alignment": "slots", "contrastive": "slots"}
-"""The losses of each data set of a mixture, and what they are means over."""
+LOSSES = {"ce": "supervised", "alignment": "slots", "contrastive": "slots"}
+"""The losses, of all samples and of each data set of a mixture, and what they are means over."""
+
+
+def mean_losses(sums: dict[str, float], losses: Iterable[str]) -> dict[str, float]:
+    """Mean `losses` by name; those that had no labels or slots are left out, for 0 would be the best of all."""
+    return {name: sums[name] / count for name in losses if (count := sums[LOSSES[name]])}
 
 
 def set_sums(sets: tuple[str, ...], losses: Iterable[str]) -> list[str]:
     """Names of the sums that are kept for each data set of a mixture."""
-    kinds = dict.fromkeys(name for loss in losses for name in (loss, SET_LOSSES[loss]))
+    kinds = dict.fromkeys(name for loss in losses for name in (loss, LOSSES[loss]))
     return [f"{kind}_by_set/{name}" for kind in kinds for name in sets]
 
 
@@ -130,7 +135,7 @@ def losses_by_set(sums: dict[str, float], sets: tuple[str, ...]) -> dict[str, fl
     """Mean losses of each data set of a mixture that had labels or slots, as metrics."""
     return {
         metric_name(f"loss/{loss}_by_set", name): sums[f"{loss}_by_set/{name}"] / count
-        for loss, counted in SET_LOSSES.items()
+        for loss, counted in LOSSES.items()
         for name in sets
         if (count := sums.get(f"{counted}_by_set/{name}", 0.0))
     }

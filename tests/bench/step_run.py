@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -100,7 +101,7 @@ class Kept:
             if dist.is_main():
                 peak = f", {memory:.1f} GiB" if memory else ""
                 print(
-                    f"step {step}: {took:.1f} ms a sample, loss {metrics['loss/total']:.4f}{peak}",
+                    f"step {step}: {took:.1f} ms a sample, loss {metrics.get('loss/total', math.nan):.4f}{peak}",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -81,7 +81,30 @@ def test_a_micro_batch_knows_the_set_of_each_label_and_segment() -> None:
 
 
 def test_an_evaluation_goes_through_the_sets_one_after_the_other() -> None:
-    numbers = SetAfterSet(SequentialNumbers(2, rank=1, world=2), starts=[0, 100], steps=[2, 1])
+    numbers = SetAfterSet(SequentialNumbers(2, rank=1, world=2), [0, 100], sizes=[100, 7], steps=[2, 1], most=100)
     assert [[part.tolist() for part in numbers(step)] for step in range(3)] == [[[2, 3]], [[6, 7]], [[102, 103]]]
     with pytest.raises(IndexError):
         numbers(3)
+
+
+def evaluated(size: int, most: int, world: int = 1) -> list[int]:
+    """Numbers of what an evaluation takes of a set that begins at 1,000, in the order of steps and ranks."""
+    steps = min(size, most) // (2 * world)
+    ranks = [SetAfterSet(SequentialNumbers(2, rank, world), [1000], [size], [steps], most) for rank in range(world)]
+    return [int(number) - 1000 for step in range(steps) for rank in ranks for number in rank(step)[0]]
+
+
+def test_an_evaluation_of_a_part_takes_it_evenly_from_the_whole_set() -> None:
+    """Catches the first samples alone: of data that are sorted by kind these are of the first kinds."""
+    assert evaluated(size=100, most=8) == [0, 12, 25, 37, 50, 62, 75, 87]
+    assert evaluated(100, 9) == [0, 11, 22, 33, 44, 55, 66, 77], "whole micro-batches; the last is cut off"
+    assert evaluated(10, 8) == [0, 1, 2, 3, 5, 6, 7, 8]
+    assert all(len(set(found := evaluated(size, 512))) == len(found) <= size for size in range(512, 1600, 17))
+
+
+@pytest.mark.parametrize("most", [8, 100, 1000])
+def test_an_evaluation_takes_the_same_for_any_number_of_ranks(most: int) -> None:
+    for world in (2, 4):
+        assert evaluated(100, most, world) == evaluated(100, most)[: len(evaluated(100, most, world))]
+    if most >= 100:
+        assert evaluated(100, most) == list(range(100)), "all of the set, in stored order"

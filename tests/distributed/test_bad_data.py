@@ -27,7 +27,7 @@ def lying(demo_folder: Path, tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(demo_folder, tmp_path / "demo-data"))
     for number, lie in LIES.items():
         plant(folder / "train", number, HOSTILE[lie](members_of(sample_bytes(folder / "train", number))))
-    plant(folder / "held_out", 3, HOSTILE["symlink"](members_of(sample_bytes(folder / "held_out", 3))))
+    plant(folder / "held_out", 2, HOSTILE["symlink"](members_of(sample_bytes(folder / "held_out", 2))))
     return folder
 
 
@@ -98,7 +98,7 @@ def test_too_many_bad_samples_end_the_run_on_every_rank(
 def test_held_out_data_that_cannot_be_read_costs_no_training(tmp_path: Path, demo_folder: Path) -> None:
     """Catches a run that ends by it, as it should, and leaves nothing of what it has learnt."""
     folder = Path(shutil.copytree(demo_folder, tmp_path / "demo-data"))
-    plant(folder / "held_out", 3, HOSTILE["symlink"](members_of(sample_bytes(folder / "held_out", 3))))
+    plant(folder / "held_out", 2, HOSTILE["symlink"](members_of(sample_bytes(folder / "held_out", 2))))
     settings = overrides(
         tmp_path, folder, data__max_bad_fraction=0, evaluation__every_steps=2, checkpoint__every_steps=100
     )

@@ -42,6 +42,8 @@ def test_patience_counts_evaluations_since_the_best() -> None:
 def test_a_metric_that_is_not_there_is_a_mistake() -> None:
     with pytest.raises(UserError, match=r"checkpoint.keep_best is eval/answer_accuracy, .*no sample has an answer"):
         Best("eval/answer_accuracy").add(10, {"eval/ce": 1.0})
+    with pytest.raises(UserError, match=r"checkpoint.keep_best is eval/ce, .*no held-out sample could be used"):
+        Best("eval/ce").add(10, {"eval/skipped": 512.0})
 
 
 EARLIER: dict[str, Any] = {"metric": "eval/ce", "value": 1.5, "step": 20}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from ilvr_ds.checkpoint.files import checksum_of, teacher_file
 from ilvr_ds.cli import main
 from ilvr_ds.config import load_recipe
 from tests.conftest import RECIPE
@@ -58,3 +61,70 @@ def test_mistakes_are_those_of_a_start(demo_folder: Path, tmp_path: Path, capsys
     assert "data.lanes" in capsys.readouterr().err
     assert main([*arguments, "--dry-run", "-1"]) == 2
     assert "--dry-run -1: must be a number of ranks" in capsys.readouterr().err
+
+
+def test_what_does_nothing_is_said(demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = overrides(demo_folder, tmp_path, optim__warmup_steps=321)
+    assert main(["train", "--config", RECIPE, "--dry-run", "2", *settings]) == 0
+    assert "optim.warmup_steps is 321, but the run has 320: optim.lr is never reached" in capsys.readouterr().err
+
+
+def checkpoint(folder: Path, settings: list[str], samples: int) -> Path:
+    """A checkpoint without files, of a step with so many samples."""
+    state: dict[str, Any] = {
+        "files": {teacher_file(0): [0, 0]},
+        "loader": {"step": 3, "samples per step": samples},
+        "recipe": load_recipe(RECIPE, settings[1::2]).to_dict(),
+    }
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps(state | {"checksum": checksum_of(state)}))
+    return folder
+
+
+def test_what_it_goes_on_from_is_looked_for_as_in_a_start(
+    demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a dry run that knows `auto` alone, and one that takes its own process for the ranks of the run."""
+    settings = overrides(demo_folder, tmp_path, run__name="r")
+    arguments = ["train", "--config", RECIPE, *settings, "--dry-run", "2", "--resume"]
+    assert main([*arguments, "must"]) == 2
+    assert "checkpoint.resume is must, but " in capsys.readouterr().err
+    assert main([*arguments, str(tmp_path / "none")]) == 2
+    assert "none' is not a checkpoint; valid: auto, must, never, or a folder" in capsys.readouterr().err
+    assert main([*arguments, "auto"]) == 0
+    assert "would go on" not in capsys.readouterr().out
+    given = checkpoint(tmp_path / "other/step-00000003", settings, 16)
+    own = checkpoint(tmp_path / "r/checkpoints/step-00000003", settings, 16)
+    for resume, path in (("must", own), ("auto", own), (str(given), given)):
+        assert main([*arguments, resume]) == 0
+        assert f"it would go on from {path}\n" in capsys.readouterr().out
+    assert main([*arguments, "never"]) == 2
+    assert "checkpoint.resume is never, but " in capsys.readouterr().err
+    (own / "state.json").write_text("{")
+    assert main([*arguments, "auto"]) == 0
+    assert f"it would look at {own}, which is damaged (JSONDecodeError)\n" in capsys.readouterr().out
+    assert main([*arguments, str(checkpoint(tmp_path / "third/step-00000003", settings, 32))]) == 2
+    assert "made with 32 samples a step, this job has 2 ranks x " in capsys.readouterr().err
+
+
+def test_stored_features_are_compared_as_far_as_no_tower_is_needed(
+    demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "held_out"):
+        arguments = ["--shards", str(demo_folder / split), "--model", str(demo_folder / "model"), "--workers", "0"]
+        assert main(["encode", *arguments, "--output", str(tmp_path / split)]) == 0
+    stored = {"data__features": tmp_path / "train", "data__eval_features": tmp_path / "held_out"}
+    changes: list[tuple[dict[str, object], str]] = [
+        ({}, ""),
+        ({"data__features": tmp_path / "held_out"}, "data.features: {}/held_out: made with data = "),
+        ({"data__eval_features": tmp_path / "gone"}, "data.eval_features: {}/gone/features.json: cannot be read"),
+        (
+            {"data__max_image_pixels": 6272},
+            "data.features: {}/train: made with images.max_pixels = 1003520 (",
+        ),
+    ]
+    for change, words in changes:
+        settings = overrides(demo_folder, tmp_path / "runs", **stored | change)
+        capsys.readouterr()
+        assert main(["train", "--config", RECIPE, "--dry-run", "2", *settings]) == (2 if words else 0)
+        assert words.format(tmp_path) in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 
 from ilvr_ds.data.window import BadSample
 from ilvr_ds.errors import UserError
-from ilvr_ds.training.quarantine import SHOWN, Quarantine
+from ilvr_ds.training.quarantine import EACH_ALONE, SHOWN, Quarantine
 from tests.full_disk import files_end_at
 
 
@@ -94,6 +94,23 @@ def test_the_fraction_is_that_of_the_last_samples(
             assert f"the last: reason {100 * step + count - 1}" in str(error)
             ended = ended or step
     assert ended == ends_after
+
+
+@pytest.mark.parametrize(("count", "is_refused"), [(5, False), (6, True)])
+def test_each_evaluation_is_judged_alone(tmp_path: Path, count: int, is_refused: bool) -> None:
+    """Of a large set, of which a part is evaluated. Catches samples that are counted once more at each evaluation, and
+    ones that are excused by those which are not looked at."""
+    one = quarantine(tmp_path, samples=5_000, judged=EACH_ALONE)
+    for _ in range(4):
+        one.add([bad(number) for number in range(count)], 512, 0)
+        assert one.exceeded == is_refused
+    if is_refused:
+        with pytest.raises(
+            UserError, match=r"6 of the last 512 samples of where could not be used, more than 0\.01 of 512;"
+        ):
+            one.check()
+    else:
+        one.check()
 
 
 def test_only_the_first_are_shown_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

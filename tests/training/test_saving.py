@@ -53,7 +53,8 @@ def saver_of(is_beside: bool, *errors: str | None) -> tuple[Saver, Writer, list[
     )
     parts: Any = SimpleNamespace(
         recipe=Recipe(), loader=SimpleNamespace(state_dict=lambda: {"epoch": 1, "step": 0}), writer=writer,
-        networks=SimpleNamespace(zero_stage=3, layout=SimpleNamespace(settings={})), quarantine=SimpleNamespace(state_dict=dict), base={}, tracker=tracker,
+        networks=SimpleNamespace(zero_stage=3, layout=SimpleNamespace(settings={})),
+        quarantine=SimpleNamespace(state_dict=dict), base={}, tracker=tracker,
         step=SimpleNamespace(phases=lambda name: nullcontext()), watchdog=SimpleNamespace(at=lambda *_: None),
         speed=SimpleNamespace(paused=nullcontext), best=Best(),
     )  # fmt: skip

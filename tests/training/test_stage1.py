@@ -68,10 +68,20 @@ def test_without_a_teacher_nothing_of_it_is_logged() -> None:
     assert all(found[name] == value for name, value in with_one.items() if name in found and name != "select/entropy")
 
 
-def test_where_nothing_was_seen_means_are_0_and_no_accuracy_is_said() -> None:
+def test_where_nothing_was_seen_no_loss_and_no_accuracy_is_said() -> None:
+    """Catches losses of 0 in an interval whose steps were all skipped."""
     found = metrics(**dict.fromkeys(SUMS, 0.0))
-    assert found["loss/total"] == found["teacher/drift"] == 0.0
-    assert "train/answer_accuracy" not in found and "loss/ce_by_type/a" not in found
+    assert found["teacher/drift"] == 0.0
+    assert not [name for name in found if name.startswith(("loss/", "train/"))]
+
+
+def test_the_total_is_of_the_losses_that_there_are() -> None:
+    """Catches a held-out set without latents whose latents are perfect."""
+    without_latents = metrics(alignment=0.0, contrastive=0.0, slots=0.0)
+    assert without_latents["loss/total"] == 2 * without_latents["loss/ce"] == 4.0
+    assert "loss/alignment" not in without_latents and "loss/contrastive" not in without_latents
+    without_labels = metrics(ce=0.0, supervised=0.0)
+    assert without_labels["loss/total"] == pytest.approx(3 * 0.25 + 0.5 * 0.5) and "loss/ce" not in without_labels
 
 
 @pytest.mark.parametrize("order", [[1, 0], [0, 1]])

@@ -53,3 +53,12 @@ def test_each_micro_batch_has_the_rounds_of_the_rank_with_most(monkeypatch: pyte
 
 def test_a_window_without_labels_divides_by_one() -> None:
     assert prepared(supervised=0).supervised.tolist() == 1
+
+
+def test_where_nothing_was_seen_no_loss_is_said() -> None:
+    """Catches a loss of 0 in an interval whose steps were all skipped."""
+    step: Any = SimpleNamespace(types=(), sets=())
+    step.losses = lambda sums: StageTwoStep.losses(step, sums)
+    sums = {"ce": 6.0, "supervised": 3.0, "right": 0.0, "answers": 0.0}
+    assert StageTwoStep.metrics(step, sums) == {"loss/total": 2.0, "loss/ce": 2.0}
+    assert StageTwoStep.metrics(step, dict.fromkeys(sums, 0.0)) == {}

@@ -29,8 +29,8 @@ _UNITS: dict[str, Unit] = {"JSON Lines": "line", "a JSON array": "record", "a we
 def open_source(input: Path | str, subset: str | None = None, split: str | None = None) -> Source:
     """The records of a file, a folder or `hf:OWNER/NAME`.
 
-    `subset` and `split` are for data sets read by `datasets`. Raises UserError where the input is something else, and
-    where it cannot be read.
+    `subset` and `split` are for data sets read by `datasets`, and refused for others. Raises UserError where the
+    input is something else, and where it cannot be read.
     """
     name, path = str(input), Path(input)
     if name.startswith(HUB):
@@ -38,6 +38,11 @@ def open_source(input: Path | str, subset: str | None = None, split: str | None 
     if path.is_dir():
         refuse_folder(path)
         tars = sorted(path.glob("*.tar"))
+        if tars and (subset is not None or split is not None):
+            raise UserError(
+                f"{path}: it holds tars, which --subset and --split do not choose from; "
+                "give one tar, or a folder with those wanted"
+            )
         return _open_tars(path, tars) if tars else open_dataset(name, subset, split)
     if subset is not None or split is not None:
         raise UserError(f"{path}: --subset and --split are for data set folders and {HUB}OWNER/NAME")

@@ -35,13 +35,16 @@ def open_dataset(name: str, subset: str | None, split: str | None) -> Source:
     """A data set folder, or `hf:OWNER/NAME` on the hub, through the `datasets` library.
 
     A folder is one that `save_to_disk` wrote, or has the layout of a hub repository. Hub data sets are streamed at the
-    commit that is the newest now. Raises UserError for what `datasets` cannot read and where a split must be named.
+    commit that is the newest now. Raises UserError for what `datasets` cannot read, where a split must be named,
+    and for a subset of what was saved.
     """
     try:
         import datasets
     except ImportError as error:
         raise missing_library(name, "a Hugging Face data set", "datasets") from error
     is_saved = any((Path(name) / file).is_file() for file in _SAVED)
+    if is_saved and subset is not None:
+        raise UserError(f"{name}: `save_to_disk` wrote it, so it has no subsets; leave --subset out")
     origin = {} if is_saved or not name.startswith(HUB) else {"revision": _newest_commit(name)}
     try:
         if is_saved:

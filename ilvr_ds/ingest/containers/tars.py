@@ -71,9 +71,9 @@ def _entry(number: int, key: str, members: dict[str, bytes]) -> Entry:
 
 
 def _names_any(value: Record | list[object] | object, files: dict[str, bytes]) -> bool:
-    """Whether a text somewhere in the record is the name of a member."""
+    """Whether a text somewhere in the record is the name of a member; a bare ending is none: formats are "jpg" too."""
     if isinstance(value, dict):
         return any(_names_any(item, files) for item in value.values())
     if isinstance(value, list):
         return any(_names_any(item, files) for item in value)
-    return isinstance(value, str) and value in files
+    return isinstance(value, str) and "." in value and value in files

@@ -28,13 +28,14 @@ from ilvr_ds.data.packing import PackedNumbers
 from ilvr_ds.engine.networks import Networks
 from ilvr_ds.errors import UserError
 from ilvr_ds.model.encoding import Encoding, build_dataset
-from ilvr_ds.model.tower import tower_identity
+from ilvr_ds.model.tower import tower_identity, tower_settings
 from ilvr_ds.tracking.tracker import Tracker
 from ilvr_ds.training.assembly.inputs import Inputs, held_out_steps
 from ilvr_ds.training.free_answers import build_free_answers
 from ilvr_ds.training.held_out import HeldOut, HeldOutSet
 from ilvr_ds.training.latent_views import LatentViews
 from ilvr_ds.training.pictures import Pictures
+from ilvr_ds.training.quarantine import EACH_ALONE
 from ilvr_ds.training.quarantines import Quarantines
 from ilvr_ds.training.step import TrainingStep
 
@@ -72,9 +73,19 @@ def open_data(recipe: Recipe, recipe_path: Path, inputs: Inputs, encoding: Encod
     in_order = SetAfterSet(
         SequentialNumbers(recipe.train.micro_batch_size, dist.rank(), dist.world_size()),
         inputs.held_out.starts.tolist(),
+        [len(shards) for shards in inputs.held_out.sets],
         [one.steps for one in sets],
+        recipe.evaluation.max_samples,
     )
     return RunData(training, windows(inputs.held_out, in_order, "eval_features"), sets, types)
+
+
+def check_features(recipe: Recipe, recipe_path: Path, inputs: Inputs, encoding: Encoding) -> None:
+    """Raise UserError for stored features that `open_data` would refuse, as far as no weights of the tower are read."""
+    known = tower_settings(recipe.model, encoding.encoder.images)
+    _open_features(recipe, recipe_path, known, inputs.training, "features")
+    if inputs.held_out is not None:
+        _open_features(recipe, recipe_path, known, inputs.held_out, "eval_features")
 
 
 def build_loader(recipe: Recipe, inputs: Inputs, dataset: WindowDataset, state: dict[str, Any] | None) -> WindowLoader:
@@ -166,7 +177,7 @@ def build_held_out(
     """What evaluates `step` on held-out samples, where there are any."""
     if data.held_out is None or inputs.held_out is None:
         return None
-    quarantine = Quarantines.of(recipe, inputs.held_out)
+    quarantine = Quarantines.of(recipe, inputs.held_out, EACH_ALONE)
     free_answers = build_free_answers(recipe, encoding, inputs.held_out, networks)
     return HeldOut(data.held_out, recipe.data.num_workers, data.held_out_sets, step, quarantine, free_answers)
 

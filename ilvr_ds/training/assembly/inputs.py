@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ilvr_ds.config import DataSetConfig, Recipe, TeacherConfig, TrainConfig
 from ilvr_ds.data.mixture import Mixture
 from ilvr_ds.data.mixture_plan import Plan, build_plan
 from ilvr_ds.data.packing import PackedNumbers
+from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.data.tokens import has_latent_tokens
 from ilvr_ds.engine.optimizer import check_optimizer
 from ilvr_ds.engine.settings import read_deepspeed_json
@@ -35,6 +36,8 @@ class Inputs:
     """DeepSpeed's settings from the file `deepspeed.config`."""
     other_measure: tuple[str, ...]
     """Settings other than the recipe's with which the lengths of the training samples were measured."""
+    held_out_measure: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The same of those held-out data sets that were measured so, by location."""
 
     @staticmethod
     def read(recipe: Recipe, recipe_path: Path, world: int) -> Inputs:
@@ -46,12 +49,15 @@ class Inputs:
         training = _open(recipe, recipe.data.sets, "data.shards")
         training.check_measured_alike()
         held_out = _open(recipe, recipe.data.held_out_sets, "eval_shards") if recipe.data.held_out_sets else None
-        other_measure = _other_measure(recipe, training)
-        if not other_measure:
-            _check_longest(recipe, training)
+        other_measure = _other_measure(recipe, training.sets)
+        for shards in training.sets if not other_measure else ():
+            _check_longest(recipe, shards)
+        held_out_measure = {}
         if held_out is not None:
+            held_out_measure = _check_held_out(recipe, held_out)
             held_out_steps(recipe, held_out, world)
-        inputs = Inputs(training, held_out, build_plan(recipe, training, world), file_settings, other_measure)
+        plan = build_plan(recipe, training, world)
+        inputs = Inputs(training, held_out, plan, file_settings, other_measure, held_out_measure)
         if recipe.train.micro_batch_tokens:
             inputs._check_lengths(recipe, world)
         return inputs
@@ -81,7 +87,7 @@ def held_out_steps(recipe: Recipe, held_out: Mixture, world: int) -> list[int]:
     a_step, most = recipe.train.micro_batch_size * world, recipe.evaluation.max_samples
     for name, shards in zip(held_out.names, held_out.sets, strict=True):
         if (count := min(most, len(shards))) < a_step:
-            key = f"eval_shards of {name}" if name else "data.eval_shards"
+            key = _held_out_key(name)
             limit = " (evaluation.max_samples)" if most < len(shards) else ""
             raise UserError(
                 f"{key}: {shards.location} has {counted(count, 'sample')}{limit}, of which a step of evaluation takes "
@@ -97,6 +103,11 @@ def say_what_does_nothing(recipe: Recipe, inputs: Inputs, total_steps: int) -> N
         logger.warning(
             "%s: its lengths were measured with %s and do not count; pack again to have them checked and rehearsed",
             inputs.training.location, ", ".join(inputs.other_measure),
+        )  # fmt: skip
+    for location, other in inputs.held_out_measure.items():
+        logger.warning(
+            "%s: its lengths were measured with %s and do not count; pack again to have them checked",
+            location, ", ".join(other),
         )  # fmt: skip
     unmeasured = [shards.location for shards in inputs.training.sets if not shards.manifest.longest_tokens]
     if 0 < len(unmeasured) < len(inputs.training.sets):
@@ -116,11 +127,11 @@ def say_what_does_nothing(recipe: Recipe, inputs: Inputs, total_steps: int) -> N
                 "selection.%s is %d, which is for selection.pool: changed; here it is %s", name, value, selection.pool
             )
     if recipe.has_targets and not recipe.has_teacher:
-        for field in fields(TeacherConfig):
-            if (value := getattr(recipe.teacher, field.name)) != field.default:
+        for key in fields(TeacherConfig):
+            if (value := getattr(recipe.teacher, key.name)) != key.default:
                 logger.warning(
                     "teacher.%s is %s, but selection.unchanged is %s: there is no teacher",
-                    field.name, value, selection.unchanged,
+                    key.name, value, selection.unchanged,
                 )  # fmt: skip
     if optim.min_lr_ratio and optim.schedule == "constant":
         logger.warning("optim.min_lr_ratio is %g, but optim.schedule is constant: optim.lr stays", optim.min_lr_ratio)
@@ -147,18 +158,33 @@ def _open(recipe: Recipe, entries: Sequence[DataSetConfig], key: str) -> Mixture
     return mixture
 
 
-def _check_longest(recipe: Recipe, mixture: Mixture) -> None:
-    for shards in mixture.sets:
-        longest = shards.manifest.longest_tokens
-        if longest > recipe.data.max_tokens:
-            raise UserError(
-                f"data.max_tokens is {recipe.data.max_tokens}, but {shards.location} holds a sample of {longest} "
-                "tokens; raise it, or pack the data again with this recipe (ilvr-ds pack --config)"
-            )
+def _held_out_key(name: str) -> str:
+    """Where a recipe names the held-out data of a set."""
+    return f"eval_shards of {name}" if name else "data.eval_shards"
 
 
-def _other_measure(recipe: Recipe, mixture: Mixture) -> tuple[str, ...]:
+def _check_held_out(recipe: Recipe, held_out: Mixture) -> dict[str, tuple[str, ...]]:
+    """Raise UserError for samples that are too long; returns the sets that were measured otherwise, and how."""
+    others = {}
+    for name, shards in zip(held_out.names, held_out.sets, strict=True):
+        if other := _other_measure(recipe, [shards]):
+            others[shards.location] = other
+        else:
+            _check_longest(recipe, shards, f"{_held_out_key(name)} ({shards.location})")
+    return others
+
+
+def _check_longest(recipe: Recipe, shards: ShardSet, where: str = "") -> None:
+    longest = shards.manifest.longest_tokens
+    if longest > recipe.data.max_tokens:
+        raise UserError(
+            f"data.max_tokens is {recipe.data.max_tokens}, but {where or shards.location} holds a sample of {longest} "
+            "tokens; raise it, or pack the data again with this recipe (ilvr-ds pack --config)"
+        )
+
+
+def _other_measure(recipe: Recipe, sets: Sequence[ShardSet]) -> tuple[str, ...]:
     """Settings of the first measured set; all measured ones have the same."""
-    now, settings = recipe.flat(), [shards.manifest.tokens_measured_with for shards in mixture.sets]
+    now, settings = recipe.flat(), [shards.manifest.tokens_measured_with for shards in sets]
     measured: dict[str, Any] = next((found for found in settings if found is not None), {})
     return tuple(f"{key} = {value} (here {now.get(key)})" for key, value in measured.items() if now.get(key) != value)

@@ -90,7 +90,11 @@ def _announce(local: Recipe, inputs: Inputs, start: Start, total_steps: int) -> 
 
 def _evaluated_on(recipe: Recipe, inputs: Inputs) -> str:
     """The held-out samples, which a run that goes on may change; how many of the last are cut off does not count."""
-    return f"{inputs.held_out.fingerprint}, {recipe.evaluation.max_samples}" if inputs.held_out is not None else ""
+    if inputs.held_out is None:
+        return ""
+    most = recipe.evaluation.max_samples
+    rule = " evenly" if any(most < len(shards) for shards in inputs.held_out.sets) else ""  # before, the first ones
+    return f"{inputs.held_out.fingerprint}, {most}{rule}"
 
 
 def _writer(recipe: Recipe, networks: Networks, step: TrainingStep) -> CheckpointWriter:

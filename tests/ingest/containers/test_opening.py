@@ -121,6 +121,17 @@ def test_subset_and_split_are_for_data_sets(root: Path) -> None:
         open_source(file, split="train")
 
 
+@pytest.mark.parametrize("choice", [{"split": "train"}, {"subset": "maze"}])
+def test_tars_of_a_folder_are_not_chosen_by_name(root: Path, choice: dict[str, str]) -> None:
+    """Catches test data that go into training: every tar would be packed."""
+    folder = root.parent / "tars"
+    folder.mkdir()
+    for split in ("train", "test"):
+        tarfile.open(folder / f"{split}-0000.tar", "w").close()
+    with pytest.raises(UserError, match=r"tars: it holds tars, .* give one tar, or a folder with those wanted"):
+        open_source(folder, **choice)
+
+
 def test_a_folder_of_tars_is_numbered_through(root: Path) -> None:
     folder = root.parent / "tars"
     folder.mkdir()

@@ -87,6 +87,8 @@ def test_a_saved_data_set(root: Path) -> None:
     assert report.accepted == 15 and report.manifest.source == {"dataset": "saved"}
     with pytest.raises(UserError, match="saved: the data set has no splits; leave --split out"):
         read(root.parent / "saved", root, split="train")
+    with pytest.raises(UserError, match="saved: `save_to_disk` wrote it, so it has no subsets; leave --subset out"):
+        read(root.parent / "saved", root, subset="maze")
 
 
 def test_splits_are_named(root: Path) -> None:

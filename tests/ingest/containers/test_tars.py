@@ -72,6 +72,20 @@ def test_a_record_may_name_a_member(root: Path, name: str) -> None:
     assert sample.input_images == (image_bytes(5, "JPEG"),)
 
 
+@pytest.mark.parametrize("members", [["jpg"], ["a.jpg", "b.jpg"]])
+def test_a_text_that_is_a_bare_ending_names_no_member(root: Path, members: list[str]) -> None:
+    """Catches a sample that loses its picture because "jpg" may stand for what is behind the key; names with a stem
+    still count as names of members."""
+    images = [(f"s/1.{name}", image_bytes(n, "JPEG")) for n, name in enumerate(members)]
+    question = "<image>" * (len(members) - 1)
+    path = write_tar(root.parent / "a.tar", [*images, ("s/1.json", chat(f"{question}What?", format="jpg"))])
+    (sample,) = read(path, root)
+    assert isinstance(sample, Sample) and sample.input_images == tuple(data for _, data in images)
+    write_tar(path, [*images, ("s/1.json", chat(seen=[members[0], f"1.{members[0]}"]))])
+    (rejected,) = read(path, root)
+    assert isinstance(rejected, Rejected) and "1 <image> markers in the question but 0 input images" in rejected.reason
+
+
 def test_images_without_a_name_stand_in_the_order_of_theirs(root: Path) -> None:
     images = [("1.in1.png", image_bytes(2)), ("1.in0.png", image_bytes(1)), ("1.txt", b"ignored")]
     path = write_tar(root.parent / "a.tar", [*images, ("1.json", chat("<image>Same?"))])

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ilvr_ds.config import recipe_from_dict
+from ilvr_ds.config import DataSetConfig, recipe_from_dict
+from ilvr_ds.data.mixture import Mixture
+from ilvr_ds.data.window import BadSample
 from ilvr_ds.errors import UserError
-from ilvr_ds.training.assembly.data import _check_left_out, _check_mixture, longest_samples
+from ilvr_ds.training.assembly.data import _check_left_out, _check_mixture, build_held_out, longest_samples
+from tests.data.packing import make_dataset
 
 KNOWN = {"run": {"name": "r"}, "data": {"shards": "s"}, "model": {"path": "m"}, "deepspeed": {"config": "d"}}
 LENGTHS = np.array([300, 1000, 200, 900, 100, 800, 700], dtype=np.uint32)
@@ -103,3 +107,19 @@ def test_a_checkpoint_of_the_order_of_an_older_version(saved: dict[str, Any], re
         return _check_left_out(saved, inputs)
     with pytest.raises(UserError, match=r"same 2 of 10 samples, .* take another run.name, with model.init_from"):
         _check_left_out(saved, inputs)
+
+
+def test_bad_held_out_samples_are_judged_over_each_evaluation_alone(tmp_path: Path) -> None:
+    """Catches samples that are bad in every evaluation, and add up to too many."""
+    make_dataset(tmp_path / "set", 100)
+    recipe = recipe_from_dict({**KNOWN, "data": {"shards": "s", "max_bad_fraction": 0.1}})
+    inputs: Any = SimpleNamespace(held_out=Mixture.open([DataSetConfig(str(tmp_path / "set"))]))
+    data: Any = SimpleNamespace(held_out=SimpleNamespace(), held_out_sets=[])
+    anything: Any = None
+    held_out = build_held_out(recipe, inputs, anything, data, anything, anything)
+    assert held_out is not None
+    quarantine = held_out.quarantine.parts[0]
+    quarantine._lines = None  # nothing is written
+    for count in (2, 2, 3):
+        held_out.quarantine.add([BadSample(n, "", "", 0, "why") for n in range(count)], [20], 0)
+        assert held_out.quarantine.exceeded == (count == 3)

@@ -66,8 +66,24 @@ def test_lengths_measured_otherwise_do_not_count(demo_folder: Path, caplog: pyte
     inputs = Inputs.read(wanted, RECIPE, 1)
     assert not inputs.are_measured and Inputs.read(recipe(demo_folder), RECIPE, 1).are_measured
     say_what_does_nothing(wanted, inputs, 320)
-    [said] = caplog.messages
-    assert "its lengths were measured with model.latent_size = 4 (here 2) and do not count" in said
+    for said, split in zip(caplog.messages, ("train", "held_out"), strict=True):
+        why = "its lengths were measured with model.latent_size = 4 (here 2) and do not count"
+        assert said.startswith(f"{demo_folder / split}: {why}")
+
+
+@pytest.mark.parametrize("is_mixture", [False, True])
+def test_held_out_samples_that_are_too_long_are_found(demo_folder: Path, tmp_path: Path, is_mixture: bool) -> None:
+    """Catches an evaluation of stand-ins, and a run that the first one ends. Lengths of training data are made up."""
+    write_shards(((sample, 40) for sample in map(make_sample, range(64))), tmp_path / "short")
+    sets = [f"data.shards={tmp_path}/short"]
+    if is_mixture:
+        entry = f"{{path: {tmp_path}/short, name: a, eval_shards: {demo_folder}/held_out}}"
+        sets = [f"data.shards=[{entry}]", "data.eval_shards=null"]
+    name = "eval_shards of a" if is_mixture else "data.eval_shards"
+    with pytest.raises(UserError, match=rf"data.max_tokens is 50, but {name} \(\S+/held_out\) holds a sample of"):
+        Inputs.read(recipe(demo_folder, *sets, "data.max_tokens=50"), RECIPE, 1)
+    Inputs.read(recipe(demo_folder, *sets), RECIPE, 1)
+    Inputs.read(recipe(demo_folder, *sets, "data.max_tokens=50", "model.latent_size=2"), RECIPE, 1)
 
 
 def test_settings_that_do_nothing_are_named(demo_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
