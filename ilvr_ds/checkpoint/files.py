@@ -15,7 +15,6 @@ layout.py says what decides where the elements of weights lie.
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
 import zlib
@@ -25,7 +24,6 @@ from typing import Any
 from ilvr_ds import dist
 from ilvr_ds.errors import UserError
 
-logger = logging.getLogger("ilvr_ds")
 CHUNK = 2**24
 """Bytes that are summed at a time."""
 _NAME = re.compile(r"step-(\d{8})")
@@ -49,27 +47,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def first_fault(path: Path) -> str | None:
     """What is wrong with the first damaged file of a checkpoint, or None (collective: ranks share the reading)."""
-    fault = _first_fault(path, dist.rank(), dist.world_size())
-    return next((found for found in dist.gather_on_host(fault) if found), None)
-
-
-def newest_intact(candidates: list[Path]) -> Path:
-    """The last of these checkpoints whose every file is intact, read by this process alone; warns of those after it.
-
-    Raises UserError where none is.
-    """
-    fault = None
-    for path in reversed(candidates):
-        if fault:
-            logger.warning("%s; looking at the checkpoint before it", fault)
-        fault = _first_fault(path, 0, 1)
-        if fault is None:
-            return path
-    raise UserError(f"{fault}; {'no other is intact' if len(candidates) > 1 else 'take another checkpoint'}")
-
-
-def _first_fault(path: Path, part: int, parts: int) -> str | None:
-    """The same of one of so many parts of the files."""
     fault, files = None, []
     try:
         state = _read_state(path)
@@ -78,9 +55,24 @@ def _first_fault(path: Path, part: int, parts: int) -> str | None:
             fault = f"{path / STATE_FILE}: damaged (its checksum is another)"
     except (OSError, ValueError, KeyError, AttributeError) as error:  # perhaps on this rank alone
         fault = f"{path / STATE_FILE}: damaged ({type(error).__name__})"
-    for name, (size, checksum) in files[part::parts]:
+    for name, (size, checksum) in files[dist.rank() :: dist.world_size()]:
         fault = fault or _fault(path / name, size, checksum)
-    return fault
+    return next((found for found in dist.gather_on_host(fault) if found), None)
+
+
+def newest_intact(candidates: list[Path]) -> Path:
+    """The last of these checkpoints whose every file is intact (collective); warns of those after it.
+
+    Raises UserError where none is.
+    """
+    fault = None
+    for path in reversed(candidates):
+        if fault:
+            dist.warn("%s; looking at the checkpoint before it", fault)
+        fault = first_fault(path)
+        if fault is None:
+            return path
+    raise UserError(f"{fault}; {'no other is intact' if len(candidates) > 1 else 'take another checkpoint'}")
 
 
 def _fault(file: Path, size: int, checksum: int) -> str | None:

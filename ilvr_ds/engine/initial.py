@@ -23,23 +23,33 @@ logger = logging.getLogger("ilvr_ds")
 
 
 def find_initial(recipe: Recipe) -> Path | None:
-    """The checkpoint that `model.init_from` names, of a run the newest intact one, or None. This process reads it all.
+    """The checkpoint that `model.init_from` names, of a run the newest intact one, or None (collective).
 
     Raises UserError where it is none, is damaged, or does not fit.
     """
-    wanted = recipe.model.init_from
-    if wanted is None:
+    if recipe.model.init_from is None:
         return None
+    candidates = dist.decided_by_main(lambda: _candidates(recipe.model.init_from or ""))
+    try:
+        path = newest_intact(candidates)
+    except UserError as error:
+        raise UserError(f"model.init_from: {error}") from error
+    dist.decided_by_main(lambda: _check_settings(path, recipe))
+    return path
+
+
+def _candidates(wanted: str) -> list[Path]:
+    """The checkpoint of that name, or those of the run, oldest first."""
     candidates = list_checkpoints(Path(wanted) / "checkpoints") or [Path(wanted)]
     if not (candidates[-1] / STATE_FILE).is_file():
         raise UserError(
             f"model.init_from: '{wanted}' is neither a checkpoint nor the folder of a run that has one; "
             "expected RUN or RUN/checkpoints/step-00001000"
         )
-    try:
-        path = newest_intact(candidates)
-    except UserError as error:
-        raise UserError(f"model.init_from: {error}") from error
+    return candidates
+
+
+def _check_settings(path: Path, recipe: Recipe) -> None:
     before = saved_state(path)["recipe"]["model"]
     now = recipe.to_dict()["model"]
     before.setdefault("lora_base", "full")  # checkpoints from before it was a key
@@ -48,7 +58,6 @@ def find_initial(recipe: Recipe) -> Path | None:
         if before[key] != now[key]:
             raise UserError(f"model.init_from: {path} was made with model.{key} = {before[key]}, here it is {now[key]}")
     check_base_is_the_same(path, before, recipe)
-    return path
 
 
 def load_average(path: Path, names: list[str], shards: MomentumShards) -> None:

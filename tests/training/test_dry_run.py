@@ -74,6 +74,9 @@ def checkpoint(folder: Path, settings: list[str], samples: int) -> Path:
     state: dict[str, Any] = {
         "files": {teacher_file(0): [0, 0]},
         "loader": {"step": 3, "samples per step": samples},
+        "world_size": 2,
+        "zero_stage": 3,
+        "layout": {},
         "recipe": load_recipe(RECIPE, settings[1::2]).to_dict(),
     }
     folder.mkdir(parents=True)

@@ -34,7 +34,7 @@ class Start:
     def find(recipe: Recipe) -> Start:
         """Look for a checkpoint and the base model, and fetch that (collective). Raises UserError."""
         checkpoint = find_checkpoint(recipe)
-        initial = None if checkpoint else dist.decided_by_main(lambda: find_initial(recipe))
+        initial = None if checkpoint else find_initial(recipe)
         source, name = checkpoint or initial, recipe.model.path
         folder = model_on_host(name, dist.decided_by_main(lambda: commit_of_base(source, name)))
         return Start(checkpoint, initial, folder, check_fits(checkpoint, recipe) if checkpoint else {})
