@@ -14,9 +14,11 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+IMPORTED = "tests.imported"
 
 
 class Fork:
@@ -85,7 +87,13 @@ def run(
 
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.imported"])
+    context.set_forkserver_preload([IMPORTED])
+    here = Path.cwd()
+    os.chdir(ROOT)  # from where the server imports; a test may have gone elsewhere
+    try:
+        ensure_running()
+    finally:
+        os.chdir(here)
     return context
 
 
@@ -93,6 +101,8 @@ def _become(
     module: str, arguments: tuple[str, ...], env: dict[str, str], out: Path, err: Path | None, cwd: Path,
     reader: Connection | None,
 ) -> None:  # fmt: skip
+    assert "deepspeed" in sys.modules, f"the server could not import {IMPORTED}, and did not say so"
+    multiprocessing.set_start_method(None, force=True)  # the default, as where nothing was chosen
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()

@@ -101,7 +101,7 @@ def draw_ablation(title: str, own: float, bars: Sequence[AblationBar], path: Pat
     places = np.arange(len(bars))
     difference = np.array([bar.difference for bar in bars])
     spread = np.array([[bar.difference - bar.low for bar in bars], [bar.high - bar.difference for bar in bars]])
-    spread = spread.clip(min=0)  # an end at the difference itself may lie an ulp beyond it
+    spread[np.abs(spread) < 1e-9] = 0  # an end at the difference itself may lie an ulp beyond it
     axes.errorbar(
         difference, places, xerr=spread, fmt="o", color=COLOURS[0], ecolor=COLOURS[0], capsize=4, markersize=7
     )

@@ -147,7 +147,8 @@ def test_gradients_that_stay_infinite_end_the_job_and_the_next_start_goes_on(tmp
     assert "step 4: the loss is not finite; samples " in log
     record = [json.loads(line) for line in (tmp_path / "demo/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in record if line.get("event") == "skipped_step"] == [4, 5]
-    taken = {line["step"]: line["metrics"] for line in record if "loss/ce" in line.get("metrics", {})}
+    taken = {line["step"]: line["metrics"] for line in record if "optimizer/skipped_steps" in line.get("metrics", {})}
+    assert "loss/ce" in taken[3] and "loss/ce" not in taken[4], "of a skipped step there is no loss"
     assert taken[3]["optimizer/skipped_steps"] == 0 and taken[4]["optimizer/skipped_steps"] == 1
     assert finish(start(tmp_path, demo_folder, "not_a_number", 9), [0, 1]) == [0, 0]
     assert "going on from " in (tmp_path / "log-0").read_text()
