@@ -1,7 +1,8 @@
 """Modules run as processes of their own that start at once: forked from one that has imported what they need.
 
 What a rank imports takes five seconds of a core, more than what most tests do on it. A process of these differs from
-`python -m MODULE` in that alone: it leads a session, has its own environment, output and exit code, and may be killed.
+`python -m MODULE` in that alone, and in that what it registers with `atexit` is not called at its end. It leads a
+session, has its own environment, output and exit code, and may be killed.
 """
 
 from __future__ import annotations

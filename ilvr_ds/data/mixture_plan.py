@@ -25,7 +25,7 @@ from ilvr_ds.config import DataSetConfig, Recipe
 from ilvr_ds.data.mixture import Mixture
 from ilvr_ds.data.plan import Int64, SamplePlan, check_lanes, check_world, in_shard_order, permutation
 
-_SET_SHARDS, _SET_BLOCK, _STEP = 3, 4, 5  # what a permutation is for: part of its seed; plan.py has 1 and 2
+_SET_SHARDS, _SET_BLOCK, _STEP = 3, 4, 5  # what a permutation is for: part of its seed; plan.py has 1, 2 and 6
 
 
 @dataclass(frozen=True)

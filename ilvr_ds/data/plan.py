@@ -1,7 +1,7 @@
 """Which samples belong to which optimizer step: a pure function of (seed, epoch, step).
 
-    1. The shards, in an order drawn for the epoch, are one ring of samples. What no whole step is left for is left out:
-       the remainder behind a place that is drawn for the epoch, else some samples would never be seen.
+    1. The shards, in an order drawn for the epoch, are one ring of samples. Where whole steps do not take all of them,
+       the epoch begins at a drawn place and leaves out the remainder before it, so that no sample is always left out.
     2. The sequence is cut into `lanes` of equal length; each is shuffled `shuffle_buffer` samples at a time.
     3. Step k of the epoch takes the k-th stretch of global_batch / lanes samples of every lane.
 
@@ -24,7 +24,7 @@ from ilvr_ds.errors import UserError
 Int64 = NDArray[np.int64]
 
 _GLOBAL_BATCH = "the global batch (train.micro_batch_size x train.grad_accum_steps x ranks)"
-_SHARDS, _BUFFER, _START = 1, 2, 3  # what is drawn: part of its seed
+_SHARDS, _BUFFER, _START = 1, 2, 6  # what is drawn: part of its seed; mixture_plan.py has 3 to 5
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class SamplePlan:
 
     def _start(self, epoch: int) -> int:
         """Where the epoch begins in the ring: at its beginning where nothing is left out."""
-        return int(random_words(1, (self.seed, epoch, _START))[0]) % self.num_samples if self.remainder else 0
+        return int(_random_words(1, (self.seed, epoch, _START))[0]) % self.num_samples if self.remainder else 0
 
     def _shuffled(self, epoch: int, lane: int, wanted: Int64) -> Int64:
         """Positions in a lane of its entries `wanted` (ascending) once each buffer is shuffled."""
@@ -160,10 +160,10 @@ def _buffer_order(length: int, key: tuple[int, ...]) -> Int64:
 
 def permutation(length: int, key: tuple[int, ...]) -> Int64:
     """A random order of 0 .. length-1 that depends on `key` alone."""
-    return np.argsort(random_words(length, key), kind="stable").astype(np.int64)
+    return np.argsort(_random_words(length, key), kind="stable").astype(np.int64)
 
 
-def random_words(length: int, key: tuple[int, ...]) -> NDArray[np.uint64]:
+def _random_words(length: int, key: tuple[int, ...]) -> NDArray[np.uint64]:
     """[length]: 64 random bits each, which depend on `key` alone."""
     words: NDArray[np.uint64] = np.random.PCG64(np.random.SeedSequence(key)).random_raw(length)
     return words

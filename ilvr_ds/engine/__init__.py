@@ -14,7 +14,7 @@ try:
     from deepspeed.runtime import compiler
 
     with patch.object(compiler, "compile", lambda: compiler.dummy_decorator), suppress(ImportError):
-        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401 - a release without it has nothing to be spared
 finally:
     if _is_blocked:
         del sys.modules["mlflow"]

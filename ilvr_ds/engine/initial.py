@@ -27,9 +27,10 @@ def find_initial(recipe: Recipe) -> Path | None:
 
     Raises UserError where it is none, is damaged, or does not fit.
     """
-    if recipe.model.init_from is None:
+    wanted = recipe.model.init_from
+    if wanted is None:
         return None
-    candidates = dist.decided_by_main(lambda: _candidates(recipe.model.init_from or ""))
+    candidates = dist.decided_by_main(lambda: _candidates(wanted))
     try:
         path = newest_intact(candidates)
     except UserError as error:

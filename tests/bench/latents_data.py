@@ -10,7 +10,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def prepare(options: Any, task: str, forms: set[str]) -> None:
     splits: tuple[tuple[Split, int], ...] = (("train", options.samples), ("held_out", options.held_out))
     context = get_context("forkserver")  # a fork of this process, which has threads, can hang
     context.set_forkserver_preload([__name__])
-    with ThreadPoolExecutor() as threads, ProcessPoolExecutor(options.draw_workers, context) as pool:
+    default = {"initializer": set_start_method, "initargs": (None, True)}  # for loader workers, else of this context
+    with ThreadPoolExecutor() as threads, ProcessPoolExecutor(options.draw_workers, context, **default) as pool:
         waiting = [threads.submit(_prepare_split, options, pool, task, derived, drawn, *split) for split in splits]
         for job in waiting:
             job.result()

@@ -76,9 +76,7 @@ def draw_data(output: Path, spec: TaskSpec, count: int, held_out: int, workers: 
 
 
 def _drawn(spec: TaskSpec, split: Split, count: int, workers: int) -> Iterator[Sample]:
-    context = multiprocessing.get_context("forkserver")  # a fork of this process, which may have threads, can hang
-    context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [(spec, split, start, min(CHUNK, count - start)) for start in range(0, count, CHUNK)]
         for part in pool.map(_draw, jobs):
             yield from part

@@ -40,6 +40,7 @@ from ilvr_ds.training.quarantines import Quarantines
 from ilvr_ds.training.step import TrainingStep
 
 logger = logging.getLogger("ilvr_ds")
+_LEFT_OUT = "what an epoch leaves out"
 MAX_TYPES = 32
 
 
@@ -98,16 +99,16 @@ def build_loader(recipe: Recipe, inputs: Inputs, dataset: WindowDataset, state: 
         "samples per step": inputs.plan.global_batch,
     }
     notes = {}
-    if inputs.plan.remainder:
-        identity["what an epoch leaves out"] = "drawn"
     if isinstance(inputs.plan, MixturePlan):
         notes = {"mixture": [*zip(inputs.training.names, inputs.plan.rates, strict=True)]}
         identity |= {"rates": list(inputs.plan.rates), "samples an epoch": inputs.plan.epoch_samples}
+    elif inputs.plan.remainder:
+        identity[_LEFT_OUT] = "drawn"
     on_cuda = dist.device().type == "cuda"
     loader = WindowLoader(dataset, inputs.plan, identity, recipe.data.num_workers, on_cuda, notes)
     if state is not None:
         _check_mixture(state, loader.state_dict())
-        _check_left_out(state, inputs)
+        _check_left_out(state, identity, inputs.plan)
         loader.check(state)
     return loader
 
@@ -125,13 +126,12 @@ def _check_mixture(saved: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def _check_left_out(saved: dict[str, Any], inputs: Inputs) -> None:
+def _check_left_out(saved: dict[str, Any], now: dict[str, Any], plan: Plan) -> None:
     """Raise UserError where an older version made the checkpoint, whose order of the samples this one does not have."""
-    is_older = "mixture" not in saved and "what an epoch leaves out" not in saved
-    if inputs.plan.remainder and is_older and saved.get("data") == inputs.training.fingerprint:
+    if _LEFT_OUT in now and _LEFT_OUT not in saved and saved.get("data") == now["data"]:
         raise UserError(
             "checkpoint.resume: the checkpoint is of an older version of ilvr_ds, whose epochs could leave out the "
-            f"same {inputs.plan.remainder} of {sum(inputs.plan.set_sizes)} samples, and this one has another order; "
+            f"same {plan.remainder} of {sum(plan.set_sizes)} samples, and this one has another order; "
             "take another run.name, with model.init_from to begin from its weights"
         )
 

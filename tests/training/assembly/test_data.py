@@ -7,13 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ilvr_ds.config import DataSetConfig, recipe_from_dict
+from ilvr_ds.config import DataSetConfig, Recipe, recipe_from_dict
 from ilvr_ds.data.mixture import Mixture
+from ilvr_ds.data.mixture_plan import MixturePlan
+from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.window import BadSample
 from ilvr_ds.errors import UserError
-from ilvr_ds.training.assembly.data import _check_left_out, _check_mixture, build_held_out, longest_samples
+from ilvr_ds.training.assembly.data import (
+    _check_left_out,
+    _check_mixture,
+    build_held_out,
+    build_loader,
+    longest_samples,
+)
 from tests.data.packing import make_dataset
 
+ANY: Any = None
 KNOWN = {"run": {"name": "r"}, "data": {"shards": "s"}, "model": {"path": "m"}, "deepspeed": {"config": "d"}}
 LENGTHS = np.array([300, 1000, 200, 900, 100, 800, 700], dtype=np.uint32)
 
@@ -101,12 +110,27 @@ def test_a_renamed_set_and_one_data_set_as_before_go_on() -> None:
 )
 def test_a_checkpoint_of_the_order_of_an_older_version(saved: dict[str, Any], remainder: int, is_refused: bool) -> None:
     """Catches an epoch whose first half has one order and whose second another: samples twice and never."""
-    plan, training = SimpleNamespace(remainder=remainder, set_sizes=(10,)), SimpleNamespace(fingerprint="abc")
-    inputs: Any = SimpleNamespace(plan=plan, training=training)
+    inputs: Any = SimpleNamespace(
+        plan=SamplePlan((8 + remainder,), 0, 4, 4), training=SimpleNamespace(fingerprint="abc")
+    )
+    now = build_loader(Recipe(), inputs, ANY, None).state_dict()
     if not is_refused:
-        return _check_left_out(saved, inputs)
+        return _check_left_out(saved, now, inputs.plan)
     with pytest.raises(UserError, match=r"same 2 of 10 samples, .* take another run.name, with model.init_from"):
-        _check_left_out(saved, inputs)
+        _check_left_out(saved, now, inputs.plan)
+
+
+def test_a_mixture_that_leaves_samples_for_the_next_epoch_goes_on_as_before() -> None:
+    """Its order did not change: catches a refusal of every older checkpoint."""
+    plan = MixturePlan(((10,), (5,)), (2, 1), 15, 0, 4, 4)
+    inputs: Any = SimpleNamespace(plan=plan, training=SimpleNamespace(fingerprint="abc", names=("a", "b")))
+    saved = build_loader(Recipe(), inputs, ANY, None).state_dict()
+    assert plan.remainder == 3
+    assert saved.keys() == {
+        "step", "data", "run.seed", "data.lanes", "data.shuffle_buffer", "samples per step", "mixture", "rates",
+        "samples an epoch",
+    }  # fmt: skip
+    build_loader(Recipe(), inputs, ANY, saved)
 
 
 def test_bad_held_out_samples_are_judged_over_each_evaluation_alone(tmp_path: Path) -> None:
