@@ -80,6 +80,17 @@ def set_default_timeout(timeout: timedelta) -> None:
     distributed_c10d.default_pg_nccl_timeout = timeout  # type: ignore[attr-defined]
 
 
+def join_alone(timeout: timedelta) -> None:
+    """Make this process a job of one, where it is none yet.
+
+    Nobody has to find it, so it listens on whichever port is free at that moment: the launcher's may be another job's,
+    and one that was free some seconds ago may be gone.
+    """
+    if not torch_dist.is_initialized():
+        store = torch_dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timeout)
+        torch_dist.init_process_group(backend(), store=store, rank=0, world_size=1, timeout=timeout)
+
+
 def join_on_host(timeout: timedelta) -> None:
     """Join the launcher's job over gloo alone, for work without device collectives; one process needs no group."""
     set_default_timeout(timeout)

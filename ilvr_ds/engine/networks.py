@@ -46,9 +46,11 @@ from ilvr_ds.model.vision import StoredFeatures, VisionTower
 
 def init_process_group(timeout_s: float = 1800.0) -> None:
     """Join the job; a process without a launcher becomes a job of one. All collectives fail after `timeout_s`."""
-    dist.enter()
+    place = dist.enter()
     timeout = timedelta(seconds=timeout_s)
     dist.set_default_timeout(timeout)
+    if place.world_size == 1:
+        dist.join_alone(timeout)
     # its shared-memory collectives, which take a minute to compile, serve only tensor-parallel inference
     deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
     deepspeed.init_distributed(dist_backend=dist.backend(), timeout=timeout, verbose=False)

@@ -56,8 +56,8 @@ def build_optimizer(settings: OptimConfig, parameters: list[nn.Parameter]) -> to
             CPUAdamBuilder().load()
         optimizer: torch.optim.Optimizer = deepspeed.ops.adam.DeepSpeedCPUAdam(parameters, adamw_mode=True, **common)
         return optimizer
-    import bitsandbytes
+    from ilvr_ds.engine.eight_bit import AdamW8bitInPieces, PagedAdamW8bitInPieces  # bitsandbytes is optional
 
-    cls = bitsandbytes.optim.AdamW8bit if settings.name == "adamw_8bit" else bitsandbytes.optim.PagedAdamW8bit
+    cls = AdamW8bitInPieces if settings.name == "adamw_8bit" else PagedAdamW8bitInPieces
     quantised: torch.optim.Optimizer = cls(parameters, **common)
     return quantised

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +34,25 @@ def test_a_rank_on_a_cpu_joins_with_patience_in_every_group_and_compiles_nothing
     assert made.stdout.splitlines()[-3:] == ["1:30:00"] * 3
     assert "built successfully" not in made.stdout
     assert not (tmp_path / "extensions").exists()
+
+
+ALONE = """
+import sys
+from ilvr_ds import dist
+from ilvr_ds.engine.networks import init_process_group
+init_process_group(60)
+init_process_group(60)
+print(dist.world_size(), dist.gather_on_host("here"))
+"""
+
+
+def test_a_job_of_one_needs_no_port_of_its_own(tmp_path: Path) -> None:
+    """Catches runs that start together on a machine and end because they chose the same free port, or because
+    DeepSpeed's launcher gives each of them 29500."""
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        environment = rank_environment(0, 1, taken.getsockname()[1])
+        made = subprocess.run([sys.executable, "-c", ALONE], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.splitlines()[-1] == "1 ['here']"
