@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
-from torch.distributed import distributed_c10d
+from torch.distributed import TCPStore, distributed_c10d  # type: ignore[attr-defined]
 
 from ilvr_ds import launcher
 from ilvr_ds.errors import UserError
@@ -87,7 +87,7 @@ def join_alone(timeout: timedelta) -> None:
     and one that was free some seconds ago may be gone.
     """
     if not torch_dist.is_initialized():
-        store = torch_dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timeout)
+        store = TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timeout)
         torch_dist.init_process_group(backend(), store=store, rank=0, world_size=1, timeout=timeout)
 
 

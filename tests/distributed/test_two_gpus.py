@@ -20,6 +20,11 @@ from tests.ranks import ROOT, free_port, rank_environment
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 LIMIT_S = 300
+ON_A_GPU = {
+    "DS_ACCELERATOR": "cuda",
+    "NVIDIA_TF32_OVERRIDE": "0",  # cuDNN's convolutions would round by 1e-3, otherwise for each number of images
+    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+}
 LORA = ["model.lora_rank=4", "deepspeed.config=zero2"]
 EXACT, ROUNDED = 1e-4, 0.02
 """How far losses may be apart: sums in fp32 in another order; roundings of bf16."""
@@ -48,7 +53,7 @@ def start(folder: Path, demo: Path, fault: str, rank: int, world: int, *settings
     command = [sys.executable, "-m", "tests.distributed.faulty", fault, str(rank), str(AT), "train"]
     port, started = free_port(), []
     for number in range(world):
-        environment = rank_environment(number, world, port) | {"DS_ACCELERATOR": "cuda"}
+        environment = rank_environment(number, world, port) | ON_A_GPU
         log = (folder / f"log-{number}").open("wb")
         started.append(subprocess.Popen([*command, "--config", RECIPE, *sets], stdout=log, stderr=log, cwd=ROOT,
                                         env=environment, start_new_session=True))  # fmt: skip
