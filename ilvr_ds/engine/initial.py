@@ -1,4 +1,4 @@
-"""Starting from the weights of another run: `model.init_from`."""
+"""Starting from the weights of another run, which `model.init_from` names."""
 
 from __future__ import annotations
 
@@ -11,54 +11,13 @@ import torch
 from torch import nn
 
 from ilvr_ds import dist
-from ilvr_ds.checkpoint.compatible import check_base_is_the_same
-from ilvr_ds.checkpoint.files import STATE_FILE, list_checkpoints, newest_intact, saved_state, teacher_file
+from ilvr_ds.checkpoint.files import saved_state, teacher_file
 from ilvr_ds.checkpoint.load import read_student_weights
 from ilvr_ds.checkpoint.reshard import teacher_slices
-from ilvr_ds.config import Recipe
 from ilvr_ds.distill.ema import MomentumShards
 from ilvr_ds.errors import UserError
 
 logger = logging.getLogger("ilvr_ds")
-
-
-def find_initial(recipe: Recipe) -> Path | None:
-    """The checkpoint that `model.init_from` names, of a run the newest intact one, or None (collective).
-
-    Raises UserError where it is none, is damaged, or does not fit.
-    """
-    wanted = recipe.model.init_from
-    if wanted is None:
-        return None
-    candidates = dist.decided_by_main(lambda: _candidates(wanted))
-    try:
-        path = newest_intact(candidates)
-    except UserError as error:
-        raise UserError(f"model.init_from: {error}") from error
-    dist.decided_by_main(lambda: _check_settings(path, recipe))
-    return path
-
-
-def _candidates(wanted: str) -> list[Path]:
-    """The checkpoint of that name, or those of the run, oldest first."""
-    candidates = list_checkpoints(Path(wanted) / "checkpoints") or [Path(wanted)]
-    if not (candidates[-1] / STATE_FILE).is_file():
-        raise UserError(
-            f"model.init_from: '{wanted}' is neither a checkpoint nor the folder of a run that has one; "
-            "expected RUN or RUN/checkpoints/step-00001000"
-        )
-    return candidates
-
-
-def _check_settings(path: Path, recipe: Recipe) -> None:
-    before = saved_state(path)["recipe"]["model"]
-    now = recipe.to_dict()["model"]
-    before.setdefault("lora_base", "full")  # checkpoints from before it was a key
-    scale = ("lora_alpha",) if recipe.model.lora_rank else ()
-    for key in ("latent_size", "lora_rank", "lora_base", "lora_targets", *scale):
-        if before[key] != now[key]:
-            raise UserError(f"model.init_from: {path} was made with model.{key} = {before[key]}, here it is {now[key]}")
-    check_base_is_the_same(path, before, recipe)
 
 
 def load_average(path: Path, names: list[str], shards: MomentumShards) -> None:

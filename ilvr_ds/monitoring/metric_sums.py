@@ -29,6 +29,6 @@ class MetricSums:
         return dict(zip(self.names, totals, strict=True))
 
 
-def ratio(numerator: float, denominator: float) -> float:
-    """A mean, 0 where there was nothing to average."""
-    return numerator / denominator if denominator else 0.0
+def means(parts: dict[str, tuple[float, float]]) -> dict[str, float]:
+    """Means by name, from sums and how much they are of; none where there was nothing to average."""
+    return {name: total / count for name, (total, count) in parts.items() if count}

@@ -12,6 +12,7 @@ import yaml
 from ilvr_ds import dist
 from ilvr_ds.checkpoint.compatible import check_fits
 from ilvr_ds.checkpoint.find import next_checkpoint
+from ilvr_ds.checkpoint.initial import next_initial
 from ilvr_ds.config import Recipe
 from ilvr_ds.data.mixture import Mixture, MixtureReader
 from ilvr_ds.data.reader import DamagedSampleError
@@ -67,8 +68,11 @@ def _start(recipe: Recipe, inputs: Inputs, world: int, total: int) -> Iterator[s
 
 
 def _goes_on_from(recipe: Recipe, world: int) -> Iterator[str]:
-    """The checkpoint that a start would look at first, if there is one. Raises UserError where it does not fit."""
+    """The checkpoint that a start would look at first, of this run or of `model.init_from`, if there is one. Raises
+    UserError where it does not fit."""
     if (path := next_checkpoint(recipe)) is None:
+        if initial := next_initial(recipe):
+            yield f"it would start from the weights of {initial}"
         return
     try:
         check_fits(path, recipe, world)

@@ -23,7 +23,7 @@ from ilvr_ds.distill.similarity import similarity, unit_sums
 from ilvr_ds.distill.stage1 import Negatives
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.model.vision import StoredFeatures, VisionTower
-from ilvr_ds.monitoring.metric_sums import MetricSums, ratio
+from ilvr_ds.monitoring.metric_sums import MetricSums, means
 from ilvr_ds.monitoring.phases import PhaseTimer
 from ilvr_ds.monitoring.target_watch import TargetWatch
 from ilvr_ds.ops.reference import segment_of_rows
@@ -131,17 +131,21 @@ class StageOneStep:
         metrics = {
             **({"loss/total": sum(weights[name] * value for name, value in losses.items())} if losses else {}),
             **{f"loss/{name}": value for name, value in losses.items()},
-            "select/kept_per_segment": ratio(sums["slots"], sums["segments"]),
-            "select/entropy": ratio(sums["entropy"], chosen),
-            "select/pool_size": ratio(sums["pool"], sums["segments"]),
+        }
+        parts = {
+            "select/kept_per_segment": (sums["slots"], sums["segments"]),
+            "select/entropy": (sums["entropy"], chosen),
+            "select/pool_size": (sums["pool"], sums["segments"]),
         }
         if self.teacher is not None:
-            metrics["select/cosine_top1"] = ratio(sums["cosine_top1"], sums["segments"])
-            metrics["teacher/drift"] = math.sqrt(ratio(sums["drift"], sums["weight"]))
+            parts["select/cosine_top1"] = (sums["cosine_top1"], sums["segments"])
+            if sums["weight"]:
+                metrics["teacher/drift"] = math.sqrt(sums["drift"] / sums["weight"])
             metrics["teacher/momentum"] = self.teacher.shards.momentum
         if selection.pool == "changed":
-            metrics["select/unchanged"] = ratio(sums["unchanged"], sums["segments"])
-            metrics["select/changed_share"] = ratio(sums["stands_out"], sums["slots"])
+            parts["select/unchanged"] = (sums["unchanged"], sums["segments"])
+            parts["select/changed_share"] = (sums["stands_out"], sums["slots"])
+        metrics |= means(parts)
         if sums["pairs"]:
             metrics["select/target_similarity"] = sums["similarity"] / sums["pairs"]
         self.watch(metrics)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from ilvr_ds.monitoring.metric_sums import MetricSums, ratio
+from ilvr_ds.monitoring.metric_sums import MetricSums, means
 
 CPU = torch.device("cpu")
 
@@ -37,5 +37,6 @@ def test_what_was_added_can_change_afterwards() -> None:
     assert totals.take() == {"a": 1.0}
 
 
-def test_a_mean_over_nothing_is_0() -> None:
-    assert (ratio(3.0, 2.0), ratio(3.0, 0.0)) == (1.5, 0.0)
+def test_there_is_no_mean_of_nothing() -> None:
+    """Catches a share of 0 where no sample of an interval had a segment."""
+    assert means({"some": (3.0, 2.0), "zero": (0.0, 2.0), "none": (0.0, 0.0)}) == {"some": 1.5, "zero": 0.0}

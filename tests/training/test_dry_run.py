@@ -110,6 +110,25 @@ def test_what_it_goes_on_from_is_looked_for_as_in_a_start(
     assert "made with 32 samples a step, this job has 2 ranks x " in capsys.readouterr().err
 
 
+def test_the_run_whose_weights_it_starts_from_is_looked_at(
+    demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a mistake in `model.init_from` that only a start on all ranks would find."""
+    settings = overrides(demo_folder, tmp_path, run__name="r")
+    arguments = ["train", "--config", RECIPE, *settings, "--dry-run", "2", "--set", f"model.init_from={tmp_path}/first"]
+    assert main(arguments) == 2
+    assert "first' is neither a checkpoint nor the folder of a run that has one" in capsys.readouterr().err
+    path = checkpoint(tmp_path / "first/checkpoints/step-00000003", settings, 16)
+    assert main([*arguments, "--set", "model.latent_size=3"]) == 2
+    assert f"model.init_from: {path} was made with model.latent_size = 4, here it is 3" in capsys.readouterr().err
+    assert main(arguments) == 0
+    assert f"it would start from the weights of {path}\n" in capsys.readouterr().out
+    own = checkpoint(tmp_path / "r/checkpoints/step-00000003", settings, 16)
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"it would go on from {own}\n" in said and "would start from" not in said
+
+
 def test_stored_features_are_compared_as_far_as_no_tower_is_needed(
     demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

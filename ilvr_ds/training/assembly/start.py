@@ -10,10 +10,10 @@ from ilvr_ds import dist
 from ilvr_ds.base_model import model_on_host
 from ilvr_ds.checkpoint.compatible import LAYERS, check_fits, check_frozen_is_the_same, commit_of_base
 from ilvr_ds.checkpoint.find import find_checkpoint
+from ilvr_ds.checkpoint.initial import find_initial
 from ilvr_ds.checkpoint.layout import Layout
 from ilvr_ds.checkpoint.reshard import needs_resharding, reshard
 from ilvr_ds.config import Recipe
-from ilvr_ds.engine.initial import find_initial
 from ilvr_ds.engine.settings import layout_of
 
 

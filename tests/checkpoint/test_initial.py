@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ilvr_ds.checkpoint.files import checksum_of
+from ilvr_ds.checkpoint.initial import find_initial
 from ilvr_ds.config import ModelConfig, Recipe
-from ilvr_ds.engine.initial import find_initial
 from ilvr_ds.errors import UserError
 
 
