@@ -9,7 +9,8 @@
 
 Draws `trail` (ilvr_ds/demo/task/trail.py), packs it, stores its vision features, trains each arm through
 `launch/train.sh`, exports it and reads its free answers with `ilvr-ds audit`. Each reading is a line of
-OUTPUT/results.jsonl; the table at the end and results.png are made of that file, also later by `--table-only`.
+OUTPUT/results.jsonl; the table at the end and results.png are made of that file, also later by `--table-only`. Arms are
+spread over the GPUs that there are; those of one length train while the data of the next are drawn.
 
 Arms: text (steps that say nothing), named (steps that name the figure), pads (the same words and filler tokens),
 single (one segment, of the last picture), random (latents of random patches), published (`selection.pool: all`), query
@@ -32,9 +33,11 @@ import json
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Event, Lock
 from typing import Any
 
@@ -44,6 +47,7 @@ from ilvr_ds.audit.settings import parse_tests
 from ilvr_ds.demo.material import SIZES
 from ilvr_ds.errors import UserError
 from ilvr_ds.tracking.registry import read_origin
+from tests.bench.gpu_slots import gpus, on_gpu, slots_of
 from tests.bench.latents_arms import ARMS, LOOK, MAIN, OF_OPERATIONS, SECOND
 from tests.bench.latents_data import FOUR, model_folder, pixels, prepare
 from tests.bench.latents_operations import accuracy_by_operation, operations_table
@@ -63,20 +67,21 @@ def main() -> None:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
-        cases = [Case(options, name, signs, seed) for seed in options.seeds for signs in options.signs
+        cases = [Case(options, name, signs, seed) for signs in options.signs for seed in options.seeds
                  for name in options.arms]  # fmt: skip
         looks = [Case(options, LOOK, 0, seed) for seed in options.seeds if options.looks]
-        for task in {case.task: None for case in cases}:
-            prepare(options, task, {case.form for case in (*looks, *cases)})
+        with ThreadPoolExecutor(1) as drawing:
+            forms = {case.form for case in (*looks, *cases)}
+            drawn = {
+                task: drawing.submit(prepare, options, task, forms) for task in {case.task: None for case in cases}
+            }
+            if not options.draw_only:
+                slots, looked = slots_of(options.together, gpus()), {case.seed: Event() for case in looks}
+                train_all(looks, cases, Shared(results, Lock(), slots, drawn, looked))
         if options.draw_only:
+            for job in drawn.values():
+                job.result()
             return
-        lock, looked = Lock(), {case.seed: Event() for case in looks}
-        with ThreadPoolExecutor(options.together) as before, ThreadPoolExecutor(options.together) as pool:
-            jobs = [before.submit(case.run, results, lock, looked[case.seed]) for case in looks]
-            jobs += [pool.submit(case.run, results, lock, looked.get(case.seed)) for case in cases]
-            for job in jobs:
-                if failure := job.result():
-                    print(failure, file=sys.stderr)
     if not results.exists():
         raise SystemExit(f"{results}: no arm has been read")
     groups = read_results(results)
@@ -86,11 +91,36 @@ def main() -> None:
         print("\n".join(["", *operations_table(groups)]))
 
 
-def run_command(arguments: list[Any], log: Path) -> None:
+def train_all(looks: Sequence[Case], cases: Sequence[Case], shared: Shared) -> None:
+    """Run all cases, as many together as there are places, and say what failed."""
+    places = shared.slots.qsize()
+    with ThreadPoolExecutor(places) as before, ThreadPoolExecutor(places) as pool:
+        jobs = [before.submit(case.run, shared) for case in looks] + [pool.submit(case.run, shared) for case in cases]
+        for job in jobs:
+            if failure := job.result():
+                print(failure, file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What cases that run at the same time have in common."""
+
+    results: Path
+    lock: Lock
+    """Of that file"""
+    slots: SimpleQueue[str]
+    """GPUs that an arm can run on, as often as it has room"""
+    drawn: dict[str, Future[None]]
+    """The data, by task"""
+    looked: dict[int, Event]
+    """Whether the run that the arms of a seed begin from has been trained, where there is one"""
+
+
+def run_command(arguments: list[Any], log: Path, gpu: str) -> None:
     """Run ilvr-ds."""
     command = [sys.executable, "-m", "ilvr_ds.cli", *map(str, arguments)]
     with log.open("w") as file:
-        subprocess.run(command, check=True, stdout=file, stderr=subprocess.STDOUT)
+        subprocess.run(command, check=True, stdout=file, stderr=subprocess.STDOUT, env=on_gpu(gpu))
 
 
 def _options() -> Any:
@@ -116,7 +146,7 @@ def _options() -> Any:
     parser.add_argument("--size", choices=SIZES, default="medium")
     parser.add_argument("--family", default="qwen2_5_vl", help="of the model (default qwen2_5_vl)")
     parser.add_argument("--precision", default="bf16")
-    parser.add_argument("--together", type=int, default=5, help="arms that train at the same time (default 5)")
+    parser.add_argument("--together", type=int, default=5, help="arms that train at once on each GPU (default 5)")
     parser.add_argument("--workers", type=int, default=2, help="loader processes of each arm (default 2)")
     parser.add_argument("--draw-workers", type=int, default=14)
     parser.add_argument("--tests", default="replacement,donor", help="of the audit (default replacement,donor)")
@@ -185,13 +215,23 @@ class Case:
             return int(self.options.look_steps)
         return int(self.title.partition("@")[2] or self.options.steps)
 
-    def run(self, results: Path, lock: Lock, looked: Event | None) -> str | None:
-        """Train, and write down what is read after each stage; returns what failed.
-
-        looked: whether the run that the arms begin from has been trained; they wait for it.
-        """
+    def run(self, shared: Shared) -> str | None:
+        """Train, and write down what is read after each stage, as soon as there are data, a place, and the run that it
+        begins from; returns what failed."""
+        shared.drawn[self.task].result()
+        looked = shared.looked.get(self.seed)
         if looked and self.arm != LOOK:
             looked.wait()
+        gpu = shared.slots.get()
+        try:
+            return self._run(shared, gpu)
+        finally:
+            shared.slots.put(gpu)
+            if looked:
+                looked.set()
+
+    def _run(self, shared: Shared, gpu: str) -> str | None:
+        results, looked = shared.results, shared.looked.get(self.seed)
         done = {json.loads(line)["run"] for line in results.read_text().splitlines()} if results.exists() else set()
         try:
             for stage in ("1", *self.name.split("+")[1:]):
@@ -199,22 +239,19 @@ class Case:
                 if run in done:
                     continue
                 started = time.monotonic()
-                seconds = self._train(run, stage)
+                seconds = self._train(run, stage, gpu)
                 if looked:
                     looked.set()
-                found = self._read(run)
+                found = self._read(run, gpu)
                 line = {"run": run, "arm": self.title, "signs": self.signs, "seed": self.seed, "stage": stage,
                         "seconds": seconds, "wall": time.monotonic() - started, **self._last_metrics(run),
                         "steps": read_origin(str(self._model(run)))["step"], "planned_steps": self._planned(stage),
                         **found}  # fmt: skip
-                with lock, results.open("a") as file:
+                with shared.lock, results.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(json.dumps(line), file=sys.stderr, flush=True)
         except subprocess.CalledProcessError as error:
             return f"{self.name}, N = {self.signs}, seed {self.seed}: {' '.join(map(str, error.cmd))} failed"
-        finally:
-            if looked:
-                looked.set()
         return None
 
     def _planned(self, stage: str) -> int:
@@ -226,13 +263,13 @@ class Case:
         path: Path = self.options.output / "models" / run
         return path
 
-    def _train(self, run: str, stage: str) -> float:
+    def _train(self, run: str, stage: str, gpu: str) -> float:
         path = self.options.output / f"{run}.yaml"
         path.write_text(yaml.safe_dump(self.recipe(run, stage)))
         started = time.monotonic()
         with path.with_suffix(".log").open("w") as log:
             command = [sys.executable, "launch/train.sh", "--config", str(path)]
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=on_gpu(gpu))
             try:
                 process.wait(60 * self.options.minutes)
             except subprocess.TimeoutExpired:
@@ -278,22 +315,22 @@ class Case:
             recipe["train"] |= {"stage": 2, "latent_gradient": "detached" if stage == "detached" else "full"}
         return recipe
 
-    def _read(self, run: str) -> dict[str, Any]:
+    def _read(self, run: str, gpu: str) -> dict[str, Any]:
         """Export the run and read its free answers."""
         folder, model = self.options.output / "runs" / run, self._model(run)
-        run_command(["export", folder, "--to", model, "--overwrite"], folder / "export.log")
+        run_command(["export", folder, "--to", model, "--overwrite"], folder / "export.log", gpu)
         data = self.options.output / f"data-{self.task}-{self.form}" / "held_out"
         tokens = 24 + 14 * (self.signs or ANSWER_SIGNS)
         common = ["--model", model, "--shards", data, "--benchmark", "option-letter", "--batch-size", 256,
                   "--max-new-tokens", tokens, "--precision", self.options.precision]  # fmt: skip
         if not ARMS[self.arm].has_latents:
-            run_command(["evaluate", *common, "--output", model / "readings"], folder / "evaluate.log")
+            run_command(["evaluate", *common, "--output", model / "readings"], folder / "evaluate.log", gpu)
             scores = json.loads((model / "readings/scores.json").read_text())
             score = scores["rules"][next(iter(scores["rules"]))]
             found = {"own": score["accuracy"], "samples": {"own": sum(t["samples"] for t in score["types"].values())}}
         else:
             tests = ["--tests", self.options.tests]
-            run_command(["audit", *common, "--output", model / "readings", *tests], folder / "audit.log")
+            run_command(["audit", *common, "--output", model / "readings", *tests], folder / "audit.log", gpu)
             found = readings(json.loads((model / "readings/audit.json").read_text()))
         return found | (accuracy_by_operation(model / "readings") if self.task == FOUR else {})
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Event, Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +18,8 @@ from ilvr_ds.config import ModelConfig
 from ilvr_ds.demo.material import write_demo_model
 from ilvr_ds.model.student import load_student
 from tests.bench import latents, latents_data
-from tests.bench.latents import Case, main, readings
+from tests.bench.gpu_slots import gpus, on_gpu, slots_of
+from tests.bench.latents import Case, Shared, main, readings
 from tests.bench.latents_data import model_folder, model_spec, write_models
 
 
@@ -175,3 +178,28 @@ def test_tests_that_no_table_can_be_made_of_are_refused_before_anything_is_train
 def test_readings_say_of_how_many_samples_they_are() -> None:
     audit = {"replacement": {"own": {"accuracy": 0.5, "samples": 8}, "zeros": {"accuracy": 0.25, "samples": 4}}}
     assert readings(audit) == {"own": 0.5, "zeros": 0.25, "samples": {"own": 8, "zeros": 4}}
+
+
+def test_arms_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches arms that all run on the first GPU, and a process that sees the others too."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
+    slots = slots_of(2, gpus())
+    assert [slots.get() for _ in range(slots.qsize())] == ["4", "GPU-7", "4", "GPU-7"]
+    assert on_gpu("GPU-7")["CUDA_VISIBLE_DEVICES"] == "GPU-7"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert gpus() == ["0", "1"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert gpus() == [""] and "CUDA_VISIBLE_DEVICES" not in on_gpu("")
+
+
+@pytest.mark.parametrize("stage", ["drawing", "training"])
+def test_an_arm_gives_its_place_back_when_something_fails(stage: str, tmp_path: Path) -> None:
+    """Catches an experiment that waits for ever for a place, or for a run that was to be trained first."""
+    options = SimpleNamespace(output=tmp_path, signs=[0], steps=1, look_steps=1)
+    slots, drawn, looked = slots_of(1, [""]), Future[None](), {0: Event()}
+    drawn.set_exception(OSError("disk full")) if stage == "drawing" else drawn.set_result(None)
+    shared = Shared(tmp_path / "results.jsonl", Lock(), slots, {"operations": drawn}, looked)
+    with pytest.raises(OSError if stage == "drawing" else AttributeError):  # these options lack what training needs
+        Case(options, "look", 0, 0).run(shared)
+    assert slots.qsize() == 1 and looked[0].is_set() == (stage == "training")

@@ -27,7 +27,7 @@ PROGRAMS = {
     "selective_ops": ["--device", "cpu", "--seconds", "0.01", "--widths", "64", "--sizes", "8,64", "--no-compiled"],
 }  # fmt: skip
 LIBRARIES = {
-    "chain_model", "decode_model", "geometry", "latents_arms", "latents_data", "latents_operations",
+    "chain_model", "decode_model", "geometry", "gpu_slots", "latents_arms", "latents_data", "latents_operations",
     "latents_settings", "latents_table", "noise", "step_run", "step_table", "syncs", "timeline",
 }  # fmt: skip
 AUDIT_COST = [
