@@ -87,7 +87,7 @@ def join_alone(timeout: timedelta) -> None:
     and one that was free some seconds ago may be gone.
     """
     if not torch_dist.is_initialized():
-        store = torch_dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timeout)
+        store = torch_dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timeout)  # type: ignore[attr-defined]
         torch_dist.init_process_group(backend(), store=store, rank=0, world_size=1, timeout=timeout)
 
 

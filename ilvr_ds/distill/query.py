@@ -108,7 +108,7 @@ def _attention_mass(query: Tensor, key: Tensor, rows: Tensor, columns: Tensor, s
     query [w, R, kv heads, groups, d], key [w, I, kv heads, d], rows [w, R] bool, columns [w, I] bool -> [w, I].
     """
     at_once = max(1, ATTENTION_ELEMENTS // (columns.numel() * query.shape[2] * query.shape[3]))
-    parts = zip(query.split(at_once, dim=1), rows.split(at_once, dim=1), strict=True)
+    parts = zip(torch.split(query, at_once, dim=1), torch.split(rows, at_once, dim=1), strict=True)
     mass = torch.stack([_summed_mass(q, key, r, columns, scale) for q, r in parts]).sum(0)
     weights = (mass / rows.sum(1, keepdim=True)) * columns
     return weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)

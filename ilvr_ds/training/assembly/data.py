@@ -165,7 +165,8 @@ def longest_samples(recipe: Recipe, data: Mixture) -> list[NDArray[np.int64]]:
         return np.split(np.resize(order[:samples], samples), range(size, samples, size))
     order = np.repeat(order, -(-samples // len(order)))
     ascending = -lengths[order]
-    first, place, room = [], 0, train.micro_batch_tokens
+    first: list[int] = []
+    place, room = 0, train.micro_batch_tokens
     while place < len(order) and len(first) < samples:
         first.append(place)
         room += int(ascending[place])
