@@ -16,7 +16,8 @@ from ilvr_ds.model.families import family_of
 from ilvr_ds.model.injection import last_hidden, write_images
 
 ATTENTION_ELEMENTS = 2**26
-"""Most elements of the prompt-to-image attention that is computed at a time, sample by sample if need be."""
+"""Most elements of the prompt-to-image attention that is computed at a time: of several samples, of one, or of some of
+its prompt tokens."""
 
 
 class Context(NamedTuple):
@@ -106,11 +107,18 @@ def _attention_mass(query: Tensor, key: Tensor, rows: Tensor, columns: Tensor, s
 
     query [w, R, kv heads, groups, d], key [w, I, kv heads, d], rows [w, R] bool, columns [w, I] bool -> [w, I].
     """
+    at_once = max(1, ATTENTION_ELEMENTS // (columns.numel() * query.shape[2] * query.shape[3]))
+    parts = zip(torch.split(query, at_once, dim=1), torch.split(rows, at_once, dim=1), strict=True)
+    mass = torch.stack([_summed_mass(q, key, r, columns, scale) for q, r in parts]).sum(0)
+    weights = (mass / rows.sum(1, keepdim=True)) * columns
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+def _summed_mass(query: Tensor, key: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
+    """The same of some prompt rows, summed over them and not normalised."""
     logits = torch.einsum("wrhgd,wihd->whgri", query, key).float() * scale
     logits = logits.masked_fill(~columns[:, None, None, None, :], torch.finfo(torch.float32).min)
-    mass = logits.softmax(-1).mean((1, 2)) * rows[:, :, None]
-    weights = (mass.sum(1) / rows.sum(1, keepdim=True)) * columns
-    return weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
+    return (logits.softmax(-1).mean((1, 2)) * rows[:, :, None]).sum(1)
 
 
 def _masked_mean(rows: Tensor, mask: Tensor) -> Tensor:

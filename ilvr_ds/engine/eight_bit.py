@@ -39,12 +39,19 @@ class _InPieces:
             piece.grad = grad[elements]
             self.state[piece] = {
                 **state,
-                **{name: state[name].view(-1)[elements] for name in ("state1", "state2")},
+                **{name: _part(state[name], elements) for name in ("state1", "state2")},
                 **{name: state[name][blocks] for name in ("absmax1", "absmax2")},
             }
             update(group, piece, gindex, pindex)
             del self.state[piece]
         state["step"] += 1
+
+
+def _part(state: Any, elements: slice) -> Any:
+    """Some elements of a state. A paged one is to torch a tensor on the CPU, with a mark by which it may be used."""
+    part = state.view(-1)[elements]
+    part.is_paged = getattr(state, "is_paged", False)
+    return part
 
 
 class AdamW8bitInPieces(_InPieces, AdamW8bit):  # type: ignore[misc]

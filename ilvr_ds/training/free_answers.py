@@ -25,6 +25,7 @@ from ilvr_ds.evaluation.benchmarks import Benchmark, find_benchmark
 from ilvr_ds.generation.answers import Answer
 from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.loading import Reasoner
+from ilvr_ds.generation.prefill import TOKENS_AT_ONCE
 from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.model.encoding import Encoding
 
@@ -61,8 +62,14 @@ class FreeAnswers:
             return all(dist.gather_on_host(has_ended))
 
         generator = Generator(self.reasoner, self.settings, is_over=is_over)
+        prompts = [question.prompt for question in self.questions]
+        longest = max(dist.gather_on_host(max(len(prompt.input_ids) for prompt in prompts)))
+        rows = max(1, TOKENS_AT_ONCE // longest)  # the same on all ranks, which answer together
+        answers: list[Answer] = []
         with _plain_attention(self.reasoner.model.model.language_model):
-            return generator.generate([question.prompt for question in self.questions]).answers
+            for first in range(0, len(prompts), rows):
+                answers += generator.generate(prompts[first : first + rows]).answers
+        return answers
 
     def __call__(self, moved: Callable[[], object] = lambda: None) -> dict[str, float]:
         """`eval/generated...`, over all ranks (collective)."""

@@ -229,6 +229,25 @@ def test_attention_in_chunks_is_the_same(encoder: ContextEncoder, monkeypatch: p
         torch.testing.assert_close(found.user, whole.user, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("elements", [9 * 8 * HEADS, 3 * 8 * HEADS, 8 * HEADS])
+def test_the_attention_of_one_sample_is_cut_too(
+    encoder: ContextEncoder, monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
+    """Catches a limit that a long prompt with large images exceeds many times, alone."""
+    whole, _ = run(encoder, "right")
+    sizes, softmax = [], Tensor.softmax
+
+    def measured(logits: Tensor, *arguments: Any) -> Tensor:
+        sizes.append(logits.numel())
+        return softmax(logits, *arguments)
+
+    monkeypatch.setattr(Tensor, "softmax", measured)
+    monkeypatch.setattr(query, "ATTENTION_ELEMENTS", elements)
+    found, _ = run(encoder, "right")
+    assert max(sizes) <= elements
+    torch.testing.assert_close(found.user, whole.user, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("side", ["packed", "right", "left"])
 @pytest.mark.parametrize("cuts", [(0, 4), (0, 2, 4), (0, 1, 4), (0, 1, 2, 3, 4)])
 def test_a_window_in_pieces_reads_the_same(encoder: ContextEncoder, side: str, cuts: tuple[int, ...]) -> None:

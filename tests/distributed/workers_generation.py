@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -11,6 +12,7 @@ from ilvr_ds import dist
 from ilvr_ds.evaluation.benchmarks import find_benchmark
 from ilvr_ds.generation.loading import Reasoner
 from ilvr_ds.generation.settings import GenerationSettings
+from ilvr_ds.training import free_answers
 from ilvr_ds.training.free_answers import FreeAnswers, Question
 from tests.golden_set import GoldenSet, golden_set
 from tests.runs import SmallRun, golden_recipe
@@ -32,7 +34,9 @@ def answers_between_steps(zero: dict[str, Any]) -> dict[str, Any]:
             run.networks.student.eval()
             free = _free_answers(run, mine)
             before = run.networks.student.module.model.model.language_model.config._attn_implementation
-            answers, metrics = [answer.tokens for answer in free.answers()], free(lambda: moves.append(None))
+            answers = [answer.tokens for answer in free.answers()]
+            with patch.object(free_answers, "TOKENS_AT_ONCE", 1):  # one after the other, on all ranks alike
+                metrics = free(lambda: moves.append(None))
             assert moves, "a token of an answer is a move"
             after = run.networks.student.module.model.model.language_model.config._attn_implementation
             assert before == after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 pytest.importorskip("bitsandbytes")
 
+from bitsandbytes import functional
 from bitsandbytes.optim import AdamW8bit
 
 from ilvr_ds.config import OptimConfig
@@ -45,6 +47,29 @@ def test_pieces_give_the_bits_of_the_whole(count: int, name: str, monkeypatch: p
     assert states[0].keys() == states[1].keys() and states[1]["step"] == 4
     assert all(torch.equal(torch.as_tensor(states[0][key]), torch.as_tensor(states[1][key])) for key in states[0])
     assert len(pieces.state) == 1
+
+
+def test_pieces_of_paged_states_are_marked_as_paged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an update that bitsandbytes refuses on a GPU, where paged states are marked tensors of the CPU."""
+    monkeypatch.setattr(eight_bit, "PIECE", 4096)
+    weight = nn.Parameter(draw(9000, 0))
+    optimizer: Any = build_optimizer(OptimConfig(name="paged_adamw_8bit"), [weight])
+    buffer, seen = optimizer.get_state_buffer, []
+
+    def paged(*arguments: Any, **named: Any) -> Any:
+        state = buffer(*arguments, **named)
+        state.is_paged = True
+        return state
+
+    def update(name: str, grad: Any, part: Any, state1: Any, state2: Any, *rest: Any, **named: Any) -> None:
+        seen.append((len(grad), len(part), state1.is_paged, state2.is_paged, len(state1), len(state2)))
+
+    monkeypatch.setattr(optimizer, "get_state_buffer", paged)
+    monkeypatch.setattr(optimizer, "prefetch_state", lambda _: None)
+    monkeypatch.setattr(functional, "optimizer_update_8bit_blockwise", update)
+    weight.grad = draw(9000, 1)
+    optimizer.step()
+    assert seen == [(size, size, True, True, size, size) for size in (4096, 4096, 808)]
 
 
 def test_a_piece_is_whole_blocks_that_32_bits_can_count() -> None:

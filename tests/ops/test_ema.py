@@ -46,6 +46,15 @@ def test_it_is_the_average_of_float64(device: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_sums_of_a_large_piece_lose_nothing(device: str) -> None:
+    """Catches sums in float32 one after the other, as of a norm on a CPU."""
+    upper, lower = split(torch.zeros(2**24, device=device))
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    ema_update(upper, lower, torch.full((2**24,), 0.02, device=device), 0.5, sums)
+    assert sums.tolist() == pytest.approx([2**24 * 1e-4, 2**24 * 4e-4], rel=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_what_is_no_number_stays_none(device: str) -> None:
     """A NaN with all bits set, which is what a GPU makes, would be rounded up to a zero."""
     bits = torch.tensor([0x7FFFFFFF, -1, 0x7FC00000, 0x7F800001], dtype=torch.int32, device=device)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from ilvr_ds.data.template import EncodedSample
@@ -20,7 +21,7 @@ from ilvr_ds.model.injection import last_hidden, write_images
 
 NAME = "ilvr_ds_shares"
 SAMPLES = 16
-"""Samples that are looked at: attention is computed in full for them."""
+"""Samples that are looked at: what of their tokens is asked about has its attention written out."""
 COLUMNS = ("latents", "images", "text")
 
 
@@ -74,9 +75,10 @@ class _Shares:
     ) -> tuple[Tensor, None]:  # fmt: skip
         """query [1, H, T, d], key and value [1, G, T, d], of one sequence without padding -> [1, T, H, d]."""
         T, groups = query.shape[2], query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-        later = torch.ones(T, T, dtype=torch.bool, device=query.device).triu(1)
-        logits = (query @ key.transpose(2, 3)).float() * (scaling or query.shape[-1] ** -0.5)
+        later = torch.arange(T, device=query.device) > self.asked[:, None]
+        asked, keys = query[:, :, self.asked], key.repeat_interleave(groups, dim=1)
+        logits = (asked @ keys.transpose(2, 3)).float() * (scaling or query.shape[-1] ** -0.5)
         weights = logits.masked_fill(later, -torch.inf).softmax(-1)
-        self.layers.append((weights[0, :, self.asked].mean((0, 1)) @ self.kinds).tolist())
-        return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
+        self.layers.append((weights[0].mean((0, 1)) @ self.kinds).tolist())
+        read = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1)
+        return read.transpose(1, 2).contiguous(), None

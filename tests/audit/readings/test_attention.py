@@ -19,19 +19,28 @@ if TYPE_CHECKING:
 def test_shares_are_those_of_eager_attention(
     golden: GoldenSet, reasoner: Reasoner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches another mask, another scale, the wrong columns, and a model that is left with this attention."""
+    """Catches another mask, another scale, the wrong columns, a model that is left with this attention, and scores of
+    all pairs of tokens, which at 7B take 40 GB for 10,000 of them."""
     sample = next(sample for sample in golden.samples if sample.input_images)
     prompt, special = reasoner.encoder.prompt(sample), reasoner.special
     settings = GenerationSettings(24, forced={2: special.latent_start}, keep_latents=True)
     [answer] = Generator(reasoner, settings)([prompt]).answers
     eager: list[torch.Tensor] = []
+    sizes: list[int] = []
+    softmax = torch.Tensor.softmax
 
     def spying(self: Any, module: Any, query: Any, key: Any, value: Any, mask: Any, **options: Any) -> Any:
         T = query.shape[2]
         later = torch.full((T, T), -torch.inf).triu(1)[None, None]
         _, weights = eager_attention_forward(module, query, key, value, later, scaling=options["scaling"])
         eager.append(weights[0].mean(0))
-        return own(self, module, query, key, value, mask, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.Tensor, "softmax", measured)
+            return own(self, module, query, key, value, mask, **options)
+
+    def measured(logits: torch.Tensor, dim: int) -> torch.Tensor:
+        sizes.append(logits.shape[2])
+        return softmax(logits, dim)
 
     own = attention._Shares.__call__
     monkeypatch.setattr(attention._Shares, "__call__", spying)
@@ -41,6 +50,7 @@ def test_shares_are_those_of_eager_attention(
     assert shares is not None and len(shares) == len(eager) == reasoner.model.config.text_config.num_hidden_layers
     ids = [*prompt.input_ids.tolist(), *answer.tokens]
     first = len(ids) - answer.tokens[::-1].index(special.latent_end)
+    assert set(sizes) == {len(ids) - first}
     for layer, weights in zip(shares, eager, strict=True):
         asked = weights[first:].mean(0)
         kinds = [special.latent_pad, special.image_pad]

@@ -10,6 +10,7 @@ import pytest
 from ilvr_ds.config import DataSetConfig, Recipe, recipe_from_dict
 from ilvr_ds.data.mixture import Mixture
 from ilvr_ds.data.mixture_plan import MixturePlan
+from ilvr_ds.data.packing import PackedNumbers
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.window import BadSample
 from ilvr_ds.errors import UserError
@@ -45,6 +46,19 @@ def test_micro_batches_are_filled_by_tokens(budget: int, expected: list[list[int
     assert rehearsed(micro_batch_size=2, grad_accum_steps=2, micro_batch_tokens=budget) == expected
 
 
+@pytest.mark.parametrize("longest", [520, 700, 1000])
+def test_no_micro_batch_filled_by_tokens_has_more(longest: int) -> None:
+    """Catches a rehearsal of the longest sample alone, where several shorter ones fill a micro-batch."""
+    lengths = np.random.default_rng(0).integers(50, longest, 400)
+    lengths[:30] = longest
+    batches = rehearsed(lengths, micro_batch_size=2, grad_accum_steps=5, micro_batch_tokens=1000)
+    real = PackedNumbers(SamplePlan((400,), 0, 2, 20), 0, 2, lengths, 1000)
+    largest = max(lengths[batch].sum() for step in range(20) for batch in real(step))
+    assert largest < lengths[batches[0]].sum() + lengths.min() and lengths[batches[0]].sum() <= 1000
+    numbers = np.concatenate(batches)
+    assert len(set(numbers)) == len(numbers) == 10 and max(lengths[batch].sum() for batch in batches) <= 1000
+
+
 def test_no_window_has_more_tokens() -> None:
     lengths = np.random.default_rng(0).integers(1, 4096, 500)
     windows = np.random.default_rng(1).permutation(500).reshape(-1, 20)
@@ -55,6 +69,8 @@ def test_no_window_has_more_tokens() -> None:
 
 def test_a_small_data_set_fills_a_window() -> None:
     assert rehearsed(LENGTHS[:2], micro_batch_size=4, grad_accum_steps=1) == [[1, 0, 1, 0]]
+    filled = rehearsed(LENGTHS[:2], micro_batch_size=4, grad_accum_steps=1, micro_batch_tokens=1300)
+    assert filled == [[1, 0], [1, 0]]
 
 
 def state(mixture: list[tuple[str, int]], data: str = "abc", samples: int = 100) -> dict[str, Any]:
