@@ -218,7 +218,9 @@ def _describe(
     state = read_state(directory / "mlflow.json")
     state.uri = without_password(target.resolved_uri())
     state.experiment, state.run_name, state.parent = target.experiment, target.run_name, target.parent
-    state.params = {name: without_password(str(value)) for name, value in params.items()}
+    now = {name: without_password(str(value)) for name, value in params.items()}
+    state.described = state.described and state.params == now
+    state.params = now
     known = (PARENT_TAG, WENT_BACK_TAG)  # set at the first start only
     state.tags = {name: value for name, value in state.tags.items() if name in known} | {
         name: without_password(value) for name, value in tags.items()
