@@ -54,6 +54,7 @@ class DatasetWriter:
         overwrite: bool = False,
     ) -> None:
         self.output = output.resolve()
+        self.overwrite = overwrite
         _check_output(self.output, overwrite)
         self._open = contextlib.ExitStack()
         self.samples = 0
@@ -157,6 +158,7 @@ class DatasetWriter:
             self._tokens = []
 
     def _move_into_place(self) -> None:
+        _check_output(self.output, self.overwrite)  # another process may have come first
         previous = None
         if self.output.exists() and any(self.output.iterdir()):
             previous = self.output.rename(self.folder.with_name(f"{self.folder.name}-replaced"))

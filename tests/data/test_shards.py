@@ -143,6 +143,19 @@ def test_what_lies_in_a_data_set_besides_is_not_overwritten(packed):
     assert (packed / "features").is_dir()
 
 
+def test_of_two_writers_the_second_does_not_overwrite_the_first(tmp_path):
+    """Catches a data set that is deleted without --overwrite, because it was not there yet at the start."""
+    first, second = (DatasetWriter(tmp_path / "set") for _ in range(2))
+    with first, second:
+        for number, one in enumerate((first, second)):
+            one.write(make_sample(number))
+        made = first.finish(Provenance())
+        with pytest.raises(UserError, match=r"set: is not empty"):
+            second.finish(Provenance())
+    assert open_dataset(tmp_path / "set", "full").manifest == made
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
 def test_overwriting_replaces_the_whole(packed, tmp_path):
     write_shards([(make_sample(0), 0)], packed, overwrite=True)
     assert sorted(path.name for path in packed.iterdir()) == ["dataset.json", "shard-000000.idx", "shard-000000.tar"]
