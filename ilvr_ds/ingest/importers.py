@@ -1,8 +1,8 @@
 """Records read into samples, in any of FORMATS and any container; each format and each container has its file.
 
 All have in common: `id`, which may be absent; `answer`, where the format's own keys hold none; and the group, which is
-`group`, or the first text of `operation`, `type` and `level`, or what the format takes for it, or else CoMT's operation or
-VSP's level among the first image's folders. All other keys, and `operation`, `type` and `level`, are kept in `meta`:
+`group`, or the first text of `operation`, `type` and `level`, or what the format takes for it, or else CoMT's operation
+or VSP's level among the first image's folders. All other keys, and `operation`, `type` and `level`, are kept in `meta`:
 texts, and the rest as JSON.
 """
 
