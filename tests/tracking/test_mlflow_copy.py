@@ -196,10 +196,10 @@ def test_settings_that_mlflow_refuses_do_not_hold_up_the_metrics(
     assert run.data.params == {"optim.lr": "1e-05", "optim.eps": "3"}
 
 
-def test_settings_that_changed_when_the_run_went_on_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_that_changed_when_the_run_went_on_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Catches a run that shows the settings of its first start in silence, as parameters and as files."""
     data = {"name": "d", "digest": "0", "source": "/d", "context": "training", "profile": {}}
-    folder.mkdir()
+    (folder := tmp_path / "run").mkdir()
     told = []
     for params in ({"optim.lr": 1, "optim.eta": 2}, *[{"optim.lr": 5, "optim.eta": 2, "optim.eps": 3}] * 2):
         (folder / "recipe.json").write_text(json.dumps(params))
