@@ -6,6 +6,11 @@ import difflib
 from collections.abc import Iterable
 
 
+def in_one_line(text: str) -> str:
+    """The text, its unprintable characters escaped."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 class OneLineError(Exception):
     """An exception whose text is one line, whatever it quotes: unprintable characters are escaped.
 
@@ -14,7 +19,7 @@ class OneLineError(Exception):
     """
 
     def __str__(self) -> str:
-        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in super().__str__())
+        return in_one_line(super().__str__())
 
 
 class UserError(OneLineError):

@@ -192,6 +192,8 @@ class SampleEncoder:
     def count_tokens(self, sample: Sample) -> int:
         """Length of the encoded sample in tokens, without cutting images into patches (used when packing)."""
         grids = [self.images.grid(data) for data in sample.input_images]
+        for data in sample.helper_images:
+            self.images.grid_of_size(image_size(data))  # they are no tokens, but must have a grid
         return len(self._tokens(sample, grids)[0])
 
     def prompt_text(self, sample: Sample) -> str:
@@ -201,9 +203,7 @@ class SampleEncoder:
     def _tokens(self, sample: Sample, grids: list[Grid]) -> tuple[Int64, tuple[int, int]]:
         """Ids with image and latent tokens spread out, and the span of the answer."""
         self._check_prompt(sample)
-        for step in sample.steps:
-            if isinstance(step, TextStep):
-                self._check_text(step.content)
+        self._check_text("".join(step.content if isinstance(step, TextStep) else "\n" for step in sample.steps))
         steps = self._step_texts(sample)
         turns = [*prompt_turns(sample), self._answer_turn(sample, steps)]
         text = self.tokenizer.apply_chat_template(turns, tokenize=False)

@@ -7,7 +7,7 @@ import dataclasses
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -54,6 +54,7 @@ class DatasetWriter:
         overwrite: bool = False,
     ) -> None:
         self.output = output.resolve()
+        self.overwrite = overwrite
         _check_output(self.output, overwrite)
         self._open = contextlib.ExitStack()
         self.samples = 0
@@ -88,7 +89,8 @@ class DatasetWriter:
     def write(self, sample: Sample, tokens: int = 0) -> None:
         """Add a sample of `tokens` tokens (0: not measured); one that raises SampleError is left out."""
         members = encode_members(sample)
-        self._tars.write({"__key__": key_of(self.samples), **members})
+        with self._named_errors():
+            self._tars.write({"__key__": key_of(self.samples), **members})
         self._tokens.append(tokens)
         self.samples += 1
         self.bytes += sum(map(len, members.values()))
@@ -99,11 +101,17 @@ class DatasetWriter:
         self.samples_without_region += None in regions
         self.longest_tokens = max(self.longest_tokens, tokens)
 
-    def finish(self, provenance: Provenance) -> Manifest:
-        """Close the last shard, write `dataset.json` and move the whole to `output`."""
+    def finish(self, provenance: Provenance, texts: Mapping[str, str] | None = None) -> Manifest:
+        """Close the last shard, write `dataset.json` and further files of `texts`, and move the whole to `output`."""
         if self.samples == 0:
             raise UserError(f"{self.output}: there are no samples to write")
+        with self._named_errors():
+            return self._finish(provenance, texts or {})
+
+    def _finish(self, provenance: Provenance, texts: Mapping[str, str]) -> Manifest:
         self._tars.close()
+        for name, text in texts.items():
+            (self.folder / name).write_text(text)
         manifest = Manifest(
             name=self.output.name,
             samples=self.samples,
@@ -129,6 +137,14 @@ class DatasetWriter:
                 with contextlib.suppress(OSError, AttributeError):  # a full disk, or closed already
                     self._tars.close()
 
+    @contextlib.contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """UserError for what the disk refuses."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.output}: cannot be written ({error.strerror})") from error
+
     def _open_tar(self, name: str) -> BinaryIO:
         self._file = (self.folder / name).open("wb")
         return self._file
@@ -142,6 +158,7 @@ class DatasetWriter:
             self._tokens = []
 
     def _move_into_place(self) -> None:
+        _check_output(self.output, self.overwrite)  # another process may have come first
         previous = None
         if self.output.exists() and any(self.output.iterdir()):
             previous = self.output.rename(self.folder.with_name(f"{self.folder.name}-replaced"))
@@ -172,6 +189,8 @@ def _check_output(output: Path, overwrite: bool) -> None:
         return
     if not output.is_dir():
         raise UserError(f"{output}: is a file; give a folder")
+    if output.is_mount():  # the finished folder is renamed to its name
+        raise UserError(f"{output}: is a mount point; give a folder below it")
     if any(output.iterdir()):
         if not overwrite:
             raise UserError(f"{output}: is not empty; give another folder, or overwrite it by --overwrite")

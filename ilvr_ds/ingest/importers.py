@@ -1,8 +1,8 @@
 """Records read into samples, in any of FORMATS and any container; each format and each container has its file.
 
 All have in common: `id`, which may be absent; `answer`, where the format's own keys hold none; and the group, which is
-the first text of `group`, `operation`, `type` and `level`, or what the format takes for it, or else CoMT's operation or
-VSP's level among the first image's folders. All other keys, and `operation`, `type` and `level`, are kept in `meta`:
+`group`, or the first text of `operation`, `type` and `level`, or what the format takes for it, or else CoMT's operation
+or VSP's level among the first image's folders. All other keys, and `operation`, `type` and `level`, are kept in `meta`:
 texts, and the rest as JSON.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ilvr_ds.data.check import check_sample
-from ilvr_ds.data.sample import LatentStep, Sample, SampleError
+from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Sample, SampleError, TextStep
 from ilvr_ds.errors import UserError, nearest
 from ilvr_ds.ingest.containers.opening import open_source
 from ilvr_ds.ingest.containers.source import Entry, Source
@@ -37,7 +37,7 @@ FORMATS = (ILVR, MIRAGE, COMT, ZEBRA_COT, MONET, LVR, VISUAL_COT, CONVERSATIONS)
 Tell = Callable[[str], None]
 
 _COMMON_KEYS = {"id", "group", "answer"}
-_GROUP_KEYS = ("group", "operation", "type", "level")
+_GROUP_KEYS = ("operation", "type", "level")
 _GROUP_FOLDERS = re.compile(r"creation|deletion|update|selection|level_?\d+")
 
 
@@ -169,6 +169,8 @@ def _convert(record: Record, identity: str, draft: Draft, format: RecordFormat, 
     inputs = tuple(images.read(picture, "input image") for picture in draft.input_images)
     helpers, cut = images.helpers(draft)
     steps = (cut.get(step.helper, step) if isinstance(step, LatentStep) else step for step in draft.steps)
+    if any(IMAGE_MARKER in step.content for step in draft.steps if isinstance(step, TextStep)):
+        raise SampleError(f"the plan's text holds {IMAGE_MARKER}, which is no image there; make it a latent step")
     sample = Sample(
         id=identity,
         question=draft.question,
@@ -198,6 +200,8 @@ def _shown(value: Any) -> str:
 
 
 def _group(record: Record, draft: Draft, root: Path) -> str:
+    if named := short_text(record, "group"):
+        return named
     for key in _GROUP_KEYS:
         if isinstance(value := record.get(key), str) and value:
             return value

@@ -14,7 +14,7 @@ from ilvr_ds.data.decode import Treatment, treatments
 from ilvr_ds.data.sample import LatentStep, Sample, SampleError
 from ilvr_ds.data.shards import Manifest, file_sha256
 from ilvr_ds.data.writer import MAX_SAMPLES_PER_SHARD, DatasetWriter, Provenance
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, in_one_line
 from ilvr_ds.ingest.containers.opening import open_source
 from ilvr_ds.ingest.containers.source import Unit
 from ilvr_ds.ingest.image_files import Helper
@@ -110,7 +110,7 @@ class PackReport:
         lines += [f"  {self.unit} {r.line} ({r.id}): {r.reason}" for r in self.rejected[:_PRINTED_REJECTIONS]]
         if len(self.rejected) > _PRINTED_REJECTIONS:
             lines.append(f"  ... and {len(self.rejected) - _PRINTED_REJECTIONS} more in {self.output / REJECTED_FILE}")
-        return lines
+        return [in_one_line(line) for line in lines]
 
 
 @dataclass
@@ -197,8 +197,9 @@ def _pack(
         if writer.samples == 0:
             raise UserError(f"{writer.output}: nothing to pack: {_why_nothing(tally)}")
         lines = [json.dumps(asdict(rejected)) + "\n" for rejected in tally.rejected]
-        (writer.folder / REJECTED_FILE).write_text("".join(lines))
-        manifest = writer.finish(Provenance(len(tally.rejected), origin, measured_with))
+        manifest = writer.finish(
+            Provenance(len(tally.rejected), origin, measured_with), {REJECTED_FILE: "".join(lines)}
+        )
     return PackReport(writer.output, manifest, tuple(tally.rejected), tally.too_long, tally.contents, unit)
 
 

@@ -129,9 +129,10 @@ class Batches:
         try:
             answering.run()
         except Exception as error:
-            logger.exception("a batch of %s failed", counted(len(answering.jobs), "request"))
-            self.counts.failed += len(answering.jobs)
-            for job in answering.jobs.values():
+            jobs = answering.unanswered
+            logger.exception("a batch of %s failed", counted(len(jobs), "request"))
+            self.counts.failed += len(jobs)
+            for job in jobs:
                 job.answer.set_exception(RefusedError(500, f"the batch failed: {first_line(error)}"))
 
     def _hand_out(self, job: Job, answer: Answer) -> None:
@@ -161,6 +162,11 @@ class _Answering:
         """Those that wait for their answer, by the number of the prompt"""
         self._first = batch
         self._count = 0
+
+    @property
+    def unanswered(self) -> list[Job]:
+        """Those that wait, also where nothing has begun."""
+        return [*self.jobs.values(), *self._first]
 
     def run(self) -> None:
         """Until all have been answered and nobody joins."""

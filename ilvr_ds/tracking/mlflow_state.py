@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ilvr_ds.tracking.names import sqlite_uri
+from ilvr_ds.tracking.names import absolute, sqlite_uri
 from ilvr_ds.whole_files import write_whole
 
 KEY_TAG = "ilvr_ds.key"
@@ -32,7 +32,7 @@ class TrackingTarget:
 
     def resolved_uri(self) -> str:
         """The tracking address, absolute."""
-        return self.uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(self.root / "mlflow.db")
+        return absolute(self.uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(self.root / "mlflow.db"))
 
 
 @dataclass(frozen=True)

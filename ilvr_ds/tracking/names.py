@@ -44,6 +44,15 @@ def sqlite_path(uri: str) -> Path | None:
     return None
 
 
+def absolute(uri: str) -> str:
+    """The address, with the path of a SQLite file absolute: the next command may run in another folder."""
+    path = sqlite_path(uri)
+    if path is None or uri.startswith((f"{_SQLITE}/", f"{_WITH_DRIVER}/")):
+        return uri
+    _, mark, options = uri.partition("?")
+    return f"{sqlite_uri(path)}{mark}{options}"
+
+
 def without_password(uri: str) -> str:
     """The address without credentials, fit for logs and files."""
     return uri if sqlite_path(uri) else re.sub(r"//[^/@]*@", "//", uri)

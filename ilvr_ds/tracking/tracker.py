@@ -19,6 +19,7 @@ from ilvr_ds.tracking.mlflow_copy import MlflowCopy
 from ilvr_ds.tracking.mlflow_state import (
     PARENT_TAG,
     WENT_BACK_TAG,
+    CopyState,
     Status,
     TrackingTarget,
     read_state,
@@ -216,9 +217,17 @@ def _describe(
     """Write the run's description, so that it can be sent later without the recipe."""
     is_known = (directory / "mlflow.json").exists()
     state = read_state(directory / "mlflow.json")
+    if state.run_name and (state.run_name, state.experiment) != (target.run_name, target.experiment):
+        logger.warning(
+            "%s: the record of run '%s' in experiment '%s' goes on as '%s' in '%s': it is sent to MLflow as a new run",
+            directory, state.run_name, state.experiment, target.run_name, target.experiment,
+        )  # fmt: skip
+        state = CopyState(tags=state.tags, attempt=state.attempt)
     state.uri = without_password(target.resolved_uri())
     state.experiment, state.run_name, state.parent = target.experiment, target.run_name, target.parent
-    state.params = {name: without_password(str(value)) for name, value in params.items()}
+    now = {name: without_password(str(value)) for name, value in params.items()}
+    state.described = state.described and state.params == now
+    state.params = now
     known = (PARENT_TAG, WENT_BACK_TAG)  # set at the first start only
     state.tags = {name: value for name, value in state.tags.items() if name in known} | {
         name: without_password(value) for name, value in tags.items()

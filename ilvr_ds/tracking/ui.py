@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 from ilvr_ds.errors import UserError, nearest
 from ilvr_ds.tracking.mlflow_state import CopyState, read_state
-from ilvr_ds.tracking.names import without_password
+from ilvr_ds.tracking.names import sqlite_path, without_password
 from ilvr_ds.tracking.tracker import charts_page
 from ilvr_ds.tracking.ui_address import LOOPBACK, UiAddress
 
@@ -37,6 +37,11 @@ def show(root: Path, experiment: str | None, port: int, say: Callable[[str], Non
     if state.uri.startswith(("http://", "https://")):
         say(f"this experiment's server: {charts_page(state.uri, state.experiment_id)}")
         return 0
+    if (store := sqlite_path(state.uri)) and not store.is_file():  # MLflow would make an empty one there
+        raise UserError(
+            f"{root}: MLflow's store of these runs, {store}, is not there; if the folder was moved, link its old place "
+            f"to it: ln -s NEW {store.parent}"
+        )
     _check_installed()
     address = UiAddress(host, port)
     address.check()

@@ -21,6 +21,7 @@ from ilvr_ds.data.shards import INDEX_DTYPE, build_index, file_sha256, open_data
 from ilvr_ds.data.writer import DatasetWriter, Provenance, write_shards
 from ilvr_ds.errors import UserError
 from tests.data.packing import make_dataset, make_sample, serve
+from tests.full_disk import files_end_at
 
 
 @pytest.fixture
@@ -122,6 +123,16 @@ def test_a_folder_in_the_way(packed, tmp_path):
     assert (foreign / "photo").read_text() == "dear"
     (tmp_path / "empty").mkdir()
     make_dataset(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"/proc: is a mount point; give a folder below it"):
+        make_dataset(Path("/proc"))
+
+
+@pytest.mark.parametrize("size", [1_000, 174_000])
+def test_a_full_disk_is_a_line_and_leaves_nothing(tmp_path, size):
+    """Catches a traceback after hours: at the begin of a tar, and at its end."""
+    with files_end_at(size), pytest.raises(UserError, match=r"set: cannot be written \(File too large\)"):
+        write_shards([(make_sample(n), 0) for n in range(40)], tmp_path / "set")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_lies_in_a_data_set_besides_is_not_overwritten(packed):
@@ -130,6 +141,19 @@ def test_what_lies_in_a_data_set_besides_is_not_overwritten(packed):
     with pytest.raises(UserError, match=r"set/features: is no part of the data set there"):
         write_shards([(make_sample(0), 0)], packed, overwrite=True)
     assert (packed / "features").is_dir()
+
+
+def test_of_two_writers_the_second_does_not_overwrite_the_first(tmp_path):
+    """Catches a data set that is deleted without --overwrite, because it was not there yet at the start."""
+    first, second = (DatasetWriter(tmp_path / "set") for _ in range(2))
+    with first, second:
+        for number, one in enumerate((first, second)):
+            one.write(make_sample(number))
+        made = first.finish(Provenance())
+        with pytest.raises(UserError, match=r"set: is not empty"):
+            second.finish(Provenance())
+    assert open_dataset(tmp_path / "set", "full").manifest == made
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_overwriting_replaces_the_whole(packed, tmp_path):

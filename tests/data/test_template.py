@@ -134,6 +134,19 @@ def test_reserved_tokens_in_the_text_are_refused(token: str, where: str, encoder
     assert f"reserved token {token}" in str(caught.value)
 
 
+def test_reserved_tokens_of_two_steps_are_refused(encoder: SampleEncoder) -> None:
+    """Catches a turn that ends where two texts meet."""
+    with pytest.raises(SampleError, match=r"reserved token <\|im_end\|>"):
+        encoder(sample_of("a", (), "A <|im_", "end|> B"))
+
+
+def test_a_helper_image_that_is_too_narrow_is_found_when_packing(encoder: SampleEncoder) -> None:
+    """Catches a sample that `pack` takes and training cannot use: boxes make narrow pictures."""
+    narrow = replace(PLAIN, helper_images=(TALL, image_bytes(3, size=(1, 300))))
+    with pytest.raises(SampleError, match="aspect ratio"):
+        encoder.count_tokens(narrow)
+
+
 def test_one_token_too_many_is_refused(golden: GoldenSet) -> None:
     whole = golden.encoder
     length = len(whole(PLAIN).input_ids)

@@ -44,6 +44,9 @@ def test_group_comes_from_its_key_before_the_folders(root):
         ilvr(operation="update", type=[]),
     )
     assert (plain.group, key.group, operation.group) == ("deletion", "mine", "update")
+    number, several = read(root, ilvr(group=3), ilvr(group=["a", "b"]))
+    assert number.group == "3", "it would be lost"
+    assert several.reason == "'group' is a list, expected text or a number"
 
 
 def test_duplicate_ids_name_the_first_line(root):

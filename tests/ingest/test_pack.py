@@ -161,6 +161,14 @@ def test_long_lists_of_rejections_are_shortened_only_on_screen(tmp_path):
     assert len((tmp_path / "out" / "rejected.jsonl").read_text().splitlines()) == 30
 
 
+def test_what_cannot_be_printed_is_escaped(tmp_path, capsys):
+    """Catches a traceback behind a data set that is whole: half a surrogate pair has no bytes."""
+    report = pack_samples([make_sample(0), dataclasses.replace(make_sample(1), id="a\ud800\n")], tmp_path / "out")
+    assert report.lines()[-1].startswith(r"  line 2 (a\ud800\n): the text is not valid Unicode")
+    print("\n".join(report.lines()).encode().decode())
+    assert json.loads((tmp_path / "out" / "rejected.jsonl").read_text())["id"] == "a\ud800\n"
+
+
 def test_a_limit_without_a_measure_is_a_mistake_of_the_caller(tmp_path):
     with pytest.raises(ValueError, match=r"max_tokens needs measure"):
         pack_samples([make_sample(0)], tmp_path / "out", max_tokens=3)

@@ -115,6 +115,23 @@ def test_a_batch_that_fails_is_said_and_the_next_is_answered(
     assert "a batch of 1 request failed" in caplog.text
 
 
+def test_a_batch_that_cannot_begin_is_said(
+    batches: Batches, prompts: list[EncodedSample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches clients that wait for ever once a device has failed."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("device-side assert")
+
+    monkeypatch.setattr("ilvr_ds.serving.batches.Generator", fail)
+    job = Job(prompts[0], SETTINGS)
+    batches.submit(job)
+    batches.start()
+    with pytest.raises(RefusedError, match="the batch failed: device-side assert"):
+        job.answer.result(5)
+    assert batches.counts.failed == 1
+
+
 def test_closing_refuses_what_waits_and_cuts_off_what_runs(batches: Batches, prompts: list[EncodedSample]) -> None:
     waiting = Job(prompts[1], SETTINGS)
     running = Job(prompts[0], GenerationSettings(max_new_tokens=100_000))

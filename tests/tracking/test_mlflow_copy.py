@@ -196,6 +196,26 @@ def test_settings_that_mlflow_refuses_do_not_hold_up_the_metrics(
     assert run.data.params == {"optim.lr": "1e-05", "optim.eps": "3"}
 
 
+def test_settings_that_changed_when_the_run_went_on_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a run that shows the settings of its first start in silence, as parameters and as files."""
+    data = {"name": "d", "digest": "0", "source": "/d", "context": "training", "profile": {}}
+    (folder := tmp_path / "run").mkdir()
+    told = []
+    for params in ({"optim.lr": 1, "optim.eta": 2}, *[{"optim.lr": 5, "optim.eta": 2, "optim.eps": 3}] * 2):
+        (folder / "recipe.json").write_text(json.dumps(params))
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="ilvr_ds"):
+            tracker = start(folder, params=params, artifacts=[folder / "recipe.json"], datasets=[data])
+            assert tracker.close("FINISHED", START_S) == 0
+        told.append("MLflow keeps optim.lr of run" in caplog.text)
+        [stored] = (folder.parent / "mlartifacts").rglob("recipe.json")
+        assert json.loads(stored.read_text()) == params
+    assert told == [False, True, False], "once, when it changed"
+    [run] = runs_of(folder)
+    assert run.data.params == {"optim.lr": "1", "optim.eta": "2", "optim.eps": "3"}
+    assert len(run.inputs.dataset_inputs) == 1
+
+
 def test_pictures_arrive_once_with_their_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches pictures that are sent again after a restart, or after an answer that got lost."""
     from mlflow import MlflowClient

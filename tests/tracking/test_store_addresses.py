@@ -24,6 +24,15 @@ def test_a_path_survives_its_address() -> None:
     assert sqlite_path("sqlite:///runs/mlflow.db?timeout=3") == Path("runs/mlflow.db").absolute()
 
 
+def test_a_relative_path_is_that_of_the_run_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches `mlflow-sync` from another folder, which would make a store there and send the whole run to it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///a/mlflow.db?timeout=3")
+    assert TrackingTarget(None, "e", "r", tmp_path).resolved_uri() == f"sqlite:///{tmp_path}/a/mlflow.db?timeout=3"
+    for uri in ("http://host/x", "sqlite:////a/mlflow.db", "sqlite+pysqlite:////a%25/mlflow.db"):
+        assert TrackingTarget(uri, "e", "r", tmp_path).resolved_uri() == uri
+
+
 def test_sqlalchemy_reads_the_same_path() -> None:
     from sqlalchemy.engine import make_url
 

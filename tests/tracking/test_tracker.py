@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import time
 from pathlib import Path
 
+import pytest
+
+from ilvr_ds.tracking.tracker import Tracker, TrackingTarget
 from tests.tracking.trackers import START_S, client, history, log, recorded, runs_of, start
 
 
@@ -82,6 +86,27 @@ def test_the_command_to_look_at_a_run_can_be_pasted(tmp_path: Path) -> None:
     tracker = start(folder, f"sqlite:///{tmp_path}/mlflow.db")
     assert shlex.split(tracker.how_to_look()) == ["ilvr-ds", "ui", str(folder)]
     tracker.close("KILLED", 0)
+
+
+@pytest.mark.parametrize(("is_copied", "experiment"), [(True, "exp"), (False, "another")])
+def test_a_copied_run_and_one_in_another_experiment_are_runs_of_their_own(
+    folder: Path, caplog: pytest.LogCaptureFixture, is_copied: bool, experiment: str
+) -> None:
+    """Catches two runs that write their curves into one, and charts without the run."""
+    first = start(folder)
+    log(first, range(1, 2))
+    assert first.close("FINISHED", START_S) == 0
+    copied = shutil.copytree(folder, folder.with_name("copy")) if is_copied else folder
+    name = copied.name
+    with caplog.at_level("WARNING", logger="ilvr_ds"):
+        second = Tracker(copied, TrackingTarget(None, experiment, name, folder.parent), params={}, tags={})
+        log(second, range(2, 3))
+        assert second.close("FINISHED", START_S) == 0
+    assert f"goes on as '{name}' in '{experiment}': it is sent to MLflow as a new run" in caplog.text
+    server = client(folder.parent)
+    steps = [[m.step for m in server.get_metric_history(run, "loss/ce")] for run in (first.run_id, second.run_id)]
+    assert steps == [[1], [1, 2]]
+    assert server.get_run(second.run_id).info.experiment_id == server.get_experiment_by_name(experiment).experiment_id
 
 
 def test_data_sets_and_the_tags_of_the_last_start_arrive(folder: Path) -> None:

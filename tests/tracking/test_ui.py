@@ -13,10 +13,15 @@ import pytest
 from ilvr_ds.errors import UserError
 from ilvr_ds.tracking import ui
 from ilvr_ds.tracking.mlflow_state import CopyState, write_state
+from ilvr_ds.tracking.names import sqlite_uri
 
 
-def write(folder: Path, experiment: str, number: str, uri: str = "sqlite:////a.db") -> None:
+def write(folder: Path, experiment: str, number: str, uri: str = "") -> None:
+    """A run; its store is a file beside it, or at `uri`."""
     folder.mkdir(parents=True)
+    if not uri:
+        (folder.parent / "mlflow.db").touch()
+        uri = sqlite_uri(folder.parent / "mlflow.db")
     write_state(folder / "mlflow.json", CopyState(uri=uri, experiment=experiment, experiment_id=number, run_id="r"))
 
 
@@ -52,6 +57,15 @@ def test_a_taken_port_is_an_error_before_anything_starts(tmp_path: Path) -> None
             ui.show(tmp_path, None, other.getsockname()[1], print)
     with pytest.raises(UserError, match="--port: 99999 is not a port"):
         ui.show(tmp_path, None, 99999, print)
+
+
+def test_runs_that_were_moved_away_from_their_store_are_no_empty_page(tmp_path: Path) -> None:
+    """Catches MLflow's pages of a store that MLflow has just made, at the old place."""
+    write(tmp_path / "outputs" / "a", "first", "1")
+    (tmp_path / "outputs").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"moved: .*outputs/mlflow\.db, is not there; .* ln -s NEW .*/outputs$"):
+        ui.show(tmp_path / "moved", None, free_port(), print)
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_run_on_a_server_has_its_page_there(tmp_path: Path) -> None:

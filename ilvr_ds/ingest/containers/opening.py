@@ -23,6 +23,7 @@ from ilvr_ds.ingest.foreign import HEAD, is_array, refuse_content, refuse_folder
 
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _TAR, _TAR_AT = b"ustar", 257
+_PACKED_TARS = ("*.tar.gz", "*.tgz", "*.tar.zst")
 _UNITS: dict[str, Unit] = {"JSON Lines": "line", "a JSON array": "record", "a webdataset tar": "sample"}
 
 
@@ -38,6 +39,12 @@ def open_source(input: Path | str, subset: str | None = None, split: str | None 
     if path.is_dir():
         refuse_folder(path)
         tars = sorted(path.glob("*.tar"))
+        packed = sorted(found.name for pattern in _PACKED_TARS for found in path.glob(pattern))
+        if tars and packed:
+            raise UserError(
+                f"{path}: holds {tars[0].name} and, compressed, {packed[0]}, which would be left out; unpack it (to "
+                ".tar), or move it away"
+            )
         if tars and (subset is not None or split is not None):
             raise UserError(
                 f"{path}: it holds tars, which --subset and --split do not choose from; "

@@ -25,7 +25,8 @@ def read_tar(stream: BinaryIO, label: str) -> Iterator[Entry]:
     """The samples of a tar in their order, numbered from 1.
 
     A record may name an image by its member's name, with or without folders, or by what stands behind the key. Where it
-    names none of them, they are put under `image` in the order of their names. Nothing is extracted.
+    names none of them, they are put under `image` in the order of their names, 2.png before 10.png. Nothing is
+    extracted.
     """
     number, key, members = 0, "", dict[str, bytes]()
     try:
@@ -66,8 +67,13 @@ def _entry(number: int, key: str, members: dict[str, bytes]) -> Entry:
         return Entry(number, record)
     record.setdefault("id", key)
     if members and "image" not in record and "images" not in record and not _names_any(record, files):
-        record["image"] = [f"{stem}.{name}" for name in sorted(members)]
+        record["image"] = [f"{stem}.{name}" for name in sorted(members, key=_order)]
     return Entry(number, record, files)
+
+
+def _order(name: str) -> list[str | int]:
+    """Sorts names by the numbers in them, not by their digits."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def _names_any(value: Record | list[object] | object, files: dict[str, bytes]) -> bool:

@@ -20,7 +20,8 @@ from ilvr_ds.ingest.record import Draft, Record, RecordFormat, items, kind, shor
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _ENTRY = re.compile(r"IMAGE[-_ ]?(\d+)\W{0,3}?:\W{0,3}([^\s'\",\]}]+)")
-_NAMED = re.compile(r"[\[<({]{0,2}\bIMAGE[-_ ]?(\d+)\b(?::[^\s\]>)}]+)?[\]>)}]{0,2}")
+_NAMED = re.compile(r"([\[<({]{1,2})?\bIMAGE[-_ ]?(\d+)\b(?(1)(?::[^\s\]>)}]+)?[\]>)}]{1,2})")
+"""The brackets belong to the name where they surround nothing else."""
 _LETTERS = "ABCDEFGHIJ"
 
 
@@ -33,9 +34,8 @@ def _read(record: Record) -> Draft:
     question = text(record, "question")
     options = _options(record)
     answer = _letter(record, len(options))
-    asked = _NAMED.findall(question)
     rationale = short_text(record, "rationale").strip()
-    told = _NAMED.findall(rationale)
+    asked, told = ([found[2] for found in _NAMED.finditer(words)] for words in (question, rationale))
     shown = asked or (["0"] if "0" in images and "0" not in told else [])
     _check_named(images, asked, told, has_rationale=bool(rationale))
     lines = [f"({letter}) {option}" for letter, option in zip(_LETTERS, options, strict=False)]
@@ -62,7 +62,10 @@ def _images(record: Record) -> dict[str, Picture]:
     if not entries and value:
         raise SampleError("'image' names no IMAGE0, IMAGE1, ... with an id")
     folder = text(record, "type")
-    return {number: Picture(_places(folder, identity)) for number, identity in entries}
+    images = {number: Picture(_places(folder, identity)) for number, identity in entries}
+    if len(images) < len(set(entries)):
+        raise SampleError("'image' gives two images one number")
+    return images
 
 
 def _places(folder: str, identity: str) -> tuple[str, ...]:
@@ -71,7 +74,9 @@ def _places(folder: str, identity: str) -> tuple[str, ...]:
 
 
 def _options(record: Record) -> list[str]:
-    options = [str(option) for option in items(record, "option")]
+    options = [short_text({"option": option}, "option") for option in items(record, "option")]
+    if not all(option.strip() for option in options):
+        raise SampleError("an option is empty")
     if len(options) > len(_LETTERS):
         raise SampleError(f"{len(options)} options, {len(_LETTERS)} are allowed")
     return options
@@ -101,5 +106,4 @@ def _steps(rationale: str, answer: str) -> list[Step]:
     """The rationale and the answer; none, for a sample to evaluate on, without a rationale."""
     if not rationale:
         return []
-    pieces = [piece for position, piece in enumerate(_NAMED.split(rationale)) if position % 2 == 0]
-    return [*plan_of(pieces), TextStep(f"\n{announced(f'({answer})')}")]
+    return [*plan_of(_NAMED.split(rationale)[::3]), TextStep(f"\n{announced(f'({answer})')}")]

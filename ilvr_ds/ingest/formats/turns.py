@@ -14,13 +14,15 @@ _ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", **{role: role fo
 _LINE_BREAKS = re.compile(rf"\n?{re.escape(IMAGE_MARKER)}\n?")
 _IMAGE_TYPES = ("image", "image_url")
 _IMAGE_KEYS = (*_IMAGE_TYPES, "path")
+_FILM_KEYS = ("video", "videos", "audio", "audios")
 
 
 def read_turns(record: Record) -> tuple[list[Turn], list[Picture]]:
     """The turns of `conversations` or `messages`, and the images that stand in them.
 
     A user's image is at `<image>`; a line break beside it is left out, as published loaders do. Images come from
-    `image` or `images`, or from parts of the messages. Raises SampleError for a role that is none of the three.
+    `image` or `images`, or from parts of the messages. Raises SampleError for a role that is none of the three, and for
+    a record about a film or a sound.
     """
     key = "conversations" if record.get("conversations") is not None else "messages"
     inside: list[Picture] = []
@@ -30,6 +32,8 @@ def read_turns(record: Record) -> tuple[list[Turn], list[Picture]]:
             turns.append(_turn(turn, inside))
         except SampleError as error:
             raise SampleError(f"turn {number}: {error}") from error
+    if film := next((key for key in _FILM_KEYS if record.get(key)), None):
+        raise SampleError(f"the record has '{film}', and only images are read; leave it out")
     beside = pictures(record, "image", "images")
     if inside and beside:
         raise SampleError("images stand both in the messages and in 'image' or 'images'")

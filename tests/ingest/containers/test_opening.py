@@ -132,6 +132,17 @@ def test_tars_of_a_folder_are_not_chosen_by_name(root: Path, choice: dict[str, s
         open_source(folder, **choice)
 
 
+@pytest.mark.parametrize("name", ["b.tar.gz", "b.tgz", "b.tar.zst"])
+def test_compressed_tars_beside_others_are_not_left_out(root: Path, name: str) -> None:
+    """Catches half of a data set that is missing in silence."""
+    folder = root.parent / "tars"
+    folder.mkdir()
+    tarfile.open(folder / "a.tar", "w").close()
+    (folder / name).write_bytes(b"")
+    with pytest.raises(UserError, match=rf"tars: holds a\.tar and, compressed, {name}"):
+        open_source(folder)
+
+
 def test_a_folder_of_tars_is_numbered_through(root: Path) -> None:
     folder = root.parent / "tars"
     folder.mkdir()

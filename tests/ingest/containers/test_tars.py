@@ -93,6 +93,14 @@ def test_images_without_a_name_stand_in_the_order_of_theirs(root: Path) -> None:
     assert sample.input_images == (image_bytes(1), image_bytes(2))
 
 
+def test_numbers_in_names_count_as_numbers(root: Path) -> None:
+    """Catches 10.png before 2.png."""
+    images = [(f"1.{n}.png", image_bytes(n)) for n in range(12)]
+    path = write_tar(root.parent / "a.tar", [*images, ("1.json", chat("<image>" * 11 + "Same?"))])
+    (sample,) = read(path, root)
+    assert sample.input_images == tuple(image_bytes(n) for n in range(12))
+
+
 def test_a_tar_that_is_cut_or_too_large_is_named(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(root.parent / "a.tar", [("1.png", image_bytes(size=(300, 300)) + bytes(5000)), ("1.json", chat())])
     path.write_bytes(path.read_bytes()[:1500])

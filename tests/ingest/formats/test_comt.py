@@ -52,6 +52,9 @@ def test_twenty_records(comt):
         (record(23, rationale="No picture."), "IMAGE1 is named neither in the question nor in the rationale"),
         (record(24, option=[]), "'option' is an empty list"),
         (record(25, question=" "), "'question' is empty"),
+        (record(27, option=["3", None, "5"]), "an option is empty"),
+        (record(28, option=["3", {"a": 1}]), "'option' is an object, expected text or a number"),
+        (record(29, image=["IMAGE0:10000", "IMAGE1:10001", "IMAGE1:10002"]), "'image' gives two images one number"),
         (record(26, image=["nothing"]), "'image' names no IMAGE0, IMAGE1, ... with an id"),
     ]
     samples = read_twenty(comt, good, broken)
@@ -84,6 +87,12 @@ def test_the_images_may_be_written_in_several_ways(comt, image):
 def test_an_image_is_a_helper_where_the_rationale_names_it(comt, name):
     (sample,) = read(comt, record(0, rationale=f"a {name} b"))
     assert shapes(sample) == ["a ", 0, " b", FINAL]
+
+
+def test_the_words_around_a_name_stay(comt):
+    """Catches a word that is taken for the image's id, and a bracket that closes more than the name."""
+    (sample,) = read(comt, record(0, rationale="IMAGE1:we see (as IMAGE1) that (IMAGE1) is"))
+    assert shapes(sample) == [0, ":we see (as ", 1, ") that ", 2, " is", FINAL]
 
 
 def test_inputs_are_what_the_question_names_or_the_first_image(comt):

@@ -100,6 +100,15 @@ def test_messages_that_are_rejected(root, messages, reason):
     assert reason in bad.reason
 
 
+@pytest.mark.parametrize("key", ["video", "videos", "audio", "audios"])
+def test_films_and_sounds_are_rejected(root, key):
+    """Catches `<video>` as a word, and a question about what nobody sees."""
+    turns = [{"from": "human", "value": f"<{key}>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+    bad, good = read(root, {"conversations": turns, key: ["a"]}, {"conversations": turns, key: []})
+    assert bad.reason == f"the record has '{key}', and only images are read; leave it out"
+    assert isinstance(good, Sample)
+
+
 def test_text_alone_and_a_lone_question(root):
     text, question = read(root, record(0, image=...), record(1, conversations=said("<image>Which?")))
     assert isinstance(text, Sample) is False  # its text has a marker

@@ -59,6 +59,7 @@ def test_a_latent_step_may_say_which_region_it_is_about(root):
             ilvr(sequence_plan=[TEXT, LATENT | {"region": [0, 0, 9, 6]}]),
             "step 2 of the plan: region [0, 0, 9, 6] is",
         ),
+        (ilvr(sequence_plan=[{"type": "text", "content": "See <image>."}]), "the plan's text holds <image>"),
         (ilvr(image_input=["a.png", 3]), "'image_input' holds a number"),
         (ilvr(image_input=""), "'image_input' holds an empty path"),
         (ilvr(image_input="no.png"), "input image 'no.png' is missing below"),
