@@ -32,8 +32,9 @@ class Look:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, spec: TaskSpec) -> Look:
-        """Draw one of the kinds, each as likely as the others."""
-        return pick(rng, _KINDS)(rng, spec)
+        """Draw a caption or, as likely, a question of any kind: a caption says much more of what there is to see."""
+        kind = _caption if rng.random() < 0.5 else pick(rng, _QUESTIONS)
+        return kind(rng, spec)
 
     @property
     def question(self) -> str:
@@ -124,9 +125,7 @@ def _caption(rng: np.random.Generator, spec: TaskSpec) -> Look:
     return Look(f"Describe {what} cell by cell.", (), draw, rows)
 
 
-_KINDS: tuple[Callable[[np.random.Generator, TaskSpec], Look], ...] = (
-    _figure, _marked, _colour, _count, _where, _caption,
-)  # fmt: skip
+_QUESTIONS: tuple[Callable[[np.random.Generator, TaskSpec], Look], ...] = (_figure, _marked, _colour, _count, _where)
 
 
 def _four_figures(rng: np.random.Generator, spec: TaskSpec) -> list[Figure]:
