@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 import torch
@@ -47,7 +49,7 @@ def start(folder: Path, demo: Path, fault: str, rank: int, world: int = 2, **cha
     ]
 
 
-def finish(processes: list[Fork], waited_for: list[int]) -> list[int | None]:
+def finish(processes: Sequence[Fork | Popen[bytes]], waited_for: list[int]) -> list[int | None]:
     """Exit codes of the ranks that are expected to end; the others are killed afterwards."""
     deadline = time.monotonic() + LIMIT_S
     try:
