@@ -105,6 +105,11 @@ class Slurm:
         """A field of `scontrol show job`."""
         return self._fields(job, name)[0]
 
+    def fields(self, job: str, *names: str) -> tuple[str, ...]:
+        """Several fields as they were at one moment: read one after the other, they may belong to two starts."""
+        found = dict(word.partition("=")[::2] for word in self.run("scontrol", "show", "job", job).split())
+        return tuple(found[name] for name in names)
+
     def _fields(self, job: str, name: str) -> list[str]:
         words = self.run("scontrol", "show", "job", job).split()
         return [word.partition("=")[2] for word in words if word.startswith(f"{name}=")]

@@ -65,6 +65,10 @@ class Training:
         """Where it runs, the host of rank 0 first."""
         return self.slurm.run("scontrol", "show", "hostnames", self.slurm.field(self.id, "NodeList")).split()
 
+    def runs_after(self, restarts: int) -> bool:
+        """Whether its ranks may run now, after so many restarts: it says RUNNING also before it is requeued."""
+        return self.slurm.fields(self.id, "JobState", "Restarts") == ("RUNNING", str(restarts))
+
     def starts(self) -> list[str]:
         """Rank 0's log of each start that has begun to train."""
         rank_0 = self.folder / f"slurm-{self.id}/rank-0.log"

@@ -71,7 +71,7 @@ def test_a_job_ends_as_if_nothing_had_happened(
     job.wait_for_a_step()
     slurm.run("scancel", "--signal=USR1", job.id)  # as --signal=USR1@300 does: to the ranks, not to the script
 
-    job.wait_for(lambda: job.state == "RUNNING" and slurm.field(job.id, "Restarts") == "1")
+    job.wait_for(lambda: job.runs_after(restarts=1))
     job.wait_for(lambda: bool(job.ranks(hosts)[job.nodes[1]]))
     slurm.run("scancel", "--signal=USR1", job.id)  # Python has hardly begun: nothing is there to be saved
 
@@ -87,7 +87,7 @@ def test_a_job_ends_as_if_nothing_had_happened(
     hosts.kill(victim)
     died = time.monotonic()
     try:
-        job.wait_for(lambda: job.state == "PENDING")
+        job.wait_for(lambda: slurm.field(job.id, "Restarts") == "4")
         job.wait_for_a_step(restarts=3)
         print(f"death of a node to the first step after the restart: {time.monotonic() - died:.1f} s")
         assert job.nodes != nodes
