@@ -195,7 +195,8 @@ class TrainConfig:
     micro_batch_tokens: int = 0
     """Fill micro-batches by tokens, at most this many in each. A step has the same samples as without it
     (micro_batch_size x grad_accum_steps x ranks); they are distributed so that all ranks have equally many
-    micro-batches of nearly equal length. 0: micro_batch_size samples each, whatever their lengths."""
+    micro-batches of nearly equal length. In stage 2 the samples of one are of like length, and count as many tokens as
+    the longest. 0: micro_batch_size samples each, whatever their lengths."""
     patience: int = 0
     """End the run after this many evaluations in a row that were not better than the best one by
     `checkpoint.keep_best`; 0: never before the last step."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ilvr_ds import dist
 from ilvr_ds.config import Recipe
@@ -149,36 +148,8 @@ def planned_numbers(recipe: Recipe, plan: Plan, data: Mixture) -> PlannedNumbers
     train, rank, world = recipe.train, dist.rank(), dist.world_size()
     if not train.micro_batch_tokens:
         return PlannedNumbers(plan, rank, world, train.micro_batch_size)
-    return PackedNumbers(plan, rank, world, data.tokens.astype(np.int64), train.micro_batch_tokens)
-
-
-def longest_samples(recipe: Recipe, data: Mixture) -> list[NDArray[np.int64]]:
-    """The micro-batches of a step on a rank, made of the longest samples: no real window exceeds it.
-
-    The first micro-batch is as large as one can become. Filled by tokens it has the longest sample and the longest that
-    still fit beside it: what is left has room for none. A data set with fewer samples repeats them.
-    """
-    train, lengths = recipe.train, data.tokens.astype(np.int64)
-    size, samples = train.micro_batch_size, train.micro_batch_size * train.grad_accum_steps
-    order = np.argsort(-lengths, kind="stable")
-    if not train.micro_batch_tokens:
-        return np.split(np.resize(order[:samples], samples), range(size, samples, size))
-    order = np.repeat(order, -(-samples // len(order)))
-    ascending = -lengths[order]
-    first: list[int] = []
-    place, room = 0, train.micro_batch_tokens
-    while place < len(order) and len(first) < samples:
-        first.append(place)
-        room += int(ascending[place])
-        place = max(place + 1, int(np.searchsorted(ascending, -room)))
-    rest = np.delete(order, first)[: samples - len(first)]
-    cuts, room = [], 0
-    for place, length in enumerate(lengths[rest].tolist()):
-        if length > room:
-            cuts.append(place)
-            room = train.micro_batch_tokens
-        room -= length
-    return [order[first], *np.split(rest, cuts)[1:]]
+    tokens = data.tokens.astype(np.int64)
+    return PackedNumbers(plan, rank, world, tokens, train.micro_batch_tokens, train.has_free_latents)
 
 
 def build_held_out(

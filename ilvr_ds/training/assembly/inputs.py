@@ -14,6 +14,7 @@ from ilvr_ds.config import DataSetConfig, Recipe, TeacherConfig, TrainConfig
 from ilvr_ds.data.mixture import Mixture
 from ilvr_ds.data.mixture_plan import Plan, build_plan
 from ilvr_ds.data.packing import PackedNumbers
+from ilvr_ds.data.plan import Int64
 from ilvr_ds.data.shards import ShardSet
 from ilvr_ds.data.tokens import has_latent_tokens
 from ilvr_ds.engine.optimizer import check_optimizer
@@ -69,12 +70,17 @@ class Inputs:
                 f"train.micro_batch_tokens: the lengths of the samples in {self.training.location} are not known; "
                 "pack them again with this recipe (ilvr-ds pack --config)"
             )
-        PackedNumbers(self.plan, 0, world, self.training.tokens.astype(np.int64), recipe.train.micro_batch_tokens)
+        PackedNumbers(self.plan, 0, world, self.lengths, recipe.train.micro_batch_tokens)
 
     @property
     def are_measured(self) -> bool:
         """Whether the lengths of the training samples are known, measured with settings like the recipe's."""
         return self.training.longest_tokens > 0 and not self.other_measure
+
+    @property
+    def lengths(self) -> Int64:
+        """[training samples]: tokens of each; 0 where it was not measured."""
+        return self.training.tokens.astype(np.int64)
 
     @property
     def longest(self) -> int:

@@ -16,8 +16,9 @@ from ilvr_ds.model.encoding import build_encoding
 from ilvr_ds.monitoring.throughput import Throughput, model_flops, peak_flops
 from ilvr_ds.monitoring.watchdog import Watchdog
 from ilvr_ds.tracking.tracker import Tracker
-from ilvr_ds.training.assembly.data import build_held_out, build_loader, build_pictures, longest_samples, open_data
+from ilvr_ds.training.assembly.data import build_held_out, build_loader, build_pictures, open_data
 from ilvr_ds.training.assembly.inputs import Inputs, say_what_does_nothing, say_where_latents_are_new
+from ilvr_ds.training.assembly.longest import longest_samples
 from ilvr_ds.training.assembly.record import open_tracker
 from ilvr_ds.training.assembly.start import Start
 from ilvr_ds.training.assembly.step import build_step
@@ -63,7 +64,7 @@ def assemble(recipe: Recipe, recipe_path: Path, inputs: Inputs | None = None) ->
         speed=_throughput(networks, encoding.model_config, step),
         quarantine=Quarantines.of(recipe, inputs.training),
         total_steps=total_steps,
-        rehearsal=longest_samples(recipe, inputs.training) if inputs.are_measured else None,
+        rehearsal=longest_samples(recipe.train, inputs.lengths) if inputs.are_measured else None,
         checkpoint=start.checkpoint,
         is_resharded=start.is_resharded(networks.layout),
         best=Best(recipe.checkpoint.keep_best, recipe.train.patience, _evaluated_on(recipe, inputs)),

@@ -10,7 +10,6 @@ import pytest
 from ilvr_ds.config import DataSetConfig, Recipe, recipe_from_dict
 from ilvr_ds.data.mixture import Mixture
 from ilvr_ds.data.mixture_plan import MixturePlan
-from ilvr_ds.data.packing import PackedNumbers
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.window import BadSample
 from ilvr_ds.errors import UserError
@@ -19,58 +18,12 @@ from ilvr_ds.training.assembly.data import (
     _check_mixture,
     build_held_out,
     build_loader,
-    longest_samples,
 )
 from tests.data.packing import make_dataset
 
 ANY: Any = None
 KNOWN = {"run": {"name": "r"}, "data": {"shards": "s"}, "model": {"path": "m"}, "deepspeed": {"config": "d"}}
 LENGTHS = np.array([300, 1000, 200, 900, 100, 800, 700], dtype=np.uint32)
-
-
-def rehearsed(lengths: Any = LENGTHS, **train: int) -> list[list[int]]:
-    recipe = recipe_from_dict({**KNOWN, "train": train})
-    return [numbers.tolist() for numbers in longest_samples(recipe, SimpleNamespace(tokens=lengths))]  # type: ignore[arg-type]
-
-
-def test_the_longest_samples_are_rehearsed_once_each() -> None:
-    """Catches a window of nothing but the longest sample, which no step has and which may not fit."""
-    assert rehearsed(micro_batch_size=2, grad_accum_steps=2) == [[1, 3], [5, 6]]
-
-
-@pytest.mark.parametrize(
-    ("budget", "expected"),
-    [(1000, [[1], [3], [5], [6]]), (1900, [[1, 3], [5, 6]]), (2700, [[1, 3, 5], [6]]), (9999, [[1, 3, 5, 6]])],
-)
-def test_micro_batches_are_filled_by_tokens(budget: int, expected: list[list[int]]) -> None:
-    assert rehearsed(micro_batch_size=2, grad_accum_steps=2, micro_batch_tokens=budget) == expected
-
-
-@pytest.mark.parametrize("longest", [520, 700, 1000])
-def test_no_micro_batch_filled_by_tokens_has_more(longest: int) -> None:
-    """Catches a rehearsal of the longest sample alone, where several shorter ones fill a micro-batch."""
-    lengths = np.random.default_rng(0).integers(50, longest, 400)
-    lengths[:30] = longest
-    batches = rehearsed(lengths, micro_batch_size=2, grad_accum_steps=5, micro_batch_tokens=1000)
-    real = PackedNumbers(SamplePlan((400,), 0, 2, 20), 0, 2, lengths, 1000)
-    largest = max(lengths[batch].sum() for step in range(20) for batch in real(step))
-    assert largest < lengths[batches[0]].sum() + lengths.min() and lengths[batches[0]].sum() <= 1000
-    numbers = np.concatenate(batches)
-    assert len(set(numbers)) == len(numbers) == 10 and max(lengths[batch].sum() for batch in batches) <= 1000
-
-
-def test_no_window_has_more_tokens() -> None:
-    lengths = np.random.default_rng(0).integers(1, 4096, 500)
-    windows = np.random.default_rng(1).permutation(500).reshape(-1, 20)
-    numbers = np.concatenate(rehearsed(lengths, micro_batch_size=4, grad_accum_steps=5))
-    assert len(set(numbers)) == 20
-    assert lengths[windows].sum(1).max() <= lengths[numbers].sum() < 20 * lengths.max()
-
-
-def test_a_small_data_set_fills_a_window() -> None:
-    assert rehearsed(LENGTHS[:2], micro_batch_size=4, grad_accum_steps=1) == [[1, 0, 1, 0]]
-    filled = rehearsed(LENGTHS[:2], micro_batch_size=4, grad_accum_steps=1, micro_batch_tokens=1300)
-    assert filled == [[1, 0], [1, 0]]
 
 
 def state(mixture: list[tuple[str, int]], data: str = "abc", samples: int = 100) -> dict[str, Any]:
