@@ -203,15 +203,16 @@ def test_changed_settings_of_the_optimizer_count_from_the_resume_on(
         assert group == {"betas": (0.9, 0.9), "eps": 1e-6, "weight_decay": 0.3}
 
 
-def test_micro_batches_filled_by_tokens_are_the_same_steps(tmp_path: Path, demo_folder: Path) -> None:
+@pytest.mark.parametrize("stage", [1, 2])
+def test_micro_batches_filled_by_tokens_are_the_same_steps(stage: int, tmp_path: Path, demo_folder: Path) -> None:
     """Samples change rank and micro-batch, the step does not, also between one rank and two. Catches a step that ends
     early or late, a sample that is left out or seen twice, losses that are means of micro-batches, and gradients that
     are divided by ranks or micro-batches, which Adam forgives; and it goes on from its checkpoint."""
     worker = "tests.distributed.workers_run:train"
     equal, filled = tmp_path / "equal", tmp_path / "filled"
-    settings = overrides(equal, demo_folder, data__packing=False, train__grad_accum_steps=4)
+    settings = overrides(equal, demo_folder, data__packing=False, train__grad_accum_steps=4, train__stage=stage)
     run_ranks(worker, 1, tmp_path / "1", recipe=RECIPE, overrides=settings)
-    settings = overrides(filled, demo_folder, train__micro_batch_tokens=512)
+    settings = overrides(filled, demo_folder, train__micro_batch_tokens=512, train__stage=stage)
     run_ranks(worker, 2, tmp_path / "2", recipe=RECIPE, overrides=settings, stop_after=3)
     run_ranks(worker, 2, tmp_path / "3", recipe=RECIPE, overrides=[*settings, "checkpoint.resume=must"])
     expected, found = losses(equal), losses(filled)
