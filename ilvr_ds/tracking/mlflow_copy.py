@@ -174,6 +174,8 @@ class MlflowCopy:
             self._client.log_inputs(
                 self.state.run_id, datasets=[_dataset_input(entry) for entry in self.state.datasets]
             )
+        self.state.described = True
+        write_state(self.state_file, self.state)
 
     def _send_tags(self) -> None:
         """Tags describe the last start: the number of ranks, for one, may have changed."""
@@ -200,12 +202,12 @@ class MlflowCopy:
         write_state(self.state_file, self.state)
 
     def _send_artifacts(self) -> None:
-        """Files come last: a broken artifact store does not hold up the curves."""
-        if self.state.described:
+        """The last start's. Files come last: a broken artifact store does not hold up the curves."""
+        if self.state.filed:
             return
         for name in self.state.artifacts:
             self._client.log_artifact(self.state.run_id, str(self.record.parent / name))
-        self.state.described = True
+        self.state.filed = True
         write_state(self.state_file, self.state)
 
     def _send_pictures(self) -> None:

@@ -68,7 +68,9 @@ class CopyState:
     run_id: str | None = None
     experiment_id: str | None = None
     described: bool = False
-    """Parameters, data sets and artifacts have been sent."""
+    """Parameters and data sets have been sent."""
+    filed: bool = False
+    """The artifacts of the last start have been sent."""
     tagged: bool = False
     """The tags of the last start have been sent."""
     offset: int = 0
@@ -80,7 +82,7 @@ class CopyState:
 
     def restarted(self) -> CopyState:
         """The same run, nothing sent yet."""
-        progress = ("run_id", "described", "tagged", "offset", "last_steps", "picture_offset", "last_pictures")
+        progress = ("run_id", "described", "filed", "tagged", "offset", "last_steps", "picture_offset", "last_pictures")
         return CopyState(**{name: value for name, value in vars(self).items() if name not in progress})
 
 

@@ -234,7 +234,7 @@ def _describe(
     }
     state.artifacts = [path.name if path.parent == directory else str(path.absolute()) for path in artifacts]
     state.datasets = list(datasets)
-    state.attempt, state.tagged = state.attempt + 1, False
+    state.attempt, state.tagged, state.filed = state.attempt + 1, False, False
     if not is_known:
         state.run_id = run_id
     write_state(directory / "mlflow.json", state)

@@ -54,13 +54,14 @@ from tests.bench.latents_operations import accuracy_by_operation, operations_tab
 from tests.bench.latents_settings import keep_settings
 from tests.bench.latents_table import draw_results, read_results, table
 
+LANES = 32
 ANSWER_SIGNS = 8
 """An answer to an operation is at most as long as that of a trail of so many signs"""
 
 
 def main() -> None:
     options = _options()
-    results = options.output / "results.jsonl"
+    results, is_whole = options.output / "results.jsonl", True
     if not options.table_only:
         try:
             keep_settings(options)
@@ -77,7 +78,7 @@ def main() -> None:
             }
             if not options.draw_only:
                 slots, looked = slots_of(options.together, gpus()), {case.seed: Event() for case in looks}
-                train_all(looks, cases, Shared(results, Lock(), slots, drawn, looked))
+                is_whole = train_all(looks, cases, Shared(results, Lock(), slots, drawn, looked))
         if options.draw_only:
             for job in drawn.values():
                 job.result()
@@ -89,16 +90,18 @@ def main() -> None:
     draw_results(groups, options.output / "results.png")
     if options.task == FOUR:
         print("\n".join(["", *operations_table(groups)]))
+    raise SystemExit(not is_whole)
 
 
-def train_all(looks: Sequence[Case], cases: Sequence[Case], shared: Shared) -> None:
-    """Run all cases, as many together as there are places, and say what failed."""
+def train_all(looks: Sequence[Case], cases: Sequence[Case], shared: Shared) -> bool:
+    """Run all cases, as many together as there are places, and say what failed; whether nothing did."""
     places = shared.slots.qsize()
     with ThreadPoolExecutor(places) as before, ThreadPoolExecutor(places) as pool:
         jobs = [before.submit(case.run, shared) for case in looks] + [pool.submit(case.run, shared) for case in cases]
-        for job in jobs:
-            if failure := job.result():
-                print(failure, file=sys.stderr)
+        failures = [failure for job in jobs if (failure := job.result())]
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return not failures
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,20 @@ class Shared:
     """Whether the run that the arms of a seed begin from has been trained, where there is one"""
 
 
+class CommandError(Exception):
+    """A command that failed: where its output is, and the end of it."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__(f"{log}: {(log.read_text().splitlines() or ['is empty'])[-1]}")
+
+
 def run_command(arguments: list[Any], log: Path, gpu: str) -> None:
     """Run ilvr-ds."""
     command = [sys.executable, "-m", "ilvr_ds.cli", *map(str, arguments)]
     with log.open("w") as file:
-        subprocess.run(command, check=True, stdout=file, stderr=subprocess.STDOUT, env=on_gpu(gpu))
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=on_gpu(gpu))
+    if done.returncode:
+        raise CommandError(log)
 
 
 def _options() -> Any:
@@ -160,6 +172,10 @@ def _options() -> Any:
     if options.task == FOUR and options.signs:
         parser.error("--signs: only a trail has signs; leave it out with --task operations")
     options.signs = [0] if options.task == FOUR else options.signs or [6]
+    if options.batch % LANES:
+        parser.error(f"--batch {options.batch}: expected a multiple of {LANES}, the lanes of the data")
+    if options.held_out < options.batch // options.accum:
+        parser.error(f"--held-out {options.held_out}: a micro-batch has {options.batch // options.accum}; raise it")
     known = [arm for arm in ARMS if arm != LOOK and (arm in OF_OPERATIONS or options.task != FOUR)]
     for name in options.arms:
         title, *second = name.split("+")
@@ -250,8 +266,8 @@ class Case:
                 with shared.lock, results.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(json.dumps(line), file=sys.stderr, flush=True)
-        except subprocess.CalledProcessError as error:
-            return f"{self.name}, N = {self.signs}, seed {self.seed}: {' '.join(map(str, error.cmd))} failed"
+        except CommandError as failure:
+            return f"{self.name}, N = {self.signs}, seed {self.seed} failed: {failure}"
         return None
 
     def _planned(self, stage: str) -> int:
@@ -267,16 +283,17 @@ class Case:
         path = self.options.output / f"{run}.yaml"
         path.write_text(yaml.safe_dump(self.recipe(run, stage)))
         started = time.monotonic()
-        with path.with_suffix(".log").open("w") as log:
+        log = path.with_suffix(".log")
+        with log.open("w") as file:
             command = [sys.executable, "launch/train.sh", "--config", str(path)]
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=on_gpu(gpu))
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=on_gpu(gpu))
             try:
                 process.wait(60 * self.options.minutes)
             except subprocess.TimeoutExpired:
                 process.terminate()  # it saves after its step
                 process.wait()
         if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command)
+            raise CommandError(log)
         return time.monotonic() - started
 
     def recipe(self, run: str, stage: str) -> dict[str, Any]:
@@ -287,7 +304,7 @@ class Case:
         recipe: dict[str, Any] = {
             "run": {"name": run, "output_dir": str(output / "runs"), "seed": self.seed},
             "data": {
-                "shards": str(data / "train"), "eval_shards": str(data / "held_out"), "max_tokens": 512, "lanes": 32,
+                "shards": str(data / "train"), "eval_shards": str(data / "held_out"), "max_tokens": 512, "lanes": LANES,
                 "features": str(data / "train/features"), "eval_features": str(data / "held_out/features"),
                 "num_workers": options.workers * (options.together if self.arm == LOOK else 1),
                 "max_image_pixels": pixels(options, self.task),

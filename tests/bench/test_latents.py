@@ -135,7 +135,7 @@ def test_results_of_other_settings_are_refused(
     capsys.readouterr()
     for option, before, now in (
         ("--samples", "64", "65"), ("--steps", "9", "10"), ("--batch", "32", "64"), ("--lr", "0.0008", "0.001"),
-        ("--held-out", "1024", "3"), ("--size", "medium", "mini"), ("--precision", "bf16", "fp32"),
+        ("--held-out", "1024", "512"), ("--size", "medium", "mini"), ("--precision", "bf16", "fp32"),
     ):  # fmt: skip
         assert command(monkeypatch, tmp_path / "a", *words, option, now) == 2
         said = capsys.readouterr()
@@ -173,6 +173,38 @@ def test_tests_that_no_table_can_be_made_of_are_refused_before_anything_is_train
     assert command(monkeypatch, tmp_path / "a", "--tests", tests) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
     assert not prepared and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [("--batch", "48", "--batch 48: expected a multiple of 32"), ("--held-out", "255", "a micro-batch has 256")],
+)
+def test_sizes_that_no_arm_could_train_with_are_refused_before_anything_is_drawn(
+    option: str, value: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], prepared: list[Any],
+) -> None:  # fmt: skip
+    assert command(monkeypatch, tmp_path / "a", option, value) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1] and not prepared
+
+
+def test_an_arm_that_fails_says_why_and_the_others_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], prepared: list[Any]
+) -> None:
+    """Catches exit code 0 for a table in which arms are missing."""
+
+    def train(case: Case, run: str, *_: Any) -> float:
+        (tmp_path / f"{run}.log").write_text("many\nlines\nthe reason\n")
+        raise latents.CommandError(tmp_path / f"{run}.log")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(latents, "prepare", lambda *_: None)
+    monkeypatch.setattr(Case, "_train", train)
+    assert command(monkeypatch, tmp_path, "--draw-only") == 0
+    (tmp_path / "results.jsonl").write_text(json.dumps(RESULT | {"run": "text-n6-s1-1", "seed": 1}) + "\n")
+    assert command(monkeypatch, tmp_path) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [f"text, N = 6, seed 0 failed: {tmp_path / 'text-n6-s0-1.log'}: the reason"]
+    assert "| text | 6 | 1 | 1 | 25.0 |" in said.out
 
 
 def test_readings_say_of_how_many_samples_they_are() -> None:

@@ -59,6 +59,22 @@ def test_features_of_an_array_are_those_of_one_pass(features: Path, data: Path, 
     assert sum(name.endswith(".rows") for name in files) == 3
 
 
+def test_an_encoding_that_is_warned_is_requeued_and_goes_on(slurm: Slurm, data: Path, tmp_path: Path) -> None:
+    """As before its time limit; catches a job that Slurm kills there, and that stays ended."""
+    words = ["--config", RECIPE, "--set", f"model.path={data / 'model'}", "--set", f"data.shards={data / 'train'}"]
+    words += ["--workers", "0", "--output", str(tmp_path / "features")]
+    job = sbatch(slurm, checkout(tmp_path / "run"), *SMALL, "--array=0", "launch/slurm/encode.sbatch", *words)
+    deadline = time.monotonic() + START_S
+    while f"{job}_0.0 " not in slurm.run("squeue", "-h", "--steps", "-j", job):
+        assert time.monotonic() < deadline, slurm.run("squeue")
+        time.sleep(0.05)
+    slurm.run("scancel", "--batch", "--signal=USR1", f"{job}_0")
+    wait_for_end(slurm, job)
+    [log] = [path.read_text() for path in (tmp_path / "run").glob(f"slurm-{job}-*.log")]
+    assert slurm.states(job) == ["COMPLETED"] and int(slurm.field(job, "Restarts")) == 1, log
+    assert (tmp_path / "features/features.json").exists()
+
+
 def test_an_array_that_would_leave_shards_out_is_refused(slurm: Slurm, tmp_path: Path) -> None:
     """Jobs 1 and 2 would take parts 1 and 2 of 2."""
     job = sbatch(slurm, checkout(tmp_path), *SMALL, "--array=1-2", "launch/slurm/encode.sbatch")
@@ -148,7 +164,7 @@ def test_an_evaluation_that_a_signal_stops_is_requeued_and_goes_on(slurm: Slurm,
     while not part.exists() or not part.read_text():
         assert time.monotonic() < deadline and not set(slurm.states(job)) & set(OVER), log.read_text()
         time.sleep(0.05)
-    slurm.run("scancel", "--signal=USR1", job)
+    slurm.run("scancel", "--batch", "--signal=USR1", job)
     wait_for_end(slurm, job)
     said = log.read_text()
     assert slurm.states(job) == ["COMPLETED"] and int(slurm.field(job, "Restarts")) == 1, said

@@ -69,11 +69,11 @@ def test_a_job_ends_as_if_nothing_had_happened(
     job = Training(slurm, tmp_path, demo_folder, steps=STEPS, every=EVERY)
 
     job.wait_for_a_step()
-    slurm.run("scancel", "--signal=USR1", job.id)  # as --signal=USR1@300 does: to the ranks, not to the script
+    slurm.run("scancel", "--batch", "--signal=USR1", job.id)  # as --signal=B:USR1@300 does: to the script
 
     job.wait_for(lambda: job.runs_after(restarts=1))
     job.wait_for(lambda: bool(job.ranks(hosts)[job.nodes[1]]))
-    slurm.run("scancel", "--signal=USR1", job.id)  # Python has hardly begun: nothing is there to be saved
+    slurm.run("scancel", "--batch", "--signal=USR1", job.id)  # Python has hardly begun: nothing is there to be saved
 
     job.wait_for_a_step(restarts=1)
     everything = ["--partition=high", f"--nodes={len(hosts.names)}", "--exclusive"]

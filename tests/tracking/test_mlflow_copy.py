@@ -197,19 +197,25 @@ def test_settings_that_mlflow_refuses_do_not_hold_up_the_metrics(
 
 
 def test_settings_that_changed_when_the_run_went_on_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Catches a run that shows the settings of its first start in silence, as parameters and as files."""
+    """Catches a run that shows the settings, or the machines, of its first start in silence, as parameters and as
+    files."""
     data = {"name": "d", "digest": "0", "source": "/d", "context": "training", "profile": {}}
     (folder := tmp_path / "run").mkdir()
     told = []
-    for params in ({"optim.lr": 1, "optim.eta": 2}, *[{"optim.lr": 5, "optim.eta": 2, "optim.eps": 3}] * 2):
-        (folder / "recipe.json").write_text(json.dumps(params))
+    files = [folder / "recipe.json", folder / "environment.json"]
+    for host, params in enumerate(
+        ({"optim.lr": 1, "optim.eta": 2}, *[{"optim.lr": 5, "optim.eta": 2, "optim.eps": 3}] * 2)
+    ):
+        for file, content in zip(files, (params, {"host": host}), strict=True):
+            file.write_text(json.dumps(content))
         caplog.clear()
         with caplog.at_level("WARNING", logger="ilvr_ds"):
-            tracker = start(folder, params=params, artifacts=[folder / "recipe.json"], datasets=[data])
+            tracker = start(folder, params=params, artifacts=files, datasets=[data])
             assert tracker.close("FINISHED", START_S) == 0
         told.append("MLflow keeps optim.lr of run" in caplog.text)
-        [stored] = (folder.parent / "mlartifacts").rglob("recipe.json")
-        assert json.loads(stored.read_text()) == params
+        for file in files:
+            [stored] = (folder.parent / "mlartifacts").rglob(file.name)
+            assert stored.read_text() == file.read_text()
     assert told == [False, True, False], "once, when it changed"
     [run] = runs_of(folder)
     assert run.data.params == {"optim.lr": "1", "optim.eta": "2", "optim.eps": "3"}
