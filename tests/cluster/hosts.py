@@ -100,7 +100,7 @@ class Hosts:
         self.run(
             name, "/usr/sbin/sshd", "-f", str(self.folder / "sshd_config"), "-E", str(self.folder / f"sshd-{name}")
         )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while subprocess.run(self.command(HEAD, "ssh", name, "true"), capture_output=True).returncode:
             assert time.monotonic() < deadline, (self.folder / f"sshd-{name}").read_text()
             time.sleep(0.1)
@@ -147,7 +147,7 @@ class Hosts:
         nothing = subprocess.DEVNULL
         outer = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not (children.is_file() and children.read_text().strip()):
             assert outer.poll() is None and time.monotonic() < deadline, f"no namespaces for {name}"
             time.sleep(0.02)

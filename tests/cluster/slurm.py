@@ -116,7 +116,7 @@ class Slurm:
 
     def wait_for_nodes(self) -> None:
         """Return when every node can take jobs."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(self.run("sinfo", "-h", "-N", "-t", "idle", "-p", "low", "-o", "%N").split()) < len(self.hosts.names):
             assert time.monotonic() < deadline, self.run("sinfo", "-R") + (self.folder / "slurmctld.log").read_text()
             time.sleep(0.2)
