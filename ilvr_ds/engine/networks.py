@@ -33,6 +33,7 @@ from ilvr_ds.distill.stage1 import StageOne
 from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.engine.even_slices import EvenSlices
 from ilvr_ds.engine.initial import load_weights
+from ilvr_ds.engine.kept_gradients import keep_until_reduced
 from ilvr_ds.engine.optimizer import build_optimizer
 from ilvr_ds.engine.settings import deepspeed_settings, layout_of, teacher_settings
 from ilvr_ds.model.fingerprint import fingerprint
@@ -193,6 +194,8 @@ def _start_student(root: nn.Module, recipe: Recipe, settings: dict[str, Any]) ->
     optimizer = build_optimizer(recipe.optim, trained)
     with _gradients_by_weight(), _one_optimizer_for_all_sums():
         engine, *_ = deepspeed.initialize(model=root, model_parameters=trained, optimizer=optimizer, config=settings)
+    if layout_of(settings).zero_stage < 3:
+        keep_until_reduced(engine.optimizer)
     return engine
 
 

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from ilvr_ds.checkpoint import reshard
 from ilvr_ds.cli import main
 from tests.distributed.test_faults import ALIVE_S, AT, LIMIT_S, assert_same_states, finish, last_line
 from tests.distributed.test_runs import RECIPE, losses, overrides
@@ -25,29 +27,46 @@ ON_A_GPU = {
     "NVIDIA_TF32_OVERRIDE": "0",  # cuDNN's convolutions would round by 1e-3, otherwise for each number of images
     "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
 }
-LORA = ["model.lora_rank=4", "deepspeed.config=zero2"]
-EXACT, ROUNDED = 1e-4, 0.02
-"""How far losses may be apart: sums in fp32 in another order; roundings of bf16."""
-CASES = {
-    "zero1": (["deepspeed.config=zero1"], EXACT),
-    "zero2": (["deepspeed.config=zero2"], EXACT),
-    "zero2_without_overlap": ([], EXACT),
-    "zero3": (["deepspeed.config=zero3"], EXACT),
-    "bf16": (["deepspeed.config=zero3", "train.precision=bf16"], ROUNDED),
-    "teacher_on_the_device": (["deepspeed.config=zero3", "teacher.offload=none"], EXACT),
-    "negatives": (["deepspeed.config=zero3", "loss.contrastive_negatives=world"], EXACT),
-    "features": (["deepspeed.config=zero2"], EXACT),
-    "lora": (LORA, EXACT),
-    "nf4": ([*LORA, "model.lora_base=nf4", "train.precision=bf16"], ROUNDED),
-    "stage2": (["deepspeed.config=zero2", "train.stage=2"], EXACT),
-    "stage2_whole_chain": (["deepspeed.config=zero3", "train.stage=2", "train.latent_gradient=full"], EXACT),
+LORA = ["model.lora_rank=4"]
+BF16 = ["train.precision=bf16"]
+EXACT, ROUNDED = (1e-4, 1e-3), (0.02, 0.2)
+"""How far two GPUs may be from one, relative: the numbers of each step; the mean gradient of any one weight at the end.
+
+EXACT: fp32, sums in another order. Measured on a CPU: noise of 1e-7 in all matrix products, as much as fp32 rounds,
+moves numbers in six steps by 1e-6 and gradients by 4e-6 at most; ten times as much by 3e-5 and 1e-4; TF32 in the
+tower's convolution alone moves numbers by up to 1e-3. A gradient of 32 elements that one rank loses in one step is 9 %
+of its weight's mean, while no number moves by more than 3e-5. ROUNDED: bf16; noise of 1e-3 moves numbers by 2e-3 and
+gradients by 3 %."""
+WITHOUT_OVERLAP = {"overlap_comm": False}
+"""Where these alone are right, one stream did not wait for another."""
+SMALL_BUCKETS = {"reduce_bucket_size": 10_000}
+"""Head and embedding are larger; the other weights fill several buckets, in turns. Those of the files hold them all."""
+CASES: dict[str, tuple[str, dict[str, Any], list[str], tuple[float, float]]] = {
+    "zero1": ("zero1", {}, [], EXACT),
+    "zero1_small_buckets": ("zero1", SMALL_BUCKETS, [], EXACT),
+    "zero2": ("zero2", {}, [], EXACT),
+    "zero2_without_overlap": ("zero2", WITHOUT_OVERLAP, [], EXACT),
+    "zero2_small_buckets": ("zero2", SMALL_BUCKETS, [], EXACT),
+    "zero2_small_buckets_without_overlap": ("zero2", SMALL_BUCKETS | WITHOUT_OVERLAP, [], EXACT),
+    "zero2_small_buckets_bf16": ("zero2", SMALL_BUCKETS, BF16, ROUNDED),
+    "zero3": ("zero3", {}, [], EXACT),
+    "bf16": ("zero3", {}, BF16, ROUNDED),
+    "teacher_on_the_device": ("zero3", {}, ["teacher.offload=none"], EXACT),
+    "negatives": ("zero3", {}, ["loss.contrastive_negatives=world"], EXACT),
+    "features": ("zero2", {}, [], EXACT),
+    "lora": ("zero2", {}, LORA, EXACT),
+    "nf4": ("zero2", {}, [*LORA, *BF16, "model.lora_base=nf4"], ROUNDED),
+    "stage2": ("zero2", {}, ["train.stage=2"], EXACT),
+    "stage2_whole_chain": ("zero3", {}, ["train.stage=2", "train.latent_gradient=full"], EXACT),
 }
+"""File of ds_configs, what is changed in it, settings of the recipe, and the limits."""
 
 
 def start(folder: Path, demo: Path, fault: str, rank: int, world: int, *settings: str) -> list[subprocess.Popen[bytes]]:
     """A rank on each of `world` GPUs, without a launcher; `fault` strikes `rank`, if there is one."""
     is_whole = "loss.contrastive_negatives=world" in settings  # one micro-batch of one rank has them all
-    changes = {"run__rank_timeout_s": ALIVE_S, "checkpoint__every_steps": 2, "data__num_workers": 1,
+    changes = {"run__rank_timeout_s": ALIVE_S if rank < world else 60,
+               "checkpoint__every_steps": 2, "data__num_workers": 1,
                "train__micro_batch_size": 8 // world if is_whole else 4,
                "train__grad_accum_steps": 1 if is_whole else 2 // world}  # fmt: skip
     sets = [word for value in [*overrides(folder, demo, **changes), *settings] for word in ("--set", value)]
@@ -63,15 +82,22 @@ def start(folder: Path, demo: Path, fault: str, rank: int, world: int, *settings
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.timeout(3 * LIMIT_S)
-def test_two_gpus_give_what_one_gives(case: str, tmp_path: Path, demo_folder: Path) -> None:
-    """Losses, gradient norms and the teacher's drift, over six steps. Catches collectives that NCCL does otherwise than
-    gloo, slices of the teacher in a wrong place, and a wait that is missing between streams."""
-    settings, tolerance = CASES[case]
-    if case == "zero2_without_overlap":  # if this one alone is right, a stream did not wait for another
-        file = tmp_path / "zero2.json"
-        zero2 = json.loads((ROOT / "ds_configs/zero2.json").read_text())
-        file.write_text(json.dumps({"zero_optimization": zero2["zero_optimization"] | {"overlap_comm": False}}))
-        settings = [f"deepspeed.config={file}"]
+def test_two_gpus_give_what_one_gives(
+    case: str, tmp_path: Path, demo_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Losses, gradient norms and the teacher's drift over six steps, and the mean gradient of each weight. Catches
+    collectives that NCCL does otherwise than gloo, slices of the teacher in a wrong place, and a wait that is missing
+    between streams.
+
+    A line for each case says how far each number is off at most, and in which step. What is wrong first tells where to
+    look: losses of step 1 come before all gradients, its gradient norm from their sum over ranks, its drift from
+    optimizer and teacher.
+    """
+    zero, changes, settings, (limit, limit_of_gradients) = CASES[case]
+    file = tmp_path / "zero.json"
+    stock = json.loads((ROOT / f"ds_configs/{zero}.json").read_text())["zero_optimization"]
+    file.write_text(json.dumps({"zero_optimization": stock | changes}))
+    settings = [*settings, f"deepspeed.config={file}"]
     if case == "features":
         for split in ("train", "held_out"):
             arguments = ["--model", str(demo_folder / "model"), "--precision", "fp32", "--workers", "0"]
@@ -83,13 +109,35 @@ def test_two_gpus_give_what_one_gives(case: str, tmp_path: Path, demo_folder: Pa
         folder = tmp_path / str(world)
         folder.mkdir()
         codes = finish(start(folder, demo_folder, "killed", 9, world, *settings), list(range(world)))
-        assert codes == [0] * world, (folder / "log-0").read_text()[-3000:]
+        logs = [(folder / f"log-{rank}").read_text()[-3000:] for rank in range(world)]
+        assert codes == [0] * world, "\n---\n".join([f"exit codes {codes}", *logs])
         found.append(losses(folder))
     one, two = found
     assert list(one) == list(two) == [1, 2, 3, 4, 5, 6]
-    for step in one:
-        print(case, step, one[step], two[step])
-        assert two[step] == pytest.approx(one[step], rel=tolerance), step
+    off = {name: [abs(two[step][name] / one[step][name] - 1) for step in one] for name in one[1]}
+    gradients = gradients_apart(*(mean_gradients(tmp_path / str(world), int(zero[-1])) for world in (1, 2)))
+    worst = [f"{name} {max(steps):.0e} ({steps.index(max(steps)) + 1})" for name, steps in off.items()]
+    weight = max(gradients, key=lambda name: gradients[name])
+    with capsys.disabled():  # seen at once, also where the machine's time ends before the tests
+        print(f"\n{case}: off by {', '.join(worst)}, mean gradient {gradients[weight]:.0e} ({weight})")
+    wrong = [
+        f"{name} in step {step}: {one[step][name]} on one GPU, {two[step][name]} on two"
+        for step in one for name in off if not off[name][step - 1] <= limit
+    ]  # fmt: skip
+    wrong += [f"gradient of {name}: {x:.0e}" for name, x in gradients.items() if not x <= limit_of_gradients]
+    assert not wrong, "\n".join([f"off by more than {limit} ({limit_of_gradients}):", *wrong])
+
+
+def mean_gradients(folder: Path, stage: int) -> dict[str, torch.Tensor]:
+    """Of each weight AdamW's first moment in the last checkpoint, whole and flat: a mean over the gradients so far."""
+    reshard._convert(folder / "demo/checkpoints/step-00000006", folder / "universal", stage, 2)
+    files = (folder / "universal/zero").glob("*/exp_avg.pt")
+    return {file.parent.name: torch.load(file, weights_only=False)["param"].flatten().double() for file in files}
+
+
+def gradients_apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> dict[str, float]:
+    assert one and one.keys() == two.keys()
+    return {name: float((two[name] - value).norm() / value.norm()) for name, value in sorted(one.items())}
 
 
 @pytest.mark.parametrize("fault", ["killed", "stopped"])
