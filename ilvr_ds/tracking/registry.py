@@ -106,11 +106,7 @@ def resolve(reference: str, uri: str | None) -> str:
 
 
 def attach(
-    reference: str,
-    uri: str | None,
-    benchmark: str,
-    metrics: Mapping[str, float],
-    versions: Mapping[str, str] | None = None,
+    reference: str, uri: str | None, benchmark: str, metrics: Mapping[str, float], versions: Mapping[str, str]
 ) -> None:
     """Tag a registered model with an evaluation's accuracies; raises UserError if the server fails.
 
@@ -122,7 +118,7 @@ def attach(
         for metric, value in metrics.items():
             if metric.endswith(("/accuracy", "/macro_mean")):
                 client.set_model_version_tag(name, number, f"{benchmark}/{metric}", f"{value:.6g}")
-        for rule, version in (versions or {}).items():
+        for rule, version in versions.items():
             client.set_model_version_tag(name, number, f"{benchmark}/{rule}/version", version)
     except failure as error:
         raise UserError(f"--model: {reference}: {first_line(error)}") from error

@@ -26,7 +26,7 @@ AT = 4
 """Optimizer step, counted from 1, in which the fault strikes; a checkpoint stands after 2."""
 
 
-def start(folder: Path, demo: Path, fault: str, rank: int, world: int = 2, **changes: object) -> list[Fork]:
+def start(folder: Path, demo: Path, fault: str, rank: int, **changes: object) -> list[Fork]:
     """Ranks without a launcher that would end the others itself."""
     settings = overrides(
         folder,
@@ -44,8 +44,7 @@ def start(folder: Path, demo: Path, fault: str, rank: int, world: int = 2, **cha
     arguments = ["tests.distributed.faulty", fault, str(rank), str(AT), "train", "--config", RECIPE, *sets]
     port = free_port()
     return [
-        Fork(*arguments, env=rank_environment(number, world, port), out=folder / f"log-{number}")
-        for number in range(world)
+        Fork(*arguments, env=rank_environment(number, 2, port), out=folder / f"log-{number}") for number in range(2)
     ]
 
 

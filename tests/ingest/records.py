@@ -20,14 +20,14 @@ def ilvr(**changes) -> dict:
     return {key: value for key, value in record.items() if value is not ...}
 
 
-def read_twenty(root: Path, good: list[dict], broken: list[tuple[dict, str]], format="auto") -> list[Sample]:
+def read_twenty(root: Path, good: list[dict], broken: list[tuple[dict, str]]) -> list[Sample]:
     """The samples of at least 15 good records, among which at least 5 broken ones lie.
 
     Checks that the broken ones are rejected with their line and reason, and that nothing else is.
     """
     assert len(good) >= 15 and len(broken) >= 5
     records = [good[0], *(record for record, _ in broken), *good[1:]]
-    found = read(root, *records, format=format)
+    found = read(root, *records)
     rejected = [item for item in found if isinstance(item, Rejected)]
     assert [item.line for item in rejected] == list(range(2, 2 + len(broken))), rejected
     for item, (_, reason) in zip(rejected, broken, strict=True):
