@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilvr_ds.audit.passes import Plan, pad_embedding
+from ilvr_ds.audit.passes import Plan
 from ilvr_ds.audit.readings.similarity import similarity
 from ilvr_ds.audit.readings.targets import TargetChooser, targets_alone
 from ilvr_ds.audit.report import summary
@@ -69,7 +69,7 @@ class Finish:
         if self.plan.swaps is not None:
             report["donor"] = summary.donor(lines)
         if self.looks_inside:
-            compared, filler = spread(self.ready.numbers, MOST_COMPARED), pad_embedding(self.ready)
+            compared, filler = spread(self.ready.numbers, MOST_COMPARED), self.ready.reasoner.pad_embedding
             targets = [targets_alone(fed, filler) for fed in self.store.read("target", compared)]
             report["inside"] = {
                 "retrieval": summary.retrieval(lines),

@@ -27,6 +27,8 @@ from ilvr_ds.data.turns import prompt_turns
 IGNORE = -100
 REMEMBERED = 256
 """Texts whose tokens an encoder keeps: samples of small tasks often differ in their pictures alone."""
+_VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+"""What Qwen's tokenizer treats as special without listing it among its special tokens."""
 Int64 = NDArray[np.int64]
 
 
@@ -88,7 +90,7 @@ class SampleEncoder:
         self.merge_size: int = images.processor.merge_size
         self._assistant_word = np.array(tokenizer("assistant", add_special_tokens=False)["input_ids"], dtype=np.int64)
         self._opens_thought = opens_thought(tokenizer)
-        reserved = [*tokenizer.all_special_tokens, *LATENT_TOKENS, *_vision_words()]
+        reserved = [*tokenizer.all_special_tokens, *LATENT_TOKENS, *_VISION_TOKENS]
         reserved += THOUGHT_TOKENS if self._opens_thought else ()
         self._reserved = re.compile("|".join(map(re.escape, reserved)))
         self._words = lru_cache(REMEMBERED)(self._encode_words)
@@ -303,8 +305,3 @@ def _answer_span(text: str, sample: Sample, steps: list[str], offsets: list[tupl
 def _last_text(sample: Sample) -> int:
     """The number of the last text step; that of steps if there is none."""
     return max((i for i, step in enumerate(sample.steps) if isinstance(step, TextStep)), default=len(sample.steps))
-
-
-def _vision_words() -> list[str]:
-    """Tokens that Qwen's tokenizer treats as special without listing them among its special tokens."""
-    return ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"]

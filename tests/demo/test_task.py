@@ -21,10 +21,11 @@ from ilvr_ds.demo.task.selection import Selection
 from ilvr_ds.demo.task.spec import COLOURS, SHAPES
 from ilvr_ds.demo.task.update import Update
 from ilvr_ds.errors import UserError
-from ilvr_ds.ingest.importers import Rejected, read_records
+from ilvr_ds.ingest.importers import Rejected
 from tests.demo.demo_reader import CELL, read_picture, read_pixels, solve
 from tests.demo.test_look import LOOKS
 from tests.demo.text_alone import naive_bayes_score, text_and_picture_features, text_features, words_before_answer
+from tests.ingest.records import read_records
 
 SPECS = [
     TaskSpec(),

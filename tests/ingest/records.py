@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from ilvr_ds.data.sample import Sample, TextStep
-from ilvr_ds.ingest.importers import Rejected, read_records
+from ilvr_ds.ingest.containers.opening import open_source
+from ilvr_ds.ingest.importers import Format, Importer, Rejected, check_request
 from tests.data.packing import write_jsonl
 
 TEXT, LATENT = {"type": "text", "content": "Look."}, {"type": "latent", "helper_image": "b.png"}
+
+
+def read_records(path: Path, image_root: Path, format: Format = "auto") -> Iterator[Sample | Rejected]:
+    """The records of a file or folder in their order, as `pack` reads them."""
+    check_request(image_root, format)
+    return (record for _, record in Importer(open_source(path), image_root, format))
 
 
 def read(root: Path, *records, format="auto") -> list[Sample | Rejected]:

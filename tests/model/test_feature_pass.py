@@ -21,14 +21,13 @@ from ilvr_ds.data.images import ImageEncoder, attention_bookkeeping
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.data.window import ImageBatch
-from ilvr_ds.data.writer import write_shards
 from ilvr_ds.errors import UserError
 from ilvr_ds.model import feature_pass
 from ilvr_ds.model.feature_pass import EncodeSettings, encode, parse_part
 from ilvr_ds.model.student import DTYPES, detach_tower, load_config, load_student, vision_layout
 from ilvr_ds.model.tower import load_tower, tower_identity
 from ilvr_ds.model.vision import VisionTower
-from tests.data.packing import make_sample, serve
+from tests.data.packing import contents, make_sample, serve, write_shards
 from tests.ranks import ROOT
 
 CPU = torch.device("cpu")
@@ -58,10 +57,6 @@ def encoded(settings: EncodeSettings, tmp_path_factory: pytest.TempPathFactory) 
     output = tmp_path_factory.mktemp("encoded") / "features"
     encode(replace(settings, output=output, batch_patches=1), CPU)
     return output
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def stored(folder: Path, settings: EncodeSettings) -> list[np.ndarray]:
