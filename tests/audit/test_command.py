@@ -18,7 +18,7 @@ from ilvr_ds.tracking.scores import log_scores
 from tests.audit.planted import PlantedTower, planted_reasoner
 from tests.evaluation.published import copies
 from tests.forks import Fork
-from tests.ranks import free_port, rank_environment
+from tests.ranks import start_ranks
 
 Audit = Callable[..., dict[str, Any]]
 
@@ -118,11 +118,8 @@ def test_two_ranks_say_what_one_says_also_after_a_kill(planted_folder: Path, tmp
     """A stock model: ranks are processes of their own."""
 
     def start(world: int, output: str) -> list[Fork]:
-        words, port = stock(planted_folder, tmp_path / output), free_port()
-        return [
-            Fork("ilvr_ds.cli", *words, env=rank_environment(n, world, port), out=tmp_path / f"{output}-{n}.log")
-            for n in range(world)
-        ]
+        words = stock(planted_folder, tmp_path / output)
+        return start_ranks(world, tmp_path / f"{output}-logs", "ilvr_ds.cli", *words)
 
     [one] = start(1, "one")
     ranks, part = start(2, "two"), tmp_path / "two/own-00001.jsonl"

@@ -26,10 +26,10 @@ from ilvr_ds.model.encoding import build_dataset, build_encoding
 from ilvr_ds.model.tower import load_tower
 from ilvr_ds.ops.reference import pool_candidates
 from ilvr_ds.training.assembly.inputs import Inputs
-from tests.conftest import RECIPE
 from tests.data.handmade import feature_names, window_of
 from tests.data.test_candidates import ORDER, SAMPLES, groups, wanted
 from tests.ops import loops
+from tests.recipes import RECIPE
 
 D, K = 16, 2
 CHANGED = SelectionConfig(pool="changed")

@@ -14,9 +14,10 @@ from subprocess import Popen
 import pytest
 import torch
 
-from tests.distributed.test_runs import RECIPE, losses, overrides
+from tests.distributed.test_runs import losses, overrides
 from tests.forks import Fork
-from tests.ranks import free_port, rank_environment
+from tests.ranks import start_ranks
+from tests.recipes import RECIPE
 
 ALIVE_S = 6
 """`run.rank_timeout_s` of these runs."""
@@ -42,10 +43,7 @@ def start(folder: Path, demo: Path, fault: str, rank: int, **changes: object) ->
     )
     sets = [word for value in settings for word in ("--set", value)]
     arguments = ["tests.distributed.faulty", fault, str(rank), str(AT), "train", "--config", RECIPE, *sets]
-    port = free_port()
-    return [
-        Fork(*arguments, env=rank_environment(number, 2, port), out=folder / f"log-{number}") for number in range(2)
-    ]
+    return start_ranks(2, folder, *arguments)
 
 
 def finish(processes: Sequence[Fork | Popen[bytes]], waited_for: list[int]) -> list[int | None]:

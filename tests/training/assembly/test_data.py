@@ -22,14 +22,14 @@ from ilvr_ds.training.assembly.data import (
     longest_samples,
 )
 from tests.data.packing import make_dataset
+from tests.recipes import REQUIRED
 
 ANY: Any = None
-KNOWN = {"run": {"name": "r"}, "data": {"shards": "s"}, "model": {"path": "m"}, "deepspeed": {"config": "d"}}
 LENGTHS = np.array([300, 1000, 200, 900, 100, 800, 700], dtype=np.uint32)
 
 
 def rehearsed(lengths: Any = LENGTHS, **train: int) -> list[list[int]]:
-    recipe = recipe_from_dict({**KNOWN, "train": train})
+    recipe = recipe_from_dict({**REQUIRED, "train": train})
     return [numbers.tolist() for numbers in longest_samples(recipe, SimpleNamespace(tokens=lengths))]  # type: ignore[arg-type]
 
 
@@ -152,7 +152,7 @@ def test_a_mixture_that_leaves_samples_for_the_next_epoch_goes_on_as_before() ->
 def test_bad_held_out_samples_are_judged_over_each_evaluation_alone(tmp_path: Path) -> None:
     """Catches samples that are bad in every evaluation, and add up to too many."""
     make_dataset(tmp_path / "set", 100)
-    recipe = recipe_from_dict({**KNOWN, "data": {"shards": "s", "max_bad_fraction": 0.1}})
+    recipe = recipe_from_dict({**REQUIRED, "data": {"shards": "s", "max_bad_fraction": 0.1}})
     inputs: Any = SimpleNamespace(held_out=Mixture.open([DataSetConfig(str(tmp_path / "set"))]))
     data: Any = SimpleNamespace(held_out=SimpleNamespace(), held_out_sets=[])
     anything: Any = None
