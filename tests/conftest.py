@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LATENT_QUESTION = "How many remain? A) 1 B) 2"
 LAUNCHER_VARIABLES = tuple(launcher.Place(0, 0, 1, "", 0).variables())
+PLACE = {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}
+"""Of the tests themselves"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,12 +43,12 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(autouse=True)
 def no_place_is_left_behind() -> Iterator[None]:
-    """A command that runs in this process writes its place as a rank into the environment: the next test has none."""
-    before = {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}
+    """A command that runs in this process writes its place as a rank into the environment: the next test has none, also
+    where it ran in a fixture of the module, before this one."""
     yield
     for name in LAUNCHER_VARIABLES:
         os.environ.pop(name, None)
-    os.environ.update(before)
+    os.environ.update(PLACE)
 
 
 @pytest.fixture(autouse=True)
