@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "dist": BASE | {"launcher"},
     "base_model": BASE | {"dist", "model"},
     "addresses": set(),
+    "ctrl_c": set(),
     "file_modes": BASE,
     "whole_files": BASE,
     "owner": BASE,
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "model": BASE | {"model", "data", "config"},
     "distill": BASE | {"distill", "model", "ops", "data", "config"},
     "monitoring": BASE | {"monitoring", "planning", "model", "data", "dist", "owner"},
-    "tracking": BASE | {"tracking", "data", "whole_files", "addresses"},
+    "tracking": BASE | {"tracking", "data", "whole_files", "addresses", "ctrl_c"},
     "checkpoint": BASE | {"checkpoint", "monitoring", "distill", "config", "dist", "file_modes", "whole_files"},
     "engine": BASE | {"engine", "checkpoint", "distill", "model", "config", "dist", "shipped"},
     "training": BASE
@@ -55,7 +56,7 @@ MAY_IMPORT = {
     "audit": BASE
     | {"audit", "evaluation", "distill", "tracking", "monitoring", "model", "data", "config", "dist", "pictures"}
     | {"whole_files", "generation"},
-    "serving": BASE | {"serving", "evaluation", "generation", "ingest", "data", "whole_files", "addresses"},
+    "serving": BASE | {"serving", "evaluation", "generation", "ingest", "data", "whole_files", "addresses", "ctrl_c"},
     "planning": BASE | {"planning", "model", "config"},
     "provenance": BASE,
     "pictures": BASE | {"pictures", "whole_files"},

@@ -17,7 +17,7 @@ from ilvr_ds.audit.store import LatentStore
 from ilvr_ds.evaluation.preparation import Prepared
 from ilvr_ds.evaluation.results import Line, Results
 from ilvr_ds.pictures.views import SampleView
-from ilvr_ds.tracking.registry import attach, read_origin
+from ilvr_ds.tracking.registry import attach, mlflow_place
 from ilvr_ds.tracking.scores import log_scores
 
 MOST_COMPARED = 512
@@ -103,14 +103,11 @@ def _publish(ready: Prepared, report: dict[str, Any], kind: str, pictures: list[
     settings = ready.settings
     metrics = metrics_of(report)
     if settings.tracking_uri:
-        origin = read_origin(settings.model)
-        experiment = settings.experiment or origin.get("experiment") or "evaluation"
-        parent = None if settings.experiment else origin.get("mlflow_run_id")
-        name = f"{origin.get('run') or Path(settings.model).name}-audit"
+        experiment, parent, run = mlflow_place(settings.model, settings.experiment)
         params = {key: report[key] for key in ("model", "data", "samples", "benchmark", "latent_size")}
         params |= {"rule": f"{report['rule']} {report['rule_version']}", "verdict": kind}
         log_scores(
-            settings.tracking_uri, experiment, name, params, metrics, [], pictures, parent,
+            settings.tracking_uri, experiment, f"{run}-audit", params, metrics, [], pictures, parent,
             kind="audit", files=[folder / "audit.md", folder / "audit.json"],
         )  # fmt: skip
     if ready.reference:

@@ -7,6 +7,7 @@ step never has to look at a token from Python.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -60,6 +61,13 @@ class EncodedSample:
     regions: tuple[Region | None, ...] = ()
     """[M]: the part of each helper image that its step is about, in fractions of width and height; None where the data
     do not say it. Empty where helper images are not encoded."""
+
+    def followed_by(self, tokens: Sequence[int]) -> EncodedSample:
+        """The sample with more text behind it, and nothing supervised."""
+        ids = np.concatenate([self.input_ids, np.array(tokens, dtype=np.int64)])
+        after = self.position_ids[:, -1:] + 1 + np.arange(len(tokens))
+        positions = np.concatenate([self.position_ids, after], axis=1)
+        return replace(self, input_ids=ids, position_ids=positions, labels=np.full_like(ids, IGNORE))
 
 
 class SampleEncoder:

@@ -50,6 +50,18 @@ def read_origin(model: str) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
+def mlflow_place(model: str, experiment: str | None) -> tuple[str, str | None, str]:
+    """Where an evaluation of `model` goes: the experiment, the training run it lies below, and that run's name.
+
+    experiment: another that was asked for, where it lies below no run.
+    """
+    origin = read_origin(model)
+    name = str(origin.get("run") or Path(model).name)
+    if experiment:
+        return experiment, None, name
+    return origin.get("experiment") or "evaluation", origin.get("mlflow_run_id"), name
+
+
 def is_reference(model: str) -> bool:
     """Whether `model` names a registered model."""
     return model.startswith("models:/")
