@@ -103,7 +103,8 @@ def by_recomputing(
     embeddings = write_images(language_model.embed_tokens(micro.tokens.input_ids), micro.tokens, features)
     marked = golden.window(indices, len(indices), side).micro_batches[0]  # where a stage-1 batch has its latents
     slots, rows = marked.latent_slots, marked.sample_of_segment
-    hidden = recompute(language_model, embeddings, micro.tokens, slots, rows, features=features)
+    added = features if family_of(model.config).adds_features else None
+    hidden = recompute(language_model, embeddings, micro.tokens, slots, rows, features=added)
     return hidden, *ce_and_grads(model, hidden, micro)
 
 
