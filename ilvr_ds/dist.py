@@ -23,6 +23,8 @@ from ilvr_ds.errors import UserError
 logger = logging.getLogger("ilvr_ds")
 T = TypeVar("T")
 POLL_S = 0.05
+_REPEATS = 5
+"""Calls that a speed is measured over."""
 
 
 def rank() -> int:
@@ -106,7 +108,7 @@ def join(timeout: timedelta) -> None:
         torch_dist.init_process_group(backend(), timeout=timeout)
 
 
-def speeds(groups: list[list[int]], num_bytes: int, repeats: int = 5) -> tuple[float, float]:
+def speeds(groups: list[list[int]], num_bytes: int) -> tuple[float, float]:
     """GB/s of an all-reduce and an all-gather of `num_bytes` in this rank's group, all groups at once (collective).
 
     It is the bus bandwidth of nccl-tests, comparable to the link's whatever the number of ranks. 0 for a rank without a
@@ -126,11 +128,11 @@ def speeds(groups: list[list[int]], num_bytes: int, repeats: int = 5) -> tuple[f
     def seconds(call: Callable[[], Any]) -> float:
         torch_dist.barrier(group=group)
         start = time.perf_counter()
-        for _ in range(repeats):
+        for _ in range(_REPEATS):
             call()
         if device().type == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - start) / repeats
+        return (time.perf_counter() - start) / _REPEATS
 
     share = sent.nbytes * (size - 1) / size / 1e9
     reduced = seconds(lambda: torch_dist.all_reduce(sent, group=group))

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, also where several processes write the same one."""
+"""Files, and last lines, that are there as a whole or not at all, also where several processes write the same file."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def cut_torn_line(path: Path) -> int:
+    """Cut off a last line without an end, which a process leaves that was killed while it wrote; returns its bytes."""
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    return len(data) - whole

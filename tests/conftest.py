@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +14,16 @@ import pytest
 
 from ilvr_ds import launcher
 from ilvr_ds.cli import main
-from tests.ranks import ROOT
+from tests.recipes import RECIPE
 
 if TYPE_CHECKING:
     from ilvr_ds.generation.loading import Reasoner
+    from tests.golden_set import GoldenSet
 
-RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 LATENT_QUESTION = "How many remain? A) 1 B) 2"
 LAUNCHER_VARIABLES = tuple(launcher.Place(0, 0, 1, "", 0).variables())
+PLACE = {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}
+"""Of the tests themselves"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,12 +43,12 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(autouse=True)
 def no_place_is_left_behind() -> Iterator[None]:
-    """A command that runs in this process writes its place as a rank into the environment: the next test has none."""
-    before = {name: os.environ[name] for name in LAUNCHER_VARIABLES if name in os.environ}
+    """A command that runs in this process writes its place as a rank into the environment: the next test has none, also
+    where it ran in a fixture of the module, before this one."""
     yield
     for name in LAUNCHER_VARIABLES:
         os.environ.pop(name, None)
-    os.environ.update(before)
+    os.environ.update(PLACE)
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +66,46 @@ def caplog_hears_us_alone(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's material, smaller: `task`, `model`, and the packed `train` (64 samples) and `held_out` (16)."""
-    folder = tmp_path_factory.mktemp("demo-data") / "demo"
-    assert main(["demo-data", "--output", str(folder), "--train", "64", "--held-out", "16"]) == 0
+    return make_demo(tmp_path_factory.mktemp("demo-data") / "demo", "--train", "64", "--held-out", "16")
+
+
+def make_demo(folder: Path, *options: str) -> Path:
+    """Draw it with these options of `demo-data`, and pack it."""
+    assert main(["demo-data", "--output", str(folder), *options]) == 0
     for split in ("train", "held_out"):
         source, output = str(folder / f"task/{split}.jsonl"), str(folder / split)
         model = f"model.path={folder / 'model'}"
         assert main(["pack", "--input", source, "--output", output, "--config", RECIPE, "--set", model]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden() -> GoldenSet:
+    """The golden set of ILVR_GOLDEN, or the stored one. Imported late, because transformers is slow."""
+    from tests.golden_set import golden_set
+
+    return golden_set()
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden: GoldenSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The golden model with its tokenizer in one folder, as a released checkpoint has them."""
+    folder = tmp_path_factory.mktemp("golden") / "model"
+    # without version 4's lists of added tokens, which transformers 5.17 cannot read beside a tokenizer of its own
+    shutil.copytree(golden.folder / "processor", folder, ignore=shutil.ignore_patterns("added_tokens*", "special_tok*"))
+    golden.encoder.tokenizer.save_pretrained(folder)  # the stored one lacks the latent tokens
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(golden.folder / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reasoner(golden_model: Path) -> Reasoner:
+    import torch
+
+    from ilvr_ds.generation.loading import load_reasoner
+
+    return load_reasoner(str(golden_model), torch.device("cpu"), precision="fp32")
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,9 @@ from ilvr_ds.data.sample import Sample
 from ilvr_ds.data.template import EncodedSample, SampleEncoder
 from ilvr_ds.data.tokens import load_tokenizer
 from ilvr_ds.data.window import Window
-from ilvr_ds.ingest.importers import Rejected, read_records
+from ilvr_ds.ingest.importers import Rejected
 from ilvr_ds.model.student import load_config, vision_layout
+from tests.ingest.records import read_records
 
 DEFAULT = Path(__file__).parent / "golden" / "upstream-ilvr"
 

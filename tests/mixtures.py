@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ilvr_ds.cli import main
-from tests.ranks import ROOT
+from tests.recipes import RECIPE
 
-RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 SIZES = {"big": 40, "middle": 16, "small": 8}
 CUTS = {"big/train": (0, 40), "middle/train": (36, 52), "small/train": (52, 60)}
 """Lines of the demo's training data; `big` and `middle` share ids."""

@@ -113,6 +113,13 @@ def heeding_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def start_ranks(world: int, folder: Path, *arguments: str) -> list[Fork]:
+    """A module with its arguments on each rank of a job, without a launcher; it writes to `folder`/log-RANK."""
+    folder.mkdir(exist_ok=True)
+    port, ranks = free_port(), range(world)
+    return [Fork(*arguments, env=rank_environment(n, world, port), out=folder / f"log-{n}") for n in ranks]
+
+
 def rank_environment(rank: int, world: int, port: int) -> dict[str, str]:
     """What a launcher would set; one thread for each rank, because ranks share the cores."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_SIZE": world, "MASTER_PORT": port}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,20 +23,8 @@ from tests.ranks import ROOT
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The golden model as an export has it."""
-    golden = golden_set()
-    folder = tmp_path_factory.mktemp("api") / "model"
-    shutil.copytree(golden.folder / "processor", folder)
-    golden.encoder.tokenizer.save_pretrained(folder)
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(golden.folder / name, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> ilvr_ds.Model:
-    return ilvr_ds.load(folder, device="cpu", latent_size=golden_set().settings["latent_size"])
+def model(golden_model: Path) -> ilvr_ds.Model:
+    return ilvr_ds.load(golden_model, device="cpu", latent_size=golden_set().settings["latent_size"])
 
 
 def test_asking_is_what_generation_says(model: ilvr_ds.Model, tmp_path: Path) -> None:

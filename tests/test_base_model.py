@@ -101,9 +101,9 @@ def hub() -> Iterator[Hub]:
     server.server_close()
 
 
-def on_hosts(hub: Hub, folder: Path, *arguments: str, hosts: int = 2, local: int = 2) -> list[str]:
-    """What each rank found; a host has a cache of its own."""
-    port, ranks = free_port(), []
+def on_hosts(hub: Hub, folder: Path, *arguments: str, hosts: int = 2) -> list[str]:
+    """What each rank found, two on a host; a host has a cache of its own."""
+    local, port, ranks = 2, free_port(), []
     for rank in range(hosts * local):
         fixed = rank_environment(rank, hosts * local, port) | {"LOCAL_RANK": str(rank % local)}
         fixed |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(folder / f"h{rank // local}")}

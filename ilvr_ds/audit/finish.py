@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ilvr_ds.audit.passes import Plan, pad_embedding
+from ilvr_ds.audit.passes import Plan
 from ilvr_ds.audit.readings.similarity import similarity
 from ilvr_ds.audit.readings.targets import TargetChooser, targets_alone
 from ilvr_ds.audit.report import summary
@@ -17,7 +17,7 @@ from ilvr_ds.audit.store import LatentStore
 from ilvr_ds.evaluation.preparation import Prepared
 from ilvr_ds.evaluation.results import Line, Results
 from ilvr_ds.pictures.views import SampleView
-from ilvr_ds.tracking.registry import attach, read_origin
+from ilvr_ds.tracking.registry import attach, mlflow_place
 from ilvr_ds.tracking.scores import log_scores
 
 MOST_COMPARED = 512
@@ -69,7 +69,7 @@ class Finish:
         if self.plan.swaps is not None:
             report["donor"] = summary.donor(lines)
         if self.looks_inside:
-            compared, filler = spread(self.ready.numbers, MOST_COMPARED), pad_embedding(self.ready)
+            compared, filler = spread(self.ready.numbers, MOST_COMPARED), self.ready.reasoner.pad_embedding
             targets = [targets_alone(fed, filler) for fed in self.store.read("target", compared)]
             report["inside"] = {
                 "retrieval": summary.retrieval(lines),
@@ -103,14 +103,11 @@ def _publish(ready: Prepared, report: dict[str, Any], kind: str, pictures: list[
     settings = ready.settings
     metrics = metrics_of(report)
     if settings.tracking_uri:
-        origin = read_origin(settings.model)
-        experiment = settings.experiment or origin.get("experiment") or "evaluation"
-        parent = None if settings.experiment else origin.get("mlflow_run_id")
-        name = f"{origin.get('run') or Path(settings.model).name}-audit"
+        experiment, parent, run = mlflow_place(settings.model, settings.experiment)
         params = {key: report[key] for key in ("model", "data", "samples", "benchmark", "latent_size")}
         params |= {"rule": f"{report['rule']} {report['rule_version']}", "verdict": kind}
         log_scores(
-            settings.tracking_uri, experiment, name, params, metrics, [], pictures, parent,
+            settings.tracking_uri, experiment, f"{run}-audit", params, metrics, [], pictures, parent,
             kind="audit", files=[folder / "audit.md", folder / "audit.json"],
         )  # fmt: skip
     if ready.reference:

@@ -51,7 +51,7 @@ class OwnPass:
         answers = Generator(reasoner, settings)(prompts).answers
         own = [whole_segments(answer, reasoner.latent_size) for answer in answers]
         chosen = self.chooser(samples) if self.chooser else [Chosen()] * len(samples)
-        filler = pad_embedding(ready)
+        filler = reasoner.pad_embedding
         targets = [targets.latents(reasoner.latent_size, filler) for targets in chosen]
         self.store.write(
             {"own": dict(zip(numbers, own, strict=True)), "target": dict(zip(numbers, targets, strict=True))}
@@ -79,7 +79,7 @@ class OwnPass:
             "has_targets": bool(sample.helper_images),
             "response": answer.text,
             "read": benchmark.answer(sample, answer.text),
-            "right": benchmark.judge(sample, answer.text)[benchmark.rules[0]],
+            "right": benchmark.is_right(sample, answer.text),
             "tokens": answer.tokens,
             "steps": list(answer.steps),
             "hit_limit": answer.hit_limit,
@@ -190,9 +190,9 @@ class ChangedPass:
 
     def _as_the_donor(self, donor: int, sample: Sample, answer: Answer, read: str) -> dict[str, bool]:
         """Whether the answer is the one that is right for the donor, and whether the donor was answered the same."""
-        line, benchmark = self.own_lines[donor], self.ready.benchmark
-        judged = benchmark.judge(replace(sample, answer=line["answer"]), answer.text)[benchmark.rules[0]]
-        return {"follows": judged, "follows_response": read == line["read"] != ""}
+        line = self.own_lines[donor]
+        follows = self.ready.benchmark.is_right(replace(sample, answer=line["answer"]), answer.text)
+        return {"follows": follows, "follows_response": read == line["read"] != ""}
 
     def _bar(self, rows: _Rows, lines: list[Line]) -> None:
         for barred in BARRED:
@@ -226,7 +226,7 @@ class ChangedPass:
         return {
             "response": answer.text,
             "read": read,
-            "right": benchmark.judge(sample, answer.text)[benchmark.rules[0]],
+            "right": benchmark.is_right(sample, answer.text),
             "changed": read != self.own_lines[number]["read"],
         }
 
@@ -242,9 +242,3 @@ class _Rows:
     """With their whole segments' latents"""
     read: Context
     """The prompts, read once for all that is changed"""
-
-
-def pad_embedding(ready: Prepared) -> Tensor:
-    """[D]: what stands at a latent slot that has no target."""
-    weight: Tensor = ready.reasoner.model.get_input_embeddings().weight
-    return weight[ready.reasoner.special.latent_pad].detach()

@@ -34,7 +34,7 @@ def _export(options: argparse.Namespace) -> int:
 
         check_name(options.register)
         if options.tracking_uri:
-            check_address(options.tracking_uri, "--tracking-uri")
+            check_address(options.tracking_uri)
     lines = export(options.source, options.to, options.adapters, options.precision, options.overwrite, options.best)
     if options.register:
         from ilvr_ds.tracking.registry import register

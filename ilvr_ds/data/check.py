@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ilvr_ds.data.decode import image_size
-from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Region, Sample, SampleError, TextStep, history_fault
+from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Region, Sample, SampleError, history_fault
 
 
 def check_sample(sample: Sample) -> None:
@@ -24,10 +24,8 @@ def check_sample(sample: Sample) -> None:
                 raise SampleError(f"step {number} of the plan: {error}") from error
     if fault := history_fault(sample.history):
         raise SampleError(f"the conversation before the question: {fault}")
-    texts = [sample.id, sample.question, sample.answer, sample.group, *sample.meta, *sample.meta.values()]
-    texts += [turn.text for turn in sample.history]
     try:
-        "".join([*texts, *(step.content for step in sample.steps if isinstance(step, TextStep))]).encode()
+        "".join(sample.texts).encode()
     except UnicodeEncodeError as error:  # half a surrogate pair: JSON allows it, no tokenizer takes it
         raise SampleError(f"the text is not valid Unicode ({error.reason})") from error
     markers = sum(text.count(IMAGE_MARKER) for text in sample.user_texts)

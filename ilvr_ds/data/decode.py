@@ -47,14 +47,14 @@ _NO_PIXELS = b"\0\0\0\0IDAT"
 """Length and name of a chunk without pixels"""
 
 
-def decode_image(data: bytes, pixel_limit: int = DECODE_PIXEL_LIMIT) -> Image.Image:
+def decode_image(data: bytes) -> Image.Image:
     """Decode to RGB as a viewer shows it; the size is checked before any pixel is.
 
     The EXIF orientation is applied, transparency laid on white, 16-bit grey scaled. Raises SampleError for other
-    formats, animations, damaged files and images above `pixel_limit` pixels.
+    formats, animations, damaged files and images above DECODE_PIXEL_LIMIT pixels.
     """
-    with _errors_in_one_line(pixel_limit):
-        image = _open_image(data, pixel_limit)
+    with _errors_in_one_line(DECODE_PIXEL_LIMIT):
+        image = _open_image(data, DECODE_PIXEL_LIMIT)
         turn = _TURNS.get(_orientation(image, data))
         picture = _on_white(image, data)
         return picture if turn is None else picture.transpose(turn)

@@ -199,10 +199,7 @@ def _sample(record: dict[str, Any], images: dict[str, bytes]) -> Sample:
         meta=dict(record["meta"]),
         history=tuple(Turn(turn["role"], turn["content"]) for turn in record.get("history", ())),
     )
-    texts = [sample.id, sample.question, sample.answer, sample.group, *sample.meta, *sample.meta.values()]
-    texts += [step.content for step in steps if isinstance(step, TextStep)]
-    texts += [turn.text for turn in sample.history]
-    if not all(isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) for text in sample.texts):
         raise TypeError("a text is not text")
     check_sample(sample)
     return sample

@@ -78,6 +78,13 @@ class Sample:
         """What the user says, turn by turn; the question is the last."""
         return (*(turn.text for turn in self.history if turn.role == "user"), self.question)
 
+    @property
+    def texts(self) -> list[str]:
+        """All that it says, with names and keys."""
+        plan = [step.content for step in self.steps if isinstance(step, TextStep)]
+        said = [turn.text for turn in self.history]
+        return [self.id, self.question, self.answer, self.group, *self.meta, *self.meta.values(), *plan, *said]
+
 
 def history_fault(history: tuple[Turn, ...]) -> str:
     """What is wrong with the order of the turns before a question; "" if nothing."""

@@ -7,6 +7,7 @@ step never has to look at a token from Python.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -27,6 +28,8 @@ from ilvr_ds.data.turns import prompt_turns
 IGNORE = -100
 REMEMBERED = 256
 """Texts whose tokens an encoder keeps: samples of small tasks often differ in their pictures alone."""
+_VISION_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+"""What Qwen's tokenizer treats as special without listing it among its special tokens."""
 Int64 = NDArray[np.int64]
 
 
@@ -59,6 +62,13 @@ class EncodedSample:
     """[M]: the part of each helper image that its step is about, in fractions of width and height; None where the data
     do not say it. Empty where helper images are not encoded."""
 
+    def followed_by(self, tokens: Sequence[int]) -> EncodedSample:
+        """The sample with more text behind it, and nothing supervised."""
+        ids = np.concatenate([self.input_ids, np.array(tokens, dtype=np.int64)])
+        after = self.position_ids[:, -1:] + 1 + np.arange(len(tokens))
+        positions = np.concatenate([self.position_ids, after], axis=1)
+        return replace(self, input_ids=ids, position_ids=positions, labels=np.full_like(ids, IGNORE))
+
 
 class SampleEncoder:
     """Turns samples into EncodedSamples with one tokenizer, one image encoder and one latent size.
@@ -88,7 +98,7 @@ class SampleEncoder:
         self.merge_size: int = images.processor.merge_size
         self._assistant_word = np.array(tokenizer("assistant", add_special_tokens=False)["input_ids"], dtype=np.int64)
         self._opens_thought = opens_thought(tokenizer)
-        reserved = [*tokenizer.all_special_tokens, *LATENT_TOKENS, *_vision_words()]
+        reserved = [*tokenizer.all_special_tokens, *LATENT_TOKENS, *_VISION_TOKENS]
         reserved += THOUGHT_TOKENS if self._opens_thought else ()
         self._reserved = re.compile("|".join(map(re.escape, reserved)))
         self._words = lru_cache(REMEMBERED)(self._encode_words)
@@ -303,8 +313,3 @@ def _answer_span(text: str, sample: Sample, steps: list[str], offsets: list[tupl
 def _last_text(sample: Sample) -> int:
     """The number of the last text step; that of steps if there is none."""
     return max((i for i, step in enumerate(sample.steps) if isinstance(step, TextStep)), default=len(sample.steps))
-
-
-def _vision_words() -> list[str]:
-    """Tokens that Qwen's tokenizer treats as special without listing them among its special tokens."""
-    return ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"]

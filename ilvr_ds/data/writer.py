@@ -7,7 +7,7 @@ import dataclasses
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -165,23 +165,6 @@ class DatasetWriter:
         finish(self.folder, self.output)
         if previous:
             shutil.rmtree(previous)
-
-
-def write_shards(
-    samples: Iterable[tuple[Sample, int]],
-    output: Path,
-    *,
-    max_samples_per_shard: int = MAX_SAMPLES_PER_SHARD,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    overwrite: bool = False,
-    provenance: Provenance | None = None,
-) -> Manifest:
-    """Write samples with their lengths in tokens; see DatasetWriter. Raises SampleError for one that is not whole."""
-    limits = {"max_samples_per_shard": max_samples_per_shard, "max_shard_bytes": max_shard_bytes}
-    with DatasetWriter(output, overwrite=overwrite, **limits) as writer:
-        for sample, tokens in samples:
-            writer.write(sample, tokens)
-        return writer.finish(provenance or Provenance())
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

@@ -11,7 +11,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.sample import Sample, TextStep
-from ilvr_ds.demo.task import OPERATIONS, TaskSpec, draw_samples, write_task
+from ilvr_ds.demo.task import TaskSpec, draw_samples, write_task
 from ilvr_ds.demo.task.drawing import CELL
 from ilvr_ds.demo.tiny import MEDIUM, MINI, SMALL, TINY, build_tiny_model
 from ilvr_ds.errors import UserError
@@ -31,11 +31,11 @@ def write_demo(
     held_out: int,
     grid: int,
     size: str,
-    seed: int = 0,
-    workers: int = 1,
-    operations: Sequence[str] = OPERATIONS,
-    signs: int | None = None,
-    family: str = "qwen2_5_vl",
+    seed: int,
+    workers: int,
+    operations: Sequence[str],
+    signs: int | None,
+    family: str,
 ) -> list[str]:
     """Write `output`/task (JSON Lines and images) and `output`/model; returns lines that say what was written.
 
@@ -49,7 +49,7 @@ def write_demo(
     return _written(output, train, held_out, f"random, {size}")
 
 
-def write_trained_demo(output: Path, train: int, held_out: int, seed: int = 0, workers: int = 1) -> list[str]:
+def write_trained_demo(output: Path, train: int, held_out: int, seed: int, workers: int) -> list[str]:
     """The same with the model that comes with the package, and trails like those that it was trained on.
 
     Raises UserError where a folder exists already or a number is out of range.

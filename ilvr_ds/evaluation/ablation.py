@@ -21,12 +21,11 @@ CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 
 def latent_source(condition: str, reasoner: Reasoner, generated: Sequence[Answer], seed: int) -> LatentSource:
     """What stands in for the latents of a batch whose answers with its own latents (kept) are `generated`."""
-    embeddings = reasoner.model.get_input_embeddings().weight
-    pad = embeddings[reasoner.special.latent_pad].detach()
     if condition == "markers":
         return Markers()
     if condition == "noise":
         return Noise([answer.id for answer in generated], seed, reasoner.device)
     if condition == "other_sample":
         return OtherSample(generated, reasoner.latent_size, reasoner.device)
+    pad = reasoner.pad_embedding
     return Constant(pad if condition == "pad_embedding" else torch.zeros_like(pad))

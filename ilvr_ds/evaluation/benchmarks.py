@@ -55,6 +55,10 @@ class Benchmark:
         options = self.options(sample)
         return {name: RULES[name](response, sample.answer, options) for name in self.rules}
 
+    def is_right(self, sample: Sample, response: str) -> bool:
+        """The verdict of the main rule set."""
+        return bool(self.judge(sample, response)[self.rules[0]])
+
     def versions(self) -> dict[str, str]:
         """Of each rule set by name."""
         return {name: RULES[name].version for name in self.rules}

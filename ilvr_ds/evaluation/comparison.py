@@ -111,7 +111,7 @@ def send(table: Table, uri: str, experiment: str, file: Path) -> str | None:
 
     Returns the run's id; None where the server failed. Raises UserError as `log_scores` does.
     """
-    check_address(uri, "--tracking-uri")
+    check_address(uri)
     metrics: dict[str, float] = {}
     lines: list[dict[str, Any]] = []
     for row, column in product(table.rows, table.columns):

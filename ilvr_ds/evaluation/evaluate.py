@@ -20,7 +20,6 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.ablation import CONDITIONS, latent_source
 from ilvr_ds.evaluation.ahead import ahead
 from ilvr_ds.evaluation.batches import answer_batches, answer_stream
-from ilvr_ds.evaluation.benchmarks import find_benchmark
 from ilvr_ds.evaluation.card import add_scores
 from ilvr_ds.evaluation.charts import draw_scores
 from ilvr_ds.evaluation.examples import example, marked_text
@@ -35,7 +34,7 @@ from ilvr_ds.generation.room import rows_that_fit
 from ilvr_ds.generation.settings import GenerationSettings, Speed
 from ilvr_ds.monitoring.run_lock import ANSWERING, run_lock
 from ilvr_ds.monitoring.stop_signal import StopSignal
-from ilvr_ds.tracking.registry import attach, read_origin
+from ilvr_ds.tracking.registry import attach, mlflow_place
 from ilvr_ds.tracking.scores import log_scores
 
 EXAMPLES = 50
@@ -47,7 +46,6 @@ def evaluate(settings: EvaluationSettings) -> list[str]:
 
     Raises UserError for everything that a person can mend, before anything is written; Stopped where a signal came.
     """
-    find_benchmark(settings.benchmark)
     _check_settings(settings)
     ready = prepare(settings, settings.benchmark)
     settings = ready.settings
@@ -180,15 +178,13 @@ def _finish(ready: Prepared, results: Results, identity: dict[str, Any]) -> list
     pictures = draw_scores(scores, ready.title, results.folder)
     if settings.tracking_uri:
         examples = [example(line, reader.read(line["number"]), benchmark) for line in lines[:EXAMPLES]]
-        origin = read_origin(settings.model)
-        experiment = settings.experiment or origin.get("experiment") or "evaluation"
-        parent = None if settings.experiment else origin.get("mlflow_run_id")
-        name = f"{origin.get('run') or Path(settings.model).name}-{ready.title}"
+        experiment, parent, run = mlflow_place(settings.model, settings.experiment)
         params = {key: identity[key] for key in ("model", "data", "samples", "benchmark", "latent_size")}
         params["mode"] = ready.mode
         params["rules"] = ", ".join(f"{rule} {version}" for rule, version in benchmark.versions().items())
         log_scores(
-            settings.tracking_uri, experiment, name, params, metrics_of(scores), examples, pictures, parent
+            settings.tracking_uri, experiment, f"{run}-{ready.title}", params, metrics_of(scores), examples, pictures,
+            parent,
         )  # fmt: skip
     if ready.reference:
         attach(ready.reference, settings.tracking_uri, ready.title, metrics_of(scores), benchmark.versions())

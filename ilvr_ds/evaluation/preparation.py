@@ -138,7 +138,7 @@ def prepare(settings: EvaluationSettings, place: str) -> Prepared:
     dist.join_on_host(timedelta(days=2))
     if settings.tracking_uri:
         uri = settings.tracking_uri
-        dist.decided_by_main(lambda: check_address(uri, "--tracking-uri"))
+        dist.decided_by_main(lambda: check_address(uri))
     reference = settings.model if is_reference(settings.model) else None
     if reference:
         folder = dist.decided_by_main(lambda: resolve(reference, settings.tracking_uri))

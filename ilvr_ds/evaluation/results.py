@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ilvr_ds.errors import UserError
-from ilvr_ds.whole_files import write_whole
+from ilvr_ds.whole_files import cut_torn_line, write_whole
 
 Line = dict[str, Any]
 
@@ -44,7 +44,7 @@ class Results:
             else:
                 write_whole(file, json.dumps(wanted, indent=1))
             for part in self.folder.glob(f"{self.stem}-*.jsonl"):
-                _cut_torn_line(part)
+                cut_torn_line(part)  # its sample is answered again
         except OSError as error:
             raise UserError(f"--output: cannot write to {self.folder} ({error.strerror})") from error
 
@@ -74,12 +74,3 @@ def append(file: TextIO, lines: Iterable[Line]) -> None:
     """Whole lines, in the system's hands when this returns."""
     file.write("".join(json.dumps(line) + "\n" for line in lines))
     file.flush()
-
-
-def _cut_torn_line(part: Path) -> None:
-    """A process that was killed while it wrote leaves a line without an end: its sample is answered again."""
-    data = part.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with part.open("r+b") as file:
-            file.truncate(whole)

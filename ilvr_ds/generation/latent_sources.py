@@ -27,24 +27,20 @@ class LatentSource(Protocol):
         """The latents [B, D] of rows whose last hidden states are `hidden` [B, D]; others' rows are not used."""
 
 
-class OwnStates:
-    """The model's own last hidden states."""
-
-    def steps(self, latent_size: int) -> int:
-        """All of them."""
-        return latent_size
-
-    def __call__(self, hidden: Tensor, place: Place) -> Tensor:
-        """As they are."""
-        return hidden
-
-
 class _Full:
     """A source that fills all steps of a segment."""
 
     def steps(self, latent_size: int) -> int:
         """All of them."""
         return latent_size
+
+
+class OwnStates(_Full):
+    """The model's own last hidden states."""
+
+    def __call__(self, hidden: Tensor, place: Place) -> Tensor:
+        """As they are."""
+        return hidden
 
 
 class Constant(_Full):

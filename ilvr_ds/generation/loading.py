@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from ilvr_ds import dist
 from ilvr_ds.config import LIMITS
@@ -56,6 +57,12 @@ class Reasoner:
     def special(self) -> SpecialTokens:
         """Ids of the special tokens."""
         return self.encoder.special
+
+    @property
+    def pad_embedding(self) -> Tensor:
+        """[D]: what stands at a latent slot that nothing is fed to."""
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight[self.special.latent_pad].detach()
 
     def collate(self, prompts: list[EncodedSample], padded: Literal["left", "right"] = "left") -> Window:
         """The prompts as one micro-batch, padded on that side, on the device."""

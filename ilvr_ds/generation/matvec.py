@@ -50,7 +50,7 @@ def add_product(residual: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
     return residual
 
 
-def gated(inputs: Tensor, gate: Tensor, up: Tensor, norm: Any = None) -> Tensor:
+def gated(inputs: Tensor, gate: Tensor, up: Tensor, norm: Any) -> Tensor:
     """[B, K] -> [B, N]: silu of the one product of normed inputs times the other."""
     if not _is_one(inputs):
         normed = _normed(inputs, norm)

@@ -94,10 +94,10 @@ def _laid_out(
     )
 
 
-def in_passes(prompts: list[EncodedSample], most: int = TOKENS_AT_ONCE) -> Iterator[list[int]]:
+def in_passes(prompts: list[EncodedSample]) -> Iterator[list[int]]:
     """Places of the prompts of each pass, by length, so that little of a pass is padding."""
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place].input_ids), reverse=True)
     while order:
-        count = max(1, most // len(prompts[order[0]].input_ids))
+        count = max(1, TOKENS_AT_ONCE // len(prompts[order[0]].input_ids))
         yield order[:count]
         order = order[count:]

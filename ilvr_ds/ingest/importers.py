@@ -18,7 +18,6 @@ from typing import Any, Literal, get_args
 from ilvr_ds.data.check import check_sample
 from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, Sample, SampleError, TextStep
 from ilvr_ds.errors import UserError, nearest
-from ilvr_ds.ingest.containers.opening import open_source
 from ilvr_ds.ingest.containers.source import Entry, Source
 from ilvr_ds.ingest.formats.comt import COMT
 from ilvr_ds.ingest.formats.conversations import CONVERSATIONS
@@ -50,16 +49,6 @@ class Rejected:
     reason: str
 
 
-def read_records(path: Path, image_root: Path, format: Format = "auto") -> Iterator[Sample | Rejected]:
-    """The records of a file or folder in their order, each as a sample or with the reason why not.
-
-    Every image is read and decoded once. Blank lines are skipped; a record without an id gets the file's stem and
-    its number. Raises UserError where the file or `image_root` is missing and where the format cannot be told.
-    """
-    check_request(image_root, format)
-    return (record for _, record in Importer(open_source(path), image_root, format))
-
-
 def check_request(image_root: Path, format: str) -> None:
     """Raise UserError for a format that does not exist and a folder that is none."""
     if format not in get_args(Format):
@@ -69,7 +58,10 @@ def check_request(image_root: Path, format: str) -> None:
 
 
 class Importer:
-    """Iterates over a source's records: their numbers, and samples or reasons.
+    """Iterates over a source's records in their order: their numbers, and samples or reasons.
+
+    Every image is read and decoded once. A record without an id gets the source's stem and its number. Raises UserError
+    where the format cannot be told.
 
     `helper` is what a box makes of its image. `tell` is given one line when the first record shows what the input is
     taken for and why, and one for each further format of the same family. `formats` names them, with their records.

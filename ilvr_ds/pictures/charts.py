@@ -57,7 +57,7 @@ def draw_accuracy(title: str, bars: Sequence[Bar], path: Path) -> None:
     is_crowded = len(bars) > 8
     figure = new_figure(4.4 if is_crowded else 3.6)
     axes = figure.subplots()
-    place(figure, 0.7, 0.15, 0.35, 1.4 if is_crowded else 0.6, 0, 0)
+    place(figure, 0.7, 0.15, 0.35, 1.4 if is_crowded else 0.6)
     places = np.arange(len(bars))
     accuracy = np.array([bar.accuracy for bar in bars])
     spread = np.abs(np.array([[bar.low for bar in bars], [bar.high for bar in bars]]) - accuracy)
@@ -97,7 +97,7 @@ def draw_ablation(title: str, own: float, bars: Sequence[AblationBar], path: Pat
     """
     figure = new_figure(0.45 * len(bars) + 1.4)
     axes = figure.subplots()
-    place(figure, 2.2, 0.3, 0.35, 0.6, 0, 0)
+    place(figure, 2.2, 0.3, 0.35, 0.6)
     places = np.arange(len(bars))
     difference = np.array([bar.difference for bar in bars])
     spread = np.array([[bar.difference - bar.low for bar in bars], [bar.high - bar.difference for bar in bars]])

@@ -29,17 +29,10 @@ def new_figure(height_in: float) -> Figure:
     return Figure(figsize=(WIDTH_IN, height_in), dpi=DPI)
 
 
-def place(figure: Figure, left: float, right: float, top: float, bottom: float, across: float, down: float) -> None:
-    """Set margins, and gaps between evenly sized panels, in inches."""
+def place(figure: Figure, left: float, right: float, top: float, bottom: float) -> None:
+    """Set the margins of a figure with one panel, in inches."""
     width, height = (float(side) for side in figure.get_size_inches())
-    grid = figure.axes[0].get_subplotspec()
-    rows, columns = grid.get_gridspec().get_geometry() if grid else (1, 1)
-    inner_width = (width - left - right - across * (columns - 1)) / columns
-    inner_height = (height - top - bottom - down * (rows - 1)) / rows
-    figure.subplots_adjust(
-        left=left / width, right=1 - right / width, top=1 - top / height, bottom=bottom / height,
-        wspace=across / inner_width, hspace=down / inner_height,
-    )  # fmt: skip
+    figure.subplots_adjust(left=left / width, right=1 - right / width, top=1 - top / height, bottom=bottom / height)
 
 
 def save(figure: Figure, path: Path) -> None:

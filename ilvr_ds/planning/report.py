@@ -39,7 +39,7 @@ def detail(title: str, setup: Setup, gpu_memory: float | None, chip: Chip | None
     lines += ["", *_time(setup, chip)]
     if gpu_memory is None:
         return lines
-    lines += ["", verdict(memory, gpu_memory), "", "other choices", *overview(_variants(setup), gpu_memory, chip)]
+    lines += ["", verdict(memory, gpu_memory), "", "other choices", *overview(dict(_choices(setup)), gpu_memory, chip)]
     return lines
 
 
@@ -104,12 +104,8 @@ def overview(setups: Mapping[str, Setup], gpu_memory: float, chip: Chip | None) 
     return lines
 
 
-def _variants(setup: Setup) -> dict[str, Setup]:
-    """The same run with one choice changed, and with some combined."""
-    return dict(_choices(setup))
-
-
 def _choices(setup: Setup) -> Iterator[tuple[str, Setup]]:
+    """The same run with one choice changed, and with some combined."""
     yield "as it is", setup
     for kind in ("none", "selective", "full"):
         if kind != setup.checkpointing and (kind != "selective" or not setup.has_whole_chain):

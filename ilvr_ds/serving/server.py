@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ilvr_ds.addresses import is_loopback, url_of
+from ilvr_ds.ctrl_c import signals_as_ctrl_c
 from ilvr_ds.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,13 +102,9 @@ def serve(endpoint: Endpoint, listening: socket.socket, say: Callable[[str], Non
     config = uvicorn.Config(
         endpoint.app(), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
     )
-    ends = (signal.SIGINT, signal.SIGTERM)  # SIGINT too: a script's background processes are born ignoring it
-    before = [signal.signal(number, signal.default_int_handler) for number in ends]
     try:
-        Server(config).run(sockets=[listening])  # raises the signal that ended it once more
+        with signals_as_ctrl_c():
+            Server(config).run(sockets=[listening])  # raises the signal that ended it once more
     except KeyboardInterrupt:
         return 0
-    finally:
-        for number, handler in zip(ends, before, strict=True):
-            signal.signal(number, handler)
     raise UserError("the server ended by itself; what it said stands above")

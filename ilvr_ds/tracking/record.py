@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ilvr_ds.whole_files import cut_torn_line
+
 logger = logging.getLogger("ilvr_ds")
 
 
@@ -139,11 +141,5 @@ def summary_lines(path: Path) -> list[str]:
 
 def drop_torn_line(path: Path) -> None:
     """Cut off a last line that a crash left unfinished, so that the next one starts on a new line."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        logger.warning("%s: dropped an unfinished last line of %d bytes", path, len(data) - whole)
-        with path.open("r+b") as file:
-            file.truncate(whole)
+    if path.exists() and (dropped := cut_torn_line(path)):
+        logger.warning("%s: dropped an unfinished last line of %d bytes", path, dropped)

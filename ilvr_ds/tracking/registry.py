@@ -50,6 +50,18 @@ def read_origin(model: str) -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
+def mlflow_place(model: str, experiment: str | None) -> tuple[str, str | None, str]:
+    """Where an evaluation of `model` goes: the experiment, the training run it lies below, and that run's name.
+
+    experiment: another that was asked for, where it lies below no run.
+    """
+    origin = read_origin(model)
+    name = str(origin.get("run") or Path(model).name)
+    if experiment:
+        return experiment, None, name
+    return origin.get("experiment") or "evaluation", origin.get("mlflow_run_id"), name
+
+
 def is_reference(model: str) -> bool:
     """Whether `model` names a registered model."""
     return model.startswith("models:/")
@@ -106,11 +118,7 @@ def resolve(reference: str, uri: str | None) -> str:
 
 
 def attach(
-    reference: str,
-    uri: str | None,
-    benchmark: str,
-    metrics: Mapping[str, float],
-    versions: Mapping[str, str] | None = None,
+    reference: str, uri: str | None, benchmark: str, metrics: Mapping[str, float], versions: Mapping[str, str]
 ) -> None:
     """Tag a registered model with an evaluation's accuracies; raises UserError if the server fails.
 
@@ -122,7 +130,7 @@ def attach(
         for metric, value in metrics.items():
             if metric.endswith(("/accuracy", "/macro_mean")):
                 client.set_model_version_tag(name, number, f"{benchmark}/{metric}", f"{value:.6g}")
-        for rule, version in (versions or {}).items():
+        for rule, version in versions.items():
             client.set_model_version_tag(name, number, f"{benchmark}/{rule}/version", version)
     except failure as error:
         raise UserError(f"--model: {reference}: {first_line(error)}") from error

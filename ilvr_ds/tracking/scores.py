@@ -77,9 +77,9 @@ def connect(uri: str, option: str) -> tuple[Any, tuple[type[Exception], ...]]:
     return client, (MlflowException, OSError)
 
 
-def check_address(uri: str, option: str) -> None:
+def check_address(uri: str) -> None:
     """Raise UserError as `connect` does, before any work."""
-    connect(uri, option)
+    connect(uri, "--tracking-uri")
 
 
 def _experiment_of(client: Any, run_id: str | None) -> str | None:

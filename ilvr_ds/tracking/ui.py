@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from ilvr_ds.ctrl_c import signals_as_ctrl_c
 from ilvr_ds.errors import UserError, nearest
 from ilvr_ds.tracking.mlflow_state import CopyState, read_state
 from ilvr_ds.tracking.names import sqlite_path, without_password
@@ -53,21 +54,18 @@ def show(root: Path, experiment: str | None, port: int, say: Callable[[str], Non
         command, env={**address.settings(), **os.environ, **_SETTINGS}, stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    ends = (signal.SIGINT, signal.SIGTERM)  # SIGINT too: a script's background processes are born ignoring it
-    before = [signal.signal(number, signal.default_int_handler) for number in ends]
     try:
-        _wait(server, address)
-        say(f"charts of experiment '{state.experiment}': {charts_page(address.shown, state.experiment_id)}")
-        if hint := address.hint(os.environ):
-            say(hint)
-        say("Ctrl-C ends the server")
-        server.communicate()  # drains its output, which would fill the pipe
-        raise UserError(f"the MLflow server ended by itself with code {server.returncode}")
+        with signals_as_ctrl_c():
+            _wait(server, address)
+            say(f"charts of experiment '{state.experiment}': {charts_page(address.shown, state.experiment_id)}")
+            if hint := address.hint(os.environ):
+                say(hint)
+            say("Ctrl-C ends the server")
+            server.communicate()  # drains its output, which would fill the pipe
+            raise UserError(f"the MLflow server ended by itself with code {server.returncode}")
     except KeyboardInterrupt:
         return 0
     finally:
-        for number, handler in zip(ends, before, strict=True):
-            signal.signal(number, handler)
         _end(server)
 
 

@@ -8,9 +8,6 @@ from typing import Any
 import pytest
 
 from ilvr_ds.cli import main
-from tests.evaluation.conftest import golden, golden_model, reasoner
-
-__all__ = ["golden", "golden_model", "reasoner"]
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from ilvr_ds.tracking.scores import log_scores
 from tests.audit.planted import PlantedTower, planted_reasoner
 from tests.evaluation.published import copies
 from tests.forks import Fork
-from tests.ranks import free_port, rank_environment
+from tests.ranks import start_ranks
 
 Audit = Callable[..., dict[str, Any]]
 
@@ -35,19 +35,19 @@ def test_a_killed_audit_goes_on_where_it_was(audit_of: Audit, tmp_path: Path, mo
     whole = audit_of("uses", *tests, output="whole")
     seen: list[tuple[type, range]] = []
 
-    def dying_in(kind: type[OwnPass] | type[ChangedPass], at: int) -> None:
+    def dying_in(kind: type[OwnPass] | type[ChangedPass]) -> None:
         answer = kind.answer
 
         def dying(self: Any, batch: range) -> Any:
             seen.append((kind, batch))
-            if sum(k is kind for k, _ in seen) == at:
+            if sum(k is kind for k, _ in seen) == 2:
                 raise KeyboardInterrupt
             return answer(self, batch)
 
         monkeypatch.setattr(kind, "answer", dying)
 
-    dying_in(OwnPass, 2)
-    dying_in(ChangedPass, 2)
+    dying_in(OwnPass)
+    dying_in(ChangedPass)
     with pytest.raises(KeyboardInterrupt):
         audit_of("uses", *tests, output="killed")
     with pytest.raises(KeyboardInterrupt):
@@ -118,11 +118,8 @@ def test_two_ranks_say_what_one_says_also_after_a_kill(planted_folder: Path, tmp
     """A stock model: ranks are processes of their own."""
 
     def start(world: int, output: str) -> list[Fork]:
-        words, port = stock(planted_folder, tmp_path / output), free_port()
-        return [
-            Fork("ilvr_ds.cli", *words, env=rank_environment(n, world, port), out=tmp_path / f"{output}-{n}.log")
-            for n in range(world)
-        ]
+        words = stock(planted_folder, tmp_path / output)
+        return start_ranks(world, tmp_path / f"{output}-logs", "ilvr_ds.cli", *words)
 
     [one] = start(1, "one")
     ranks, part = start(2, "two"), tmp_path / "two/own-00001.jsonl"

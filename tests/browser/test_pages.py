@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from tests.ranks import ROOT, free_port, heeding_ctrl_c
+from tests.recipes import RECIPE
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1800)]
 SHOTS = Path(os.environ.get("ILVR_SCREENSHOTS", ROOT / "outputs/screenshots"))
 CHROMIUM = "/usr/bin/chromium"
-RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 STEPS = 8
 WAIT_MS = 60_000
 RUNS = {"base": {}, "other-seed": {"run.seed": 1}, "higher-rate": {"optim.lr": 0.004}}

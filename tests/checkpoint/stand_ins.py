@@ -40,9 +40,9 @@ def shards(value: float) -> MomentumShards:
     return MomentumShards([v.clone() for v in values], values, 0.9, torch.device("cpu"))
 
 
-def save(folder: Path, step: int, value: float = 1.0, student: Student | None = None, background: bool = True) -> Path:
+def save(folder: Path, step: int, value: float = 1.0, background: bool = True) -> Path:
     state = {"loader": {"step": step, "samples per step": 1}, "recipe": recipe(folder, "auto").to_dict()}
-    writer = CheckpointWriter(folder, student or Student(step), NAMES, shards(value), 0, 0, background)
+    writer = CheckpointWriter(folder, Student(step), NAMES, shards(value), 0, 0, background)
     assert writer.start(step, {**state, "zero_stage": 3, "layout": {"sub_group_size": 10**9}}) == background
     path, error = writer.finish()
     assert path is not None, error

@@ -20,8 +20,8 @@ from ilvr_ds.cli.data import FORMATS
 from ilvr_ds.ingest.importers import Format
 from ilvr_ds.launcher import Place
 from tests.ranks import ROOT
+from tests.recipes import RECIPE
 
-RECIPE = str(ROOT / "launch" / "recipes" / "demo.yaml")
 COMMANDS = [
     "doctor",
     "plan",

@@ -13,8 +13,9 @@ from typing import Any
 from torch.utils.cpp_extension import get_default_build_root
 
 from tests.cluster.hosts import Hosts
-from tests.distributed.test_runs import RECIPE, overrides
+from tests.distributed.test_runs import overrides
 from tests.ranks import ROOT
+from tests.recipes import RECIPE
 
 BIN = Path(sys.executable).parent
 START_S = 300

@@ -15,8 +15,9 @@ from ilvr_ds.ingest.pack import pack
 from tests.cluster.jobs import START_S, arguments
 from tests.cluster.slurm import Slurm
 from tests.cluster.submission import OVER, checkout, sbatch, wait_for_end
+from tests.data.packing import contents
 from tests.distributed.test_features import keys
-from tests.distributed.test_runs import RECIPE
+from tests.recipes import RECIPE
 
 pytestmark = pytest.mark.cluster
 SMALL = ["--gres=none", "--cpus-per-task=1", "--time=20"]
@@ -54,7 +55,7 @@ def test_features_of_an_array_are_those_of_one_pass(features: Path, data: Path, 
     """Each shard by one of the jobs, and byte for byte as one process writes them."""
     words = ["--config", RECIPE, "--set", f"model.path={data / 'model'}", "--shards", str(data / "train")]
     assert main(["encode", *words, "--workers", "0", "--output", str(tmp_path / "whole")]) == 0
-    files = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
+    files = contents(tmp_path / "whole")
     assert {file.name: file.read_bytes() for file in (features / "train").iterdir()} == files
     assert sum(name.endswith(".rows") for name in files) == 3
 

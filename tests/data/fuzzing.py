@@ -31,10 +31,11 @@ from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.data.shards import build_index, open_dataset
 from ilvr_ds.errors import UserError
-from ilvr_ds.ingest.importers import Rejected, read_records
+from ilvr_ds.ingest.importers import Rejected
 from tests.data.hostile import HOSTILE, Members, member_blocks, members_of, plant, sample_bytes
-from tests.data.packing import make_dataset, png_bomb
+from tests.data.packing import contents, make_dataset, png_bomb
 from tests.golden_set import golden_set
+from tests.ingest.records import read_records
 
 SAMPLES, PER_SHARD = 9, 3
 MEMORY_BYTES = 1536 * 1024 * 1024
@@ -53,7 +54,7 @@ class Fuzzer:
         folder.mkdir(parents=True, exist_ok=True)
         self.sound = folder / "sound"
         self.samples = make_dataset(self.sound, SAMPLES, PER_SHARD)
-        self.files = {path.name: path.read_bytes() for path in self.sound.iterdir()}
+        self.files = contents(self.sound)
         self.work = folder / "work"
         self.work.mkdir()
         golden = golden_set()

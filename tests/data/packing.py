@@ -8,15 +8,17 @@ import re
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 from PIL import Image
 
 from ilvr_ds.data.sample import LatentStep, Sample, TextStep
-from ilvr_ds.data.writer import write_shards
+from ilvr_ds.data.shards import Manifest
+from ilvr_ds.data.writer import DatasetWriter, Provenance
 
 
 def image_bytes(shade: int = 0, kind: str = "PNG", size: tuple[int, int] = (8, 6)) -> bytes:
@@ -25,14 +27,31 @@ def image_bytes(shade: int = 0, kind: str = "PNG", size: tuple[int, int] = (8, 6
     return buffer.getvalue()
 
 
+def noise_png(size: tuple[int, int], mode: str = "RGB") -> bytes:
+    """A PNG of random pixels, of width and height `size`."""
+    width, height = size
+    channels = {"RGB": 3, "RGBA": 4}.get(mode)
+    shape = (height, width, channels) if channels else (height, width)
+    pixels = np.random.default_rng(width).integers(0, 256, shape, dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def png_chunk(name: bytes, body: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
 def png_bomb(side: int = 50_000) -> bytes:
     """A PNG of 80 bytes that claims to be side x side pixels."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(b""))
+        + png_chunk(b"IEND", b"")
+    )
 
 
 def make_sample(number: int, *, plan: bool = True, kind: str = "PNG") -> Sample:
@@ -48,10 +67,23 @@ def make_sample(number: int, *, plan: bool = True, kind: str = "PNG") -> Sample:
     )
 
 
+def write_shards(samples: Iterable[tuple[Sample, int]], output: Path, **options: Any) -> Manifest:
+    """Write samples with their lengths in tokens; `options` are DatasetWriter's."""
+    with DatasetWriter(output, **options) as writer:
+        for sample, tokens in samples:
+            writer.write(sample, tokens)
+        return writer.finish(Provenance())
+
+
 def make_dataset(folder: Path, samples: int = 10, per_shard: int = 4) -> list[Sample]:
     made = [make_sample(n) for n in range(samples)]
     write_shards(((sample, 100 + n) for n, sample in enumerate(made)), folder, max_samples_per_shard=per_shard)
     return made
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of its files, by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def write_jsonl(path: Path, records: list[dict | bytes]) -> Path:

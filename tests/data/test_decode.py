@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 import ilvr_ds
 from ilvr_ds.data.decode import _size_of_png, decode_image, image_size, treatments
 from ilvr_ds.data.sample import SampleError
+from tests.data.packing import png_chunk
 
 TURN, WHITE, SCALE = "turned upright", "with transparency, laid on white", "16-bit grey, scaled to 8 bits"
 
@@ -43,8 +44,7 @@ def oriented(number: int) -> Image.Exif:
 def exif_behind_the_pixels(data: bytes, number: int) -> bytes:
     """The PNG with its orientation in the last place that the format allows."""
     body = oriented(number).tobytes().removeprefix(b"Exif\0\0")
-    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
-    return data[:-12] + chunk + data[-12:]
+    return data[:-12] + png_chunk(b"eXIf", body) + data[-12:]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
@@ -150,26 +150,22 @@ def test_palettes_with_transparency_are_laid_on_white(clear: int | bytes) -> Non
     assert treatments(data) == [WHITE]
 
 
-def png(depth: int, colour: int, row: bytes, width: int, clear: bytes) -> bytes:
-    """A PNG of one row with a transparent colour: Pillow writes none of these itself."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"tRNS", clear) + pixels + chunk(b"IEND", b"")
+def png(depth: int, colour: int, row: bytes, clear: bytes) -> bytes:
+    """A PNG of two pixels with a transparent colour: Pillow writes none of these itself."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, colour, 0, 0, 0))
+    pixels = png_chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"tRNS", clear) + pixels + png_chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(
     ("data", "seen"),
     [
-        (png(8, 0, bytes([7, 0]), 2, b"\0\0"), [7, 255]),
-        (png(1, 0, bytes([0b01000000]), 2, b"\0\0"), [255, 255]),
-        (png(2, 0, bytes([0b01100000]), 2, b"\0\x02"), [85, 255]),
-        (png(16, 0, bytes([0x80, 0x80, 0, 0]), 2, b"\0\0"), [128, 255]),
-        (png(8, 2, bytes([9, 9, 9, 0, 0, 0]), 2, bytes(6)), [9, 255]),
-        (png(16, 2, bytes([9, 1] * 3 + [8, 2] * 3), 2, bytes([8, 2] * 3)), [9, 255]),
+        (png(8, 0, bytes([7, 0]), b"\0\0"), [7, 255]),
+        (png(1, 0, bytes([0b01000000]), b"\0\0"), [255, 255]),
+        (png(2, 0, bytes([0b01100000]), b"\0\x02"), [85, 255]),
+        (png(16, 0, bytes([0x80, 0x80, 0, 0]), b"\0\0"), [128, 255]),
+        (png(8, 2, bytes([9, 9, 9, 0, 0, 0]), bytes(6)), [9, 255]),
+        (png(16, 2, bytes([9, 1] * 3 + [8, 2] * 3), bytes([8, 2] * 3)), [9, 255]),
     ],
 )
 def test_a_transparent_colour_becomes_white_at_every_depth(data: bytes, seen: list[int]) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from ilvr_ds.data.feature_writer import FeatureWriter, SampleRows
 from ilvr_ds.errors import UserError
+from tests.data.packing import contents
 
 NAMES = ["shard-000000", "shard-000001"]
 
@@ -24,10 +25,6 @@ def samples(count: int) -> Iterator[SampleRows | None]:
     for number in range(count):
         rows = np.full((number + 2, 2), number, np.uint16)
         yield (rows[:2], rows[2:]) if number != 1 else None
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def test_a_sample_that_cannot_be_used_has_no_rows(tmp_path: Path) -> None:

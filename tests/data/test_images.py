@@ -16,24 +16,13 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 from ilvr_ds.data.images import ImageEncoder, VisionLayout, attention_bookkeeping
 from ilvr_ds.data.sample import SampleError
 from ilvr_ds.errors import UserError
-from tests.data.packing import image_bytes
+from tests.data.packing import image_bytes, noise_png
 from tests.data.test_decode import authors_rgb
 from tests.golden_set import DEFAULT
 
 PROCESSOR = str(DEFAULT / "processor")  # between 3136 (56 x 56) and 802816 pixels
 SIZES = [(112, 84), (100, 61), (200, 30), (5, 5), (1500, 900)]
 LAYOUT = VisionLayout(patch_size=14, merge_size=2, window_size=112)
-
-
-def noise_png(size: tuple[int, int], mode: str = "RGB") -> bytes:
-    """A PNG of random pixels, of width and height `size`."""
-    width, height = size
-    channels = {"RGB": 3, "RGBA": 4}.get(mode)
-    shape = (height, width, channels) if channels else (height, width)
-    pixels = np.random.default_rng(width).integers(0, 256, shape, dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels, mode).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,9 @@ from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.data.template import SampleEncoder
 from ilvr_ds.data.window import Window
-from ilvr_ds.data.writer import write_shards
 from ilvr_ds.errors import UserError
 from tests.data.handmade import leaves
-from tests.data.packing import make_dataset, make_sample
+from tests.data.packing import make_dataset, make_sample, write_shards
 from tests.golden_set import GoldenSet
 
 SAMPLES, GLOBAL_BATCH = 14, 4  # 3 steps an epoch, 2 samples left out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -14,6 +13,7 @@ import pytest
 from ilvr_ds.config import DataSetConfig
 from ilvr_ds.data.mixture_plan import MixturePlan, divided, rates_of
 from ilvr_ds.errors import UserError
+from tests.data.test_plan import check_world_sizes
 
 SIZES = (451, 90, 17)
 PLAN = MixturePlan(((100, 7, 250, 1, 93), (50, 40), (17,)), (4, 2, 1), sum(SIZES), 3, 8, 16, 10)
@@ -64,12 +64,7 @@ def test_weights_count_as_written_and_an_epoch_has_as_many_samples_as_all_sets()
 
 
 def test_the_same_samples_at_every_world_size() -> None:
-    for step in (0, 1, 27, 28, 1000):
-        whole = PLAN.samples(step, 0, 1)
-        for world in (1, 2, 4, 8):
-            shares = [PLAN.samples(step, rank, world) for rank in range(world)]
-            assert {len(share) for share in shares} == {16 // world}
-            assert Counter(np.concatenate(shares).tolist()) == Counter(whole.tolist())
+    check_world_sizes(PLAN)
 
 
 def test_no_rank_is_given_one_set_for_good() -> None:

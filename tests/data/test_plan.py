@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from ilvr_ds.data.mixture_plan import Plan
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.errors import UserError
 
@@ -29,10 +30,15 @@ def test_every_sample_at_most_once_an_epoch_and_only_the_remainder_left_out(buff
 
 
 def test_the_same_samples_at_every_world_size():
+    check_world_sizes(PLAN)
+
+
+def check_world_sizes(plan: Plan) -> None:
+    """Of a global batch of 16."""
     for step in (0, 1, 27, 28, 1000):
-        whole = PLAN.samples(step, 0, 1)
+        whole = plan.samples(step, 0, 1)
         for world in (1, 2, 4, 8):
-            shares = [PLAN.samples(step, rank, world) for rank in range(world)]
+            shares = [plan.samples(step, rank, world) for rank in range(world)]
             assert {len(share) for share in shares} == {16 // world}
             assert Counter(np.concatenate(shares).tolist()) == Counter(whole.tolist())
 

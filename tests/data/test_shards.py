@@ -18,9 +18,9 @@ from ilvr_ds.data import shards, writer
 from ilvr_ds.data.members import MemberError, walk_members
 from ilvr_ds.data.sample import SampleError
 from ilvr_ds.data.shards import INDEX_DTYPE, build_index, file_sha256, open_dataset
-from ilvr_ds.data.writer import DatasetWriter, Provenance, write_shards
+from ilvr_ds.data.writer import DatasetWriter, Provenance
 from ilvr_ds.errors import UserError
-from tests.data.packing import make_dataset, make_sample, serve
+from tests.data.packing import contents, make_dataset, make_sample, serve, write_shards
 from tests.full_disk import files_end_at
 
 
@@ -163,7 +163,7 @@ def test_overwriting_replaces_the_whole(packed, tmp_path):
 
 
 def test_a_failure_leaves_what_was_there_before(packed, tmp_path):
-    before = {path.name: path.read_bytes() for path in packed.iterdir()}
+    before = contents(packed)
 
     def samples():
         yield from ((make_sample(n), 0) for n in range(5))
@@ -172,7 +172,7 @@ def test_a_failure_leaves_what_was_there_before(packed, tmp_path):
     for output in (packed, tmp_path / "new"):
         with pytest.raises(KeyboardInterrupt):
             write_shards(samples(), output, max_samples_per_shard=2, overwrite=True)
-    assert {path.name: path.read_bytes() for path in packed.iterdir()} == before
+    assert contents(packed) == before
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 

@@ -17,6 +17,7 @@ from ilvr_ds.demo.task import TaskSpec, draw_samples
 from ilvr_ds.demo.task.drawing import CELL, encode_scene
 from ilvr_ds.demo.task.scene import Figure, Scene
 from ilvr_ds.demo.tiny import MINI, SMALL, SPECIAL_TOKENS, TINY, TinySize, build_tiny_model
+from tests.data.packing import contents
 
 FAMILIES = ["qwen2_5_vl", "qwen3_vl"]
 TEXTS = [
@@ -105,9 +106,9 @@ def test_the_same_seed_gives_the_same_files(tiny: Path, tmp_path: Path) -> None:
     build_tiny_model(tmp_path / "same", texts=iter(TEXTS), size=TINY)
     build_tiny_model(tmp_path / "other", texts=iter(TEXTS), size=TINY, seed=1)
     assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers are left alone"
-    files = {path.name: path.read_bytes() for path in tiny.iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "same").iterdir()} == files
-    others = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+    files = contents(tiny)
+    assert contents(tmp_path / "same") == files
+    others = contents(tmp_path / "other")
     assert [name for name in files if others[name] != files[name]] == ["model.safetensors"]
 
 

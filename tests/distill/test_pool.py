@@ -26,10 +26,10 @@ from ilvr_ds.model.encoding import build_dataset, build_encoding
 from ilvr_ds.model.tower import load_tower
 from ilvr_ds.ops.reference import pool_candidates
 from ilvr_ds.training.assembly.inputs import Inputs
-from tests.conftest import RECIPE
 from tests.data.handmade import feature_names, window_of
 from tests.data.test_candidates import ORDER, SAMPLES, groups, wanted
 from tests.ops import loops
+from tests.recipes import RECIPE
 
 D, K = 16, 2
 CHANGED = SelectionConfig(pool="changed")
@@ -52,7 +52,7 @@ def with_stored_features(sample: EncodedSample) -> EncodedSample:
     return dataclasses.replace(sample, patches=(), features=table.view(torch.int16).numpy().view(np.uint16))
 
 
-def pool_of(window: Window, settings: SelectionConfig = CHANGED) -> tuple[Tensor, ChoicePool]:
+def pool_of(window: Window) -> tuple[Tensor, ChoicePool]:
     """Candidates and pool; features are given by name, as a tower without context would."""
     if window.features is not None:
         features = window.features
@@ -60,7 +60,7 @@ def pool_of(window: Window, settings: SelectionConfig = CHANGED) -> tuple[Tensor
         features = torch.stack([feature(*name) for name in feature_names(window.images)])
     where = window.candidates
     candidates = pool_candidates(features, where.rows, where.weights)
-    pool = find_pool(features, where, candidates, settings, K)
+    pool = find_pool(features, where, candidates, CHANGED, K)
     assert pool is not None
     return candidates, pool
 

@@ -18,15 +18,13 @@ from ilvr_ds.distill.selector import Selector
 from tests.data.handmade import K, encoded_sample, feature_names, window_of
 from tests.data.test_candidates import ORDER, SAMPLES, SQUARE
 from tests.distill.test_pool import D, feature, with_stored_features
+from tests.ops.native import DEVICES
 
 BY_CHANGE = SelectionConfig(pool="changed", by="change")
 NOTHING_BEFORE = (1, 0)
 """The segment of SAMPLES without a picture before it"""
 DIFFER = ((0, 0), (0, 1), (1, 1), (2, 0), (3, 0), (3, 1), (4, 0))
 """Segments in which a patch differs from all pictures before: first ones, behind another helper image, other grids"""
-
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
 
 def features_of(window: Window, more: int = 0) -> Tensor:

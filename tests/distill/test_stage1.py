@@ -15,14 +15,9 @@ from ilvr_ds.distill.selection import Targets
 from ilvr_ds.distill.stage1 import Negatives, StageOne
 from ilvr_ds.model.student import load_student
 from ilvr_ds.ops.noise import gaussian_noise
-from tests.golden_set import GoldenSet, golden_set
+from tests.golden_set import GoldenSet
 
 NOISY = LossConfig(target_noise_std=0.5)
-
-
-@pytest.fixture(scope="module")
-def golden() -> GoldenSet:
-    return golden_set()
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +31,8 @@ def window(golden: GoldenSet) -> Window:
 
 
 def features_of(window: Window, model: Any) -> Tensor:
-    rows = sum(len(images.window_index) for images in window.images)
-    return torch.randn(rows, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
+    rows, width = sum(len(images.window_index) for images in window.images), model.config.text_config.hidden_size
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(0)).to(model.dtype)
 
 
 def targets_of(window: Window, features: Tensor, k: int) -> Targets:

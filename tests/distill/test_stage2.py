@@ -19,8 +19,8 @@ from ilvr_ds.distill.stage2 import StageTwo
 from ilvr_ds.model.injection import write_images
 from ilvr_ds.model.layers.attention import use_packed_attention
 from ilvr_ds.model.student import load_config, prepare_student, vision_layout
-from tests.distill.test_stage1 import targets_of
-from tests.golden_set import GoldenSet, golden_set, replace
+from tests.distill.test_stage1 import features_of, targets_of
+from tests.golden_set import GoldenSet, replace
 from tests.model.recompute import recompute
 from tests.model.test_latent_pass import GPU
 from tests.model.test_rollout import model_of
@@ -35,11 +35,6 @@ SETTINGS = LossConfig(align_weight=0.7, contrastive_weight=0.3, target_noise_std
 
 
 @pytest.fixture(scope="module")
-def golden() -> GoldenSet:
-    return golden_set()
-
-
-@pytest.fixture(scope="module")
 def model(golden: GoldenSet) -> Any:
     return model_of(golden)
 
@@ -50,12 +45,6 @@ def window_of(golden: GoldenSet, rows: Any) -> Window:
     layout = vision_layout(load_config(str(golden.folder)))
     collator = Collator(encoder.special, layout, K, golden.selection.group_size, rows, free_latents=True)
     return collator([encoder(golden.samples[i]) for i in SAMPLES], np.array(SAMPLES), [len(SAMPLES)])
-
-
-def features_of(window: Window, model: Any) -> Tensor:
-    count = sum(len(images.window_index) for images in window.images)
-    width = model.config.text_config.hidden_size
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(0)).double()
 
 
 def losses_by_hand(model: Any, hidden: Tensor, window: Window, targets: Targets | None) -> dict[str, Tensor]:

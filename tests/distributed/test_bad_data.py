@@ -15,8 +15,9 @@ from mlflow import MlflowClient
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import open_dataset
 from tests.data.hostile import HOSTILE, members_of, plant, sample_bytes
-from tests.distributed.test_runs import RECIPE, launcher, overrides
+from tests.distributed.test_runs import launcher, overrides
 from tests.ranks import ROOT, run_ranks
+from tests.recipes import RECIPE
 
 LIES = {5: "image of 900 megapixels", 23: "pickled member", 40: "bad JSON"}
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from ilvr_ds.errors import UserError
 from ilvr_ds.evaluation.export import export
-from tests.distributed.test_runs import RECIPE, losses, overrides
+from tests.distributed.test_runs import assert_same_losses, losses, overrides
 from tests.ranks import ROOT, run_ranks
+from tests.recipes import RECIPE
 
 WORKER = "tests.distributed.workers_run:"
 ZERO2 = f"deepspeed.config={ROOT / 'ds_configs/zero2.json'}"
@@ -61,13 +62,8 @@ def test_a_run_goes_on_with_the_base_that_its_adapters_stand_on(
     other = [] if first else [ZERO2]
     settings = [*elsewhere(tmp_path / "resharded", train__grad_accum_steps=4), *other]
     run_ranks(WORKER + "train", 1, tmp_path / "4", recipe=RECIPE, overrides=settings)
-    whole = losses(tmp_path / "whole")
     for name in ("part", "resharded"):
-        curve = losses(tmp_path / name)
-        assert sorted(curve) == sorted(whole)
-        for step, values in whole.items():
-            for loss, value in values.items():
-                assert curve[step][loss] == pytest.approx(value, rel=1e-4, abs=1e-6), (name, step, loss)
+        assert_same_losses(losses(tmp_path / name), losses(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize(

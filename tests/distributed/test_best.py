@@ -10,7 +10,8 @@ import pytest
 
 from ilvr_ds.cli import main
 from tests import forks
-from tests.distributed.test_runs import RECIPE, overrides
+from tests.distributed.test_runs import overrides
+from tests.recipes import RECIPE
 
 
 def train(demo: Path, folder: Path, **changes: Any) -> str:

@@ -14,9 +14,10 @@ from subprocess import Popen
 import pytest
 import torch
 
-from tests.distributed.test_runs import RECIPE, losses, overrides
+from tests.distributed.test_runs import losses, overrides
 from tests.forks import Fork
-from tests.ranks import free_port, rank_environment
+from tests.ranks import start_ranks
+from tests.recipes import RECIPE
 
 ALIVE_S = 6
 """`run.rank_timeout_s` of these runs."""
@@ -26,7 +27,7 @@ AT = 4
 """Optimizer step, counted from 1, in which the fault strikes; a checkpoint stands after 2."""
 
 
-def start(folder: Path, demo: Path, fault: str, rank: int, world: int = 2, **changes: object) -> list[Fork]:
+def start(folder: Path, demo: Path, fault: str, rank: int, **changes: object) -> list[Fork]:
     """Ranks without a launcher that would end the others itself."""
     settings = overrides(
         folder,
@@ -42,11 +43,7 @@ def start(folder: Path, demo: Path, fault: str, rank: int, world: int = 2, **cha
     )
     sets = [word for value in settings for word in ("--set", value)]
     arguments = ["tests.distributed.faulty", fault, str(rank), str(AT), "train", "--config", RECIPE, *sets]
-    port = free_port()
-    return [
-        Fork(*arguments, env=rank_environment(number, world, port), out=folder / f"log-{number}")
-        for number in range(world)
-    ]
+    return start_ranks(2, folder, *arguments)
 
 
 def finish(processes: Sequence[Fork | Popen[bytes]], waited_for: list[int]) -> list[int | None]:

@@ -17,8 +17,9 @@ from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.data.shards import open_dataset
 from tests import forks
 from tests.distributed.test_bad_data import lines
-from tests.distributed.test_runs import RECIPE, losses, overrides
+from tests.distributed.test_runs import losses, overrides
 from tests.ranks import ROOT, run_ranks
+from tests.recipes import RECIPE
 
 WORKERS = "tests.distributed.workers_features:"
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.distributed.test_faults import assert_same_states, finish, start
-from tests.distributed.test_runs import RECIPE, losses, overrides
+from tests.distributed.test_runs import losses, overrides
 from tests.mixtures import SIZES, pack_sets, shards
 from tests.ranks import run_ranks
+from tests.recipes import RECIPE
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.test_runs import RECIPE, overrides
+from tests.distributed.test_runs import overrides
 from tests.ranks import run_ranks
+from tests.recipes import RECIPE
 
 
 def test_a_pool_of_what_changed_is_the_same_on_two_ranks(demo_folder: Path, tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from ilvr_ds.generation.loading import load_reasoner
 from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.serving.limits import Limits
 from ilvr_ds.serving.server import own_names
-from tests.conftest import RECIPE
+from tests.conftest import make_demo
 from tests.data.packing import image_bytes
 from tests.ranks import run_ranks
+from tests.recipes import RECIPE
 from tests.stores import with_tables
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(1200)]
@@ -31,13 +32,8 @@ pytestmark = [pytest.mark.drill, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("qwen3") / "demo"
-    draw = ["demo-data", "--output", str(folder), "--train", "16", "--held-out", "4", "--family", "qwen3_vl"]
-    assert main(draw) == 0
-    model = f"model.path={folder / 'model'}"
-    pack = ["pack", "--input", str(folder / "task/train.jsonl"), "--output", str(folder / "train"), "--config", RECIPE]
-    assert main([*pack, "--set", model]) == 0
-    return folder
+    drawn = ["--train", "16", "--held-out", "4", "--family", "qwen3_vl"]
+    return make_demo(tmp_path_factory.mktemp("qwen3") / "demo", *drawn)
 
 
 def train(demo: Path, folder: Path, world: int, *changes: str, stop_after: int = 0) -> Any:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from ilvr_ds.checkpoint import files
-from tests.distributed.test_runs import RECIPE, losses, overrides
+from tests.distributed.test_runs import assert_same_losses, losses, overrides
 from tests.ranks import ROOT, run_ranks
+from tests.recipes import RECIPE
 
 WORKER = "tests.distributed.workers_run:train"
 ZERO1, ZERO2 = (str(ROOT / f"ds_configs/zero{stage}.json") for stage in (1, 2))
@@ -61,11 +62,7 @@ def test_a_run_goes_on_with_other_slices(
     for kind in ("weights", "moments"):
         for name, tensor in expected[kind].items():
             torch.testing.assert_close(results[0][kind][name], tensor, rtol=2e-3, atol=2e-6, msg=f"{kind} {name}")
-    curve, before = losses(tmp_path / "run"), stopped["losses"]
-    assert sorted(curve) == sorted(before)
-    for step, values in before.items():
-        for name, value in values.items():
-            assert curve[step][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
+    assert_same_losses(losses(tmp_path / "run"), stopped["losses"])
     for slices, pieces in zip(averages(results), averages(stopped["whole"]), strict=True):
         size = min(len(slices), len(pieces))  # what follows is padding
         torch.testing.assert_close(slices[:size], pieces[:size], rtol=2e-3, atol=2e-6)
@@ -88,10 +85,7 @@ def test_a_run_goes_on_under_zero3(
     run_ranks(WORKER, ranks, tmp_path / "1", recipe=RECIPE, overrides=settings, stop_after=3)
     settings = overrides(tmp_path / "run", demo_folder, train__grad_accum_steps=1, checkpoint__resume="must")
     run_ranks(WORKER, 2, tmp_path / "2", recipe=RECIPE, overrides=settings)
-    curve = losses(tmp_path / "run")
-    for step, values in stopped["losses"].items():
-        for name, value in values.items():
-            assert curve[step][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
+    assert_same_losses(losses(tmp_path / "run"), stopped["losses"])
 
 
 @pytest.mark.drill
@@ -122,10 +116,7 @@ def test_a_run_goes_on_with_another_layout(
     )
     for name, tensor in stopped["whole"][0]["weights"].items():
         torch.testing.assert_close(results[0]["weights"][name], tensor, rtol=2e-3, atol=2e-6, msg=f"weight {name}")
-    curve = losses(tmp_path / "run")
-    for step, values in stopped["losses"].items():
-        for name, value in values.items():
-            assert curve[step][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
+    assert_same_losses(losses(tmp_path / "run"), stopped["losses"])
 
 
 @pytest.mark.drill
@@ -147,8 +138,4 @@ def test_so_do_adapters_and_stage_2(tmp_path: Path, demo_folder: Path, changes: 
     run_ranks(WORKER, 2, tmp_path / "2", recipe=RECIPE, overrides=[*settings, *changes], stop_after=3)
     settings = overrides(tmp_path / "part", demo_folder, checkpoint__resume="must")
     run_ranks(WORKER, 1, tmp_path / "3", recipe=RECIPE, overrides=[*settings, *changes])
-    whole, part = losses(tmp_path / "whole"), losses(tmp_path / "part")
-    assert sorted(part) == sorted(whole)
-    for step, values in whole.items():
-        for name, value in values.items():
-            assert part[step][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
+    assert_same_losses(losses(tmp_path / "part"), losses(tmp_path / "whole"))

@@ -17,8 +17,9 @@ import torch
 from ilvr_ds.checkpoint import reshard
 from ilvr_ds.cli import main
 from tests.distributed.test_faults import ALIVE_S, AT, LIMIT_S, assert_same_states, finish, last_line
-from tests.distributed.test_runs import RECIPE, losses, overrides
+from tests.distributed.test_runs import losses, overrides
 from tests.ranks import ROOT, free_port, rank_environment
+from tests.recipes import RECIPE
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 

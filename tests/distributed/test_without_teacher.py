@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from ilvr_ds.cli import main
-from tests.distributed.test_runs import RECIPE, overrides
+from tests.conftest import make_demo
+from tests.distributed.test_runs import overrides
 from tests.distributed.test_training import ZERO2
 from tests.ranks import ROOT, run_ranks
+from tests.recipes import RECIPE
 from tests.runs import ZERO3
 
 TRAIN = "tests.distributed.workers_run:train"
@@ -28,14 +29,8 @@ OF_TEACHER = {"select/cosine_top1", "teacher/drift", "teacher/momentum"}
 
 @pytest.fixture(scope="module")
 def trails(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trails") / "demo"
     drawn = ["--operations", "trail", "--signs", "3", "--train", "32", "--held-out", "8"]
-    assert main(["demo-data", "--output", str(folder), *drawn]) == 0
-    for split in ("train", "held_out"):
-        source, output = str(folder / f"task/{split}.jsonl"), str(folder / split)
-        model = f"model.path={folder / 'model'}"
-        assert main(["pack", "--input", source, "--output", output, "--config", RECIPE, "--set", model]) == 0
-    return folder
+    return make_demo(tmp_path_factory.mktemp("trails") / "demo", *drawn)
 
 
 def settings(folder: Path, trails: Path, *more: str, accum: int = 1) -> list[str]:

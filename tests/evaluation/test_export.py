@@ -17,9 +17,8 @@ from ilvr_ds.model.layers import four_bit
 from ilvr_ds.model.layers.four_bit import pack_layers, weight_of
 from tests.evaluation.exporting import abandoned, export_base
 from tests.ranks import ROOT, run_ranks
+from tests.recipes import RECIPE
 from tests.stores import with_tables
-
-RECIPE = str(ROOT / "launch/recipes/demo.yaml")
 
 
 def train(demo: Path, folder: Path, *changes: str) -> Any:

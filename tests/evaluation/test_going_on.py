@@ -17,9 +17,10 @@ from ilvr_ds.cli import main
 from ilvr_ds.evaluation import evaluate as module
 from ilvr_ds.evaluation import preparation
 from ilvr_ds.generation.decoder import Decoder
+from ilvr_ds.owner import read_owner
 from tests.evaluation.evaluating import arguments, lines_of, scores_of
 from tests.forks import Fork
-from tests.ranks import free_port, rank_environment
+from tests.ranks import start_ranks
 
 
 @pytest.mark.drill
@@ -60,11 +61,7 @@ def test_two_ranks_answer_what_one_answers_also_after_a_kill(model: Path, demo_f
     assert main(arguments(model, demo_folder, tmp_path / "one")) == 0
 
     def start() -> list[Fork]:
-        words, port = arguments(model, demo_folder, tmp_path / "two"), free_port()
-        return [
-            Fork("ilvr_ds.cli", *words, env=rank_environment(rank, 2, port), out=tmp_path / f"log-{rank}")
-            for rank in range(2)
-        ]
+        return start_ranks(2, tmp_path, "ilvr_ds.cli", *arguments(model, demo_folder, tmp_path / "two"))
 
     part = tmp_path / "two/part-00001.jsonl"
     ranks = start()
@@ -206,7 +203,7 @@ def test_a_second_one_into_the_same_folder_is_refused_until_the_first_is_dead(
     first = Fork("ilvr_ds.cli", *words, env=os.environ, out=tmp_path / "log")
     try:
         deadline = time.monotonic() + 200
-        while not (output / "lock.json").exists() and time.monotonic() < deadline:
+        while read_owner(output / "lock.json") is None and time.monotonic() < deadline:
             time.sleep(0.01)
         first.send_signal(signal.SIGSTOP)
         before = sorted(path.name for path in output.iterdir())

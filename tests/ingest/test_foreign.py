@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from ilvr_ds.errors import UserError
-from ilvr_ds.ingest.importers import Rejected, read_records
+from ilvr_ds.ingest.importers import Rejected
 from ilvr_ds.ingest.pack import pack
+from tests.ingest.records import read_records
 
 RECORD = {"text_input": "Why?", "answer": "A"}
 LINE = json.dumps(RECORD).encode()

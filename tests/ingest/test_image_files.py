@@ -10,10 +10,9 @@ from PIL import Image
 from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.ingest.image_files import cut_box
-from ilvr_ds.ingest.importers import read_records
 from ilvr_ds.ingest.picture import Box
 from tests.data.packing import image_bytes, png_bomb, write_jsonl
-from tests.ingest.records import LATENT, ilvr, read
+from tests.ingest.records import LATENT, ilvr, read, read_records
 
 
 @pytest.mark.parametrize("path", ["../secret.png", "x/../../secret.png", "x/../a.png", "ABSOLUTE"])

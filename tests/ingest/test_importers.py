@@ -6,9 +6,9 @@ import pytest
 
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.errors import UserError
-from ilvr_ds.ingest.importers import Rejected, read_records
+from ilvr_ds.ingest.importers import Rejected
 from tests.data.packing import image_bytes, write_jsonl
-from tests.ingest.records import TEXT, ilvr, read
+from tests.ingest.records import TEXT, ilvr, read, read_records
 
 
 def test_image_input_may_be_one_path_or_absent(root):

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
+    from ilvr_ds.data.images import ImageEncoder
+    from ilvr_ds.model.vision import VisionTower
     from tests.golden_set import GoldenSet
 
 
@@ -29,9 +31,14 @@ def stock(golden: GoldenSet) -> Any:
 @pytest.fixture(scope="session")
 def tower(golden: GoldenSet) -> Any:
     """The vision tower of the same weights behind its normalisation."""
-    from ilvr_ds.model.student import detach_tower, load_student
+    from ilvr_ds.model.student import load_student
+
+    return tower_of(load_student(golden.model, torch.float32, num_tokens=0), golden.encoder.images)
+
+
+def tower_of(model: Any, images: ImageEncoder) -> VisionTower:
+    """Take it out of a model, and put it behind the normalisation of its images."""
+    from ilvr_ds.model.student import detach_tower
     from ilvr_ds.model.vision import VisionTower
 
-    model = load_student(golden.model, torch.float32, num_tokens=0)
-    images = golden.encoder.images
     return VisionTower(detach_tower(model, lambda parameters: nullcontext()), images.mean, images.std)

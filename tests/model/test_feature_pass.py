@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,14 @@ from ilvr_ds.data.images import ImageEncoder, attention_bookkeeping
 from ilvr_ds.data.reader import ShardReader
 from ilvr_ds.data.shards import open_dataset
 from ilvr_ds.data.window import ImageBatch
-from ilvr_ds.data.writer import write_shards
 from ilvr_ds.errors import UserError
 from ilvr_ds.model import feature_pass
 from ilvr_ds.model.feature_pass import EncodeSettings, encode, parse_part
-from ilvr_ds.model.student import DTYPES, detach_tower, load_config, load_student, vision_layout
+from ilvr_ds.model.student import DTYPES, load_config, load_student, vision_layout
 from ilvr_ds.model.tower import load_tower, tower_identity
 from ilvr_ds.model.vision import VisionTower
-from tests.data.packing import make_sample, serve
+from tests.data.packing import contents, make_sample, serve, write_shards
+from tests.model.conftest import tower_of
 from tests.ranks import ROOT
 
 CPU = torch.device("cpu")
@@ -60,10 +59,6 @@ def encoded(settings: EncodeSettings, tmp_path_factory: pytest.TempPathFactory) 
     return output
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 def stored(folder: Path, settings: EncodeSettings) -> list[np.ndarray]:
     """The rows of every sample."""
     dataset = open_dataset(settings.shards)
@@ -87,7 +82,7 @@ def test_rows_are_those_of_the_tower_that_training_would_use(
     encode(chosen, CPU)
     model = load_student(settings.model, DTYPES[precision], num_tokens=0)
     images = ImageEncoder(settings.model.path, PIXELS)
-    tower = VisionTower(detach_tower(model, lambda parameters: nullcontext()), images.mean, images.std)
+    tower = tower_of(model, images)
     layout = vision_layout(load_config(settings.model.path))
     reader, rows = ShardReader(open_dataset(packed)), stored(tmp_path / "f", chosen)
     for number in range(10):

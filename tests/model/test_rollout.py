@@ -15,6 +15,7 @@ from ilvr_ds.config import LossConfig
 from ilvr_ds.data.rollout import RolloutLayout
 from ilvr_ds.data.window import MicroBatch, TokenBatch
 from ilvr_ds.distill.stage2 import StageTwo
+from ilvr_ds.model.families import family_of
 from ilvr_ds.model.injection import write_images
 from ilvr_ds.model.layers.cached_attention import use_cached_attention
 from ilvr_ds.model.rollout import roll_out
@@ -44,8 +45,9 @@ def model_of(golden: GoldenSet) -> Any:
 
 
 def features_of(micro: MicroBatch, model: Any) -> Tensor:
+    width = family_of(model.config).feature_width(model.config.vision_config)
     rows = int(micro.tokens.image_rows.max()) + 1
-    return torch.randn(rows, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0)).double()
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(0)).double()
 
 
 def layout_of(micro: MicroBatch) -> RolloutLayout:
@@ -69,24 +71,41 @@ def test_equals_recomputing_every_prefix(golden: GoldenSet, indices: list[int], 
 
     Recorded passes run here as on a GPU, but for the recording.
     """
+    assert_equals_recomputing(golden, indices, side, is_recorded)
+
+
+def assert_equals_recomputing(
+    golden: GoldenSet, indices: list[int], side: str, is_recorded: bool, checkpointing: bool = False
+) -> None:
     model = model_of(golden)
     micro = golden.free_window(indices, len(indices), side).micro_batches[0]
-    features = features_of(micro, model)
-    language_model = model.model.language_model
-    embeddings = write_images(language_model.embed_tokens(micro.tokens.input_ids), micro.tokens, features)
-    marked = golden.window(indices, len(indices), side).micro_batches[0]  # where a stage-1 batch has its latents
-    plain = recompute(language_model, embeddings, micro.tokens, marked.latent_slots, marked.sample_of_segment)
-    expected, expected_grads = ce_and_grads(model, plain, micro)
-    size = golden.settings["latent_size"]
-    stage = StageTwo(model, LossConfig(logits_chunk=5), 0, size, "full", has_recorded_latents=is_recorded)
-    hidden = stage.hidden(micro, features)
+    features, size = features_of(micro, model), golden.settings["latent_size"]
+    wanted, expected, expected_grads = by_recomputing(golden, model, features, indices, side)
+    stage = StageTwo(
+        model, LossConfig(logits_chunk=5), 0, size, "full", checkpointing, has_recorded_latents=is_recorded
+    )  # fmt: skip
+    hidden = stage.train().hidden(micro, features)
     real = micro.tokens.real
-    assert float((hidden[real] - plain[real]).detach().abs().max()) < 1e-10
+    assert float((hidden[real] - wanted[real]).detach().abs().max()) < 1e-10
     actual, grads = ce_and_grads(model, hidden, micro)
     assert actual == pytest.approx(expected, rel=1e-12)
     assert set(grads) == set(expected_grads)
     for name, grad in grads.items():
         assert float((grad - expected_grads[name]).norm() / expected_grads[name].norm()) < 1e-8, name
+
+
+def by_recomputing(
+    golden: GoldenSet, model: Any, features: Tensor, indices: list[int], side: str
+) -> tuple[Tensor, float, dict[str, Tensor]]:
+    """States, loss and gradients with one pass over the prefix for each latent."""
+    micro = golden.free_window(indices, len(indices), side).micro_batches[0]
+    language_model = model.model.language_model
+    embeddings = write_images(language_model.embed_tokens(micro.tokens.input_ids), micro.tokens, features)
+    marked = golden.window(indices, len(indices), side).micro_batches[0]  # where a stage-1 batch has its latents
+    slots, rows = marked.latent_slots, marked.sample_of_segment
+    added = features if family_of(model.config).adds_features else None
+    hidden = recompute(language_model, embeddings, micro.tokens, slots, rows, features=added)
+    return hidden, *ce_and_grads(model, hidden, micro)
 
 
 class Kept:

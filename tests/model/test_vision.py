@@ -17,20 +17,11 @@ from ilvr_ds.data.images import attention_bookkeeping
 from ilvr_ds.data.window import ImageBatch
 from ilvr_ds.model.student import vision_layout
 from ilvr_ds.model.vision import VisionTower
+from tests.data.packing import noise_png
 from tests.golden_set import GoldenSet
 
 SIZES = [(112, 112), (100, 61), (500, 320), (300, 60)]
 """Width x height: one window, resized, cut windows on both sides, a stripe."""
-
-
-def pictures(sizes: list[tuple[int, int]]) -> list[bytes]:
-    files = []
-    for width, height in sizes:
-        pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "PNG")
-        files.append(buffer.getvalue())
-    return files
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +29,7 @@ def batch_of(golden: GoldenSet, stock: Any) -> Any:
     layout = vision_layout(stock.config)
 
     def build(sizes: list[tuple[int, int]]) -> ImageBatch:
-        encoded = golden.encoder.images(pictures(sizes))
+        encoded = golden.encoder.images([noise_png(size) for size in sizes])
         patches = torch.from_numpy(np.concatenate([patches for patches, _ in encoded]))
         return ImageBatch(patches, **attention_bookkeeping([grid for _, grid in encoded], layout))
 
@@ -47,7 +38,7 @@ def batch_of(golden: GoldenSet, stock: Any) -> Any:
 
 def stock_features(golden: GoldenSet, stock: Any, sizes: list[tuple[int, int]]) -> list[torch.Tensor]:
     processor = Qwen2VLImageProcessorPil.from_pretrained(golden.folder / "processor")
-    images = [Image.open(io.BytesIO(data)) for data in pictures(sizes)]
+    images = [Image.open(io.BytesIO(noise_png(size))) for size in sizes]
     inputs = processor(images, return_tensors="pt")
     with torch.no_grad():
         return list(stock.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"]).pooler_output)

@@ -18,8 +18,8 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.monitoring import run_lock as module
 from ilvr_ds.monitoring.run_lock import STALE_S, run_lock
 from ilvr_ds.owner import Owner
-from tests.distributed.test_runs import RECIPE
 from tests.ranks import run_ranks
+from tests.recipes import RECIPE
 
 HOLDER = """
 import sys, time

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from ilvr_ds.ops.ema import ema_update, join, split
-
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+from tests.ops.native import DEVICES
 
 
 def numbers(device: str) -> torch.Tensor:

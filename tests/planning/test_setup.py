@@ -11,14 +11,12 @@ from ilvr_ds.planning.bound import bound_time
 from ilvr_ds.planning.chips import CHIPS
 from ilvr_ds.planning.geometry import KNOWN
 from ilvr_ds.planning.memory import predict_memory
-from ilvr_ds.planning.report import _variants
+from ilvr_ds.planning.report import _choices
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
 from tests.ranks import ROOT
+from tests.recipes import REQUIRED
 
 ZERO3 = Zero.of(json.loads((ROOT / "ds_configs/zero3.json").read_text()))
-
-
-KNOWN_KEYS = {"run": {"name": "r"}, "data": {"shards": "s"}, "model": {"path": "m"}, "deepspeed": {"config": "d"}}
 
 
 @pytest.mark.parametrize("offload", ["cpu", "none"])
@@ -29,7 +27,7 @@ def test_where_change_alone_decides_nothing_of_a_teacher_is_planned(stage: int, 
     for unchanged in ("query", "none"):
         selection = {"pool": "changed", "by": "change", "unchanged": unchanged}
         train, teacher = {"stage": stage}, {"offload": offload}
-        recipe = recipe_from_dict({**KNOWN_KEYS, "selection": selection, "train": train, "teacher": teacher})
+        recipe = recipe_from_dict({**REQUIRED, "selection": selection, "train": train, "teacher": teacher})
         plans[unchanged] = Setup.of(recipe, ZERO3, KNOWN["7b"], 8, SampleSize())
     without = plans["none"]
     memory, bound = predict_memory(without), bound_time(without, CHIPS["H200"])
@@ -37,8 +35,8 @@ def test_where_change_alone_decides_nothing_of_a_teacher_is_planned(stage: int, 
     terms = [*memory.resident, *memory.moments, *memory.host, *bound.parts]
     assert not [term for term in terms if "teacher" in term or "momentum" in term]
     assert bound.flops < 0.85 * bound_time(plans["query"], CHIPS["H200"]).flops
-    assert _variants(plans["query"])["selection.unchanged=none"] == without
-    assert "selection.unchanged=none" not in _variants(without)
+    assert dict(_choices(plans["query"]))["selection.unchanged=none"] == without
+    assert "selection.unchanged=none" not in dict(_choices(without))
 
 
 @pytest.mark.parametrize(
@@ -47,6 +45,6 @@ def test_where_change_alone_decides_nothing_of_a_teacher_is_planned(stage: int, 
 def test_micro_batches_that_are_filled_by_tokens(budget: int, size: int, accum: int) -> None:
     """8 samples of 1,030 tokens a step: as few micro-batches as hold them, and never fewer samples than there are."""
     train = {"micro_batch_size": 4, "grad_accum_steps": 2, "micro_batch_tokens": budget}
-    setup = Setup.of(recipe_from_dict({**KNOWN_KEYS, "train": train}), ZERO3, KNOWN["7b"], 8, SampleSize(tokens=1030))
+    setup = Setup.of(recipe_from_dict({**REQUIRED, "train": train}), ZERO3, KNOWN["7b"], 8, SampleSize(tokens=1030))
     assert (setup.micro_batch_size, setup.grad_accum_steps) == (size, accum)
     assert setup.window_samples >= 8

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ilvr_ds.errors import UserError
-from ilvr_ds.tracking.registry import attach, register, resolve
+from ilvr_ds.tracking.registry import attach, mlflow_place, register, resolve
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,13 @@ def test_weights_that_changed_are_refused(tmp_path: Path, store: tuple[str, str]
 def test_a_wrong_reference_is_an_error(store: tuple[str, str], reference: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         resolve(reference, store[0])
+
+
+def test_an_evaluation_lies_below_its_training_run_unless_another_experiment_is_asked_for(tmp_path: Path) -> None:
+    folder = str(model(tmp_path / "model", "7", "sqlite:///x"))
+    assert mlflow_place(folder, None) == ("e", "7", "r")
+    assert mlflow_place(folder, "other") == ("other", None, "r")
+    assert mlflow_place(str(tmp_path / "base"), None) == ("evaluation", None, "base")
 
 
 def test_without_an_address_or_a_run_there_is_nothing_to_do(tmp_path: Path) -> None:

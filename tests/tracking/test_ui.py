@@ -14,6 +14,7 @@ from ilvr_ds.errors import UserError
 from ilvr_ds.tracking import ui
 from ilvr_ds.tracking.mlflow_state import CopyState, write_state
 from ilvr_ds.tracking.names import sqlite_uri
+from tests.ranks import free_port
 
 
 def write(folder: Path, experiment: str, number: str, uri: str = "") -> None:
@@ -127,9 +128,3 @@ class FinishedServer:
 
     def communicate(self) -> None:
         raise KeyboardInterrupt
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -12,7 +12,7 @@ import yaml
 from ilvr_ds.checkpoint.files import checksum_of, teacher_file
 from ilvr_ds.cli import main
 from ilvr_ds.config import load_recipe
-from tests.conftest import RECIPE
+from tests.recipes import RECIPE
 
 
 def overrides(demo: Path, output: Path, **more: object) -> list[str]:

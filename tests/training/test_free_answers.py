@@ -11,13 +11,10 @@ from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.training import free_answers
 from ilvr_ds.training.free_answers import FreeAnswers, Question
-from tests.generation.conftest import golden, golden_model, reasoner
 
 if TYPE_CHECKING:
     from ilvr_ds.generation.loading import Reasoner
     from tests.golden_set import GoldenSet
-
-__all__ = ["golden", "golden_model", "reasoner"]
 
 
 def test_so_many_are_answered_together_as_a_pass_may_have_tokens(

@@ -24,9 +24,9 @@ def mixture(tmp_path: Path) -> Mixture:
     return Mixture.open([DataSetConfig(str(tmp_path / name), name) for name in ("a", "b")])
 
 
-def quarantines(mixture: Mixture, folder: Path, fraction: float = 0.1) -> Quarantines:
+def quarantines(mixture: Mixture, folder: Path) -> Quarantines:
     pairs = zip(mixture.sets, mixture.names, strict=True)
-    return Quarantines(mixture, [Quarantine(folder, shards, fraction, True, name) for shards, name in pairs])
+    return Quarantines(mixture, [Quarantine(folder, shards, 0.1, True, name) for shards, name in pairs])
 
 
 def bad(number: int, name: str) -> BadSample:

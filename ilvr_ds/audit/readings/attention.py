@@ -5,7 +5,6 @@ T tokens, H heads, G heads of keys, d.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -30,13 +29,11 @@ def attention_shares(reasoner: Reasoner, prompt: EncodedSample, answer: Answer) 
     """[layers][latents, images, text]: of the attention of the tokens behind the answer's last segment, mean over
     heads and tokens. None where no token is behind a segment."""
     special, prompt_length = reasoner.special, len(prompt.input_ids)
-    ids = np.concatenate([prompt.input_ids, np.array(answer.tokens, dtype=np.int64)])
+    whole = prompt.followed_by(answer.tokens)
+    ids = whole.input_ids
     ends = np.flatnonzero(ids == special.latent_end)
     if not len(ends) or ends[-1] + 1 >= len(ids):
         return None
-    after = prompt.position_ids[:, -1:] + 1 + np.arange(len(answer.tokens))
-    positions = np.concatenate([prompt.position_ids, after], axis=1)
-    whole = dataclasses.replace(prompt, input_ids=ids, position_ids=positions, labels=np.full_like(ids, -100))
     window = reasoner.collate([whole])
     tokens, model = window.micro_batches[0].tokens, reasoner.model
     embeddings = model.get_input_embeddings()(tokens.input_ids)

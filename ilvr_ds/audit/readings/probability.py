@@ -11,11 +11,9 @@ B rows, T tokens, K latent slots of a segment, D hidden size.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,8 +81,7 @@ class AnswerProbability:
         return [self._score(hidden[row], row) for row in range(len(rows))]
 
     def _sequence(self, row: int, steps: int, without_markers: bool) -> EncodedSample:
-        special, prompt = self.reasoner.special, self.prompts[row]
-        tokens = self.answers[row].tokens
+        special, tokens = self.reasoner.special, self.answers[row].tokens
         ends = [n for n, token in enumerate(tokens) if token == special.latent_end]
         written: list[int] = []
         for token in tokens[: ends[-1] + 1] if ends else []:
@@ -94,10 +91,7 @@ class AnswerProbability:
                 token == special.latent_end and without_markers
             ):
                 written.append(token)
-        ids = np.concatenate([prompt.input_ids, np.array([*written, *self.words[row].tokens], dtype=np.int64)])
-        after = prompt.position_ids[:, -1:] + 1 + np.arange(len(ids) - len(prompt.input_ids))
-        positions = np.concatenate([prompt.position_ids, after], axis=1)
-        return dataclasses.replace(prompt, input_ids=ids, position_ids=positions, labels=np.full_like(ids, -100))
+        return self.prompts[row].followed_by([*written, *self.words[row].tokens])
 
     def _fed(self, source: LatentSource, steps: int) -> Tensor:
         """[slots of all rows, D], row by row, asked for as in generation: in each segment slot by slot."""

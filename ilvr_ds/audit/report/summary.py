@@ -10,9 +10,6 @@ from ilvr_ds.audit.report.power import mean_interval, smallest_effect
 from ilvr_ds.evaluation.intervals import effect, share_interval
 from ilvr_ds.evaluation.results import Line
 
-PRIMARY = ("zeros", "other_sample")
-"""Replacements that the verdict rests on; the others describe."""
-
 
 def latents_written(lines: Sequence[Line]) -> dict[str, Any]:
     """Whether the answers hold segments at all."""
@@ -25,7 +22,7 @@ def latents_written(lines: Sequence[Line]) -> dict[str, Any]:
 
 def replacement(lines: Sequence[Line], names: Sequence[str]) -> dict[str, Any]:
     """Accuracy with own latents, and what each replacement changes on the samples that have something to put in."""
-    found: dict[str, Any] = {"own": _share([line["right"] for line in lines], "accuracy")}
+    found: dict[str, Any] = {"own": _share([line["right"] for line in lines])}
     for name in names:
         mine = [line for line in lines if line["replacement"][name]["has_source"]]
         if not mine:
@@ -120,13 +117,13 @@ def barred(lines: Sequence[Line]) -> dict[str, Any]:
     mine = [line for line in lines if line["steps"]]
     if not mine:
         return {"samples": 0}
-    found: dict[str, Any] = {"samples": len(mine), "seeing": _share([line["right"] for line in mine], "accuracy")}
+    found: dict[str, Any] = {"samples": len(mine), "seeing": _share([line["right"] for line in mine])}
     for name in mine[0]["barred"]:
         own, zeros = ([line["barred"][name][which]["right"] for line in mine] for which in ("own", "zeros"))
         gain = effect(zeros, own)
         found[name] = {
-            "own": _share(own, "accuracy"),
-            "zeros": _share(zeros, "accuracy"),
+            "own": _share(own),
+            "zeros": _share(zeros),
             "difference": gain.difference,
             "interval_95": [gain.low, gain.high],
         }
@@ -142,9 +139,9 @@ def power(replaced: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _share(right: Sequence[bool], name: str) -> dict[str, Any]:
+def _share(right: Sequence[bool]) -> dict[str, Any]:
     return {
-        name: sum(right) / len(right),
+        "accuracy": sum(right) / len(right),
         "interval_95": list(share_interval(sum(right), len(right))),
         "samples": len(right),
     }

@@ -29,7 +29,7 @@ class Creation:
     @classmethod
     def draw(cls, rng: np.random.Generator, spec: TaskSpec) -> Creation:
         """Draw what to build and the order of the options."""
-        places = some(rng, all_cells(spec.half, spec.half), spec.half)
+        places = some(rng, all_cells(spec.half), spec.half)
         return cls(
             spec, {place: pick(rng, all_figures(spec)) for place in places}, arrange(rng, spec, QUARTERS, QUARTERS)
         )
@@ -64,7 +64,7 @@ class Creation:
     def _changes(self, rng: np.random.Generator) -> list[_Change]:
         """Two changes of different attributes (colour, shape or place) of the same or different shapes."""
         half, target = self.spec.half, list(self.target.items())
-        blanks = some(rng, [cell for cell in all_cells(half, half) if cell not in self.target], 2)
+        blanks = some(rng, [cell for cell in all_cells(half) if cell not in self.target], 2)
         slots = [(part, attribute) for part in range(len(target)) for attribute in ("colour", "shape", "place")]
         changes: list[_Change] = []
         for (part, attribute), blank in zip(some(rng, slots, 2), blanks, strict=True):

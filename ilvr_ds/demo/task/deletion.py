@@ -45,7 +45,7 @@ class Deletion:
         steps = [*range(len(kinds)), *rng.integers(len(kinds), size=total - remain - len(kinds)).tolist()]
         survivors = self._deleted_by(len(kinds))
         figures = [pick(rng, survivors) for _ in range(remain)] + [pick(rng, kinds[step]) for step in steps]
-        places = some(rng, all_cells(grid, grid), total)
+        places = some(rng, all_cells(grid), total)
         scenes = [Scene(grid, grid, dict(zip(places, figures, strict=True)), is_shaded=self.spec.shaded)]
         for name in self.criteria:
             left = {place: figure for place, figure in scenes[-1].figures.items() if name not in figure}

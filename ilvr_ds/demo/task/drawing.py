@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ilvr_ds.demo.task.scene import Figure, Scene
+from ilvr_ds.demo.task.scene import Figure, Place, Scene
 from ilvr_ds.demo.task.spec import COLOURS, SHAPES
 
 CELL = 28
@@ -57,11 +57,10 @@ def encode_scene(scene: Scene) -> bytes:
 def _on_white(scene: Scene) -> Image.Image:
     """An image with a palette."""
     pixels = np.zeros((scene.rows * CELL, scene.columns * CELL), dtype=np.uint8)
-    for (row, column), figure in scene.figures.items():
-        pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] = _tile(figure)
+    for place, figure in scene.figures.items():
+        _cell(pixels, place)[:] = _tile(figure)
     if scene.marked is not None:
-        row, column = scene.marked
-        _draw_frame(pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL], _FRAME_INDEX)
+        _draw_frame(_cell(pixels, scene.marked), _FRAME_INDEX)
     image = Image.frombytes("P", (pixels.shape[1], pixels.shape[0]), pixels.tobytes())
     image.putpalette(_palette())
     return image
@@ -74,11 +73,16 @@ def _shaded(scene: Scene) -> Image.Image:
     for row in range(scene.rows):
         for column in range(scene.columns):
             place = ((top + row) / (rows - 1), (left + column) / (columns - 1))
-            cell = pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+            cell = _cell(pixels, (row, column))
             cell[:] = _shaded_tile(scene.figures.get((row, column)), *place)
             if scene.marked == (row, column):
                 _draw_frame(cell, FRAME)
     return Image.fromarray(pixels)
+
+
+def _cell(pixels: NDArray[np.uint8], place: Place) -> NDArray[np.uint8]:
+    row, column = place
+    return pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
 
 
 @lru_cache(maxsize=4096)

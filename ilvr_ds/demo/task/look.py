@@ -52,7 +52,7 @@ class Look:
 
 def _figure(rng: np.random.Generator, spec: TaskSpec) -> Look:
     """The figure in a cell. All four options are in the picture, once each."""
-    place, options = pick(rng, all_cells(spec.grid, spec.grid)), _four_figures(rng, spec)
+    place, options = pick(rng, all_cells(spec.grid)), _four_figures(rng, spec)
     return Look(
         f"What stands in {locate(place)}?", options, lambda rng, right: _with_options(rng, spec, place, options, right)
     )
@@ -63,7 +63,7 @@ def _marked(rng: np.random.Generator, spec: TaskSpec) -> Look:
     options = _four_figures(rng, spec)
 
     def draw(rng: np.random.Generator, right: int) -> Scene:
-        place = pick(rng, all_cells(spec.grid, spec.grid))
+        place = pick(rng, all_cells(spec.grid))
         return _with_options(rng, spec, place, options, right, marked=place)
 
     return Look("What stands in the marked cell?", options, draw)
@@ -71,7 +71,7 @@ def _marked(rng: np.random.Generator, spec: TaskSpec) -> Look:
 
 def _colour(rng: np.random.Generator, spec: TaskSpec) -> Look:
     """The colour of the shape in a cell."""
-    place = pick(rng, all_cells(spec.grid, spec.grid))
+    place = pick(rng, all_cells(spec.grid))
     options = arrange(rng, spec, some(rng, spec.colour_names, 4), spec.colour_names)
 
     def draw(rng: np.random.Generator, right: int) -> Scene:
@@ -93,7 +93,7 @@ def _count(rng: np.random.Generator, spec: TaskSpec) -> Look:
     def draw(rng: np.random.Generator, right: int) -> Scene:
         total = int(rng.integers(max(options), spec.grid**2 + 1))
         kinds = [counted] * options[right] + [others] * (total - options[right])
-        places = some(rng, all_cells(spec.grid, spec.grid), total)
+        places = some(rng, all_cells(spec.grid), total)
         return _scene(spec, {place: pick(rng, kind) for place, kind in zip(places, kinds, strict=True)})
 
     what = f"{name} shape" if name in spec.colour_names else name
@@ -102,7 +102,7 @@ def _count(rng: np.random.Generator, spec: TaskSpec) -> Look:
 
 def _where(rng: np.random.Generator, spec: TaskSpec) -> Look:
     """The cell of a figure. Something else stands in the cells of the other options."""
-    figure, cells = pick(rng, all_figures(spec)), all_cells(spec.grid, spec.grid)
+    figure, cells = pick(rng, all_figures(spec)), all_cells(spec.grid)
     places = arrange(rng, spec, some(rng, cells, 4), cells)
     others = [other for other in all_figures(spec) if other != figure]
 
@@ -119,7 +119,7 @@ def _caption(rng: np.random.Generator, spec: TaskSpec) -> Look:
     what = "the image" if len(rows) > 1 else f"row {rows[0] + 1} of the image"
 
     def draw(rng: np.random.Generator, right: int) -> Scene:
-        marked = pick(rng, all_cells(spec.grid, spec.grid)) if rng.random() < 0.5 else None
+        marked = pick(rng, all_cells(spec.grid)) if rng.random() < 0.5 else None
         return _filled(rng, spec, {}, all_figures(spec), marked)
 
     return Look(f"Describe {what} cell by cell.", (), draw, rows)
@@ -137,7 +137,7 @@ def _with_options(
     marked: Place | None = None,
 ) -> Scene:  # fmt: skip
     """Option `right` at a place, and the other options elsewhere."""
-    free = some(rng, [cell for cell in all_cells(spec.grid, spec.grid) if cell != place], len(options) - 1)
+    free = some(rng, [cell for cell in all_cells(spec.grid) if cell != place], len(options) - 1)
     others = [option for option in options if option != options[right]]
     figures = {place: options[right], **dict(zip(free, others, strict=True))}
     return _filled(rng, spec, figures, [figure for figure in all_figures(spec) if figure not in options], marked)
@@ -148,7 +148,7 @@ def _filled(
     marked: Place | None = None,
 ) -> Scene:  # fmt: skip
     """These figures, and in the other cells fillers or nothing."""
-    blank = [cell for cell in all_cells(spec.grid, spec.grid) if cell not in figures]
+    blank = [cell for cell in all_cells(spec.grid) if cell not in figures]
     return _scene(spec, {**figures, **{cell: pick(rng, fillers) for cell in blank if rng.random() < FILLED}}, marked)
 
 

@@ -43,7 +43,7 @@ class Selection:
         figures = {}
         for quarter in QUARTERS:
             row, column = quarter_corner(quarter, half)
-            cells = some(rng, [(row + r, column + c) for r, c in all_cells(half, half)], half * half)
+            cells = some(rng, [(row + r, column + c) for r, c in all_cells(half)], half * half)
             colour = self.options[right] if quarter == self.quarter else wrong.pop()
             figures[cells[0]] = Figure(colour, self.shape)
             figures |= {cell: pick(rng, fillers) for cell in cells[1:] if rng.random() < FILLED}

@@ -40,9 +40,9 @@ class Trail:
         """The picture with the first cell marked, then with the mark on each cell of the trail."""
         grid, signs = self.spec.grid, self.spec.signs
         column = self.spec.colour_names.index(self.options[right])
-        circle = some(rng, all_cells(grid, grid), grid * grid)
+        circle = some(rng, all_cells(grid), grid * grid)
         while circle[(signs + 1) % len(circle)][1] != column:  # where the last figure points
-            circle = some(rng, all_cells(grid, grid), grid * grid)
+            circle = some(rng, all_cells(grid), grid * grid)
         figures = {cell: self._sign(circle[(number + 1) % len(circle)]) for number, cell in enumerate(circle)}
         return [Scene(grid, grid, figures, circle[number], is_shaded=True) for number in range(signs + 1)]
 

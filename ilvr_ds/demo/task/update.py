@@ -59,7 +59,7 @@ class Update:
         path = [(row + down, column + along) for row, column in path]
 
         figures = {path[0]: self.mover, path[-1]: self.options[right]}
-        free = some(rng, [cell for cell in all_cells(grid, grid) if cell not in path], grid * grid - len(path))
+        free = some(rng, [cell for cell in all_cells(grid) if cell not in path], grid * grid - len(path))
         others = [option for option in self.options if option != self.options[right]]
         figures |= dict(zip(free, others, strict=False))
         fillers = [figure for figure in all_figures(self.spec) if figure != self.mover and figure not in self.options]

@@ -55,9 +55,9 @@ def arrange(rng: np.random.Generator, spec: TaskSpec, options: Sequence[T], orde
     return some(rng, options, len(options)) if spec.shuffled_options else sorted(options, key=list(order).index)
 
 
-def all_cells(rows: int, columns: int) -> list[Place]:
-    """Every cell of a grid."""
-    return [(row, column) for row in range(rows) for column in range(columns)]
+def all_cells(side: int) -> list[Place]:
+    """Every cell of a square grid."""
+    return [(row, column) for row in range(side) for column in range(side)]
 
 
 def all_figures(spec: TaskSpec) -> list[Figure]:

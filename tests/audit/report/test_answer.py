@@ -1,22 +1,13 @@
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import torch
-from PIL import Image
 
 from ilvr_ds.audit.report.answer import answer_view
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.generation.answers import Answer
 from ilvr_ds.generation.loading import Reasoner
-
-
-def noise(width: int, height: int) -> bytes:
-    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+from tests.data.packing import noise_png
 
 
 def test_a_latent_that_is_a_patch_is_nearest_to_it(latent_reasoner: Reasoner) -> None:
@@ -24,7 +15,7 @@ def test_a_latent_that_is_a_patch_is_nearest_to_it(latent_reasoner: Reasoner) ->
     reasoner, special = latent_reasoner, latent_reasoner.special
     cell = reasoner.encoder.images.cell
     sizes = [(5, 2), (2, 4)]  # columns and rows of patches
-    data = tuple(noise(columns * cell, rows * cell) for columns, rows in sizes)
+    data = tuple(noise_png((columns * cell, rows * cell)) for columns, rows in sizes)
     sample = Sample("s", "Which?", (), data)
     prompt = reasoner.encoder.prompt(sample)
     with torch.inference_mode():

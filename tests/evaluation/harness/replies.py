@@ -14,9 +14,9 @@ _PIECES = [
 ]  # fmt: skip
 
 
-def draw_replies(count: int, seed: int = 0) -> list[str]:
+def draw_replies(count: int) -> list[str]:
     """`count` replies, from empty ones to some of ten pieces."""
-    draw = random.Random(seed)
+    draw = random.Random(0)
     joined = ("", " ", " ", " ")
     return [
         "".join(

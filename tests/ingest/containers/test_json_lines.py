@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from ilvr_ds.ingest.importers import read_records
 from tests.data.packing import write_jsonl
+from tests.ingest.records import read_records
 
 
 def test_a_key_that_stands_twice_is_rejected(tmp_path: Path) -> None:

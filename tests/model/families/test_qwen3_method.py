@@ -6,7 +6,6 @@ reference knows nothing of windows, indices or operators; only tokens and labels
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +21,8 @@ from ilvr_ds.distill.selector import Selector
 from ilvr_ds.distill.stage1 import StageOne
 from ilvr_ds.distill.teacher import MomentumTeacher
 from ilvr_ds.model.layers.attention import use_packed_attention
-from ilvr_ds.model.student import build_text_model, detach_tower, load_student
-from ilvr_ds.model.vision import VisionTower
+from ilvr_ds.model.student import build_text_model, load_student
+from tests.model.conftest import tower_of
 from tests.model.families.test_qwen3_vl import ALL, CPU, pixels_of, stock_inputs
 from tests.qwen3_set import Qwen3Set, qwen3_set
 
@@ -154,8 +153,7 @@ def test_stage_1_is_the_slow_reference(golden: Qwen3Set, rows: str) -> None:
     assert len(set(kept)) > 1 and max(kept) <= size, "the case must not be one where all slots are filled"
 
     model = load_student(golden.model, torch.float32, 0)
-    images = golden.encoder.images
-    tower = VisionTower(detach_tower(model, lambda parameters: nullcontext()), images.mean, images.std)
+    tower = tower_of(model, golden.encoder.images)
     language_model = model.model.language_model
     reader = build_text_model(language_model.config, "sdpa")
     reader.load_state_dict(language_model.state_dict())

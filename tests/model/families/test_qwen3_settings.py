@@ -6,7 +6,6 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,14 +13,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from ilvr_ds.model.layers.checkpointing import checkpoint_arguments
 from ilvr_ds.model.layers.four_bit import pack_layers, round_trip
-from ilvr_ds.model.student import build_text_model, load_config, load_student, prepare_student
-from ilvr_ds.planning.geometry import geometry_of
-from ilvr_ds.planning.memory import activation_bytes
+from ilvr_ds.model.student import load_student, prepare_student
 from tests.evaluation.exporting import export_base
 from tests.model.families.test_qwen3_vl import CPU, states
-from tests.model.test_rollout import Live
+from tests.model.layers.test_checkpointing import assert_lives_what_the_plan_counts
 from tests.qwen3_set import Qwen3Set, qwen3_set, with_latent_tokens
 
 SOME = [0, 3, 7]
@@ -108,24 +104,10 @@ def test_adapters_are_exported_merged_and_apart(
 @pytest.mark.parametrize("kind", ["none", "full", "selective"])
 def test_what_lives_until_the_backward_is_what_the_plan_counts(golden: Qwen3Set, kind: str) -> None:
     """In bf16, for each token and layer, with stock kernels; what is added at images adds nothing to it."""
-    T, alive = 256, []
-    path = str(golden.weights)
     added = [torch.randn(100, 64).bfloat16(), torch.randn(100, 64).bfloat16()]
-    for layers in (3, 7):
-        config = load_config(path).text_config
-        config.num_hidden_layers = layers
-        model = build_text_model(config, "sdpa").to(torch.bfloat16).train()
+
+    def prepare(model: Any) -> dict[str, Any]:
         model._deepstack_process = lambda hidden, slots, rows: hidden.flatten(0, 1).index_add(0, slots, rows)[None]
-        if kind != "none":
-            model.gradient_checkpointing_enable(checkpoint_arguments(kind))  # type: ignore[arg-type]
-        ids, slots = torch.arange(T)[None] % config.vocab_size, torch.arange(100)
-        with Live() as memory:
-            hidden = model(
-                input_ids=ids, use_cache=False, visual_pos_masks=slots, deepstack_visual_embeds=added
-            ).last_hidden_state
-        alive.append(memory.bytes)
-        del hidden
-    geometry = geometry_of(load_config(path))
-    measured = ((alive[1] - alive[0]) / 4 - 2 * geometry.text.layer_matrices) / T  # views of weights count as made here
-    setup: Any = SimpleNamespace(geometry=geometry, itemsize=2, checkpointing=kind, has_fused_layers=False)
-    assert measured == pytest.approx(activation_bytes(setup)[0], rel=0.02)
+        return {"visual_pos_masks": torch.arange(100), "deepstack_visual_embeds": added}
+
+    assert_lives_what_the_plan_counts(str(golden.weights), kind, 3, prepare)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import io
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,11 @@ from ilvr_ds.generation.loading import load_reasoner
 from ilvr_ds.generation.settings import GenerationSettings
 from ilvr_ds.model.injection import last_hidden, write_images
 from ilvr_ds.model.layers.attention import use_packed_attention
-from ilvr_ds.model.student import detach_tower, load_config, load_student, vision_layout
+from ilvr_ds.model.student import load_config, load_student, vision_layout
 from ilvr_ds.model.vision import VisionTower
 from tests.evaluation.exporting import export_base
-from tests.model.recompute import recompute
-from tests.model.test_rollout import ce_and_grads, model_of
+from tests.model.conftest import tower_of
+from tests.model.test_rollout import assert_equals_recomputing, by_recomputing, features_of, model_of
 from tests.qwen3_set import Qwen3Set, qwen3_set, with_latent_tokens
 
 CPU = torch.device("cpu")
@@ -59,9 +58,7 @@ def stock(golden: Qwen3Set) -> Any:
 
 @pytest.fixture(scope="module")
 def tower(golden: Qwen3Set) -> VisionTower:
-    images = golden.encoder.images
-    model = load_student(golden.model, torch.float32, num_tokens=0)
-    return VisionTower(detach_tower(model, lambda parameters: nullcontext()), images.mean, images.std)
+    return tower_of(load_student(golden.model, torch.float32, num_tokens=0), golden.encoder.images)
 
 
 def pixels_of(golden: Qwen3Set, sample: Sample) -> dict[str, Tensor]:
@@ -195,28 +192,15 @@ def test_a_part_of_a_batch_keeps_its_images(golden: Qwen3Set, tower: VisionTower
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_rollout_equals_recomputing_every_prefix(golden: Qwen3Set, side: str, is_recorded: bool) -> None:
     """Loss and all gradients of stage 2 in float64: images are added in the first text, latents get nothing."""
-    model = model_of(golden)
-    micro = golden.free_window(MIXED, len(MIXED), side).micro_batches[0]
-    features = features_of(micro)
-    wanted, expected, expected_grads = by_recomputing(golden, model, features, side)
-    size = golden.settings["latent_size"]
-    stage = StageTwo(model, LossConfig(logits_chunk=5), 0, size, "full", True, has_recorded_latents=is_recorded)
-    hidden = stage.train().hidden(micro, features)
-    real = micro.tokens.real
-    assert float((hidden[real] - wanted[real]).detach().abs().max()) < 1e-10
-    actual, grads = ce_and_grads(model, hidden, micro)
-    assert actual == pytest.approx(expected, rel=1e-12)
-    assert grads.keys() == expected_grads.keys()
-    for name, grad in grads.items():
-        assert float((grad - expected_grads[name]).norm() / expected_grads[name].norm()) < 1e-8, name
+    assert_equals_recomputing(golden, MIXED, side, is_recorded, checkpointing=True)
 
 
 @pytest.mark.parametrize("is_recorded", [False, True], ids=["called", "recorded"])
 @pytest.mark.parametrize("rows", ["packed", "left", "right"])
 def test_detached_latents_are_those_of_recomputing(golden: Qwen3Set, rows: str, is_recorded: bool) -> None:
     model = model_of(golden)
-    features = features_of(golden.free_window(MIXED, len(MIXED), "left").micro_batches[0])
-    wanted, _, _ = by_recomputing(golden, model, features, "left")
+    features = features_of(golden.free_window(MIXED, len(MIXED), "left").micro_batches[0], model)
+    wanted, _, _ = by_recomputing(golden, model, features, MIXED, "left")
     if rows == "packed":
         use_packed_attention(model.model.language_model, "sdpa", CPU, torch.float64)
     micro = golden.free_window(MIXED, len(MIXED), rows).micro_batches[0]
@@ -225,24 +209,6 @@ def test_detached_latents_are_those_of_recomputing(golden: Qwen3Set, rows: str, 
     hidden = stage.hidden(micro, features)
     left = golden.free_window(MIXED, len(MIXED), "left").micro_batches[0].tokens.real
     assert float((hidden[micro.tokens.real] - wanted[left]).detach().abs().max()) < 1e-10
-
-
-def features_of(micro: MicroBatch) -> Tensor:
-    rows = int(micro.tokens.image_rows.max()) + 1
-    return torch.randn(rows, 3 * 64, generator=torch.Generator().manual_seed(0)).double()
-
-
-def by_recomputing(
-    golden: Qwen3Set, model: Any, features: Tensor, side: str
-) -> tuple[Tensor, float, dict[str, Tensor]]:
-    """States, loss and gradients with one pass over the prefix for each latent."""
-    micro = golden.free_window(MIXED, len(MIXED), side).micro_batches[0]
-    language_model = model.model.language_model
-    embeddings = write_images(language_model.embed_tokens(micro.tokens.input_ids), micro.tokens, features)
-    marked = golden.window(MIXED, len(MIXED), side).micro_batches[0]  # where a stage-1 batch has its latents
-    slots, rows = marked.latent_slots, marked.sample_of_segment
-    hidden = recompute(language_model, embeddings, micro.tokens, slots, rows, features=features)
-    return hidden, *ce_and_grads(model, hidden, micro)
 
 
 def test_generation_is_stock_generation_where_no_latent_runs(golden: Qwen3Set, stock: Any, tmp_path: Path) -> None:

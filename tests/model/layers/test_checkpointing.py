@@ -106,19 +106,24 @@ def test_nor_flash_attns_attention() -> None:
 @pytest.mark.parametrize("kind", ["none", "full", "selective"])
 def test_what_lives_until_the_backward_is_what_the_plan_counts(kind: str) -> None:
     """In bf16, for each token and layer: the formula of planning/memory.py."""
+    assert_lives_what_the_plan_counts(golden_set().model.path, kind, 2)
+
+
+def assert_lives_what_the_plan_counts(path: str, kind: str, least: int, prepare: Any = lambda model: {}) -> None:
+    """With stock kernels, from `least` layers and four more; `prepare` gives what the model is called with besides."""
     T, alive = 256, []
-    for layers in (2, 6):
-        config = load_config(golden_set().model.path).text_config
+    for layers in (least, least + 4):
+        config = load_config(path).text_config
         config.num_hidden_layers, config.layer_types = layers, ["full_attention"] * layers
         model = build_text_model(config, "sdpa").to(torch.bfloat16).train()
         if kind != "none":
-            model.gradient_checkpointing_enable(checkpoint_arguments(kind))
-        ids = torch.arange(T)[None] % config.vocab_size
+            model.gradient_checkpointing_enable(checkpoint_arguments(kind))  # type: ignore[arg-type]
+        ids, more = torch.arange(T)[None] % config.vocab_size, prepare(model)
         with Live() as memory:
-            hidden = model(input_ids=ids, use_cache=False).last_hidden_state
+            hidden = model(input_ids=ids, use_cache=False, **more).last_hidden_state
         alive.append(memory.bytes)
         del hidden
-    geometry = geometry_of(load_config(golden_set().model.path))
+    geometry = geometry_of(load_config(path))
     measured = ((alive[1] - alive[0]) / 4 - 2 * geometry.text.layer_matrices) / T  # views of weights count as made here
     setup: Any = SimpleNamespace(geometry=geometry, itemsize=2, checkpointing=kind, has_fused_layers=False)
     assert measured == pytest.approx(activation_bytes(setup)[0], rel=0.02)

@@ -35,10 +35,10 @@ def text_model(dtype: torch.dtype = torch.float64) -> Any:
     return stock.Qwen2_5_VLTextModel._from_config(config, attn_implementation="sdpa", dtype=torch.float32).to(dtype)
 
 
-def tower(intermediate_size: int = 60) -> Any:
+def tower() -> Any:
     torch.manual_seed(0)
     config = Qwen2_5_VLVisionConfig(
-        depth=2, hidden_size=64, intermediate_size=intermediate_size, num_heads=4, out_hidden_size=32, window_size=56,
+        depth=2, hidden_size=64, intermediate_size=60, num_heads=4, out_hidden_size=32, window_size=56,
         fullatt_block_indexes=[1],
     )  # fmt: skip
     model: Any = stock.Qwen2_5_VisionTransformerPretrainedModel._from_config(config, attn_implementation="sdpa")

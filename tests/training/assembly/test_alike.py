@@ -13,8 +13,9 @@ from ilvr_ds.engine.networks import init_process_group
 from ilvr_ds.errors import UserError
 from ilvr_ds.training.assembly.alike import check_alike
 from ilvr_ds.training.assembly.inputs import Inputs
-from tests.distributed.test_runs import RECIPE, overrides
+from tests.distributed.test_runs import overrides
 from tests.ranks import run_ranks
+from tests.recipes import RECIPE
 
 WORKER = "tests.training.assembly.test_alike:refusal"
 

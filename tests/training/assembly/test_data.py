@@ -4,7 +4,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from ilvr_ds.config import DataSetConfig, Recipe, recipe_from_dict
@@ -20,10 +19,9 @@ from ilvr_ds.training.assembly.data import (
     build_loader,
 )
 from tests.data.packing import make_dataset
+from tests.recipes import REQUIRED
 
 ANY: Any = None
-KNOWN = {"run": {"name": "r"}, "data": {"shards": "s"}, "model": {"path": "m"}, "deepspeed": {"config": "d"}}
-LENGTHS = np.array([300, 1000, 200, 900, 100, 800, 700], dtype=np.uint32)
 
 
 def state(mixture: list[tuple[str, int]], data: str = "abc", samples: int = 100) -> dict[str, Any]:
@@ -105,7 +103,7 @@ def test_a_mixture_that_leaves_samples_for_the_next_epoch_goes_on_as_before() ->
 def test_bad_held_out_samples_are_judged_over_each_evaluation_alone(tmp_path: Path) -> None:
     """Catches samples that are bad in every evaluation, and add up to too many."""
     make_dataset(tmp_path / "set", 100)
-    recipe = recipe_from_dict({**KNOWN, "data": {"shards": "s", "max_bad_fraction": 0.1}})
+    recipe = recipe_from_dict({**REQUIRED, "data": {"shards": "s", "max_bad_fraction": 0.1}})
     inputs: Any = SimpleNamespace(held_out=Mixture.open([DataSetConfig(str(tmp_path / "set"))]))
     data: Any = SimpleNamespace(held_out=SimpleNamespace(), held_out_sets=[])
     anything: Any = None

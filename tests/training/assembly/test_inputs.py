@@ -10,11 +10,10 @@ import pytest
 
 from ilvr_ds.config import Recipe, load_recipe
 from ilvr_ds.data.tokens import load_tokenizer
-from ilvr_ds.data.writer import write_shards
 from ilvr_ds.errors import UserError
 from ilvr_ds.training import run
 from ilvr_ds.training.assembly.inputs import Inputs, say_what_does_nothing, say_where_latents_are_new
-from tests.data.packing import make_sample
+from tests.data.packing import make_sample, write_shards
 from tests.ranks import ROOT
 
 RECIPE = ROOT / "launch/recipes/demo.yaml"

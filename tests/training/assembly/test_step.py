@@ -4,8 +4,7 @@ import pytest
 
 from ilvr_ds.config import recipe_from_dict
 from ilvr_ds.training.assembly.step import _micro_batches_at_once
-
-KNOWN = {"run": {"name": "r"}, "data": {"shards": "s"}, "model": {"path": "m"}, "deepspeed": {"config": "d"}}
+from tests.recipes import REQUIRED
 
 
 @pytest.mark.parametrize(
@@ -20,5 +19,5 @@ KNOWN = {"run": {"name": "r"}, "data": {"shards": "s"}, "model": {"path": "m"}, 
 )
 def test_the_teacher_reads_as_much_as_cannot_be_too_much(settings: dict[str, int], longest: int, expected: int) -> None:
     train = {"micro_batch_size": 2, "grad_accum_steps": 8, **settings}
-    recipe = recipe_from_dict({**KNOWN, "train": train, "teacher": {"max_tokens": 16_000}})
+    recipe = recipe_from_dict({**REQUIRED, "train": train, "teacher": {"max_tokens": 16_000}})
     assert _micro_batches_at_once(recipe, longest) == expected
