@@ -10,6 +10,7 @@ import argparse
 import atexit
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -87,12 +88,21 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """`main` as a process, which ends without the interpreter's shutdown.
 
     gloo's threads live as long as anything refers to their process group, and DeepSpeed does to the end. A thread that
-    releases a tensor while the interpreter shuts down aborts the process, after a run that went well.
+    releases a tensor while the interpreter shuts down aborts the process, after a run that went well. Ctrl-C ends it in
+    one line and as a signal does, so that a shell's loop ends too.
     """
-    code = main(arguments)
+    is_interrupted, code = False, 0
+    try:
+        code = main(arguments)
+    except KeyboardInterrupt:
+        is_interrupted = True
+        print("ilvr-ds: interrupted", file=sys.stderr)
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    if is_interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(code)
 
 

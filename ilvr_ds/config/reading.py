@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,20 @@ from ilvr_ds.config.values import Written, convert
 from ilvr_ds.errors import UserError, first_line, nearest
 
 
+class _TwiceError(ValueError):
+    """A key stands twice in a mapping."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML where no key of a mapping stands twice: PyYAML would take the last and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, count in Counter(str(key.value) for key, _ in node.value).items():
+            if count > 1:
+                raise _TwiceError(f"'{key}' stands twice in one mapping")
+        return super().construct_mapping(node, deep)
+
+
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe file and apply `section.key=value` overrides.
 
@@ -29,8 +44,12 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         key, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"--set {override}: expected section.key=value")
+        if not text.strip():
+            raise UserError(f"--set {override}: no value; null stands for none, '' for an empty text")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=_Loader)
+        except _TwiceError as error:
+            raise UserError(f"--set {override}: {error}") from error
         except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"--set {override}: the value is not valid YAML") from error
         values[key.strip()] = Written(value, f"--set {override}")
@@ -110,7 +129,9 @@ def _items(node: Any, path: Path, what: str) -> list[tuple[str, Any, int]]:
 
 def _construct(node: Any, where: str) -> Any:
     try:
-        return yaml.SafeLoader("").construct_object(node, deep=True)
+        return _Loader("").construct_object(node, deep=True)
+    except _TwiceError as error:
+        raise UserError(f"{where}: {error}") from error
     except (yaml.YAMLError, ValueError) as error:  # an unknown tag; a date that does not exist
         raise UserError(f"{where}: not valid YAML ({_reason(error)})") from error
 

@@ -5,6 +5,7 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -321,3 +322,16 @@ cli.run(["inspect", "--config", "none.yaml"])
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (ended.returncode, ended.stdout) == (2, "told\n")
+
+
+def test_an_interrupted_command_ends_in_one_line_and_by_the_signal() -> None:
+    """A shell that runs commands in a loop goes on after a mere exit code."""
+    script = """
+from ilvr_ds import cli
+def main(arguments):
+    raise KeyboardInterrupt
+cli.main = main
+cli.run()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "ilvr-ds: interrupted\n")

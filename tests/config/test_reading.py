@@ -87,7 +87,12 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
         ("model.latent_sise=1", "did you mean 'model.latent_size'?"),
         ("data.shuffle_window=8", "did you mean 'data.shuffle_buffer'?"),
         ("optim=1", "--set optim=1: unknown key 'optim'"),
-        ("optim.lr=", "optim.lr is None; expected a number"),
+        ("optim.lr=", "--set optim.lr=: no value; null stands for none"),
+        ("data.eval_shards=", "--set data.eval_shards=: no value; null stands for none"),  # a shell's unset variable
+        ("optim.lr=null", "optim.lr is None; expected a number"),
+        ("data.shards=[{path: a, weight: 3, weight: 2}]", "}]: 'weight' stands twice in one mapping"),
+        ("run.output_dir=~/runs", "run.output_dir '~/runs': ~ and variables are a shell's; write the whole path"),
+        ("run.output_dir=$SCRATCH/runs", "run.output_dir '$SCRATCH/runs': ~ and variables are a shell's"),
         ("optim.lr=[1", "--set optim.lr=[1: the value is not valid YAML"),
         ("run.name=2024-13-45", "--set run.name=2024-13-45: the value is not valid YAML"),
         ("optim.lr=-1", "--set optim.lr=-1: optim.lr is -1.0; expected a value from 0 to 1000"),
@@ -97,6 +102,12 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
 )
 def test_a_mistake_in_an_override_is_named(load: Load, override: str, words: str) -> None:
     assert words in mistake(load, "", override)
+
+
+def test_a_key_that_stands_twice_in_an_entry_of_a_list_is_named_with_its_line(load: Load) -> None:
+    """PyYAML alone takes the last and says nothing."""
+    text = "run: {name: r}\ndata:\n  shards:\n  - {path: a, weight: 3, weight: 2}\nmodel: {path: m}\n"
+    assert mistake(load, text=text).endswith("r.yaml:3: 'weight' stands twice in one mapping")
 
 
 def test_overrides_beat_the_file_and_the_last_one_wins(load: Load) -> None:
