@@ -21,7 +21,6 @@ from ilvr_ds.ingest.picture import Picture
 from ilvr_ds.ingest.record import Draft, Record, RecordFormat, has_keys, kind, picture, pictures, short_text, text
 from ilvr_ds.ingest.record_keys import check_keys
 
-
 _KEYS = {"text": ("content",), "latent": ("helper_image", "region")}
 """Of a step besides `type`, by its type; others are free."""
 
