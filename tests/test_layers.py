@@ -56,7 +56,7 @@ MAY_IMPORT = {
     | {"audit", "evaluation", "distill", "tracking", "monitoring", "model", "ops", "data", "config", "dist", "pictures"}
     | {"whole_files", "generation"},
     "serving": BASE | {"serving", "evaluation", "generation", "ingest", "data", "whole_files", "addresses"},
-    "planning": BASE | {"planning", "model", "config"},
+    "planning": BASE | {"planning", "model", "config", "whole_files"},
     "provenance": BASE,
     "pictures": BASE | {"pictures", "whole_files"},
     "api": BASE | {"evaluation", "generation", "audit", "pictures", "ingest", "data", "dist"},

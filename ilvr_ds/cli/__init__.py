@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import logging
 import os
 import signal
@@ -38,6 +39,8 @@ USER_ERROR = 2
 RUN_ERROR = 1
 GRACE_S = 5.0
 """Ranks other than the main one wait this long before they print a user's mistake: its line is mostly the same."""
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Full disks, quotas, read-only file systems: most commands name the file themselves, and all end in one line."""
 _COMMANDS = (
     add_doctor,
     add_plan,
@@ -74,14 +77,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.config = shipped.find_recipe(options.config)
         return int(options.run(options))
     except UserError as error:
-        if rank:
-            time.sleep(GRACE_S)
-        prefix = f"[rank {rank}] " if rank else ""
-        print(f"{prefix}ilvr-ds: error: {error}", file=sys.stderr, flush=True)
-        return USER_ERROR
+        return _mistake(rank, str(error))
     except RunError as error:
         print(f"[rank {rank}] ilvr-ds: error: {error}", file=sys.stderr, flush=True)
         return RUN_ERROR
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        what = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
+        return _mistake(rank, f"{options.command}: {what} ({error.strerror})")
+
+
+def _mistake(rank: int, what: str) -> int:
+    """Say a user's mistake in one line. Returns the exit code."""
+    if rank:
+        time.sleep(GRACE_S)
+    prefix = f"[rank {rank}] " if rank else ""
+    print(f"{prefix}ilvr-ds: error: {what}", file=sys.stderr, flush=True)
+    return USER_ERROR
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:

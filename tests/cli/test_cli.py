@@ -20,6 +20,7 @@ from ilvr_ds import cli, provenance
 from ilvr_ds.cli.data import FORMATS
 from ilvr_ds.ingest.importers import Format
 from ilvr_ds.launcher import Place
+from tests.full_disk import files_end_at
 from tests.ranks import ROOT
 
 RECIPE = str(ROOT / "launch" / "recipes" / "demo.yaml")
@@ -335,3 +336,10 @@ cli.run()
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "ilvr-ds: interrupted\n")
+
+
+def test_a_full_disk_is_one_line_for_every_command(fails: Run, tmp_path: Path) -> None:
+    """Catches a traceback where a command does not see to it itself."""
+    with files_end_at(100):
+        line = fails("demo-data", "--output", tmp_path / "demo", "--train", "2", "--held-out", "1")
+    assert line.startswith("demo-data: ") and "cannot be written (File too large)" in line
