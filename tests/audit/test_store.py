@@ -14,7 +14,7 @@ from tests.full_disk import files_end_at
 def test_latents_come_back_by_kind_sample_and_segment(tmp_path: Path) -> None:
     store = LatentStore(tmp_path, [[3, 5]])
     own, target = torch.ones(2, 4), torch.zeros(2, 4)
-    store.write({"own": {3: [own, 2 * own], 5: []}, "target": {3: [target], 5: [target]}})
+    store.write({"own": {3: [own, 2 * own], 5: []}, "target": {3: [target], 5: [target.clone()]}})
     [[first, second], none, nobody] = store.read("own", [3, 5, None])
     assert torch.equal(first, own) and torch.equal(second, 2 * own) and none == nobody == []
     [[found]] = store.read("target", [5])
