@@ -11,11 +11,13 @@ import atexit
 import errno
 import logging
 import os
+import select
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from ilvr_ds import __version__, launcher, shipped
@@ -101,22 +103,47 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """`main` as a process, which ends without the interpreter's shutdown.
 
     gloo's threads live as long as anything refers to their process group, and DeepSpeed does to the end. A thread that
-    releases a tensor while the interpreter shuts down aborts the process, after a run that went well. Ctrl-C ends it in
-    one line and as a signal does, so that a shell's loop ends too.
+    releases a tensor while the interpreter shuts down aborts the process, after a run that went well. After Ctrl-C, and
+    where nobody reads on (`| head`), it ends as by the signal, so that a shell's loop ends too.
     """
-    is_interrupted, code = False, 0
+    _open_streams()
+    code, ended_by = 0, None
     try:
         code = main(arguments)
     except KeyboardInterrupt:
-        is_interrupted = True
+        ended_by = signal.SIGINT
         print("ilvr-ds: interrupted", file=sys.stderr)
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
     atexit._run_exitfuncs()
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not _is_unread():
+            code = _mistake(0, f"standard output cannot be written ({error.strerror})")
+    if _is_unread():
+        ended_by = ended_by or signal.SIGPIPE
     sys.stderr.flush()
-    if is_interrupted:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+    if ended_by:
+        signal.signal(ended_by, signal.SIG_DFL)
+        os.kill(os.getpid(), ended_by)
     os._exit(code)
+
+
+def _open_streams() -> None:
+    """Standard output and error take every letter, whatever the locale knows, also where they were closed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (to the end of the process)
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _is_unread() -> bool:
+    """Whether standard output is a pipe whose reader is gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _parser() -> argparse.ArgumentParser:
