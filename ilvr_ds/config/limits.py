@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 
 from ilvr_ds.config.data_sections import DataConfig
@@ -76,8 +75,6 @@ def check_combinations(recipe: Recipe, where: str) -> None:
 def _check_run(recipe: Recipe) -> Iterator[str]:
     if "/" in recipe.run.name or recipe.run.name in ("", ".", ".."):
         yield f"run.name '{recipe.run.name}' is not a plain folder name"
-    if re.match(r"~|\$", recipe.run.output_dir):
-        yield f"run.output_dir '{recipe.run.output_dir}': ~ and variables are a shell's; write the whole path"
 
 
 def _check_features(recipe: Recipe) -> Iterator[str]:

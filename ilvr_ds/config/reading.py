@@ -73,7 +73,11 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"--set {override}: the value is not valid YAML") from error
         values[key.strip()] = Written(value, f"--set {override}")
-    return _build_recipe(values, missing_at=str(path))
+    recipe = _build_recipe(values, missing_at=str(path))
+    if recipe.run.output_dir.startswith(("~", "$")):  # what was written before, and there, can still be read
+        where = f"run.output_dir '{recipe.run.output_dir}'"
+        raise UserError(f"{path}: {where}: ~ and variables are a shell's; write the whole path")
+    return recipe
 
 
 def recipe_from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Recipe:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ilvr_ds.config import load_recipe
+from ilvr_ds.config import load_recipe, recipe_from_dict
 from ilvr_ds.errors import UserError
 from tests.config.mistakes import MINIMAL, Load, mistake
 
@@ -111,6 +111,13 @@ def test_a_key_that_stands_twice_in_an_entry_of_a_list_is_named_with_its_line(lo
     """PyYAML alone takes the last and says nothing."""
     text = "run: {name: r}\ndata:\n  shards:\n  - {path: a, weight: 3, weight: 2}\nmodel: {path: m}\n"
     assert mistake(load, text=text).endswith("r.yaml:3: 'weight' stands twice in one mapping")
+
+
+def test_a_run_that_lies_in_a_folder_named_by_a_tilde_can_be_read(load: Load) -> None:
+    """As earlier versions made it."""
+    plain = load().to_dict()
+    plain["run"]["output_dir"] = "~/runs"
+    assert recipe_from_dict(plain).run.output_dir == "~/runs"
 
 
 def test_numbers_of_other_kinds_are_what_they_seem(load: Load) -> None:
