@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _quieten_deepspeed(options.command == "train")
         if getattr(options, "config", None):
             options.config = shipped.find_recipe(options.config)
+        _check_paths(options)
         return int(options.run(options))
     except UserError as error:
         return _mistake(rank, str(error))
@@ -88,6 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         what = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
         return _mistake(rank, f"{options.command}: {what} ({error.strerror})")
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """Raise UserError for `--to=~/model`, where no shell has put a folder for ~: one of that name would be made."""
+    for name, value in vars(options).items():
+        if isinstance(value, Path) and value.parts[:1] == ("~",):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option}={value}: ~ is a shell's; write {option} {value}, or the whole path")
 
 
 def _mistake(rank: int, what: str) -> int:

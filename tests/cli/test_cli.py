@@ -340,6 +340,15 @@ cli.run()
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "ilvr-ds: interrupted\n")
 
 
+def test_a_tilde_that_no_shell_has_read_is_a_mistake(
+    fails: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    assert fails("demo-data", "--output=~/demo").startswith("--output=~/demo: ~ is a shell's; write --output ~/demo")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_is_one_line_for_every_command(fails: Run, tmp_path: Path) -> None:
     """Catches a traceback where a command does not see to it itself."""
     with files_end_at(100):
