@@ -7,6 +7,7 @@ whose message is one line.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from ilvr_ds import dist
@@ -23,8 +24,9 @@ from ilvr_ds.data.check import check_sample
 from ilvr_ds.data.decode import decode_image
 from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.data.template import EncodedSample
-from ilvr_ds.errors import UserError
+from ilvr_ds.errors import UserError, first_line
 from ilvr_ds.evaluation.benchmarks import find_benchmark
+from ilvr_ds.evaluation.scoring import read_options
 from ilvr_ds.generation.answers import Answer
 from ilvr_ds.generation.generate import Generator
 from ilvr_ds.generation.loading import Reasoner, load_reasoner
@@ -36,6 +38,9 @@ __all__ = ["Model", "Reply", "decode_image", "judge", "load", "pack_samples"]
 
 ImageLike: TypeAlias = str | Path | bytes | Image.Image
 """A file, the bytes of a JPEG, PNG or WebP file, or a picture in memory"""
+_FILE_MODES = {mode: mode for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")}
+_FILE_MODES |= {"CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "RGBX": "RGB", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}
+"""Pillow's modes, and those in which a PNG file holds them"""
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ def load(
     """
     if precision not in ("auto", "fp32", "bf16", "fp16"):
         raise UserError(f"load: precision is '{precision}'; valid: auto, fp32, bf16, fp16")
-    place = dist.device() if device is None else torch.device(device)
+    place = dist.device() if device is None else _device(device)
     try:
         return Model(load_reasoner(str(path), place, precision, latent_size, max_image_pixels, without_latents))
     except UserError as error:
@@ -180,7 +185,8 @@ def judge(response: str, answer: str, question: str = "", benchmark: str = "comt
     evaluate --benchmark` names them, but for vsp, whose answers are judged on a map. Raises UserError.
     """
     rules = find_benchmark(benchmark)
-    sample = Sample("response", question, steps=(), answer=answer)
+    options = json.dumps(read_options(question))  # published benchmarks look for them in the record alone
+    sample = Sample("response", question, steps=(), answer=answer, meta={"options": options})
     try:
         rules.check(sample)
     except SampleError as error:
@@ -188,12 +194,32 @@ def judge(response: str, answer: str, question: str = "", benchmark: str = "comt
     return {name: verdict for name, verdict in rules.judge(sample, response).items() if isinstance(verdict, bool)}
 
 
+def _device(name: str | torch.device) -> torch.device:
+    """A device that is there; raises UserError."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # the second where torch was built without CUDA
+        raise UserError(f"load: device is '{name}', which is not here ({first_line(error)})") from error
+
+
 def _encoded(image: ImageLike) -> bytes:
-    """The bytes of an image file."""
+    """The bytes of an image file; raises SampleError and OSError."""
     if isinstance(image, bytes):
         return image
-    if isinstance(image, Image.Image):
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return buffer.getvalue()
-    return Path(image).read_bytes()
+    return _png(image) if isinstance(image, Image.Image) else Path(image).read_bytes()
+
+
+def _png(image: Image.Image) -> bytes:
+    """A picture in memory as a file, with the orientation that Pillow keeps beside it and would not write.
+
+    Raises SampleError for a mode whose values have no known range, and where the picture cannot be read.
+    """
+    if (mode := _FILE_MODES.get(image.mode)) is None:
+        raise SampleError(f"a picture of mode {image.mode}; give it as RGB, by image.convert")
+    buffer, exif = io.BytesIO(), Image.Exif()
+    try:
+        exif[ExifTags.Base.Orientation] = image.getexif().get(ExifTags.Base.Orientation, 1)
+        (image if image.mode == mode else image.convert(mode)).save(buffer, "PNG", exif=exif)
+    except (OSError, ValueError) as error:
+        raise SampleError(f"a picture in memory that cannot be read ({first_line(error)})") from error
+    return buffer.getvalue()

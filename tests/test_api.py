@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import ilvr_ds
+from ilvr_ds.api import _encoded
 from ilvr_ds.data.sample import SampleError
 from ilvr_ds.demo.tiny import build_tiny_model
 from ilvr_ds.errors import UserError
@@ -43,6 +44,26 @@ def test_asking_is_what_generation_says(model: ilvr_ds.Model, tmp_path: Path) ->
     assert all(len(part) == steps for reply in replies for part, steps in zip(reply.latents, reply.steps, strict=True))
 
 
+def test_a_picture_in_memory_is_what_its_file_shows(model: ilvr_ds.Model, tmp_path: Path) -> None:
+    """Catches a photo that is asked about as it lies in the file, and modes that no PNG holds."""
+    exif, file = Image.Exif(), tmp_path / "a.jpg"
+    exif[0x0112] = 6
+    for mode in ("RGB", "CMYK", "L"):
+        Image.effect_mandelbrot((84, 56), (-2, -1, 1, 1), 9).convert(mode).save(file, exif=exif)
+        upright = ilvr_ds.decode_image(file.read_bytes())
+        assert upright.size == (56, 84)
+        assert ilvr_ds.decode_image(_encoded(Image.open(file))).tobytes() == upright.tobytes()
+    closed = Image.open(file)
+    closed.close()
+    for image, words in (
+        (Image.new("F", (56, 56)), "question 1: a picture of mode F; give it as RGB, by image.convert"),
+        (closed, r"question 1: a picture in memory that cannot be read \(Operation on closed image"),
+        (Image.new("RGB", (0, 56)), r"question 1: a picture in memory that cannot be read \(cannot write empty"),
+    ):
+        with pytest.raises(UserError, match=words):
+            model.ask(image, "?")
+
+
 @pytest.mark.parametrize(
     ("images", "question", "words"),
     [
@@ -73,6 +94,9 @@ def test_what_cannot_be_loaded_is_said_without_options(tmp_path: Path) -> None:
         ilvr_ds.load(tmp_path, device="cpu")
     with pytest.raises(UserError, match="load: precision is 'int8'; valid: auto, fp32, bf16, fp16"):
         ilvr_ds.load(tmp_path, precision="int8")
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(UserError, match=f"load: device is '{device}', which is not here"):
+            ilvr_ds.load(tmp_path, device=device)
 
 
 def test_where_latents_look_is_drawn(tmp_path: Path) -> None:
@@ -106,7 +130,8 @@ def test_answers_are_judged() -> None:
     assert next(iter(ilvr_ds.judge("The final answer is: (B)", "B", question).values())) is True
     assert next(iter(ilvr_ds.judge("The final answer is: (A)", "B", question).values())) is False
     assert ilvr_ds.judge("The final answer is: 7", "7", benchmark="exact-match") == {"exact-match": True}
-    for answer, name in (("", "comt"), ("B", "nothing"), ("", "vsp")):
+    assert list(ilvr_ds.judge("(B)", "B", question, benchmark="vstar").values()) == [True, True]
+    for answer, name in (("", "comt"), ("B", "nothing"), ("", "vsp"), ("B", "vstar")):
         with pytest.raises(UserError):
             ilvr_ds.judge("?", answer, benchmark=name)
 

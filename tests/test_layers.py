@@ -57,7 +57,7 @@ MAY_IMPORT = {
     | {"audit", "evaluation", "distill", "tracking", "monitoring", "model", "data", "config", "dist", "pictures"}
     | {"whole_files", "generation"},
     "serving": BASE | {"serving", "evaluation", "generation", "ingest", "data", "whole_files", "addresses", "ctrl_c"},
-    "planning": BASE | {"planning", "model", "config"},
+    "planning": BASE | {"planning", "model", "config", "whole_files"},
     "provenance": BASE,
     "pictures": BASE | {"pictures", "whole_files"},
     "api": BASE | {"evaluation", "generation", "audit", "pictures", "ingest", "data", "dist"},

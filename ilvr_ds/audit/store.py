@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ilvr_ds.whole_files import whole_file
@@ -37,7 +37,7 @@ class LatentStore:
         self.folder.mkdir(exist_ok=True)
         file = self._file(min(next(iter(latents.values()))))
         with whole_file(file) as partial:
-            save_file(tensors, partial)
+            partial.write_bytes(save(tensors))  # save_file has an error of its own for a full disk
 
     def read(self, kind: Kind, numbers: Sequence[int | None]) -> list[list[Tensor]]:
         """Of each sample the latents of its segments; [] for None."""

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import logging
 import os
+import select
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from ilvr_ds import __version__, launcher, shipped
@@ -37,6 +41,8 @@ USER_ERROR = 2
 RUN_ERROR = 1
 GRACE_S = 5.0
 """Ranks other than the main one wait this long before they print a user's mistake: its line is mostly the same."""
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Full disks, quotas, read-only file systems: most commands name the file themselves, and all end in one line."""
 _COMMANDS = (
     add_doctor,
     add_plan,
@@ -71,29 +77,82 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _quieten_deepspeed(options.command == "train")
         if getattr(options, "config", None):
             options.config = shipped.find_recipe(options.config)
+        _check_paths(options)
         return int(options.run(options))
     except UserError as error:
-        if rank:
-            time.sleep(GRACE_S)
-        prefix = f"[rank {rank}] " if rank else ""
-        print(f"{prefix}ilvr-ds: error: {error}", file=sys.stderr, flush=True)
-        return USER_ERROR
+        return _mistake(rank, str(error))
     except RunError as error:
         print(f"[rank {rank}] ilvr-ds: error: {error}", file=sys.stderr, flush=True)
         return RUN_ERROR
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        what = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
+        return _mistake(rank, f"{options.command}: {what} ({error.strerror})")
+
+
+def _check_paths(options: argparse.Namespace) -> None:
+    """Raise UserError for `--to=~/model`, where no shell has put a folder for ~: one of that name would be made."""
+    for name, value in vars(options).items():
+        if isinstance(value, Path) and value.parts[:1] == ("~",):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option}={value}: ~ is a shell's; write {option} {value}, or the whole path")
+
+
+def _mistake(rank: int, what: str) -> int:
+    """Say a user's mistake in one line. Returns the exit code."""
+    if rank:
+        time.sleep(GRACE_S)
+    prefix = f"[rank {rank}] " if rank else ""
+    print(f"{prefix}ilvr-ds: error: {what}", file=sys.stderr, flush=True)
+    return USER_ERROR
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """`main` as a process, which ends without the interpreter's shutdown.
 
     gloo's threads live as long as anything refers to their process group, and DeepSpeed does to the end. A thread that
-    releases a tensor while the interpreter shuts down aborts the process, after a run that went well.
+    releases a tensor while the interpreter shuts down aborts the process, after a run that went well. After Ctrl-C, and
+    where nobody reads on (`| head`), it ends as by the signal, so that a shell's loop ends too.
     """
-    code = main(arguments)
+    _open_streams()
+    code, ended_by = 0, None
+    try:
+        code = main(arguments)
+    except KeyboardInterrupt:
+        ended_by = signal.SIGINT
+        print("ilvr-ds: interrupted", file=sys.stderr)
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
     atexit._run_exitfuncs()
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not _is_unread():
+            code = _mistake(0, f"standard output cannot be written ({error.strerror})")
+    if _is_unread():
+        ended_by = ended_by or signal.SIGPIPE
     sys.stderr.flush()
+    if ended_by:
+        signal.signal(ended_by, signal.SIG_DFL)
+        os.kill(os.getpid(), ended_by)
     os._exit(code)
+
+
+def _open_streams() -> None:
+    """Standard output and error take every letter, whatever the locale knows, also where they were closed."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 (to the end of the process)
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _is_unread() -> bool:
+    """Whether standard output is a pipe whose reader is gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _parser() -> argparse.ArgumentParser:

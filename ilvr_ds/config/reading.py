@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,6 +20,39 @@ from ilvr_ds.config.values import Written, convert
 from ilvr_ds.errors import UserError, first_line, nearest
 
 
+class _OddYamlError(ValueError):
+    """YAML that is valid and hardly what was meant."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML where no key of a mapping stands twice, of which PyYAML takes the last, and no number is of base 8 or 60."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, count in Counter(str(key.value) for key, _ in node.value).items():
+            if count > 1:
+                raise _OddYamlError(f"'{key}' stands twice in one mapping")
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        _check_base(node.value)
+        return int(super().construct_yaml_int(node))
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        _check_base(node.value)
+        return float(super().construct_yaml_float(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
+
+
+def _check_base(text: str) -> None:
+    """Raise _OddYamlError for 010, which YAML takes for 8, and 1:30, which is 90."""
+    if ":" in text or re.fullmatch(r"[-+]?0[0-7_]+", text):
+        base = 60 if ":" in text else 8
+        raise _OddYamlError(f"{text} is a number of base {base} in YAML; write it in base 10, or as text: \"'{text}'\"")
+
+
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe file and apply `section.key=value` overrides.
 
@@ -29,12 +64,20 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         key, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"--set {override}: expected section.key=value")
+        if not text.strip():
+            raise UserError(f"--set {override}: no value; null stands for none, '' for an empty text")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=_Loader)
+        except _OddYamlError as error:
+            raise UserError(f"--set {override}: {error}") from error
         except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"--set {override}: the value is not valid YAML") from error
         values[key.strip()] = Written(value, f"--set {override}")
-    return _build_recipe(values, missing_at=str(path))
+    recipe = _build_recipe(values, missing_at=str(path))
+    if recipe.run.output_dir.startswith(("~", "$")):  # what was written before, and there, can still be read
+        where = f"run.output_dir '{recipe.run.output_dir}'"
+        raise UserError(f"{path}: {where}: ~ and variables are a shell's; write the whole path")
+    return recipe
 
 
 def recipe_from_dict(sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
@@ -110,7 +153,9 @@ def _items(node: Any, path: Path, what: str) -> list[tuple[str, Any, int]]:
 
 def _construct(node: Any, where: str) -> Any:
     try:
-        return yaml.SafeLoader("").construct_object(node, deep=True)
+        return _Loader("").construct_object(node, deep=True)
+    except _OddYamlError as error:
+        raise UserError(f"{where}: {error}") from error
     except (yaml.YAMLError, ValueError) as error:  # an unknown tag; a date that does not exist
         raise UserError(f"{where}: not valid YAML ({_reason(error)})") from error
 

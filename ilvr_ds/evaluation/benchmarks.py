@@ -20,6 +20,7 @@ from ilvr_ds.evaluation.scoring import RULES, answer_letter, read_options
 
 OPTION_KEYS = ("option", "options")
 """Keys under which records list the texts of their options; `pack` keeps them in a sample's meta, as JSON."""
+_COMPARE_TEXTS = "take --benchmark ilvr, which compares texts"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,18 @@ class ComtBenchmark(Benchmark):
             raise SampleError(f"it has {len(options)} options, CoMT's judge knows A to D; take option-letter")
         if answer_letter(sample.answer, options) not in tuple(LETTERS):
             what = "no option's letter or text" if options else "no letter, and its options are not known"
-            raise SampleError(f"its answer '{sample.answer}' is {what}; take --benchmark ilvr, which compares texts")
+            raise SampleError(f"its answer '{sample.answer}' is {what}; {_COMPARE_TEXTS}")
+
+
+class LetterBenchmark(Benchmark):
+    """Questions with options, as far as these are known."""
+
+    def check(self, sample: Sample) -> None:
+        """Raise SampleError where no response could be right."""
+        super().check(sample)
+        options = self.options(sample)
+        if options and answer_letter(sample.answer, options) is None:
+            raise SampleError(f"its answer '{sample.answer}' is no option's letter or text; {_COMPARE_TEXTS}")
 
 
 class PlanningBenchmark(Benchmark):
@@ -108,7 +120,7 @@ _ILVR_RULES = ("ilvr-2026-08", "ilvr-script-13a67ed", "ilvr-script-5eff4f9")
 _ALL = (
     ComtBenchmark("comt", ("comt-official", *_ILVR_RULES), _LETTER),
     Benchmark("ilvr", _ILVR_RULES),
-    Benchmark("option-letter", ("option-letter",), _LETTER),
+    LetterBenchmark("option-letter", ("option-letter",), _LETTER),
     PlanningBenchmark("vsp", ("vsp",), r"\boxed{MOVES}, the moves being letters among L, R, U and D"),
     Benchmark("exact-match", ("exact-match",)),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ LETTERS = "ABCDEFGHIJ"
 _OPTION = re.compile(r"(?:(?<=\s)|^|(?<=[(\[]))([A-J])\s?[).:\]]\s*", re.MULTILINE)
 _YES, _NO = {"yes", "true", "a"}, {"no", "false", "b"}
 _MARKDOWN = re.compile(r"(?<!\w)\*+|\*+(?!\w)|`+|__|~~|^#+\s*|\\(?:text|mathrm|mathbf|textbf)\b|\$|\\[()\[\]]")
+_LATIN = "A-Za-zÀ-ɏ"
 _BARE_FRACTION = re.compile(r"(?<!\S)\.(?=\d)")
 _EDGES = " \t\n.,;:!?\"'“”‘’(){}[]<>\uff1a\u3002"
 _FINAL_ANSWER = re.compile(r"final\s+answer(?:\s+is)?\s*[:\uff1a]?\s*([^\n]*)", re.IGNORECASE)
@@ -30,7 +32,8 @@ _ANSWER = re.compile(r"\banswer(?:\s+is)?\s*[:\uff1a]\s*([^\n]*)", re.IGNORECASE
 def read_options(question: str) -> list[str]:
     """The texts of the options that a question lists as A) ... B) ..., (A) ..., A. ... or A: ...; else [].
 
-    The letters must follow each other from A; of several lists the last counts.
+    The letters must follow each other from A; of several lists the last counts. The last option ends with its line,
+    unless another one has several: "Answer with a letter." may stand below.
     """
     found: list[tuple[int, int]] = []
     best: list[tuple[int, int]] = []
@@ -43,7 +46,10 @@ def read_options(question: str) -> list[str]:
             best = found
     ends = [start for start, _ in best[1:]] + [len(question)] * bool(best)
     texts = [question[start:end].split("\n\n")[0] for (_, start), end in zip(best, ends, strict=True)]
-    return [text.strip(" \t\n,;([") for text in texts]
+    texts = [text.strip(" \t\n,;([") for text in texts]
+    if texts and not any("\n" in text for text in texts[:-1]):
+        texts[-1] = texts[-1].partition("\n")[0].rstrip(" \t,;([")
+    return texts
 
 
 def extract_answer(response: str) -> str:
@@ -58,7 +64,8 @@ def extract_answer(response: str) -> str:
 
 def option_letter(response: str, options: Options) -> str | None:
     """The option that a response means, by our own rules: the last letter in parentheses, else the letter of the last
-    option text, in whole words, else the last bare letter; None where there is none of them."""
+    option text, in whole words, else the last bare letter, else the announced answer, if it is a letter of either case;
+    None where there is none of them."""
     letters = LETTERS[: len(options)] or LETTERS
     if found := re.findall(rf"\(\s*([{letters}])\s*\)", response):
         return str(found[-1])
@@ -67,14 +74,18 @@ def option_letter(response: str, options: Options) -> str | None:
     )
     if end > 0:
         return LETTERS[index]
-    found = re.findall(rf"(?<![A-Za-z])([{letters}])(?![A-Za-z'’])", response)
-    return str(found[-1]) if found else None
+    found = re.findall(rf"(?<![{_LATIN}])([{letters}])(?![{_LATIN}'’])", _composed(response))
+    return str(found[-1]) if found else answer_letter(extract_answer(response), options)
 
 
 def clean(text: str) -> str:
-    """Without markdown, TeX wrappers, and punctuation at the ends; runs of blanks as one; .5 as 0.5."""
+    """Without markdown, TeX wrappers, and punctuation at the ends; runs of blanks as one; .5 as 0.5.
+
+    What is nothing else is kept: < may be an answer. Accents come as in NFC, as the models' tokenizers write them.
+    """
+    text = _composed(text)
     plain = " ".join(_MARKDOWN.sub("", text).split())
-    return _BARE_FRACTION.sub("0.", plain).strip(_EDGES)
+    return _BARE_FRACTION.sub("0.", plain).strip(_EDGES) or " ".join(text.split())
 
 
 def ilvr_2026_08(response: str, answer: str, options: Options) -> bool:
@@ -134,9 +145,9 @@ class RuleSet:
 
 
 _RULE_SETS = (
-    RuleSet("comt-official", f"1 ({comt_judge.VERSION})", comt_official, comt_judge.chosen_letter),
-    RuleSet("option-letter", "1", is_option_letter, option_letter),
-    RuleSet("ilvr-2026-08", "1", ilvr_2026_08, lambda response, options: clean(extract_answer(response))),
+    RuleSet("comt-official", f"2 ({comt_judge.VERSION})", comt_official, comt_judge.chosen_letter),
+    RuleSet("option-letter", "2", is_option_letter, option_letter),
+    RuleSet("ilvr-2026-08", "2", ilvr_2026_08, lambda response, options: clean(extract_answer(response))),
     RuleSet(
         "ilvr-script-5eff4f9", f"1 ({ilvr_scripts.JANUARY})",
         lambda response, answer, options: ilvr_scripts.january_is_right(response, answer),
@@ -147,7 +158,7 @@ _RULE_SETS = (
         lambda response, answer, options: ilvr_scripts.later_is_right(response, answer),
         lambda response, options: ilvr_scripts.later_answer(response),
     ),
-    RuleSet("exact-match", "1", exact_match, lambda response, options: clean(extract_answer(response))),
+    RuleSet("exact-match", "2", exact_match, lambda response, options: clean(extract_answer(response))),
 )  # fmt: skip
 RULES = {rules.name: rules for rules in _RULE_SETS}
 
@@ -200,8 +211,13 @@ def _last_end(response: str, text: str) -> int:
     """
     if not text:
         return 0
-    pattern = rf"(?<![A-Za-z0-9]){re.escape(text)}(?![A-Za-z0-9])"
-    return max((match.end() for match in re.finditer(pattern, response, re.IGNORECASE)), default=0)
+    pattern = rf"(?<![{_LATIN}0-9]){re.escape(_composed(text))}(?![{_LATIN}0-9])"
+    return max((match.end() for match in re.finditer(pattern, _composed(response), re.IGNORECASE)), default=0)
+
+
+def _composed(text: str) -> str:
+    """An accent is one letter with its base: a record from a Mac may write both apart."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _number(text: str) -> float | None:

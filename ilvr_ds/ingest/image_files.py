@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import stat
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -71,7 +72,8 @@ def read_image(root: Path, name: PurePosixPath, what: str) -> bytes:
         data = _read_limited(root / name)
         decode_image(data)
     except FileNotFoundError as error:
-        raise SampleError(f"{what} '{name}' is missing below the image root {root}") from error
+        hint = _other_spelling(root, name)
+        raise SampleError(f"{what} '{name}' is missing below the image root {root}{hint}") from error
     except OSError as error:
         raise SampleError(f"{what} '{name}' cannot be read ({error.strerror})") from error
     except SampleError as error:
@@ -79,6 +81,13 @@ def read_image(root: Path, name: PurePosixPath, what: str) -> bytes:
     except ValueError as error:
         raise SampleError(f"{what} {str(name)!r}: no file can have this name") from error
     return data
+
+
+def _other_spelling(root: Path, name: PurePosixPath) -> str:
+    """A hint where a file of this name looks the same, because one of the two names comes from a Mac."""
+    others = {unicodedata.normalize(form, str(name)): form for form in ("NFC", "NFD")}
+    there = next((form for other, form in others.items() if other != str(name) and _exists(root / other)), "")
+    return f"; there is one whose accents are written in another way ({there} of Unicode): rename it" if there else ""
 
 
 def _checked(data: bytes, what: str) -> bytes:

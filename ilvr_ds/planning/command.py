@@ -19,6 +19,7 @@ from ilvr_ds.planning.geometry import HUB_NAMES, KNOWN, RELEASES, geometry_of
 from ilvr_ds.planning.report import default_chip, detail, least_needed, overview, what_fits
 from ilvr_ds.planning.search import Candidate, Room, best_of_each_kind, changed_recipe, for_ranks, search
 from ilvr_ds.planning.setup import SampleSize, Setup, Zero
+from ilvr_ds.whole_files import write_whole
 
 ReadConfig = Callable[[str], Any]
 """The transformers configuration in a folder, in a file or of a name on the hub"""
@@ -204,8 +205,7 @@ def _write(path: Path, recipe: Recipe, best: Candidate, origin: str) -> None:
             sections.setdefault(section, {})[name] = value
     text = f"# {best.words}.\n# {origin}\n{yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)}"
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        write_whole(path, text)
     except OSError as error:
         raise UserError(f"plan: --write {path}: cannot be written ({error.strerror})") from error
 

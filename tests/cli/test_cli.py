@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE
 from typing import get_args
 
 import pytest
@@ -19,6 +22,7 @@ from ilvr_ds import cli, provenance
 from ilvr_ds.cli.data import FORMATS
 from ilvr_ds.ingest.importers import Format
 from ilvr_ds.launcher import Place
+from tests.full_disk import files_end_at
 from tests.ranks import ROOT
 from tests.recipes import RECIPE
 
@@ -321,3 +325,68 @@ cli.run(["inspect", "--config", "none.yaml"])
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (ended.returncode, ended.stdout) == (2, "told\n")
+
+
+def test_an_interrupted_command_ends_in_one_line_and_by_the_signal() -> None:
+    """A shell that runs commands in a loop goes on after a mere exit code."""
+    script = """
+from ilvr_ds import cli
+def main(arguments):
+    raise KeyboardInterrupt
+cli.main = main
+cli.run()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "ilvr-ds: interrupted\n")
+
+
+def test_a_tilde_that_no_shell_has_read_is_a_mistake(
+    fails: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    assert fails("demo-data", "--output=~/demo").startswith("--output=~/demo: ~ is a shell's; write --output ~/demo")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line_for_every_command(fails: Run, tmp_path: Path) -> None:
+    """Catches a traceback where a command does not see to it itself."""
+    with files_end_at(100):
+        line = fails("demo-data", "--output", tmp_path / "demo", "--train", "2", "--held-out", "1")
+    assert line.startswith("demo-data: ") and "cannot be written (File too large)" in line
+
+
+def test_a_reader_that_goes_away_ends_a_command_without_a_word() -> None:
+    """As of `| head`: catches a traceback, in the command and at its end."""
+    for count in (1, 100_000):
+        script = f"""
+from ilvr_ds import cli
+def main(arguments):
+    input()
+    print("line\\n" * {count})
+    return 0
+cli.main = main
+cli.run()
+"""
+        process = subprocess.Popen([sys.executable, "-c", script], stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
+        assert process.stdin and process.stdout and process.stderr
+        process.stdout.close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert (process.wait(60), process.stderr.read()) == (-signal.SIGPIPE, "")
+        process.stderr.close()
+
+
+def test_every_letter_is_printed_and_closed_streams_are_no_fault(tmp_path: Path) -> None:
+    """Catches a report that ends in a traceback where the locale has not its letters."""
+    script = "from ilvr_ds import cli; cli.main = lambda arguments: print('\\u00e9') or 0; cli.run()"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "\\xe9\n", "")
+    for line, code in (("{} >&- 2>&-", 0), ("ulimit -f 0; {} >out", 2)):
+        shell = ["sh", "-c", line.format(shlex.join(command))]
+        buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+        ended = subprocess.run(shell, capture_output=True, text=True, cwd=tmp_path, env=buffered, check=False)
+        said = "ilvr-ds: error: standard output cannot be written (File too large)\n"
+        assert (ended.returncode, ended.stderr) == (code, said if code else "")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ilvr_ds.config import load_recipe
+from ilvr_ds.config import load_recipe, recipe_from_dict
 from ilvr_ds.errors import UserError
 from tests.config.mistakes import MINIMAL, Load, mistake
 
@@ -87,7 +87,15 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
         ("model.latent_sise=1", "did you mean 'model.latent_size'?"),
         ("data.shuffle_window=8", "did you mean 'data.shuffle_buffer'?"),
         ("optim=1", "--set optim=1: unknown key 'optim'"),
-        ("optim.lr=", "optim.lr is None; expected a number"),
+        ("optim.lr=", "--set optim.lr=: no value; null stands for none"),
+        ("data.eval_shards=", "--set data.eval_shards=: no value; null stands for none"),  # a shell's unset variable
+        ("optim.lr=null", "optim.lr is None; expected a number"),
+        ("data.shards=[{path: a, weight: 3, weight: 2}]", "}]: 'weight' stands twice in one mapping"),
+        ("train.max_steps=010", "010 is a number of base 8 in YAML; write it in base 10, or as text: \"'010'\""),
+        ("run.stall_timeout_s=1:30", "1:30 is a number of base 60 in YAML"),
+        ("run.stall_timeout_s=1:30.5", "1:30.5 is a number of base 60 in YAML"),
+        ("run.output_dir=~/runs", "run.output_dir '~/runs': ~ and variables are a shell's; write the whole path"),
+        ("run.output_dir=$SCRATCH/runs", "run.output_dir '$SCRATCH/runs': ~ and variables are a shell's"),
         ("optim.lr=[1", "--set optim.lr=[1: the value is not valid YAML"),
         ("run.name=2024-13-45", "--set run.name=2024-13-45: the value is not valid YAML"),
         ("optim.lr=-1", "--set optim.lr=-1: optim.lr is -1.0; expected a value from 0 to 1000"),
@@ -97,6 +105,26 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path) -> None:
 )
 def test_a_mistake_in_an_override_is_named(load: Load, override: str, words: str) -> None:
     assert words in mistake(load, "", override)
+
+
+def test_a_key_that_stands_twice_in_an_entry_of_a_list_is_named_with_its_line(load: Load) -> None:
+    """PyYAML alone takes the last and says nothing."""
+    text = "run: {name: r}\ndata:\n  shards:\n  - {path: a, weight: 3, weight: 2}\nmodel: {path: m}\n"
+    assert mistake(load, text=text).endswith("r.yaml:3: 'weight' stands twice in one mapping")
+
+
+def test_a_run_that_lies_in_a_folder_named_by_a_tilde_can_be_read(load: Load) -> None:
+    """As earlier versions made it."""
+    plain = load().to_dict()
+    plain["run"]["output_dir"] = "~/runs"
+    assert recipe_from_dict(plain).run.output_dir == "~/runs"
+
+
+def test_numbers_of_other_kinds_are_what_they_seem(load: Load) -> None:
+    text = MINIMAL.replace("name: r", "name: '007'")
+    recipe = load("train: {max_steps: 1_000}", "run.seed=0x10", "optim.lr=0.5", text=text)
+    assert (recipe.train.max_steps, recipe.run.name, recipe.run.seed, recipe.optim.lr) == (1000, "007", 16, 0.5)
+    assert load("", "run.seed=0", "optim.weight_decay=00.5").optim.weight_decay == 0.5
 
 
 def test_overrides_beat_the_file_and_the_last_one_wins(load: Load) -> None:

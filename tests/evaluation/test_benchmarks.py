@@ -56,3 +56,16 @@ def test_comt_judges_nothing_else(given: Sample, words: str) -> None:
 
 def test_comt_takes_a_letter_without_options() -> None:
     find_benchmark("comt").check(sample("B", "How many?"))
+
+
+def test_option_letter_judges_no_answer_that_is_no_option() -> None:
+    """Catches samples of which every response would be wrong."""
+    benchmark = find_benchmark("option-letter")
+    for answer in ("A", "(d)", "light blue"):
+        benchmark.check(sample(answer))
+    for answer in ("70°", "b"):
+        benchmark.check(sample(answer, "Which?"))
+    with pytest.raises(SampleError, match="'70°' is no option's letter or text; take --benchmark ilvr"):
+        benchmark.check(sample("70°"))
+    with pytest.raises(SampleError, match="it has no answer"):
+        benchmark.check(sample(" "))

@@ -85,7 +85,7 @@ def test_base_and_trained_model_stand_in_one_table(
     assert "comt: comt-official, n 2" in header
     assert first.startswith(f"{demo_folder / 'model'} (cot)") and second.startswith(str(model))
     assert "[" in second and "[" not in first and "(cot) on the same samples" in paired
-    assert judged == "judged by comt-official version 1 (CoMT evaluate.py 0109566)"
+    assert judged == "judged by comt-official version 2 (CoMT evaluate.py 0109566)"
 
 
 def test_what_was_answered_is_judged_by_todays_rules(
@@ -104,7 +104,7 @@ def test_what_was_answered_is_judged_by_todays_rules(
     monkeypatch.setattr(module._Run, "answer", None)
     assert main(command) == 0
     judged = json.loads((tmp_path / "out/scores.json").read_text())["rules"]["comt-official"]
-    assert (judged["version"], judged["accuracy"]) == ("1 (CoMT evaluate.py 0109566)", 0.75)
+    assert (judged["version"], judged["accuracy"]) == ("2 (CoMT evaluate.py 0109566)", 0.75)
 
 
 def test_results_of_another_mode_stand_beside(model: Path, demo_folder: Path) -> None:

@@ -39,6 +39,9 @@ COLOURS = ["red", "blue", "light blue", "green"]
         ("The option is B.", "B", True),
         ("A or B? B. I'd say D", "D", True),
         ("The answer is: yes.", "B", False),
+        ("The final answer is: (b).", "B", True),
+        ("A cat is a cat; the final answer is: b", "A", True),  # a capital goes before
+        ("B, et non le DÉFI", "B", True),  # no letter of another word, accents or not
         ("", "B", False),
         ("(E)", "B", False),
         ("I cannot tell", "B", False),
@@ -62,7 +65,7 @@ def test_comt_official_takes_an_options_text_for_its_letter(answer: str, letter:
 
 def test_rules_whose_verdicts_follow_a_published_judge_name_it() -> None:
     assert all(rules.version for rules in RULES.values())
-    assert RULES["comt-official"].version == "1 (CoMT evaluate.py 0109566)"
+    assert RULES["comt-official"].version == "2 (CoMT evaluate.py 0109566)"
     assert [RULES[f"ilvr-script-{commit}"].version[-8:-1] for commit in ("5eff4f9", "13a67ed")] == [
         "5eff4f9",
         "13a67ed",
@@ -153,6 +156,24 @@ def test_cleaning_changes_no_number() -> None:
     assert clean("... .75!") == "0.75" and clean("end.") == "end"
 
 
+@pytest.mark.parametrize("rule", ["exact-match", "ilvr-2026-08", "option-letter"])
+def test_an_accent_may_be_a_letter_of_its_own(rule: str) -> None:
+    """Tokenizers write NFC, whatever a record has: answers from a Mac's NFD were never right."""
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    for given, known in ((composed, apart), (apart, composed)):
+        assert RULES[rule](f"The final answer is: {given}.", known, [])
+        assert not RULES[rule]("The final answer is: cafe.", known, [])
+    assert RULES["option-letter"](f"It is {composed}", "B", ["the", apart])
+
+
+@pytest.mark.parametrize("sign", ["<", "?", "..."])
+def test_an_answer_may_be_a_sign(sign: str) -> None:
+    """Catches one that is taken for markdown or punctuation, so that no response is right."""
+    for rule in (exact_match, ilvr_2026_08):
+        assert rule(f"The answer is: {sign}", sign, []) and not rule("The answer is: =", sign, [])
+    assert clean("**") == "**" and clean(" ") == ""
+
+
 def test_exact_match_folds_neither_numbers_nor_words() -> None:
     assert exact_match("The final answer is: **Paris**.", "Paris", [])
     assert not exact_match("The final answer is: paris", "Paris", [])
@@ -173,6 +194,9 @@ def test_boxes() -> None:
         ("How many? A) 2 B) 3 C) 5 D) 7", ["2", "3", "5", "7"]),
         ("How many?\nOptions: (A) 2, (B) light blue, (C) 5", ["2", "light blue", "5"]),
         ("Which?\nA. red\nB. blue\n\nAnswer with a letter.", ["red", "blue"]),
+        ("Which?\nA) red\nB) light blue,\nAnswer with a letter.", ["red", "light blue"]),
+        ("Which? A) red B) blue\nAnswer with a letter.", ["red", "blue"]),
+        ("Which?\nA) one\ntwo\nB) two\none", ["one\ntwo", "two\none"]),
         ("A: x B: y", ["x", "y"]),
         ("Plan A. Then what? A) one B) two", ["one", "two"]),
         ("What is the angle?", []),

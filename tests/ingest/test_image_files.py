@@ -52,6 +52,17 @@ def test_an_absolute_path_inside_the_image_root_is_read(root, tmp_path):
             assert sample.group == "level3"
 
 
+def test_a_file_whose_name_only_looks_the_same_is_named(root):
+    """Accents in names come apart on Macs."""
+    composed, apart = "caf\u00e9.png", "cafe\u0301.png"
+    for there, form, other in ((composed, "NFC", apart), (apart, "NFD", composed)):
+        (root / there).write_bytes(image_bytes())
+        (good, bad) = read(root, ilvr(image_input=there), ilvr(image_input=other))
+        assert isinstance(good, Sample)
+        assert f"there is one whose accents are written in another way ({form} of Unicode)" in bad.reason
+        (root / there).unlink()
+
+
 def test_a_box_is_cut_out_of_the_upright_picture():
     """Whole pixels outwards, clamped to the picture; with `region` the picture stays as it is."""
     shades = np.arange(48, dtype=np.uint8).reshape(6, 8)

@@ -14,6 +14,7 @@ from ilvr_ds.config import load_recipe
 from ilvr_ds.data.plan import SamplePlan
 from ilvr_ds.shipped import find_recipe
 from tests.data.packing import make_dataset
+from tests.full_disk import files_end_at
 from tests.golden_set import golden_set
 from tests.ranks import ROOT
 
@@ -158,6 +159,9 @@ def test_what_fits_is_written_as_a_recipe(
     assert written == load_recipe(ROOT / "launch/recipes/comt_3b.yaml", sets)
     assert needs_gib(["--config", str(file), "--card", "3090"], capsys) <= 0.97 * 23.5 + 0.05
     assert main(["plan", *arguments, "--write", str(file)]) == 2, "nothing is overwritten"
+    with files_end_at(100):
+        assert main(["plan", *arguments, "--write", str(tmp_path / "full.yaml")]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"], "nor half written"
 
 
 def test_seven_billions_on_one_card_keep_the_samples_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ from ilvr_ds.ingest.record import Record
 
 _NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)", re.DOTALL)
 """Webdataset's rule: the key ends at the first dot of the file's name."""
-_IMAGES = ("png", "jpg", "jpeg", "webp")
+_IMAGES = ("png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "jp2")
+"""Those that cannot be read too, so that they are refused and not passed over."""
 _MAX_MEMBERS = 1000
 
 

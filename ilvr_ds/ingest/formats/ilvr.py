@@ -11,6 +11,7 @@ makes a sample to evaluate on.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 
@@ -19,6 +20,9 @@ from ilvr_ds.errors import nearest
 from ilvr_ds.ingest.picture import Picture
 from ilvr_ds.ingest.record import Draft, Record, RecordFormat, has_keys, kind, picture, pictures, short_text, text
 from ilvr_ds.ingest.record_keys import check_keys
+
+_KEYS = {"text": ("content",), "latent": ("helper_image", "region")}
+"""Of a step besides `type`, by its type; others are free."""
 
 
 def _read(record: Record) -> Draft:
@@ -49,16 +53,28 @@ def _plan(record: Record) -> tuple[list[Step], list[Picture]]:
         try:
             if not isinstance(step, dict):
                 raise SampleError(f"it is {kind(step)}, expected an object")
-            if (type_of_step := text(step, "type")) == "text":
+            if (type_of_step := text(step, "type")) not in _KEYS:
+                raise SampleError(f"unknown type '{type_of_step}'{nearest(type_of_step, _KEYS)}")
+            if type_of_step == "text":
                 steps.append(TextStep(text(step, "content")))
-            elif type_of_step == "latent":
+            else:
                 steps.append(LatentStep(len(helpers), _region(step)))
                 helpers.append(picture(step, "helper_image"))
-            else:
-                raise SampleError(f"unknown type '{type_of_step}'{nearest(type_of_step, ('text', 'latent'))}")
+            _check_keys(step, type_of_step)
         except SampleError as error:
             raise SampleError(f"step {number} of the plan: {error}") from error
     return steps, helpers
+
+
+def _check_keys(step: Record, type_of_step: str) -> None:
+    """Raise SampleError where a step holds what its type has no place for, or a misspelt key."""
+    for key, value in step.items():
+        if key in ("type", *_KEYS[type_of_step]) or value in (None, "", []):
+            continue
+        if other := next((other for other in _KEYS if key in _KEYS[other]), ""):
+            raise SampleError(f"it has '{key}', which is for steps of type {other}, but is of type {type_of_step}")
+        if close := difflib.get_close_matches(key, _KEYS[type_of_step], n=1, cutoff=0.8):
+            raise SampleError(f"unknown key '{key}'; did you mean '{close[0]}'?")
 
 
 def _region(step: Record) -> Region | None:
@@ -68,5 +84,7 @@ def _region(step: Record) -> Region | None:
         return None
     if not isinstance(value, list) or len(value) != 4 or not all(type(x) in (int, float) for x in value):
         raise SampleError(f"'region' is {json.dumps(value)}, expected [left, top, right, bottom] in pixels")
+    if max(value) <= 1:
+        raise SampleError(f"'region' is {json.dumps(value)}, which looks like fractions; expected pixels")
     left, top, right, bottom = value
     return left, top, right, bottom

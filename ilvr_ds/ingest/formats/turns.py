@@ -3,6 +3,7 @@ templates' `role` and `content`; their images."""
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, get_args
 
@@ -15,6 +16,9 @@ _LINE_BREAKS = re.compile(rf"\n?{re.escape(IMAGE_MARKER)}\n?")
 _IMAGE_TYPES = ("image", "image_url")
 _IMAGE_KEYS = (*_IMAGE_TYPES, "path")
 _FILM_KEYS = ("video", "videos", "audio", "audios")
+_CALL_KEYS = ("tool_calls", "function_call")
+_LEARNING_KEYS = ("weight", "loss", "train")
+"""Of an assistant's turn in data for other trainers: 0 or false says not to learn from it."""
 
 
 def read_turns(record: Record) -> tuple[list[Turn], list[Picture]]:
@@ -34,6 +38,8 @@ def read_turns(record: Record) -> tuple[list[Turn], list[Picture]]:
             raise SampleError(f"turn {number}: {error}") from error
     if film := next((key for key in _FILM_KEYS if record.get(key)), None):
         raise SampleError(f"the record has '{film}', and only images are read; leave it out")
+    if record.get("image") and record.get("images"):
+        raise SampleError("images stand both in 'image' and in 'images'")
     beside = pictures(record, "image", "images")
     if inside and beside:
         raise SampleError("images stand both in the messages and in 'image' or 'images'")
@@ -61,6 +67,10 @@ def _turn(turn: Any, inside: list[Picture]) -> Turn:
     if named not in _ROLES:
         raise SampleError(f"its role '{named}' is none of {', '.join(_ROLES)}")
     role = _ROLES[named]
+    if call := next((key for key in _CALL_KEYS if turn.get(key)), None):
+        raise SampleError(f"it has '{call}', and calls of tools are not read")
+    if off := next((key for key in _LEARNING_KEYS if turn.get(key, True) in (0, False)), None):
+        raise SampleError(f"it has '{off}' {json.dumps(turn[off])}, but every turn of the assistant is learned from")
     content = turn.get(text_key)
     words = _words(content, inside) if isinstance(content, list) else text(turn, text_key)
     if role != "user" and IMAGE_MARKER in words:

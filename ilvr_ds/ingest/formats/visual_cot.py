@@ -71,7 +71,14 @@ def _conversation(record: Record) -> tuple[str, str, Picture, Box]:
     image = read_picture(name)
     if image is None:
         raise SampleError("'image' holds an empty path, expected a path")
-    return _REQUEST.sub("", history[0].text).rstrip(), answer, image, box
+    return _REQUEST.sub("", history[0].text).rstrip(), answer, image, _checked(box)
+
+
+def _checked(box: Box) -> Box:
+    """The box, unless it can only be one of fractions, of which the first pixel would be left."""
+    if max(box.corners) <= 1:
+        raise SampleError(f"the box {list(box.corners)} looks like fractions; expected pixels")
+    return box
 
 
 def _metadata(record: Record) -> tuple[str, str, Picture, Box]:
@@ -80,7 +87,7 @@ def _metadata(record: Record) -> tuple[str, str, Picture, Box]:
         raise SampleError(f"'image' holds {len(images)} images, expected one")
     boxes = [read_box(box, "pixels").corners for box in items(record, "bboxs")]
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
-    around = Box((min(lefts), min(tops), max(rights), max(bottoms)), "pixels")
+    around = _checked(Box((min(lefts), min(tops), max(rights), max(bottoms))))
     answer = short_text(record, "answer")
     if not answer.strip():
         raise SampleError("missing key 'answer'")

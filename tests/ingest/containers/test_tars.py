@@ -65,6 +65,15 @@ def test_twenty_samples(root: Path, name: str) -> None:
         assert rejected.line == number and reason in rejected.reason, rejected
 
 
+@pytest.mark.parametrize("kind", ["gif", "BMP", "0.tiff"])
+def test_images_of_other_kinds_are_not_passed_over(root: Path, kind: str) -> None:
+    """Catches a sample that is packed without them, as a text."""
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
+    path = write_tar(root.parent / "a.tar", [("1.json", chat(conversations=turns)), (f"1.{kind}", b"GIF89a")])
+    (rejected,) = read(path, root)
+    assert isinstance(rejected, Rejected) and f"input image '1.{kind}': not a JPEG, PNG" in rejected.reason
+
+
 @pytest.mark.parametrize("name", ["1.jpg", "s/1.jpg", "jpg"])
 def test_a_record_may_name_a_member(root: Path, name: str) -> None:
     path = write_tar(root.parent / "a.tar", [("s/1.jpg", image_bytes(5, "JPEG")), ("s/1.json", chat(image=name))])

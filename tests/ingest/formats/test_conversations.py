@@ -42,6 +42,19 @@ def test_twenty_records(root):
         (record(28, conversations=[]), "'conversations' is an empty list"),
         (record(29, image="gone.png"), "input image 'gone.png' is missing below"),
         (record(30, conversations=["x"]), "turn 1: it is text, expected an object"),
+        (
+            record(31, conversations=[*said("a"), {"from": "gpt", "value": "b", "weight": 0}]),
+            "turn 2: it has 'weight' 0, but every turn of the assistant is learned from",
+        ),
+        (
+            record(32, conversations=[*said("a"), {"from": "gpt", "value": "b", "loss": False}]),
+            "turn 2: it has 'loss' false, but",
+        ),
+        (
+            record(33, conversations=[*said("a"), {"from": "gpt", "value": "b", "tool_calls": [{"id": "1"}]}]),
+            "turn 2: it has 'tool_calls', and calls of tools are not read",
+        ),
+        (record(34, images=["b.png"]), "images stand both in 'image' and in 'images'"),
     ]
     samples = read_twenty(root, [record(n) for n in range(15)], broken)
     for n, sample in enumerate(samples):
@@ -49,6 +62,12 @@ def test_twenty_records(root):
         assert sample.history == (Turn("user", f"<image>What is {n}?"), Turn("assistant", "A cat."))
         assert (sample.question, sample.steps) == ("Why?", (TextStep(f"It purrs {n} times."),))
         assert (sample.input_images, sample.helper_images) == ((image_bytes(0),), ())
+
+
+def test_a_turn_that_is_learned_from_may_say_so(root):
+    turns = [*said("a"), {"from": "gpt", "value": "b", "weight": 1, "loss": None, "tool_calls": None}]
+    (sample,) = read(root, record(0, image=..., conversations=turns))
+    assert sample.steps == (TextStep("b"),)
 
 
 def test_images_of_all_turns_are_counted_through(root):

@@ -29,6 +29,12 @@ def test_a_latent_step_may_say_which_region_it_is_about(root):
     assert sample.steps == (LatentStep(0, (1, 2, 8, 5.5)), LatentStep(1), LatentStep(2))
 
 
+def test_other_keys_of_a_step_are_free_and_empty_ones_say_nothing(root):
+    plan = [LATENT | {"content": None, "note": "x"}, TEXT | {"helper_image": "", "region": None}]
+    (sample,) = read(root, ilvr(sequence_plan=plan))
+    assert sample.steps == (LatentStep(0), TextStep("Look."))
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -58,6 +64,22 @@ def test_a_latent_step_may_say_which_region_it_is_about(root):
         (
             ilvr(sequence_plan=[TEXT, LATENT | {"region": [0, 0, 9, 6]}]),
             "step 2 of the plan: region [0, 0, 9, 6] is",
+        ),
+        (
+            ilvr(sequence_plan=[LATENT | {"region": [0.1, 0.2, 0.5, 1]}]),
+            "step 1 of the plan: 'region' is [0.1, 0.2, 0.5, 1], which looks like fractions; expected pixels",
+        ),
+        (
+            ilvr(sequence_plan=[LATENT, TEXT | {"helper_image": "b.png"}]),
+            "step 2 of the plan: it has 'helper_image', which is for steps of type latent, but is of type text",
+        ),
+        (
+            ilvr(sequence_plan=[LATENT | {"content": "Look."}]),
+            "step 1 of the plan: it has 'content', which is for steps of type text, but is of type latent",
+        ),
+        (
+            ilvr(sequence_plan=[LATENT | {"regions": [1, 1, 5, 5]}]),
+            "step 1 of the plan: unknown key 'regions'; did you mean 'region'?",
         ),
         (ilvr(sequence_plan=[{"type": "text", "content": "See <image>."}]), "the plan's text holds <image>"),
         (ilvr(image_input=["a.png", 3]), "'image_input' holds a number"),

@@ -57,6 +57,8 @@ def test_twenty_records(root):
         (record(24, image=["a.png###[1, 2, 5, 6]"]), "'image' is not the image and the image with its box"),
         (meta_record(25, bboxs=[]), "'bboxs' is an empty list"),
         (meta_record(26, answer=""), "missing key 'answer'"),
+        (meta_record(27, bboxs=[[0.1, 0.2, 0.5, 0.6]]), "the box [0.1, 0.2, 0.5, 0.6] looks like fractions"),
+        (record(28, image=["a.png", "a.png###[0.1, 0.2, 0.5, 0.6]"]), "looks like fractions; expected pixels"),
     ]
     good = [record(n) for n in range(10)] + [meta_record(n) for n in range(10, 15)]
     samples = read_twenty(root, good, broken)
