@@ -131,7 +131,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         if not _is_unread():
             code = _mistake(0, f"standard output cannot be written ({error.strerror})")
-    if _is_unread():
+    if not code and _is_unread():
         ended_by = ended_by or signal.SIGPIPE
     sys.stderr.flush()
     if ended_by:
