@@ -27,7 +27,7 @@ AT = 4
 """Optimizer step, counted from 1, in which the fault strikes; a checkpoint stands after 2."""
 
 
-def start(folder: Path, demo: Path, fault: str, rank: int, **changes: object) -> list[Fork]:
+def start(folder: Path, demo: Path, fault: str, rank: int, world: int = 2, **changes: object) -> list[Fork]:
     """Ranks without a launcher that would end the others itself."""
     settings = overrides(
         folder,
@@ -43,7 +43,7 @@ def start(folder: Path, demo: Path, fault: str, rank: int, **changes: object) ->
     )
     sets = [word for value in settings for word in ("--set", value)]
     arguments = ["tests.distributed.faulty", fault, str(rank), str(AT), "train", "--config", RECIPE, *sets]
-    return start_ranks(2, folder, *arguments)
+    return start_ranks(world, folder, *arguments)
 
 
 def finish(processes: Sequence[Fork | Popen[bytes]], waited_for: list[int]) -> list[int | None]:
