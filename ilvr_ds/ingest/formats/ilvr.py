@@ -17,7 +17,7 @@ import re
 
 from ilvr_ds.data.sample import LatentStep, Region, SampleError, Step, TextStep
 from ilvr_ds.errors import nearest
-from ilvr_ds.ingest.picture import Picture
+from ilvr_ds.ingest.picture import LEAST_PIXELS, Picture
 from ilvr_ds.ingest.record import Draft, Record, RecordFormat, has_keys, kind, picture, pictures, short_text, text
 from ilvr_ds.ingest.record_keys import check_keys
 
@@ -84,7 +84,7 @@ def _region(step: Record) -> Region | None:
         return None
     if not isinstance(value, list) or len(value) != 4 or not all(type(x) in (int, float) for x in value):
         raise SampleError(f"'region' is {json.dumps(value)}, expected [left, top, right, bottom] in pixels")
-    if max(value) <= 1:
+    if max(value) < LEAST_PIXELS:
         raise SampleError(f"'region' is {json.dumps(value)}, which looks like fractions; expected pixels")
     left, top, right, bottom = value
     return left, top, right, bottom

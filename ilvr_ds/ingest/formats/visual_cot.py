@@ -63,31 +63,25 @@ def _conversation(record: Record) -> tuple[str, str, Picture, Box]:
         raise SampleError("'image' is not the image and the image with its box")
     name, _, corners = names[1].partition(_SEPARATOR)
     try:
-        box = read_box(json.loads(corners), "pixels")
+        values = json.loads(corners)
     except ValueError as error:
         raise SampleError(f"'{names[1]}' names no box [left, top, right, bottom] behind {_SEPARATOR}") from error
+    box = read_box(values)
     if name != names[0]:
         raise SampleError(f"the box lies in '{name}', the question's image is '{names[0]}'")
     image = read_picture(name)
     if image is None:
         raise SampleError("'image' holds an empty path, expected a path")
-    return _REQUEST.sub("", history[0].text).rstrip(), answer, image, _checked(box)
-
-
-def _checked(box: Box) -> Box:
-    """The box, unless it can only be one of fractions, of which the first pixel would be left."""
-    if max(box.corners) <= 1:
-        raise SampleError(f"the box {list(box.corners)} looks like fractions; expected pixels")
-    return box
+    return _REQUEST.sub("", history[0].text).rstrip(), answer, image, box
 
 
 def _metadata(record: Record) -> tuple[str, str, Picture, Box]:
     images = pictures(record, "image")
     if len(images) != 1:
         raise SampleError(f"'image' holds {len(images)} images, expected one")
-    boxes = [read_box(box, "pixels").corners for box in items(record, "bboxs")]
+    boxes = [read_box(box).corners for box in items(record, "bboxs")]
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
-    around = _checked(Box((min(lefts), min(tops), max(rights), max(bottoms))))
+    around = Box((min(lefts), min(tops), max(rights), max(bottoms)))
     answer = short_text(record, "answer")
     if not answer.strip():
         raise SampleError("missing key 'answer'")
