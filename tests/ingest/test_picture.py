@@ -84,5 +84,5 @@ def test_the_boxes_of_a_record_have_one_unit():
     assert read_boxes([list(whole), list(rounded)]) == [Box(whole, "fractions"), Box(rounded, "fractions")]
     assert read_boxes([list(pixels)]) == [Box(pixels)]
     for unclear in ([whole, pixels], [pixels, rounded], [(0, 0, 1.5, 1)]):
-        with pytest.raises(SampleError, match="cannot be told whether the box .* is in fractions or in pixels"):
+        with pytest.raises(SampleError, match=r"cannot be told whether the box .* is in fractions or in pixels"):
             read_boxes([list(box) for box in unclear])

@@ -5,8 +5,8 @@
                        {"from": "gpt", "value": "<lvr>\\n<answer> ... </answer>"}]}
 
 Each `<lvr>` of the last reply stands for the next box, which becomes a helper image there (image_files.cut_box). Boxes
-are fractions of width and height, or pixels where a number is 2 or more. They lie in the only image, or box by box in one
-of as many images.
+are fractions of width and height, or pixels (picture.read_boxes). They lie in the only image, or box by box in one of
+as many images.
 """
 
 from __future__ import annotations

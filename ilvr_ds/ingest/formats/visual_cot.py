@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 
-from ilvr_ds.data.sample import LatentStep, SampleError, TextStep
+from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, SampleError, TextStep
 from ilvr_ds.ingest.formats.conversations import FAMILY, OWN_KEYS
 from ilvr_ds.ingest.formats.turns import last_question, read_turns
 from ilvr_ds.ingest.picture import Box, Picture, read_box, read_picture
@@ -25,8 +25,9 @@ from ilvr_ds.ingest.record import Draft, Record, RecordFormat, items, pictures, 
 
 _SEPARATOR = "###"
 _REQUEST = re.compile(
-    r"Please (?:think step by step and )?provide the bounding box coordinate of the region.*", re.DOTALL
+    r"Please (?:think step by step and )?provide the bounding box coordinate of the region[^.\n]*\.?[ \t]*"
 )
+_BOX_IN_WORDS = re.compile(r"[\s\d.,;()\[\]-]*")
 _EXCHANGES = 2
 
 
@@ -55,9 +56,13 @@ VISUAL_COT = RecordFormat("visual-cot", re.compile(f"{OWN_KEYS}|question|bboxs")
 
 def _conversation(record: Record) -> tuple[str, str, Picture, Box]:
     turns, _ = read_turns(record)
-    history, _, answer = last_question(turns)
+    history, part, answer = last_question(turns)
     if len(turns) != 2 * _EXCHANGES or not answer:
         raise SampleError(f"{len(turns)} turns, expected question, box, the part of the image, answer")
+    if not _BOX_IN_WORDS.fullmatch(history[1].text):
+        raise SampleError(f"turn 2 holds more than a box, which would be lost: {history[1].text!r}")
+    if part.replace(IMAGE_MARKER, "").strip():
+        raise SampleError(f"turn 3 holds more than {IMAGE_MARKER}, which would be lost: {part!r}")
     names = items(record, "image")
     if len(names) != 2 or not all(isinstance(name, str) for name in names):
         raise SampleError("'image' is not the image and the image with its box")
