@@ -102,7 +102,11 @@ class Importer:
             self._tell(f"{self._source.label}: {self._source.what}, taken for {format.name}: {why}")
         self.formats[format.name] = self.formats.get(format.name, 0) + 1
         images = _Images(self._root, entry.files, self._helper)
-        return _convert(record, identity, format.read(record), format, images)
+        sample = _convert(record, identity, format.read(record), format, images)
+        if entry.files and not {*sample.input_images, *sample.helper_images} & {*entry.files.values()}:
+            name = next(iter(entry.files))
+            raise SampleError(f"'{name}' came with the record, which shows it nowhere; name it as {format.name} does")
+        return sample
 
     def _format(self, record: Record, number: int) -> tuple[RecordFormat, str]:
         """The format of a record and why; with `auto` the first record tells it, and later ones only of its family."""
