@@ -49,7 +49,7 @@ def _read(record: Record) -> Draft:
     )
 
 
-COMT = RecordFormat("comt", re.compile("question|image|rationale"), _recognise, _read)
+COMT = RecordFormat("comt", re.compile("question|image|rationale|answer"), _recognise, _read)
 
 
 def _images(record: Record) -> dict[str, Picture]:

@@ -28,7 +28,9 @@ _KEYS = {"text": ("content",), "latent": ("helper_image", "region")}
 def _read(record: Record) -> Draft:
     check_keys(record, has_answer=False)
     steps, helpers = _plan(record)
-    answer = short_text(record, "original_final_answer")
+    answer, other = short_text(record, "original_final_answer"), short_text(record, "answer")
+    if answer and other not in ("", answer):
+        raise SampleError(f"'original_final_answer' is '{answer}' and 'answer' is '{other}'; leave one of them out")
     return Draft(text(record, "text_input"), steps, pictures(record, "image_input"), helpers, answer)
 
 

@@ -51,7 +51,7 @@ def _read(record: Record) -> Draft:
     )
 
 
-VISUAL_COT = RecordFormat("visual-cot", re.compile(f"{OWN_KEYS}|question|bboxs"), _recognise, _read, FAMILY)
+VISUAL_COT = RecordFormat("visual-cot", re.compile(f"{OWN_KEYS}|question|answer|bboxs"), _recognise, _read, FAMILY)
 
 
 def _conversation(record: Record) -> tuple[str, str, Picture, Box]:
