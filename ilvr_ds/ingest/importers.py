@@ -38,6 +38,8 @@ Tell = Callable[[str], None]
 _COMMON_KEYS = {"id", "group", "answer"}
 _GROUP_KEYS = ("operation", "type", "level")
 _GROUP_FOLDERS = re.compile(r"creation|deletion|update|selection|level_?\d+")
+_OTHER_MARKER = re.compile(r"<\|?(?!(?-i:image>))image[ _-]?\d*\|?>", re.IGNORECASE)
+"""Markers of other formats, as <image_1>: they would be words about images that stand before the text."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,8 @@ def _convert(record: Record, identity: str, draft: Draft, format: RecordFormat, 
         meta=_meta(record, format, is_answer_used=not draft.answer or stated in ("", draft.answer)),
         history=tuple(draft.history),
     )
+    if inputs and (other := _OTHER_MARKER.search("\n".join(sample.user_texts))):
+        raise SampleError(f"'{other[0]}' stands in the text, which marks no image; write {IMAGE_MARKER}")
     check_sample(sample)
     return sample
 

@@ -107,3 +107,11 @@ def test_two_answers_that_differ_are_not_taken_for_one(root):
     for answer, meta in (("B", {}), ("", {}), (None, {}), ("C", {"answer": "C"})):
         (sample,) = read(root, mirage | {"answer": answer})
         assert (sample.answer, sample.meta) == ("B", meta)
+
+
+@pytest.mark.parametrize("marker", ["<image_1>", "<image 2>", "<Image>", "<|image|>", "<|image_1|>", "<image1>"])
+def test_markers_of_other_formats_are_not_words(root, marker):
+    """Catches images that stand before the text, whatever the order of their markers."""
+    alone, bad = read(root, *(ilvr(text_input=f"In {marker}?", image_input=image) for image in ([], "a.png")))
+    assert isinstance(alone, Sample)
+    assert bad.reason == f"'{marker}' stands in the text, which marks no image; write <image>"
