@@ -29,6 +29,9 @@ def read_parquet(path: Path) -> Iterator[Entry]:
         raise missing_library(str(path), "a parquet file", "pyarrow") from error
     try:
         with parquet.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            if twice := next((name for name in names if names.count(name) > 1), ""):
+                raise UserError(f"{path}: the column '{twice}' stands twice; rename one of them")
             yield from _rows(table.iter_batches(batch_size=_ROWS))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({_first_line(error)})") from error

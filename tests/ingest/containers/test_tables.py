@@ -208,3 +208,11 @@ def test_values_that_json_has_no_word_for_are_named(root: Path, value: Any, word
     parquet.write_table(pyarrow.Table.from_pylist([record]), root.parent / "a.parquet")
     (rejected,) = read(root.parent / "a.parquet", root)
     assert rejected.reason == f"'answer' is {words}, expected text or a number"
+
+
+def test_a_column_that_stands_twice_is_named(root: Path) -> None:
+    """pyarrow alone would take the last and say nothing."""
+    table = pyarrow.Table.from_pylist(ROWS[:1])
+    parquet.write_table(table.append_column("Final Answer", pyarrow.array(["9"])), root.parent / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: the column 'Final Answer' stands twice; rename one of them"):
+        read(root.parent / "a.parquet", root)
