@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 
 _PHRASES = tuple(
@@ -12,11 +13,19 @@ _PHRASES = tuple(
 """What announces an answer, the most reliable first."""
 
 
-def find_answer(text: str, answer: str) -> int:
-    """Position of the first `answer` behind the last phrase that announces one, else of the last `answer`; else -1.
+def find_answer(text: str, answer: str) -> tuple[int, int]:
+    """Where the first `answer` behind the last phrase that announces one begins and ends, else the last `answer`.
 
-    Only whole words count: neither the "A" of "All" nor the 3 of 3.5.
+    (-1, -1) without one. Only whole words count: neither the "A" of "All" nor the 3 of 3.5. Text and answer may be
+    written in two forms of Unicode, as where one comes from a Mac, and then are not of one length.
     """
+    forms = [answer, *(unicodedata.normalize(form, answer) for form in ("NFC", "NFD"))]
+    found = ((start, start + len(form)) for form in forms if (start := _find(text, form)) >= 0)
+    return next(found, (-1, -1))
+
+
+def _find(text: str, answer: str) -> int:
+    """Position of the answer in this form; -1 without one."""
     places = list(_whole_words(text, answer)) if answer else []
     for phrase in _PHRASES:
         for found in reversed(list(phrase.finditer(text))):
@@ -58,4 +67,4 @@ def _continues(edge: str, beside: str) -> bool:
 
 
 def _is_word_letter(letter: str) -> bool:
-    return letter.isdigit() or letter.lower() != letter.upper()
+    return letter.isdigit() or letter.lower() != letter.upper() or bool(unicodedata.combining(letter))

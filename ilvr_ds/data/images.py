@@ -103,7 +103,7 @@ class ImageEncoder:
         try:
             height, width = smart_resize(size[1], size[0], self.cell, self.min_pixels, self.max_pixels)
         except ValueError as error:
-            raise SampleError(str(error)) from error
+            raise SampleError(f"image of {size[0]}x{size[1]} pixels: {error}; crop or pad it") from error
         return height // self.processor.patch_size, width // self.processor.patch_size
 
     def __call__(self, files: Sequence[bytes]) -> list[tuple[NDArray[np.uint8], Grid]]:

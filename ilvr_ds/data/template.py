@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ilvr_ds.data.answer_place import find_answer
-from ilvr_ds.data.decode import image_size
+from ilvr_ds.data.decode import decode_image, image_size
 from ilvr_ds.data.features import Rows
 from ilvr_ds.data.images import Grid, ImageEncoder
 from ilvr_ds.data.sample import LatentStep, Region, Sample, SampleError, Step, TextStep, Turn
@@ -107,7 +107,7 @@ class SampleEncoder:
         """Encode one sample; raises SampleError where it is too long or holds reserved tokens as text."""
         files = (*sample.input_images, *(sample.helper_images if self.with_helpers else ()))
         sizes = [image_size(data) for data in files]
-        grids = tuple(map(self.images.grid_of_size, sizes))
+        grids = self._grids(sizes, len(sample.input_images))
         patches = tuple(patches for patches, _ in self.images(files)) if self.with_pixels else ()
         steps = tuple(LatentStep(step.helper) if isinstance(step, LatentStep) else step for step in sample.steps)
         words = self._words(sample.question, sample.history, steps, sample.answer, grids[: len(sample.input_images)])
@@ -201,10 +201,21 @@ class SampleEncoder:
 
     def count_tokens(self, sample: Sample) -> int:
         """Length of the encoded sample in tokens, without cutting images into patches (used when packing)."""
-        grids = [self.images.grid(data) for data in sample.input_images]
-        for data in sample.helper_images:
-            self.images.grid_of_size(image_size(data))  # they are no tokens, but must have a grid
-        return len(self._tokens(sample, grids)[0])
+        inputs = [decode_image(data).size for data in sample.input_images]
+        helpers = [image_size(data) for data in sample.helper_images]  # they are no tokens, but must have a grid
+        grids = self._grids([*inputs, *helpers], len(inputs))
+        return len(self._tokens(sample, list(grids[: len(inputs)]))[0])
+
+    def _grids(self, sizes: list[tuple[int, int]], inputs: int) -> tuple[Grid, ...]:
+        """Grids of images by width and height, of which `inputs` are input images; an error says which one it is."""
+        grids = []
+        for number, size in enumerate(sizes):
+            try:
+                grids.append(self.images.grid_of_size(size))
+            except SampleError as error:
+                name = f"input image {number + 1}" if number < inputs else f"helper image {number - inputs + 1}"
+                raise SampleError(f"{name}: {error}") from error
+        return tuple(grids)
 
     def prompt_text(self, sample: Sample) -> str:
         """The chat prompt up to and including the assistant's opening, one image token per image."""
@@ -301,12 +312,11 @@ def _fractions(region: Region, width: int, height: int) -> Region:
 def _answer_span(text: str, sample: Sample, steps: list[str], offsets: list[tuple[int, int]]) -> tuple[int, int]:
     """Tokens [first, last) that overlap the answer as the final text step gives it; (0, 0) if none."""
     last = _last_text(sample)
-    inside = find_answer(steps[last], sample.answer) if last < len(steps) else -1
-    if inside < 0:
+    start, end = find_answer(steps[last], sample.answer) if last < len(steps) else (-1, -1)
+    if start < 0:
         return 0, 0
-    start = text.rindex("<|im_end|>") - len("".join(steps[last:])) + inside
-    end = start + len(sample.answer)
-    tokens = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
+    step = text.rindex("<|im_end|>") - len("".join(steps[last:]))
+    tokens = [i for i, (a, b) in enumerate(offsets) if a < step + end and b > step + start]
     return tokens[0], tokens[-1] + 1
 
 

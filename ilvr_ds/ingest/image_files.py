@@ -6,7 +6,7 @@ import io
 import stat
 import unicodedata
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from ilvr_ds.data.decode import decode_image, image_size
@@ -84,7 +84,9 @@ def read_image(root: Path, name: PurePosixPath, what: str) -> bytes:
 
 
 def _other_spelling(root: Path, name: PurePosixPath) -> str:
-    """A hint where a file of this name looks the same, because one of the two names comes from a Mac."""
+    """A hint where the name is written as on Windows, or a file's name looks the same, because one comes from a Mac."""
+    if "\\" in str(name):
+        return f"; it is written as on Windows: write '{PureWindowsPath(name).as_posix()}'"
     others = {unicodedata.normalize(form, str(name)): form for form in ("NFC", "NFD")}
     there = next((form for other, form in others.items() if other != str(name) and _exists(root / other)), "")
     return f"; there is one whose accents are written in another way ({there} of Unicode): rename it" if there else ""

@@ -3,7 +3,7 @@
 All have in common: `id`, which may be absent; `answer`, where the format's own keys hold none; and the group, which is
 `group`, or the first text of `operation`, `type` and `level`, or what the format takes for it, or else CoMT's operation
 or VSP's level among the first image's folders. All other keys, and `operation`, `type` and `level`, are kept in `meta`:
-texts, and the rest as JSON.
+texts, and the rest as JSON. So is `answer` where it differs from what the format's own keys hold.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ Tell = Callable[[str], None]
 _COMMON_KEYS = {"id", "group", "answer"}
 _GROUP_KEYS = ("operation", "type", "level")
 _GROUP_FOLDERS = re.compile(r"creation|deletion|update|selection|level_?\d+")
+_OTHER_MARKER = re.compile(r"<\|?(?!(?-i:image>))image[ _-]?\d*\|?>", re.IGNORECASE)
+"""Markers of other formats, as <image_1>: they would be words about images that stand before the text."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,11 @@ class Importer:
             self._tell(f"{self._source.label}: {self._source.what}, taken for {format.name}: {why}")
         self.formats[format.name] = self.formats.get(format.name, 0) + 1
         images = _Images(self._root, entry.files, self._helper)
-        return _convert(record, identity, format.read(record), format, images)
+        sample = _convert(record, identity, format.read(record), format, images)
+        if entry.files and not {*sample.input_images, *sample.helper_images} & {*entry.files.values()}:
+            name = next(iter(entry.files))
+            raise SampleError(f"'{name}' came with the record, which shows it nowhere; name it as {format.name} does")
+        return sample
 
     def _format(self, record: Record, number: int) -> tuple[RecordFormat, str]:
         """The format of a record and why; with `auto` the first record tells it, and later ones only of its family."""
@@ -163,23 +169,29 @@ def _convert(record: Record, identity: str, draft: Draft, format: RecordFormat, 
     steps = (cut.get(step.helper, step) if isinstance(step, LatentStep) else step for step in draft.steps)
     if any(IMAGE_MARKER in step.content for step in draft.steps if isinstance(step, TextStep)):
         raise SampleError(f"the plan's text holds {IMAGE_MARKER}, which is no image there; make it a latent step")
+    stated = short_text(record, "answer")
     sample = Sample(
         id=identity,
         question=draft.question,
         steps=tuple(steps),
         input_images=inputs,
         helper_images=helpers,
-        answer=draft.answer or short_text(record, "answer"),
+        answer=draft.answer or stated,
         group=_group(record, draft, images.root),
-        meta={key: _kept(value) for key, value in record.items() if _is_kept(key, format)},
+        meta=_meta(record, format, is_answer_used=not draft.answer or stated in ("", draft.answer)),
         history=tuple(draft.history),
     )
+    if inputs and (other := _OTHER_MARKER.search("\n".join(sample.user_texts))):
+        raise SampleError(f"'{other[0]}' stands in the text, which marks no image; write {IMAGE_MARKER}")
     check_sample(sample)
     return sample
 
 
-def _is_kept(key: str, format: RecordFormat) -> bool:
-    return key not in _COMMON_KEYS and not format.own_keys.fullmatch(key)
+def _meta(record: Record, format: RecordFormat, is_answer_used: bool) -> dict[str, str]:
+    """What the sample holds nowhere else; a key `answer` too, where the format's own answer is another."""
+    used = _COMMON_KEYS if is_answer_used else _COMMON_KEYS - {"answer"}
+    keys = (key for key in record if key not in used and not format.own_keys.fullmatch(key))
+    return {key: _kept(record[key]) for key in keys}
 
 
 def _kept(value: Any) -> str:

@@ -17,6 +17,9 @@ _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 _BARE_BASE64 = re.compile(r"(?:iVBORw0KGgo|/9j/|UklGR)[A-Za-z0-9+/\s]{52,}={0,2}")
 """PNG, JPEG and WebP begin with these letters in base64; no path is taken for one unless it is as long as an image."""
 _ADDRESS = re.compile(r"(?:https?|s3|gs|ftp|file)://", re.IGNORECASE)
+_MOST_FRACTION = 1.02
+LEAST_PIXELS = 2
+"""The largest number of a box in fractions, and the least one for pixels: no step is about the first pixel alone."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,33 @@ def read_picture(value: Any) -> Picture | None:
     return Picture((value,))
 
 
-def read_box(values: Any, unit: Unit | None = None) -> Box:
-    """A box of four numbers. Without a unit, numbers up to 1 are fractions of width and height, others pixels."""
+def read_box(values: Any) -> Box:
+    """A box of four numbers in pixels; raises SampleError for other values, and for fractions."""
+    box = Box(_corners(values))
+    if max(box.corners) < LEAST_PIXELS:
+        raise SampleError(f"the box {list(box.corners)} looks like fractions; expected pixels")
+    return box
+
+
+def read_boxes(values: list[Any]) -> list[Box]:
+    """The boxes of a record, which are all in fractions of width and height or all in pixels.
+
+    Fractions may be a little above 1, as rounding makes them. Raises SampleError where the unit cannot be told.
+    """
+    boxes = [_corners(box) for box in values]
+    if all(max(box) <= _MOST_FRACTION for box in boxes):
+        return [Box(box, "fractions") for box in boxes]
+    if unclear := next((box for box in boxes if max(box) < LEAST_PIXELS), None):
+        raise SampleError(f"it cannot be told whether the box {list(unclear)} is in fractions or in pixels")
+    return [Box(box) for box in boxes]
+
+
+def _corners(values: Any) -> tuple[float, float, float, float]:
     is_box = isinstance(values, list) and len(values) == 4 and all(type(x) in (int, float) for x in values)
     if not is_box or not all(map(math.isfinite, values)):
         raise SampleError(f"box {values!r} is not [left, top, right, bottom]")
     left, top, right, bottom = values
-    return Box((left, top, right, bottom), unit or ("pixels" if max(values) > 1 else "fractions"))
+    return left, top, right, bottom
 
 
 def _read_object(value: dict[str, Any]) -> Picture | None:

@@ -115,6 +115,7 @@ def _picture(value: Any, key: str, expected: str) -> Picture:
 
 
 def kind(value: Any) -> str:
-    """A JSON value's type in words."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
+    """The type of a value of JSON, or of a table, in words."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null", bytes: "bytes"}
+    names |= {int: "a number", float: "a number"}
+    return names.get(type(value), f"of the table's type {type(value).__name__}")

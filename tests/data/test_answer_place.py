@@ -31,7 +31,7 @@ from ilvr_ds.data.answer_place import find_answer
 )
 def test_the_answer_is_found_where_it_is_given(marked: str, answer: str) -> None:
     place = marked.index("[" + answer + "]")
-    assert find_answer(marked.replace(f"[{answer}]", answer), answer) == place
+    assert find_answer(marked.replace(f"[{answer}]", answer), answer) == (place, place + len(answer))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,16 @@ def test_the_answer_is_found_where_it_is_given(marked: str, answer: str) -> None
         ("A", ""),
         ("", "A"),
         ("x_ray", "ray1"),
+        ("a cafe\u0301", "cafe"),
+        ("cafe\u0301s", "cafe\u0301"),
     ],
 )
 def test_parts_of_words_and_numbers_are_no_answer(text: str, answer: str) -> None:
-    assert find_answer(text, answer) == -1
+    assert find_answer(text, answer) == (-1, -1)
+
+
+def test_an_accent_may_be_written_in_two_ways() -> None:
+    """As one letter, or apart, as on a Mac."""
+    whole, apart = "caf\u00e9", "cafe\u0301"
+    assert find_answer(f"The answer is: {apart}.", whole) == (15, 20)
+    assert find_answer(f"The answer is: {whole}.", apart) == (15, 19)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import unicodedata
 from copy import copy
 from dataclasses import fields, replace
 from typing import Any
@@ -143,8 +144,13 @@ def test_reserved_tokens_of_two_steps_are_refused(encoder: SampleEncoder) -> Non
 def test_a_helper_image_that_is_too_narrow_is_found_when_packing(encoder: SampleEncoder) -> None:
     """Catches a sample that `pack` takes and training cannot use: boxes make narrow pictures."""
     narrow = replace(PLAIN, helper_images=(TALL, image_bytes(3, size=(1, 300))))
-    with pytest.raises(SampleError, match="aspect ratio"):
-        encoder.count_tokens(narrow)
+    for measure in (encoder, encoder.count_tokens):
+        with pytest.raises(
+            SampleError, match=r"^helper image 2: image of 1x300 pixels: .*aspect ratio.*; crop or pad it"
+        ):
+            measure(narrow)
+    with pytest.raises(SampleError, match=r"^input image 1: image of 1x300 pixels: "):
+        encoder.count_tokens(replace(PLAIN, input_images=narrow.helper_images[1:]))
 
 
 def test_one_token_too_many_is_refused(golden: GoldenSet) -> None:
@@ -189,6 +195,16 @@ def test_the_answer_is_not_marked_inside_a_later_word(encoder: SampleEncoder) ->
     first, last = encoded.answer
     assert encoder.tokenizer.decode(encoded.input_ids[first:last]).strip() == "A"
     assert encoder.tokenizer.decode(encoded.input_ids[last:]).startswith(". All")
+
+
+def test_an_answer_whose_accent_is_written_in_another_way_is_marked_whole(encoder: SampleEncoder) -> None:
+    whole, apart = "caf\u00e9", "cafe\u0301"
+    for text, answer in ((whole, apart), (apart, whole)):
+        encoded = encoder(sample_of("Question", (), f"The final answer is: {text}.", answer=answer))
+        first, last = encoded.answer
+        shown = encoder.tokenizer.decode(encoded.input_ids[first:last])
+        assert unicodedata.normalize("NFC", shown.strip()) == whole
+        assert encoder.tokenizer.decode(encoded.input_ids[last:]).startswith(".")
 
 
 @pytest.mark.parametrize("answer", ["", "B"])

@@ -77,3 +77,8 @@ def test_a_box_is_cut_out_of_the_upright_picture():
     whole, region = cut_box(buffer.getvalue(), Box((0.5, 0.25, 2, 1), "fractions"), "region")
     assert whole == buffer.getvalue()
     assert region == (3, 2, 6, 8)
+
+
+def test_a_path_written_as_on_windows_is_named(root):
+    (bad,) = read(root, ilvr(image_input="level_3\\a.png"))
+    assert bad.reason.endswith("; it is written as on Windows: write 'level_3/a.png'")

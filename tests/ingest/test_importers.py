@@ -96,3 +96,22 @@ def test_folders_above_the_image_root_name_no_group(tmp_path):
     record = ilvr(image_input=str(root / "a.png"), sequence_plan=[TEXT])
     [sample] = read_records(write_jsonl(tmp_path / "a.jsonl", [record]), root)
     assert sample.group == ""
+
+
+def test_two_answers_that_differ_are_not_taken_for_one(root):
+    """In the authors' format nothing says which is right; elsewhere the second is kept beside the sample."""
+    same, other = read(root, *(ilvr(original_final_answer="B", answer=answer) for answer in ("B", "C")))
+    assert (same.answer, same.meta) == ("B", {})
+    assert other.reason == "'original_final_answer' is 'B' and 'answer' is 'C'; leave one of them out"
+    mirage = {"text_input": "x", "text_output": r"<image> so \boxed{B}", "image_output": "b.png"}
+    for answer, meta in (("B", {}), ("", {}), (None, {}), ("C", {"answer": "C"})):
+        (sample,) = read(root, mirage | {"answer": answer})
+        assert (sample.answer, sample.meta) == ("B", meta)
+
+
+@pytest.mark.parametrize("marker", ["<image_1>", "<image 2>", "<Image>", "<|image|>", "<|image_1|>", "<image1>"])
+def test_markers_of_other_formats_are_not_words(root, marker):
+    """Catches images that stand before the text, whatever the order of their markers."""
+    alone, bad = read(root, *(ilvr(text_input=f"In {marker}?", image_input=image) for image in ([], "a.png")))
+    assert isinstance(alone, Sample)
+    assert bad.reason == f"'{marker}' stands in the text, which marks no image; write <image>"

@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from ilvr_ds.data.sample import SampleError
-from ilvr_ds.ingest.picture import Box, Picture, read_box, read_picture
+from ilvr_ds.ingest.picture import Box, Picture, read_box, read_boxes, read_picture
 from tests.data.packing import image_bytes
 from tests.ingest.records import LATENT, ilvr, read
 
@@ -69,9 +69,20 @@ def test_every_format_takes_images_that_are_no_paths(root):
 
 
 def test_boxes():
-    assert read_box([0, 0.5, 1, 1]) == Box((0, 0.5, 1, 1), "fractions")
-    assert read_box([0, 0.5, 1, 1], "pixels") == Box((0, 0.5, 1, 1), "pixels")
-    assert read_box([0, 0, 1.5, 1]) == Box((0, 0, 1.5, 1), "pixels")
+    assert read_box([0, 0, 2.5, 1]) == Box((0, 0, 2.5, 1), "pixels")
+    for fractions in ([0, 0.5, 1, 1], [0, 0.5, 1.004, 1]):
+        with pytest.raises(SampleError, match="looks like fractions; expected pixels"):
+            read_box(fractions)
     for wrong in ("0 0 1 1", [0, 0, 1], [0, 0, 1, True], [0, 0, 1, float("inf")]):
         with pytest.raises(SampleError, match="is not"):
             read_box(wrong)
+
+
+def test_the_boxes_of_a_record_have_one_unit():
+    """Rounding makes 1.004 of a box that reaches the edge; taken as pixels, a step would be about the first one."""
+    whole, rounded, pixels = (0, 0, 1, 1), (0, 0.5, 1.004, 1), (3, 3, 20, 30)
+    assert read_boxes([list(whole), list(rounded)]) == [Box(whole, "fractions"), Box(rounded, "fractions")]
+    assert read_boxes([list(pixels)]) == [Box(pixels)]
+    for unclear in ([whole, pixels], [pixels, rounded], [(0, 0, 1.5, 1)]):
+        with pytest.raises(SampleError, match=r"cannot be told whether the box .* is in fractions or in pixels"):
+            read_boxes([list(box) for box in unclear])

@@ -41,8 +41,7 @@ def last_words(reasoner: Reasoner, sample: Sample) -> LastWords:
     last = max((n for n, step in enumerate(sample.steps) if isinstance(step, LatentStep)), default=-1)
     text = "".join(step.content for step in sample.steps[last + 1 :] if isinstance(step, TextStep)) or sample.answer
     encoded = reasoner.encoder.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-    tokens, start = list(encoded["input_ids"]), find_answer(text, sample.answer)
-    end = start + len(sample.answer)
+    tokens, (start, end) = list(encoded["input_ids"]), find_answer(text, sample.answer)
     inside = [n for n, (a, b) in enumerate(encoded["offset_mapping"]) if a < end and b > start]
     scored = range(inside[0], inside[-1] + 1) if start >= 0 and inside else range(len(tokens))
     return LastWords(tokens, scored)

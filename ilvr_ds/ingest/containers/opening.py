@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,13 +18,14 @@ from ilvr_ds.ingest.containers.json_array import read_array
 from ilvr_ds.ingest.containers.json_lines import read_lines
 from ilvr_ds.ingest.containers.source import Entry, Source, Unit, missing_library
 from ilvr_ds.ingest.containers.tables import HUB, open_dataset, read_parquet
-from ilvr_ds.ingest.containers.tars import read_tar
+from ilvr_ds.ingest.containers.tars import by_numbers, read_tar
 from ilvr_ds.ingest.containers.zstd import ZstdReader
 from ilvr_ds.ingest.foreign import HEAD, is_array, refuse_content, refuse_folder
 
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _TAR, _TAR_AT = b"ustar", 257
 _PACKED_TARS = ("*.tar.gz", "*.tgz", "*.tar.zst")
+_SPLIT = re.compile(r"(?<![a-z])(?:train|val|valid|validation|dev|test|eval)(?![a-z])", re.IGNORECASE)
 _UNITS: dict[str, Unit] = {"JSON Lines": "line", "a JSON array": "record", "a webdataset tar": "sample"}
 
 
@@ -38,7 +40,7 @@ def open_source(input: Path | str, subset: str | None = None, split: str | None 
         return open_dataset(name, subset, split)
     if path.is_dir():
         refuse_folder(path)
-        tars = sorted(path.glob("*.tar"))
+        tars = sorted(path.glob("*.tar"), key=lambda tar: by_numbers(tar.name))
         packed = sorted(found.name for pattern in _PACKED_TARS for found in path.glob(pattern))
         if tars and packed:
             raise UserError(
@@ -64,7 +66,11 @@ def open_source(input: Path | str, subset: str | None = None, split: str | None 
 
 
 def _open_tars(folder: Path, tars: list[Path]) -> Source:
-    """The samples of all tars of a folder, numbered through."""
+    """The samples of all tars of a folder, numbered through; raises UserError where they are of several splits."""
+    splits = {found[0].lower(): tar.name for tar in tars if (found := _SPLIT.search(tar.stem))}
+    if len(splits) > 1:
+        names = " and ".join(splits.values())
+        raise UserError(f"{folder}: holds tars of several splits, {names}; put those of one into a folder of their own")
 
     def entries() -> Iterator[Entry]:
         whole = chain.from_iterable(_entries(tar, "", "a webdataset tar") for tar in tars)

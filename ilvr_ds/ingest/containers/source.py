@@ -47,8 +47,14 @@ def missing_library(label: str, what: str, library: str) -> UserError:
     return UserError(f"{label}: {what} needs {library}; pip install '.[formats]'")
 
 
-def without_nulls(value: Any) -> Any:
-    """A table's value without the keys that hold null: in a table every row has every key."""
+def plain(value: Any) -> Any:
+    """A table's value as JSON would hold it.
+
+    Keys that hold null are left out: in a table every row has every key. Whole numbers are integers: a column of
+    integers with one missing is a column of floats, and 2.0 is no answer where the text says 2.
+    """
     if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+        return {key: plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return [plain(item) for item in value] if isinstance(value, list) else value

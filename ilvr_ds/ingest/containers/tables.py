@@ -5,16 +5,19 @@ Images are columns as the `datasets` library stores them (`bytes` and `path`), b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ilvr_ds.errors import UserError, nearest
-from ilvr_ds.ingest.containers.source import Entry, Source, missing_library, without_nulls
+from ilvr_ds.ingest.containers.source import Entry, Source, missing_library, plain
 
 _ROWS = 16
 _SAVED = ("state.json", "dataset_dict.json")
 HUB = "hf:"
+_JSON = "extension<arrow.json>"
+"""The type in which `datasets` keeps objects that do not all have the same keys, as the steps of a plan."""
 
 
 def read_parquet(path: Path) -> Iterator[Entry]:
@@ -26,6 +29,9 @@ def read_parquet(path: Path) -> Iterator[Entry]:
         raise missing_library(str(path), "a parquet file", "pyarrow") from error
     try:
         with parquet.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            if twice := next((name for name in names if names.count(name) > 1), ""):
+                raise UserError(f"{path}: the column '{twice}' stands twice; rename one of them")
             yield from _rows(table.iter_batches(batch_size=_ROWS))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({_first_line(error)})") from error
@@ -71,9 +77,22 @@ def _dataset_rows(dataset: Any, label: str) -> Iterator[Entry]:
 def _rows(tables: Iterator[Any]) -> Iterator[Entry]:
     number = 0
     for table in tables:
+        in_json = [column for column in table.schema if _JSON in str(column.type)]
         for row in table.to_pylist():
+            row |= {column.name: _parsed(row[column.name], column.type) for column in in_json}
             number += 1
-            yield Entry(number, without_nulls(row))
+            yield Entry(number, plain(row))
+
+
+def _parsed(value: Any, type: Any) -> Any:
+    """A value of an Arrow type, with objects where it holds their JSON."""
+    if value is None or _JSON not in str(type):
+        return value
+    if isinstance(value, str):
+        return json.loads(value)
+    if isinstance(value, list):
+        return [_parsed(item, type.value_type) for item in value]
+    return {field.name: _parsed(value[field.name], field.type) for field in type}
 
 
 def _split(loaded: Any, split: str | None, name: str) -> tuple[Any, str]:

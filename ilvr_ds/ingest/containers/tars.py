@@ -27,9 +27,9 @@ def read_tar(stream: BinaryIO, label: str) -> Iterator[Entry]:
 
     A record may name an image by its member's name, with or without folders, or by what stands behind the key. Where it
     names none of them, they are put under `image` in the order of their names, 2.png before 10.png. Nothing is
-    extracted.
+    extracted. Raises UserError where the tar is damaged, and where a sample's members do not stand side by side.
     """
-    number, key, members = 0, "", dict[str, bytes]()
+    number, key, members, keys = 0, "", dict[str, bytes](), set[str]()
     try:
         with tarfile.open(fileobj=stream, mode="r|") as tar:
             for info in tar:
@@ -41,6 +41,12 @@ def read_tar(stream: BinaryIO, label: str) -> Iterator[Entry]:
                     yield _entry(number, key, members)
                 if found[1] != key:
                     key, members = found[1], {}
+                    if key in keys:
+                        raise UserError(
+                            f"{label}: {info.name} does not stand beside the other members of '{key}'; write the tar "
+                            "anew with --sort=name"
+                        )
+                    keys.add(key)
                 if found[2].lower() == "json" or found[2].lower().endswith(_IMAGES):
                     members[found[2]] = _content(tar, info, len(members), label)
             if members:
@@ -67,12 +73,12 @@ def _entry(number: int, key: str, members: dict[str, bytes]) -> Entry:
     if isinstance(record, SampleError):
         return Entry(number, record)
     record.setdefault("id", key)
-    if members and "image" not in record and "images" not in record and not _names_any(record, files):
-        record["image"] = [f"{stem}.{name}" for name in sorted(members, key=_order)]
+    if members and record.get("image") is None and record.get("images") is None and not _names_any(record, files):
+        record["image"] = [f"{stem}.{name}" for name in sorted(members, key=by_numbers)]
     return Entry(number, record, files)
 
 
-def _order(name: str) -> list[str | int]:
+def by_numbers(name: str) -> list[str | int]:
     """Sorts names by the numbers in them, not by their digits."""
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name))]
 

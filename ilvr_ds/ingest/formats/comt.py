@@ -16,12 +16,13 @@ import re
 from ilvr_ds.data.sample import IMAGE_MARKER, SampleError, Step, TextStep
 from ilvr_ds.ingest.formats.pieces import announced, plan_of
 from ilvr_ds.ingest.picture import Picture
-from ilvr_ds.ingest.record import Draft, Record, RecordFormat, items, kind, short_text, text
+from ilvr_ds.ingest.record import Draft, Record, RecordFormat, items, kind, picture, short_text, text
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _ENTRY = re.compile(r"IMAGE[-_ ]?(\d+)\W{0,3}?:\W{0,3}([^\s'\",\]}]+)")
-_NAMED = re.compile(r"([\[<({]{1,2})?\bIMAGE[-_ ]?(\d+)\b(?(1)(?::[^\s\]>)}]+)?[\]>)}]{1,2})")
+_NAMED = re.compile(r"([\[<({]{1,2})?\bIMAGE[-_ ]?(\d+)\b(?(1)(?::\s*[^\s\]>)}]+)?[\]>)}]{1,2})")
 """The brackets belong to the name where they surround nothing else."""
+_KEY = re.compile(r"IMAGE[-_ ]?(\d+)")
 _LETTERS = "ABCDEFGHIJ"
 
 
@@ -37,7 +38,7 @@ def _read(record: Record) -> Draft:
     rationale = short_text(record, "rationale").strip()
     asked, told = ([found[2] for found in _NAMED.finditer(words)] for words in (question, rationale))
     shown = asked or (["0"] if "0" in images and "0" not in told else [])
-    _check_named(images, asked, told, has_rationale=bool(rationale))
+    _check_named(images, [*asked, *told], {*shown, *told}, has_rationale=bool(rationale))
     lines = [f"({letter}) {option}" for letter, option in zip(_LETTERS, options, strict=False)]
     return Draft(
         question="\n".join([_NAMED.sub(IMAGE_MARKER, question), *lines]),
@@ -48,7 +49,7 @@ def _read(record: Record) -> Draft:
     )
 
 
-COMT = RecordFormat("comt", re.compile("question|image|rationale"), _recognise, _read)
+COMT = RecordFormat("comt", re.compile("question|image|rationale|answer"), _recognise, _read)
 
 
 def _images(record: Record) -> dict[str, Picture]:
@@ -58,14 +59,29 @@ def _images(record: Record) -> dict[str, Picture]:
         return {}
     if not isinstance(value, (dict, list, str)):
         raise SampleError(f"'image' is {kind(value)}, expected IMAGE0, IMAGE1, ... with their ids")
+    inside, value = _inside(value) if isinstance(value, dict) else ({}, value)
     entries = _ENTRY.findall(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     if not entries and value:
         raise SampleError("'image' names no IMAGE0, IMAGE1, ... with an id")
-    folder = text(record, "type")
-    images = {number: Picture(_places(folder, identity)) for number, identity in entries}
-    if len(images) < len(set(entries)):
+    folder = text(record, "type") if entries else ""
+    images = inside | {number: Picture(_places(folder, identity)) for number, identity in entries}
+    if len(images) < len(inside) + len(set(entries)):
         raise SampleError("'image' gives two images one number")
     return images
+
+
+def _inside(value: Record) -> tuple[dict[str, Picture], Record]:
+    """The images that the record holds itself, by number, and the others' ids; null is absent."""
+    images, ids = {}, {}
+    for key, item in value.items():
+        is_id = isinstance(item, int) or (isinstance(item, str) and picture(value, key).data is None)
+        if is_id:
+            ids[key] = item
+        elif item is not None:
+            if not (found := _KEY.fullmatch(key)):
+                raise SampleError(f"'image' holds '{key}', expected IMAGE0, IMAGE1, ...")
+            images[found[1]] = picture(value, key)
+    return images, ids
 
 
 def _places(folder: str, identity: str) -> tuple[str, ...]:
@@ -94,12 +110,12 @@ def _letter(record: Record, options: int) -> str:
     return found
 
 
-def _check_named(images: dict[str, Picture], asked: list[str], told: list[str], has_rationale: bool) -> None:
-    if missing := [number for number in (*asked, *told) if number not in images]:
+def _check_named(images: dict[str, Picture], named: list[str], used: set[str], has_rationale: bool) -> None:
+    """Raise SampleError for names without an image, and images that would be lost; without a rationale its own are."""
+    if missing := [number for number in named if number not in images]:
         raise SampleError(f"IMAGE{missing[0]} is named in the text but is not in 'image'")
-    unnamed = [number for number in images if number not in {"0", *asked, *told}]
-    if has_rationale and unnamed:
-        raise SampleError(f"IMAGE{unnamed[0]} is named neither in the question nor in the rationale")
+    if unused := [number for number in images if number not in used and (has_rationale or number == "0")]:
+        raise SampleError(f"IMAGE{unused[0]} is named neither in the question nor in the rationale")
 
 
 def _steps(rationale: str, answer: str) -> list[Step]:

@@ -18,7 +18,7 @@ from ilvr_ds.ingest.formats.turns import last_question, read_turns
 from ilvr_ds.ingest.record import Draft, Record, RecordFormat, short_text
 
 FAMILY = "conversations"
-OWN_KEYS = "conversations|messages|images?"
+OWN_KEYS = "conversations|messages|system|images?"
 
 
 def _recognise(record: Record) -> str:

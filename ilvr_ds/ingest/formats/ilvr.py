@@ -17,7 +17,7 @@ import re
 
 from ilvr_ds.data.sample import LatentStep, Region, SampleError, Step, TextStep
 from ilvr_ds.errors import nearest
-from ilvr_ds.ingest.picture import Picture
+from ilvr_ds.ingest.picture import LEAST_PIXELS, Picture
 from ilvr_ds.ingest.record import Draft, Record, RecordFormat, has_keys, kind, picture, pictures, short_text, text
 from ilvr_ds.ingest.record_keys import check_keys
 
@@ -28,7 +28,9 @@ _KEYS = {"text": ("content",), "latent": ("helper_image", "region")}
 def _read(record: Record) -> Draft:
     check_keys(record, has_answer=False)
     steps, helpers = _plan(record)
-    answer = short_text(record, "original_final_answer")
+    answer, other = short_text(record, "original_final_answer"), short_text(record, "answer")
+    if answer and other not in ("", answer):
+        raise SampleError(f"'original_final_answer' is '{answer}' and 'answer' is '{other}'; leave one of them out")
     return Draft(text(record, "text_input"), steps, pictures(record, "image_input"), helpers, answer)
 
 
@@ -84,7 +86,7 @@ def _region(step: Record) -> Region | None:
         return None
     if not isinstance(value, list) or len(value) != 4 or not all(type(x) in (int, float) for x in value):
         raise SampleError(f"'region' is {json.dumps(value)}, expected [left, top, right, bottom] in pixels")
-    if max(value) <= 1:
+    if max(value) < LEAST_PIXELS:
         raise SampleError(f"'region' is {json.dumps(value)}, which looks like fractions; expected pixels")
     left, top, right, bottom = value
     return left, top, right, bottom

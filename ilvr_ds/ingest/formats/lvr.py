@@ -5,8 +5,8 @@
                        {"from": "gpt", "value": "<lvr>\\n<answer> ... </answer>"}]}
 
 Each `<lvr>` of the last reply stands for the next box, which becomes a helper image there (image_files.cut_box). Boxes
-are fractions of width and height, or pixels where a number is above 1. They lie in the only image, or box by box in one
-of as many images.
+are fractions of width and height, or pixels (picture.read_boxes). They lie in the only image, or box by box in one of
+as many images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ilvr_ds.data.sample import SampleError
 from ilvr_ds.ingest.formats.conversations import FAMILY, OWN_KEYS
 from ilvr_ds.ingest.formats.pieces import plan_of, stated_answer
 from ilvr_ds.ingest.formats.turns import last_question, read_turns
-from ilvr_ds.ingest.picture import Picture, read_box
+from ilvr_ds.ingest.picture import Picture, read_boxes
 from ilvr_ds.ingest.record import Draft, Record, RecordFormat, items, short_text
 
 _PLACE = re.compile(r"\n?<lvr>\n?")
@@ -40,10 +40,10 @@ def _read(record: Record) -> Draft:
     if any("<lvr>" in turn.text for turn in history) or "<lvr>" in question:
         raise SampleError("<lvr> stands in another turn than the last reply")
     pieces = _PLACE.split(reply)
-    boxes = [read_box(box) for box in (items(record, "bboxes") if record.get("bboxes") else [])]
+    boxes = read_boxes(items(record, "bboxes") if record.get("bboxes") else [])
     if len(boxes) != len(pieces) - 1:
         raise SampleError(f"{len(pieces) - 1} places <lvr> but {len(boxes)} boxes in 'bboxes'")
-    if len(images) not in (1, len(boxes)):
+    if boxes and len(images) not in (1, len(boxes)):
         raise SampleError(f"{len(boxes)} boxes for {len(images)} images: it cannot be told in which each lies")
     places: list[Picture] = images if len(images) == len(boxes) else images * len(boxes)
     return Draft(

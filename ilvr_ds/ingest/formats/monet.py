@@ -23,6 +23,7 @@ from ilvr_ds.ingest.picture import Picture
 from ilvr_ds.ingest.record import Draft, Record, RecordFormat, items, kind, picture, text
 
 _PLACE = re.compile(r"<abs_vis_token>\s*</abs_vis_token>")
+_TAG = re.compile(r"</?abs_vis_token[^>]*>")
 _OBSERVATION = re.compile(r"</?observation>")
 _ROLES = (["user", "assistant"], ["user"])
 
@@ -98,6 +99,8 @@ def _reply(parts: list[Record]) -> tuple[list[str], list[Picture]]:
         else:
             words += text(part, "text")
             places = len(_PLACE.findall(words))
+    if left_over := _TAG.search(_PLACE.sub("", words)):
+        raise SampleError(f"'{left_over[0]}' is no part of an empty <abs_vis_token></abs_vis_token>")
     if places != len(images):
         raise SampleError(f"{places} places <abs_vis_token></abs_vis_token> but {len(images)} images of the assistant")
     return _PLACE.split(_OBSERVATION.sub("", words)), images

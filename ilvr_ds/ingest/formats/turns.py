@@ -17,6 +17,7 @@ _IMAGE_TYPES = ("image", "image_url")
 _IMAGE_KEYS = (*_IMAGE_TYPES, "path")
 _FILM_KEYS = ("video", "videos", "audio", "audios")
 _CALL_KEYS = ("tool_calls", "function_call")
+_THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
 _LEARNING_KEYS = ("weight", "loss", "train")
 """Of an assistant's turn in data for other trainers: 0 or false says not to learn from it."""
 
@@ -24,13 +25,13 @@ _LEARNING_KEYS = ("weight", "loss", "train")
 def read_turns(record: Record) -> tuple[list[Turn], list[Picture]]:
     """The turns of `conversations` or `messages`, and the images that stand in them.
 
-    A user's image is at `<image>`; a line break beside it is left out, as published loaders do. Images come from
-    `image` or `images`, or from parts of the messages. Raises SampleError for a role that is none of the three, and for
-    a record about a film or a sound.
+    A prompt `system` beside them is the first turn. A user's image is at `<image>`; a line break beside it is left out,
+    as published loaders do. Images come from `image` or `images`, or from parts of the messages. Raises SampleError for
+    a role that is none of the three, and for a record about a film or a sound.
     """
     key = "conversations" if record.get("conversations") is not None else "messages"
     inside: list[Picture] = []
-    turns = []
+    turns = [_turn({"role": "system", "content": record["system"]}, inside)] if record.get("system") else []
     for number, turn in enumerate(items(record, key), start=1):
         try:
             turns.append(_turn(turn, inside))
@@ -69,6 +70,8 @@ def _turn(turn: Any, inside: list[Picture]) -> Turn:
     role = _ROLES[named]
     if call := next((key for key in _CALL_KEYS if turn.get(key)), None):
         raise SampleError(f"it has '{call}', and calls of tools are not read")
+    if thought := next((key for key in _THOUGHT_KEYS if turn.get(key)), None):
+        raise SampleError(f"it has '{thought}' beside its text, and only the text is learned from; put it there")
     if off := next((key for key in _LEARNING_KEYS if turn.get(key, True) in (0, False)), None):
         raise SampleError(f"it has '{off}' {json.dumps(turn[off])}, but every turn of the assistant is learned from")
     content = turn.get(text_key)

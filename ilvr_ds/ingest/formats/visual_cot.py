@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 
-from ilvr_ds.data.sample import LatentStep, SampleError, TextStep
+from ilvr_ds.data.sample import IMAGE_MARKER, LatentStep, SampleError, TextStep
 from ilvr_ds.ingest.formats.conversations import FAMILY, OWN_KEYS
 from ilvr_ds.ingest.formats.turns import last_question, read_turns
 from ilvr_ds.ingest.picture import Box, Picture, read_box, read_picture
@@ -25,8 +25,9 @@ from ilvr_ds.ingest.record import Draft, Record, RecordFormat, items, pictures, 
 
 _SEPARATOR = "###"
 _REQUEST = re.compile(
-    r"Please (?:think step by step and )?provide the bounding box coordinate of the region.*", re.DOTALL
+    r"Please (?:think step by step and )?provide the bounding box coordinate of the region[^.\n]*\.?[ \t]*"
 )
+_BOX_IN_WORDS = re.compile(r"[\s\d.,;()\[\]-]*")
 _EXCHANGES = 2
 
 
@@ -50,44 +51,42 @@ def _read(record: Record) -> Draft:
     )
 
 
-VISUAL_COT = RecordFormat("visual-cot", re.compile(f"{OWN_KEYS}|question|bboxs"), _recognise, _read, FAMILY)
+VISUAL_COT = RecordFormat("visual-cot", re.compile(f"{OWN_KEYS}|question|answer|bboxs"), _recognise, _read, FAMILY)
 
 
 def _conversation(record: Record) -> tuple[str, str, Picture, Box]:
     turns, _ = read_turns(record)
-    history, _, answer = last_question(turns)
+    history, part, answer = last_question(turns)
     if len(turns) != 2 * _EXCHANGES or not answer:
         raise SampleError(f"{len(turns)} turns, expected question, box, the part of the image, answer")
+    if not _BOX_IN_WORDS.fullmatch(history[1].text):
+        raise SampleError(f"turn 2 holds more than a box, which would be lost: {history[1].text!r}")
+    if part.replace(IMAGE_MARKER, "").strip():
+        raise SampleError(f"turn 3 holds more than {IMAGE_MARKER}, which would be lost: {part!r}")
     names = items(record, "image")
     if len(names) != 2 or not all(isinstance(name, str) for name in names):
         raise SampleError("'image' is not the image and the image with its box")
     name, _, corners = names[1].partition(_SEPARATOR)
     try:
-        box = read_box(json.loads(corners), "pixels")
+        values = json.loads(corners)
     except ValueError as error:
         raise SampleError(f"'{names[1]}' names no box [left, top, right, bottom] behind {_SEPARATOR}") from error
+    box = read_box(values)
     if name != names[0]:
         raise SampleError(f"the box lies in '{name}', the question's image is '{names[0]}'")
     image = read_picture(name)
     if image is None:
         raise SampleError("'image' holds an empty path, expected a path")
-    return _REQUEST.sub("", history[0].text).rstrip(), answer, image, _checked(box)
-
-
-def _checked(box: Box) -> Box:
-    """The box, unless it can only be one of fractions, of which the first pixel would be left."""
-    if max(box.corners) <= 1:
-        raise SampleError(f"the box {list(box.corners)} looks like fractions; expected pixels")
-    return box
+    return _REQUEST.sub("", history[0].text).rstrip(), answer, image, box
 
 
 def _metadata(record: Record) -> tuple[str, str, Picture, Box]:
     images = pictures(record, "image")
     if len(images) != 1:
         raise SampleError(f"'image' holds {len(images)} images, expected one")
-    boxes = [read_box(box, "pixels").corners for box in items(record, "bboxs")]
+    boxes = [read_box(box).corners for box in items(record, "bboxs")]
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
-    around = _checked(Box((min(lefts), min(tops), max(rights), max(bottoms))))
+    around = Box((min(lefts), min(tops), max(rights), max(bottoms)))
     answer = short_text(record, "answer")
     if not answer.strip():
         raise SampleError("missing key 'answer'")

@@ -19,6 +19,8 @@ from ilvr_ds.ingest.picture import Picture
 from ilvr_ds.ingest.record import Draft, Record, RecordFormat, has_keys, picture, short_text, text
 
 _NAMED = re.compile(r"(?:<image_start>\s*)?\[((?:problem|reasoning)_image_\d+)\](?:\s*<image_end>)?")
+_LEFT_OVER = re.compile(r"<image_start>|<image_end>|\[[^\[\]]*(?:problem|reasoning)_image_\d+")
+"""What is left of a name in another form: it would be words to learn."""
 _THOUGHT = re.compile(r"THOUGHT[ _]*\d+\s*:[ \t]*")
 _IMAGE_KEY = re.compile(r"(problem|reasoning)_image_(\d+)")
 
@@ -29,6 +31,10 @@ def _read(record: Record) -> Draft:
         raise SampleError("missing key 'Final Answer'")
     trace = text(record, "Text Reasoning Trace")
     asked, told = _NAMED.findall(question), _NAMED.findall(trace)
+    if left_over := _LEFT_OVER.search(_NAMED.sub("", f"{question}\n{trace}")):
+        raise SampleError(f"'{left_over[0]}' names no image in the form <image_start>[reasoning_image_1]<image_end>")
+    if _NAMED.search(answer):
+        raise SampleError("'Final Answer' names an image, expected text")
     images = _images(record)
     for name in (*asked, *told):
         if name not in images:

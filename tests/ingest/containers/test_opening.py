@@ -155,3 +155,25 @@ def test_a_folder_of_tars_is_numbered_through(root: Path) -> None:
     source = open_source(folder)
     assert source.what == "2 webdataset tars"
     check([record for _, record in Importer(source, root)])
+
+
+def test_tars_of_several_splits_are_not_packed_together(root: Path) -> None:
+    """Catches held-out samples that go into training."""
+    folder = root.parent / "tars"
+    folder.mkdir()
+    for name in ("retrained-train-0", "retrained-train-1", "retrained-val-0"):
+        tarfile.open(folder / f"{name}.tar", "w").close()
+    with pytest.raises(UserError, match=r"splits, retrained-train-1\.tar and retrained-val-0\.tar; put those of one"):
+        list(open_source(folder).entries())
+    (folder / "retrained-val-0.tar").unlink()
+    assert list(open_source(folder).entries()) == []
+
+
+def test_tars_of_a_folder_are_read_in_the_order_of_their_numbers(root: Path) -> None:
+    folder, record = root.parent / "tars", root.parent / "member"
+    folder.mkdir()
+    record.write_text("{}")
+    for number in (10, 2, 1):
+        with tarfile.open(folder / f"part-{number}.tar", "w") as tar:
+            tar.add(record, f"{number}.json")
+    assert [entry.record["id"] for entry in open_source(folder).entries()] == ["1", "2", "10"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ from ilvr_ds.ingest.containers import tables
 from ilvr_ds.ingest.containers.opening import open_source
 from ilvr_ds.ingest.importers import Importer, Rejected
 from ilvr_ds.ingest.pack import pack
-from tests.data.packing import image_bytes
+from tests.data.packing import image_bytes, write_jsonl
+from tests.ingest.records import shapes
 
 BROKEN = (2, 5, 8, 11, 14)
 
@@ -174,3 +176,43 @@ def test_json_lines_in_a_folder(root: Path) -> None:
     (folder / "train.jsonl").write_text(json.dumps(record) + "\n")
     (sample,) = read(folder, root)
     assert (sample.id, sample.helper_images) == ("folder-1", (image_bytes(1),))
+
+
+def test_steps_with_different_keys_which_datasets_keeps_as_json(root: Path) -> None:
+    """The authors' own format in the JSON Lines of a hub repository, saved, and written to parquet."""
+    plan = [{"type": "text", "content": "Look."}, {"type": "latent", "helper_image": "b.png", "region": [2, 2, 4, 4]}]
+    records = [{"id": n, "text_input": "Why?", "image_input": ["a.png"], "sequence_plan": plan} for n in range(2)]
+    write_jsonl(root / "train.jsonl", records)
+    saved = datasets.Dataset.from_list(records, on_mixed_types="use_json")
+    saved.save_to_disk(root.parent / "saved")
+    saved.to_parquet(root.parent / "a.parquet")
+    for source in (root, root.parent / "saved", root.parent / "a.parquet"):
+        found = read(source, root)
+        assert all(isinstance(sample, Sample) and shapes(sample) == ["Look.", 0] for sample in found), found
+        assert [sample.steps[1].region for sample in found] == [(2, 2, 4, 4)] * 2
+
+
+def test_integers_of_which_one_is_missing_stay_integers(root: Path) -> None:
+    """pandas writes such a column as one of floats, and the answer 2.0 stands in no text."""
+    plan = [{"type": "text", "content": "The final answer is: 2"}]
+    record = {"text_input": "Why?", "sequence_plan": plan}
+    rows = [record | {"id": id, "answer": answer} for id, answer in ((7.0, 2.0), (None, None), (9.0, 2.5))]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), root.parent / "a.parquet")
+    found = read(root.parent / "a.parquet", root)
+    assert [(sample.id, sample.answer) for sample in found] == [("7", "2"), ("a-2", ""), ("9", "2.5")]
+
+
+@pytest.mark.parametrize(("value", "words"), [(b"2", "bytes"), (datetime.date(2026, 1, 2), "of the table's type date")])
+def test_values_that_json_has_no_word_for_are_named(root: Path, value: Any, words: str) -> None:
+    record = {"text_input": "Why?", "sequence_plan": [], "answer": value}
+    parquet.write_table(pyarrow.Table.from_pylist([record]), root.parent / "a.parquet")
+    (rejected,) = read(root.parent / "a.parquet", root)
+    assert rejected.reason == f"'answer' is {words}, expected text or a number"
+
+
+def test_a_column_that_stands_twice_is_named(root: Path) -> None:
+    """pyarrow alone would take the last and say nothing."""
+    table = pyarrow.Table.from_pylist(ROWS[:1])
+    parquet.write_table(table.append_column("Final Answer", pyarrow.array(["9"])), root.parent / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet: the column 'Final Answer' stands twice; rename one of them"):
+        read(root.parent / "a.parquet", root)

@@ -133,3 +133,34 @@ def test_links_and_devices_are_not_read(root: Path) -> None:
     (root.parent / "a.tar").write_bytes(buffer.getvalue())
     (rejected,) = read(root.parent / "a.tar", root)
     assert "1 <image> markers in the question but 0 input images" in rejected.reason
+
+
+SAID = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
+TRACE = {"Question": "What?", "Text Reasoning Trace": "A cat.", "Final Answer": "cat"}
+
+
+@pytest.mark.parametrize(
+    ("record", "format"), [(TRACE, "zebra-cot"), ({"conversations": SAID, "seen": "1.png"}, "conversations")]
+)
+def test_an_image_that_the_record_shows_nowhere_is_not_lost(root: Path, record: dict, format: str) -> None:
+    members = [("1.json", json.dumps(record).encode()), ("1.png", image_bytes(0))]
+    (rejected,) = read(write_tar(root.parent / "a.tar", members), root)
+    assert isinstance(rejected, Rejected)
+    assert rejected.reason == f"'1.png' came with the record, which shows it nowhere; name it as {format} does"
+
+
+def test_null_names_no_image(root: Path) -> None:
+    members = [("1.json", chat(conversations=SAID, image=None)), ("1.png", image_bytes(0))]
+    (sample,) = read(write_tar(root.parent / "a.tar", members), root)
+    assert isinstance(sample, Sample) and sample.input_images == (image_bytes(0),)
+
+
+def test_members_of_a_sample_that_stand_apart_end_it(root: Path) -> None:
+    """Catches records that are packed without their images, which come behind all records."""
+    turns = chat(conversations=SAID)
+    members = [("1.json", turns), ("2.json", turns), ("1.png", image_bytes(0)), ("2.png", image_bytes(1))]
+    path = write_tar(root.parent / "a.tar", members)
+    with pytest.raises(
+        UserError, match=r"a\.tar: 1\.png does not stand beside the other members of '1'; write the tar"
+    ):
+        read(path, root)

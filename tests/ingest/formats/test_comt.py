@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from ilvr_ds.data.sample import Sample
 from ilvr_ds.evaluation.scoring import comt_official, read_options
+from ilvr_ds.ingest.containers.opening import open_source
+from ilvr_ds.ingest.importers import Importer
 from tests.data.packing import image_bytes
 from tests.ingest.records import read, read_twenty, shapes
 
@@ -55,6 +60,9 @@ def test_twenty_records(comt):
         (record(27, option=["3", None, "5"]), "an option is empty"),
         (record(28, option=["3", {"a": 1}]), "'option' is an object, expected text or a number"),
         (record(29, image=["IMAGE0:10000", "IMAGE1:10001", "IMAGE1:10002"]), "'image' gives two images one number"),
+        (record(30, question="In IMAGE1?", rationale="None."), "IMAGE0 is named neither in the question nor in the"),
+        (record(31, question="In IMAGE1?", rationale=...), "IMAGE0 is named neither in the question nor in the"),
+        (record(32, image={"IMAGE0": "10000", "first": {"bytes": "eA=="}}), "'image' holds 'first', expected IMAGE0"),
         (record(26, image=["nothing"]), "'image' names no IMAGE0, IMAGE1, ... with an id"),
     ]
     samples = read_twenty(comt, good, broken)
@@ -122,3 +130,18 @@ def test_a_record_without_a_rationale_shows_no_helper_and_is_for_evaluation(comt
 def test_the_answer_is_a_letter_or_counts_from_0(comt, answer, letter):
     (sample,) = read(comt, record(0, answer=answer))
     assert sample.answer == letter
+
+
+def test_images_that_the_record_holds_itself(comt, tmp_path):
+    """As bytes in a table, where every row has every key, and in base64."""
+    held = {"IMAGE0": {"bytes": image_bytes(7), "path": "x.png"}, "IMAGE1": {"bytes": image_bytes(8)}, "IMAGE2": None}
+    parquet.write_table(pyarrow.Table.from_pylist([record(0, image=held)]), tmp_path / "a.parquet")
+    ((_, table),) = Importer(open_source(tmp_path / "a.parquet"), comt)
+    (lines,) = read(comt, record(0, image={"IMAGE0": b64encode(image_bytes(7)).decode(), "IMAGE1": "00001"}))
+    assert (table.input_images, table.helper_images) == ((image_bytes(7),), (image_bytes(8),))
+    assert (lines.input_images, lines.helper_images) == ((image_bytes(7),), (image_bytes(1, "JPEG"),))
+
+
+def test_a_name_with_its_id_is_left_out_whole(comt):
+    (sample,) = read(comt, record(0, rationale="Look {IMAGE1: 00001} here."))
+    assert shapes(sample)[:-1] == ["Look ", 0, " here."]

@@ -54,6 +54,14 @@ def test_twenty_records(root):
             record(33, conversations=[*said("a"), {"from": "gpt", "value": "b", "tool_calls": [{"id": "1"}]}]),
             "turn 2: it has 'tool_calls', and calls of tools are not read",
         ),
+        (
+            record(35, conversations=[*said("a"), {"from": "gpt", "value": "b", "reasoning_content": "c"}]),
+            "turn 2: it has 'reasoning_content' beside its text, and only the text is learned from",
+        ),
+        (
+            record(36, system="Be short.", conversations=[{"from": "system", "value": "x"}, *said("a", "b")]),
+            "a system turn",
+        ),
         (record(34, images=["b.png"]), "images stand both in 'image' and in 'images'"),
     ]
     samples = read_twenty(root, [record(n) for n in range(15)], broken)
@@ -62,6 +70,11 @@ def test_twenty_records(root):
         assert sample.history == (Turn("user", f"<image>What is {n}?"), Turn("assistant", "A cat."))
         assert (sample.question, sample.steps) == ("Why?", (TextStep(f"It purrs {n} times."),))
         assert (sample.input_images, sample.helper_images) == ((image_bytes(0),), ())
+
+
+def test_a_system_prompt_beside_the_turns_is_the_first_turn(root):
+    (sample,) = read(root, record(0, image=..., system="Be short.", conversations=said("a", "b")))
+    assert (sample.history, sample.meta) == ((Turn("system", "Be short."),), {"model": ""})
 
 
 def test_a_turn_that_is_learned_from_may_say_so(root):

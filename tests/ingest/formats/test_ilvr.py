@@ -70,6 +70,10 @@ def test_other_keys_of_a_step_are_free_and_empty_ones_say_nothing(root):
             "step 1 of the plan: 'region' is [0.1, 0.2, 0.5, 1], which looks like fractions; expected pixels",
         ),
         (
+            ilvr(sequence_plan=[LATENT | {"region": [0, 0, 1.004, 1]}]),
+            "step 1 of the plan: 'region' is [0, 0, 1.004, 1], which looks like fractions; expected pixels",
+        ),
+        (
             ilvr(sequence_plan=[LATENT, TEXT | {"helper_image": "b.png"}]),
             "step 2 of the plan: it has 'helper_image', which is for steps of type latent, but is of type text",
         ),

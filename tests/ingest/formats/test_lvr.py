@@ -39,6 +39,7 @@ def test_twenty_records(root):
         (record(24, image=["a.png", "b.png", "c.png"]), "1 boxes for 3 images"),
         (record(25, bboxes=...), "1 places <lvr> but 0 boxes"),
         (record(26, image=["gone.png"]), "input image 'gone.png' is missing below"),
+        (record(28, bboxes=[[0, 0, 1, 1.1]]), "cannot be told whether the box [0, 0, 1, 1.1] is in fractions or"),
         (record(27, bboxes=[[20, 1, 30, 5]]), "box [20, 1, 30, 5] in pixels lies outside its image of 8x6 pixels"),
     ]
     samples = read_twenty(root, [record(n) for n in range(15)], broken)
@@ -52,11 +53,14 @@ def test_twenty_records(root):
 
 
 def test_boxes_make_crops_or_regions(root):
-    """In fractions, or in pixels where a number is above 1."""
+    """In fractions, which rounding may bring above 1, or in pixels."""
     source = write_jsonl(root.parent / "train.jsonl", [record(0), record(1, bboxes=[[2, 3, 6, 9.5]])])
     found = [sample for _, sample in Importer(open_source(source), root, helper="region")]
     assert [sample.steps[0] for sample in found] == [LatentStep(0, (2, 3, 6, 6)), LatentStep(0, (2, 3, 6, 6))]
     assert all(sample.helper_images == sample.input_images for sample in found)
+    source = write_jsonl(root.parent / "train.jsonl", [record(2, bboxes=[[0.25, 0.5, 1.004, 1.01]])])
+    ((_, rounded),) = Importer(open_source(source), root, helper="region")
+    assert rounded.steps[0] == LatentStep(0, (2, 3, 8, 6))
     assert [sample.steps[0] for sample in read(root, record(0))] == [LatentStep(0)]
 
 
@@ -95,3 +99,10 @@ def test_records_without_boxes_are_conversations_beside_them(root):
 def test_boxes_that_are_none_are_refused(root, corners, reason):
     (bad,) = read(root, record(0, bboxes=[corners]))
     assert reason in bad.reason
+
+
+def test_a_turn_about_two_images_without_a_box(root):
+    """In tables a row without boxes may hold an empty list of them."""
+    turns = [{"from": "human", "value": "<image><image>Same?"}, {"from": "gpt", "value": "<answer> No </answer>"}]
+    (sample,) = read(root, record(0, image=["a.png", "b.png"], conversations=turns, bboxes=[]))
+    assert sample.input_images == (image_bytes(0), image_bytes(1)) and not sample.helper_images

@@ -46,6 +46,7 @@ def test_twenty_records(root):
         (record(23, data=[turns[0], {"role": "user"}]), "turn 2: missing key 'content'"),
         (record(24, [{"type": "video", "video": "x"}]), "turn 3: its 'content' holds a part that is neither"),
         (record(25, [words(PLACE), shown("gone.png")]), "helper image 'gone.png' is missing below"),
+        (record(28, [words("<abs_vis_token>x</abs_vis_token>")]), "'<abs_vis_token>' is no part of an empty <abs_vis_"),
         (record(26, data=[turns[0]]), "the turns are the system alone"),
         (record(27, data=[turns[0], {"role": "user", "content": [shown("a.png")]}]), "the user's turn holds no text"),
     ]

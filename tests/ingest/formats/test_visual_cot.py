@@ -31,6 +31,13 @@ def record(n: int, **changes) -> dict:
     return {key: value for key, value in made.items() if value is not ...}
 
 
+def said(n: int, place: int, value: str) -> dict:
+    """The record with other words in one of its turns, counted from 0."""
+    made = record(n)
+    made["conversations"][place]["value"] = value
+    return made
+
+
 def meta_record(n: int, **changes) -> dict:
     return {
         "question": f"Has bird {n} a grey throat?",
@@ -59,6 +66,11 @@ def test_twenty_records(root):
         (meta_record(26, answer=""), "missing key 'answer'"),
         (meta_record(27, bboxs=[[0.1, 0.2, 0.5, 0.6]]), "the box [0.1, 0.2, 0.5, 0.6] looks like fractions"),
         (record(28, image=["a.png", "a.png###[0.1, 0.2, 0.5, 0.6]"]), "looks like fractions; expected pixels"),
+        (
+            said(29, 1, "It is on the left: [0.28, 0.3, 0.79, 0.73]"),
+            "turn 2 holds more than a box, which would be lost",
+        ),
+        (said(30, 2, "<image>\nUse one word."), "turn 3 holds more than <image>, which would be lost: '<image>Use one"),
     ]
     good = [record(n) for n in range(10)] + [meta_record(n) for n in range(10, 15)]
     samples = read_twenty(root, good, broken)
@@ -88,3 +100,8 @@ def test_a_mixture_with_plain_conversations_is_one_file(root):
     boxed, chat = read(root, record(0), plain)
     assert len(boxed.helper_images) == 1 and chat.helper_images == ()
     assert chat.question == f"<image>Has bird 1 a blue breast? {REQUEST}"
+
+
+def test_what_stands_behind_the_request_for_a_box_is_kept(root):
+    (sample,) = read(root, said(0, 0, f"<image>\nIs it blue? {REQUEST}\nAnswer in one word."))
+    assert sample.question == "<image>Is it blue? \nAnswer in one word."

@@ -34,6 +34,18 @@ def test_twenty_records(root):
         (record(23, **{"Text Reasoning Trace": 5}), "'Text Reasoning Trace' is a number"),
         (record(24, Question=...), "missing key 'Question'"),
         (record(25, **{"problem_image_1": "gone.png"}), "input image 'gone.png' is missing below"),
+        (
+            record(27, **{"Final Answer": MARK.format("reasoning_image_1")}),
+            "'Final Answer' names an image, expected text",
+        ),
+        (
+            record(28, Question="Where? <image_start>problem_image_1<image_end>"),
+            "'<image_start>' names no image in the",
+        ),
+        (
+            record(29, Question="In [problem_image_1, problem_image_2]?"),
+            "'[problem_image_1, problem_image_2' names no image",
+        ),
         (record(26, **{"problem_image_2": "b.png"}), "'problem_image_2' is named neither"),
     ]
     samples = read_twenty(root, [record(n) for n in range(15)], broken)
