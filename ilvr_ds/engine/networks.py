@@ -36,6 +36,7 @@ from ilvr_ds.engine.initial import load_weights
 from ilvr_ds.engine.kept_gradients import keep_until_reduced
 from ilvr_ds.engine.optimizer import build_optimizer
 from ilvr_ds.engine.settings import deepspeed_settings, layout_of, teacher_settings
+from ilvr_ds.engine.written_weights import gather_when_written
 from ilvr_ds.model.fingerprint import fingerprint
 from ilvr_ds.model.layers.adapters import add_adapters
 from ilvr_ds.model.layers.attention import attention_backend, use_packed_attention, use_varlen_attention
@@ -194,8 +195,8 @@ def _start_student(root: nn.Module, recipe: Recipe, settings: dict[str, Any]) ->
     optimizer = build_optimizer(recipe.optim, trained)
     with _gradients_by_weight(), _one_optimizer_for_all_sums():
         engine, *_ = deepspeed.initialize(model=root, model_parameters=trained, optimizer=optimizer, config=settings)
-    if layout_of(settings).zero_stage < 3:
-        keep_until_reduced(engine.optimizer)
+    mend = keep_until_reduced if layout_of(settings).zero_stage < 3 else gather_when_written
+    mend(engine.optimizer)
     return engine
 
 

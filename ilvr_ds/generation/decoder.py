@@ -93,22 +93,24 @@ class Decoder:
         if rows <= self.rows and columns <= self.columns:
             return self.state
         self._recorded.clear()
+        before = self.state if keeps and self.rows else None
         if keeps:
             rows, columns = max(rows, self.rows), max(columns, self.columns)
+        self.rows = self.columns = 0  # where memory ends before all is there, the next call begins anew
         columns = -(-columns // GRAIN) * GRAIN
         reasoner, width = self.reasoner, self.language_model.config.hidden_size
         modes = RowModes.start(reasoner.special, reasoner.stop_ids, rows, reasoner.latent_size, reasoner.device)
         state = RowState.blank(modes, columns, self.embed.weight, width)
-        if keeps and self.rows:
-            state.take_over(self.state)
+        if before is not None:
+            state.take_over(before)
         self.state = state
         if not keeps:
             self.held = [held.new_empty(2, 0, 0, 1, 1) for held in self.held]
         for number, layer in enumerate(self.layers):  # memory need not have room for all of them twice
             shape = (2, rows, columns, layer.groups, layer.attention.head_dim)
             held = self.embed.weight.new_zeros(shape)  # a column that is masked must still hold numbers
-            before = self.held[number]
-            held[:, : before.shape[1], : before.shape[2]] = before
+            old = self.held[number]
+            held[:, : old.shape[1], : old.shape[2]] = old
             self.held[number] = held
         self.rows, self.columns = rows, columns
         if self.embed.weight.is_cuda:

@@ -138,6 +138,29 @@ def test_rows_get_more_columns_when_they_need_them(
     assert len(columns) > 3
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_memory_that_ends_while_columns_grow_leaves_no_mixture(
+    plain: Reasoner, prompts: list[EncodedSample], answers: Any, keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches layers of the old size beside one of the new, after an error that a server survives: wrong answers."""
+    settings = GenerationSettings(20, 1.0, 0.95, seed=1, keep_latents=True)
+    found = Decoder(plain)
+    requests = [Request(prompt, 20) for prompt in prompts]
+    dict(Refill(found, settings)(requests, 2))
+    new_zeros, layers = torch.Tensor.new_zeros, iter([True, False])
+
+    def scarce(like: torch.Tensor, *shape: Any, **named: Any) -> torch.Tensor:
+        if len(torch.Size(*shape) if len(shape) == 1 else shape) == 5 and not next(layers):
+            raise torch.OutOfMemoryError("no memory for the second layer")
+        return new_zeros(like, *shape, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(torch.Tensor, "new_zeros", scarce)
+        found.reserve(2, found.columns + 1, keeps)
+    answered = dict(Refill(found, settings)(requests, 2))
+    same([answered[number] for number in range(len(prompts))], answers(settings))
+
+
 def test_a_queue_is_asked_again_while_others_are_answered(
     decoding: Reasoner, prompts: list[EncodedSample], answers: Any
 ) -> None:
