@@ -13,7 +13,7 @@ from ilvr_ds.data.check import check_sample
 from ilvr_ds.data.decode import image_size
 from ilvr_ds.data.sample import Sample, SampleError
 from ilvr_ds.errors import first_line
-from ilvr_ds.ingest.formats.turns import read_turns
+from ilvr_ds.ingest.formats.turns import THOUGHT_KEYS, read_turns
 from ilvr_ds.serving.limits import Limits
 from ilvr_ds.serving.refusal import RefusedError
 
@@ -41,7 +41,7 @@ def fetch_images(messages: list[dict[str, Any]], limits: Limits) -> None:
 def sample_of(messages: list[dict[str, Any]], name: str, limits: Limits) -> Sample:
     """The last message as the question, the others as its history; images have been fetched. Raises RefusedError."""
     try:
-        turns, pictures = read_turns({"messages": [_renamed(message) for message in messages]})
+        turns, pictures = read_turns({"messages": [_as_read(message) for message in messages]})
         images = tuple(picture.data for picture in pictures if picture.data is not None)
         if len(images) != len(pictures):
             raise SampleError("an image is no data: URL of a picture; send data:image/png;base64,...")
@@ -58,9 +58,11 @@ def sample_of(messages: list[dict[str, Any]], name: str, limits: Limits) -> Samp
     return sample
 
 
-def _renamed(message: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's newer name for the system is `developer`."""
-    return {**message, "role": "system"} if message.get("role") == "developer" else message
+def _as_read(message: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's newer name for the system is `developer`. Clients may send back what a reply thought, which chat
+    templates leave out too."""
+    kept = {key: value for key, value in message.items() if key not in THOUGHT_KEYS}
+    return kept | {"role": "system"} if message.get("role") == "developer" else kept
 
 
 def _image_parts(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

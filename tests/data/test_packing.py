@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from ilvr_ds.data.packing import PackedNumbers, balanced_bins, like_bins
-from ilvr_ds.data.plan import SamplePlan
+from ilvr_ds.data.plan import Int64, SamplePlan
 from ilvr_ds.errors import UserError
 
 LENGTHS = np.random.default_rng(0).integers(100, 1500, 640)
@@ -17,14 +19,22 @@ def share(rank: int, world: int, budget: int = 4096, has_rows: bool = False) -> 
     return PackedNumbers(PLAN, rank, world, LENGTHS, budget, has_rows)
 
 
+def area(lengths: Int64) -> int:
+    """Tokens with a row for each sample."""
+    return len(lengths) * int(lengths.max())
+
+
 @pytest.mark.parametrize("budget", [1500, 2048, 4096, 100_000])
 @pytest.mark.parametrize("multiple", [1, 2, 8])
-def test_bins_share_out_everything_within_the_budget(budget: int, multiple: int) -> None:
+@pytest.mark.parametrize(("deal", "load"), [(balanced_bins, np.sum), (like_bins, area)], ids=["tokens", "rows"])
+def test_bins_share_out_everything_within_the_budget(
+    deal: Callable[[Int64, int, int], list[Int64]], load: Callable[[Int64], int], budget: int, multiple: int
+) -> None:
     lengths = LENGTHS[:64]
-    bins = balanced_bins(lengths, budget, multiple)
+    bins = deal(lengths, budget, multiple)
     assert len(bins) % multiple == 0 and all(len(members) for members in bins)
     assert sorted(np.concatenate(bins).tolist()) == list(range(64))
-    loads = [int(lengths[members].sum()) for members in bins]
+    loads = [load(lengths[members]) for members in bins]
     assert max(loads) <= budget and loads == sorted(loads, reverse=True)
 
 
@@ -40,22 +50,11 @@ def test_lengths_that_fill_the_budget_get_a_bin_each() -> None:
     assert [members.tolist() for members in balanced_bins(np.array([9, 10, 10, 9]), 10, 2)] == [[1], [2], [0], [3]]
 
 
-@pytest.mark.parametrize("budget", [1500, 2048, 4096, 100_000])
-@pytest.mark.parametrize("multiple", [1, 2, 8])
-def test_bins_of_like_lengths_share_out_everything_within_the_budget(budget: int, multiple: int) -> None:
-    lengths = LENGTHS[:64]
-    bins = like_bins(lengths, budget, multiple)
-    assert len(bins) % multiple == 0 and all(len(members) for members in bins)
-    assert sorted(np.concatenate(bins).tolist()) == list(range(64))
-    areas = [len(members) * int(lengths[members].max()) for members in bins]
-    assert max(areas) <= budget and areas == sorted(areas, reverse=True)
-
-
 def test_one_long_sample_does_not_pad_the_short_ones() -> None:
     """Catches bins that are full of tokens: they have 2.4 times as many with a row each."""
     lengths = np.concatenate([[6000], np.random.default_rng(0).integers(400, 700, 63)])
     for deal, most in ((balanced_bins, 2.5), (like_bins, 1.1)):
-        padded = sum(len(members) * int(lengths[members].max()) for members in deal(lengths, 12288, 1))
+        padded = sum(area(lengths[members]) for members in deal(lengths, 12288, 1))
         assert most - 0.2 < padded / lengths.sum() < most
 
 
@@ -90,7 +89,7 @@ def test_ranks_take_micro_batches_of_like_lengths(world: int) -> None:
         assert len({len(micro_batches) for micro_batches in ranks}) == 1
         batches = [numbers for micro_batches in ranks for numbers in micro_batches]
         assert sorted(np.concatenate(batches).tolist()) == sorted(PLAN.samples(step, 0, 1).tolist())
-        assert max(len(numbers) * LENGTHS[numbers].max() for numbers in batches) <= 4096
+        assert max(area(LENGTHS[numbers]) for numbers in batches) <= 4096
 
 
 def test_a_budget_below_the_longest_sample_is_a_mistake() -> None:

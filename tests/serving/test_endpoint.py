@@ -123,7 +123,7 @@ def test_a_chat_with_an_image_is_answered_as_generation_does(client: Any, latent
     prompt = latent_reasoner.encoder.prompt(Sample("s", "Why?", (), (PICTURE,), history=history))
     [later] = Generator(latent_reasoner, SETTINGS)([prompt]).answers
     messages = [{"role": "developer", "content": "Be brief."}, *shown("What?", data_url(PICTURE))]
-    messages += [{"role": "assistant", "content": "A cat."}, *said("Why?")]
+    messages += [{"role": "assistant", "content": "A cat.", "reasoning_content": "It has whiskers."}, *said("Why?")]
     completion = client.chat.completions.create(model="tiny", messages=messages, user="u", n=1, presence_penalty=0)
     assert completion.choices[0].message.content == later.text
     assert completion.usage.prompt_tokens == len(prompt.input_ids)

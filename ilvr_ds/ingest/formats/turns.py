@@ -17,7 +17,8 @@ _IMAGE_TYPES = ("image", "image_url")
 _IMAGE_KEYS = (*_IMAGE_TYPES, "path")
 _FILM_KEYS = ("video", "videos", "audio", "audios")
 _CALL_KEYS = ("tool_calls", "function_call")
-_THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Of an assistant's turn: what it thought before its text."""
 _LEARNING_KEYS = ("weight", "loss", "train")
 """Of an assistant's turn in data for other trainers: 0 or false says not to learn from it."""
 
@@ -70,15 +71,21 @@ def _turn(turn: Any, inside: list[Picture]) -> Turn:
     role = _ROLES[named]
     if call := next((key for key in _CALL_KEYS if turn.get(key)), None):
         raise SampleError(f"it has '{call}', and calls of tools are not read")
-    if thought := next((key for key in _THOUGHT_KEYS if turn.get(key)), None):
-        raise SampleError(f"it has '{thought}' beside its text, and only the text is learned from; put it there")
-    if off := next((key for key in _LEARNING_KEYS if turn.get(key, True) in (0, False)), None):
-        raise SampleError(f"it has '{off}' {json.dumps(turn[off])}, but every turn of the assistant is learned from")
+    if role == "assistant":
+        _check_learned(turn)
     content = turn.get(text_key)
     words = _words(content, inside) if isinstance(content, list) else text(turn, text_key)
     if role != "user" and IMAGE_MARKER in words:
         raise SampleError(f"an image in a turn of the {role}; a helper image needs a format with a plan")
     return Turn(role, _LINE_BREAKS.sub(IMAGE_MARKER, words) if role == "user" else words)
+
+
+def _check_learned(turn: Record) -> None:
+    """Raise SampleError where not all of an assistant's turn would be learned from, or more than it says."""
+    if thought := next((key for key in THOUGHT_KEYS if turn.get(key)), None):
+        raise SampleError(f"it has '{thought}' beside its text, and only the text is learned from; put it there")
+    if off := next((key for key in _LEARNING_KEYS if turn.get(key, True) in (0, False)), None):
+        raise SampleError(f"it has '{off}' {json.dumps(turn[off])}, but every turn of the assistant is learned from")
 
 
 def _words(parts: list[Any], inside: list[Picture]) -> str:

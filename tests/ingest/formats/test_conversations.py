@@ -78,7 +78,9 @@ def test_a_system_prompt_beside_the_turns_is_the_first_turn(root):
 
 
 def test_a_turn_that_is_learned_from_may_say_so(root):
-    turns = [*said("a"), {"from": "gpt", "value": "b", "weight": 1, "loss": None, "tool_calls": None}]
+    """And that of a user that it is not, as data for other trainers do."""
+    asked = {"from": "human", "value": "a", "weight": 0, "train": False}
+    turns = [asked, {"from": "gpt", "value": "b", "weight": 1, "loss": None, "tool_calls": None}]
     (sample,) = read(root, record(0, image=..., conversations=turns))
     assert sample.steps == (TextStep("b"),)
 
